@@ -1,0 +1,41 @@
+"""Run squawk over the migrations, each under the rules of the way yoyo runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SQUAWK = str(Path(sys.executable).with_name("squawk"))
+# A rollback is there to drop what its migration made.
+DROPS = "ban-drop-table,ban-drop-column,ban-drop-not-null"
+
+
+def squawk(paths: list[Path], *options: str) -> int:
+    """Lint *paths* quietly; print what squawk says when it objects."""
+    if not paths:
+        return 0
+    run = subprocess.run(
+        [SQUAWK, *options, *map(str, paths)], capture_output=True, text=True
+    )
+    if run.returncode:
+        print(run.stdout, run.stderr, sep="", end="")
+    return run.returncode
+
+
+def main() -> int:
+    """Lint every file of migrations/; 1 if any fails."""
+    groups: dict[tuple[bool, bool], list[Path]] = {}
+    for path in sorted(Path("migrations").glob("*.sql")):
+        text = path.read_text(encoding="utf-8")
+        key = ("-- transactional: false" in text, path.name.endswith(".rollback.sql"))
+        groups.setdefault(key, []).append(path)
+    failed = 0
+    for (outside, rollback), paths in groups.items():
+        options = ["--no-assume-in-transaction"] if outside else []
+        if rollback:
+            options += [f"--exclude={DROPS}"]
+        failed |= squawk(paths, *options)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+# Everything runs from .venv, which `make install` builds from requirements-dev.lock.
+# Another interpreter: make PYTHON=/path/to/python3.12 install
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# PostgreSQL's messages and the SQL files are read as UTF-8 in every locale.
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format lock db-start db-stop db-status \
+	db-reset doctor docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make .venv from the lock (quick when nothing changed)
+
+$(STAMP): pyproject.toml requirements-dev.lock
+	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) \
+		&& echo "Installing into $(VENV) with $$python" \
+		&& { $(BIN)/python -c '' 2>/dev/null || "$$python" -m venv --clear $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-compile --require-hashes --only-binary :all: -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	@touch $@
+
+.env.local:
+	@cp .env.local.example .env.local && echo "Wrote .env.local from .env.local.example"
+
+demo: install .env.local ## from nothing to a quota report on a real database
+	@$(BIN)/pyapp db start
+	@$(BIN)/pyapp db migrate
+	@$(BIN)/pyapp db check
+
+test: install ## run the tests (ARGS="-k name" to choose)
+	@$(BIN)/pytest -q -n auto $(ARGS)
+
+lint: install ## all checks except the tests
+	@$(BIN)/sqlfluff lint -q sql migrations
+	@$(BIN)/python .ci/lint_migrations.py
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --strict
+
+check: lint test ## exactly what CI runs: SQL and Python linters, types, tests
+
+format: install ## rewrite the Python files in the project's format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix --quiet .
+
+lock: install ## choose new versions for requirements-dev.lock
+	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && "$$python" -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
+	@$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --all-extras --group dev --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links \
+		--output-file requirements-dev.lock pyproject.toml
+
+db-start: install .env.local ## serve DATABASE_URL: Docker if it answers, else embedded
+	@$(BIN)/pyapp db start
+
+db-stop: install ## stop the local server; the data stays
+	@$(BIN)/pyapp db stop
+
+db-status: install ## say whether the server is up, and its migrations
+	@$(BIN)/pyapp db status
+
+db-reset: install ## drop the local database and create it empty; asks first
+	@$(BIN)/pyapp db reset
+
+doctor: install ## check every link from the files to the schema
+	@$(BIN)/pyapp doctor
+
+docs: install ## write docs/schema.md
+	@$(BIN)/pyapp db docs
+
+clean: ## remove .venv and caches; the local database stays
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
