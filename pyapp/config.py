@@ -1,0 +1,122 @@
+"""The configuration: stack.env, then .env.local, then the variables already set."""
+
+import os
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from urllib.parse import quote
+
+from dotenv import dotenv_values
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from pyapp.errors import ConfigError
+
+DEFAULT_MARGIN = Decimal("0.2")
+DEFAULT_REFERRAL_BONUS = Decimal(500)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says; secrets stay out of the repr."""
+
+    root: Path
+    database_url: str = field(repr=False)
+    environment: str | None = None
+    public_environment: str | None = None
+    stripe_api_key: str | None = field(default=None, repr=False)
+    stripe_webhook_secrets: tuple[str, ...] = field(default=(), repr=False)
+    stripe_api_base: str | None = None
+    margin: Decimal = DEFAULT_MARGIN
+    referral_bonus: Decimal = DEFAULT_REFERRAL_BONUS
+
+
+def load_settings(root: Path | None = None) -> Settings:
+    """Return the settings of the project folder *root*, found when not given.
+
+    Raises:
+        ConfigError: a variable is missing or unusable; the message names it.
+    """
+    root = root or find_root()
+    values = read_values(root)
+    secrets = values.get("STRIPE_WEBHOOK_SECRET", "").split(",")
+    return Settings(
+        root=root,
+        database_url=_database_url(root, values),
+        environment=values.get("ENVIRONMENT"),
+        public_environment=values.get("NEXT_PUBLIC_ENVIRONMENT"),
+        stripe_api_key=values.get("STRIPE_SECRET_KEY"),
+        stripe_webhook_secrets=tuple(s.strip() for s in secrets if s.strip()),
+        stripe_api_base=values.get("STRIPE_API_BASE"),
+        margin=_amount(values, "PYAPP_MARGIN", DEFAULT_MARGIN),
+        referral_bonus=_amount(values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS),
+    )
+
+
+def find_root(start: Path | None = None) -> Path:
+    """Return the nearest folder from *start* upwards with a stack.env, else *start*."""
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "stack.env").is_file():
+            return folder
+    return start
+
+
+def read_values(root: Path) -> dict[str, str]:
+    """Return all variables that *root* and the environment set to something."""
+    values: dict[str, str | None] = {}
+    for name in ("stack.env", ".env.local"):
+        path = root / name
+        try:
+            values |= dotenv_values(path, interpolate=False, encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise ConfigError(f"cannot read {path}: {reason}") from exc
+    values |= os.environ
+    return {name: value.strip() for name, value in values.items() if value}
+
+
+def redact_url(url: str) -> str:
+    """Return *url* without its password and parameters, for messages."""
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError:
+        return "(unreadable DATABASE_URL)"
+    host = str(parts.get("host") or parts.get("hostaddr") or "")
+    socket = f"?host={host}" if host.startswith("/") else ""
+    address = "" if socket else f"[{host}]" if ":" in host else host
+    port = f":{parts['port']}" if "port" in parts else ""
+    user = f"{quote(str(parts['user']), safe='')}@" if "user" in parts else ""
+    name = quote(str(parts.get("dbname", "")), safe="")
+    return f"postgresql://{user}{address}{port}/{name}{socket}"
+
+
+def _database_url(root: Path, values: dict[str, str]) -> str:
+    url = values.get("DATABASE_URL")
+    if not url:
+        example = ".env.local.example"
+        remedy = f"cp {example} .env.local" if (root / example).is_file() else "set it"
+        raise ConfigError(f"DATABASE_URL is not set (looked in {root}); {remedy}")
+    try:
+        conninfo_to_dict(url)
+    except ProgrammingError:
+        # libpq's own message may quote the password.
+        raise ConfigError(
+            "DATABASE_URL is not a PostgreSQL URL; write"
+            " postgresql://user:password@host:port/database,"
+            " with special characters percent-encoded"
+        ) from None
+    return url
+
+
+def _amount(values: dict[str, str], name: str, default: Decimal) -> Decimal:
+    text = values.get(name)
+    if text is None:
+        return default
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise ConfigError(f"{name} is {text!r}; it must be a number, zero or more")
+    return amount

@@ -1,0 +1,81 @@
+"""Connections as pyapp wants them: in UTC, named, with errors that say what to do."""
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pyapp.config import load_settings, redact_url
+from pyapp.errors import ConfigError, DatabaseUnavailableError
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def connect(url: str | None = None) -> psycopg.Connection[TupleRow]:
+    """Return an open connection to *url*, else to the configured DATABASE_URL.
+
+    Its session is in UTC and is called pyapp. The caller commits and closes it.
+
+    Raises:
+        ConfigError: no usable DATABASE_URL.
+        DatabaseUnavailableError: nobody there, or the server refuses.
+    """
+    url = url or load_settings().database_url
+    try:
+        return psycopg.connect(session_conninfo(url))
+    except psycopg.OperationalError as exc:
+        raise unavailable(url, exc) from exc
+
+
+def pool(
+    url: str | None = None, *, min_size: int = 1, max_size: int = 10
+) -> ConnectionPool[psycopg.Connection[TupleRow]]:
+    """Return an open pool of such connections; close it, or use it in a `with`.
+
+    Raises:
+        ConfigError: no usable DATABASE_URL.
+        DatabaseUnavailableError: nobody there, or the server refuses.
+    """
+    url = url or load_settings().database_url
+    # The pool itself would retry for half a minute before it says that nobody is there.
+    connect(url).close()
+    connections = ConnectionPool(
+        session_conninfo(url), min_size=min_size, max_size=max_size, open=False
+    )
+    try:
+        connections.open(wait=True, timeout=10)
+    except PoolTimeout as exc:
+        connections.close()
+        raise unavailable(url, exc) from exc
+    return connections
+
+
+def session_conninfo(url: str) -> str:
+    """Return *url* with what every pyapp session sets added to it."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        # libpq's own message may quote the password.
+        raise ConfigError("this is not a PostgreSQL URL or conninfo string") from None
+    options = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
+    parts = {"application_name": "pyapp", "connect_timeout": 10} | parts
+    return make_conninfo("", **parts | {"options": options})
+
+
+def is_local(url: str) -> bool:
+    """Say whether *url* means a server on this machine, over TCP."""
+    return conninfo_to_dict(url).get("host") in LOOPBACK
+
+
+def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:
+    """Return the error for a failure to connect: URL, reason, what to do."""
+    lines = str(exc).strip().splitlines() or [repr(exc)]
+    reason = lines[0].rpartition(" failed: ")[2]
+    if reason.startswith("FATAL"):
+        reason = reason.removeprefix("FATAL:").strip()
+        message = f"the database at {redact_url(url)} refuses: {reason}"
+        remedy = "; more by: pyapp doctor"
+    else:
+        message = f"no database at {redact_url(url)}: {reason}"
+        remedy = "; start it with: pyapp db start"
+    return DatabaseUnavailableError(message + (remedy if is_local(url) else ""))
