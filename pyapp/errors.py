@@ -23,3 +23,11 @@ class MissingExtraError(PyappError):
     def __init__(self, extra: str) -> None:
         super().__init__(f"an optional part is missing: pip install 'pyapp[{extra}]'")
         self.extra = extra
+
+
+class UnknownModelError(PyappError):
+    """No published price for this model; give the cost, or mend the model's name."""
+
+
+class InvalidUsageError(PyappError):
+    """A count, cost or time that no call can have; mend what the message names."""
