@@ -1,0 +1,138 @@
+-- The schema, the arithmetic of quota periods, and what each plan is worth.
+
+SET LOCAL lock_timeout = '5s';
+
+CREATE SCHEMA app;
+
+COMMENT ON SCHEMA app IS
+    'Metering of paid AI usage: accounts, messages, quota, referrals, Stripe.';
+
+-- Bodies written as RETURN are bound to their objects when they are created, so no
+-- search_path can redirect them, and the planner can inline them.
+CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN
+    ((anchor AT TIME ZONE 'UTC') + make_interval(months => months)) AT TIME ZONE 'UTC';
+
+COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
+    'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
+
+CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
+RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN
+    (date_part('year', moment AT TIME ZONE 'UTC')::integer
+        - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
+    + date_part('month', moment AT TIME ZONE 'UTC')::integer
+    - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    - (app.add_months(
+        anchor,
+        (date_part('year', moment AT TIME ZONE 'UTC')::integer
+            - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
+        + date_part('month', moment AT TIME ZONE 'UTC')::integer
+        - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    ) > moment)::integer;
+
+COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
+    'The greatest n for which the anchor plus n months is not after the moment.';
+
+CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN app.add_months(anchor, app.count_months(anchor, moment));
+
+COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
+    'The last boundary at or before the moment; boundaries are the anchor plus months.';
+
+CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+
+COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
+    'The first boundary after the moment; boundaries are the anchor plus months.';
+
+CREATE FUNCTION app.get_quota_period_start(anchor timestamptz, reset timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN COALESCE(
+    app.get_period_start(
+        anchor,
+        (reset AT TIME ZONE 'UTC' - interval '1 microsecond') AT TIME ZONE 'UTC'
+    ),
+    anchor
+);
+
+COMMENT ON FUNCTION app.get_quota_period_start(timestamptz, timestamptz) IS
+    'The last boundary before the reset; the anchor itself where nothing resets.';
+
+CREATE FUNCTION app.get_next_reset(
+    anchor timestamptz, reset timestamptz, moment timestamptz
+)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN reset > moment THEN reset
+    WHEN reset IS NOT NULL THEN app.get_period_end(anchor, moment)
+END;
+
+COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
+    'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
+
+CREATE FUNCTION app.set_updated_at()
+RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+AS $$
+BEGIN
+    NEW.updated_at := now();
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION app.set_updated_at() IS
+    'Trigger: stamps the row with the time of the transaction that changes it.';
+
+CREATE FUNCTION app.refuse_change()
+RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+AS $$
+BEGIN
+    RAISE EXCEPTION '% on %.% is refused: %',
+        TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]
+        USING ERRCODE = 'restrict_violation',
+            SCHEMA = TG_TABLE_SCHEMA,
+            TABLE = TG_TABLE_NAME,
+            CONSTRAINT = TG_NAME;
+END;
+$$;
+
+COMMENT ON FUNCTION app.refuse_change() IS
+    'Trigger: refuses, giving its argument as the reason and its name as constraint.';
+
+CREATE TABLE app.plans (
+    id              text NOT NULL,
+    stripe_price_id text,
+    monthly_credits numeric NOT NULL,
+
+    CONSTRAINT plans_pkey PRIMARY KEY (id),
+    CONSTRAINT plans_stripe_price_id_key UNIQUE (stripe_price_id),
+    CONSTRAINT plans_id_not_empty_check CHECK (id <> ''),
+    CONSTRAINT plans_monthly_credits_is_amount_check
+        CHECK (monthly_credits >= 0 AND monthly_credits < 'Infinity')
+);
+
+COMMENT ON TABLE app.plans IS
+    'What a price buys; anonymous and free are the plans of those who pay nothing.';
+COMMENT ON COLUMN app.plans.stripe_price_id IS
+    'Stripe''s price that buys the plan; NULL where none does. Set by the operator.';
+COMMENT ON COLUMN app.plans.monthly_credits IS
+    'Credits a month, before referral credits; one credit is one US cent of usage.';
+
+INSERT INTO app.plans (id, monthly_credits) VALUES
+    ('anonymous', 1000),
+    ('free', 2500),
+    ('paid', 50000);
+
+CREATE FUNCTION app.get_monthly_credits(plan_id text)
+RETURNS numeric LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (
+    SELECT p.monthly_credits
+    FROM app.plans AS p
+    WHERE p.id = get_monthly_credits.plan_id
+);
+
+COMMENT ON FUNCTION app.get_monthly_credits(text) IS
+    'The credits of a plan by its id; NULL for an unknown plan.';

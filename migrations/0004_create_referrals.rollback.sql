@@ -1,0 +1,6 @@
+-- Loses who referred whom; credits already granted stay with their users.
+
+SET LOCAL lock_timeout = '5s';
+
+DROP TABLE app.referrals;
+DROP FUNCTION app.grant_referral_credits();

@@ -1,0 +1,1040 @@
+-- The database as it is today. Change it here and in a migration, in one commit.
+
+CREATE SCHEMA app;
+
+COMMENT ON SCHEMA app IS
+    'Metering of paid AI usage: accounts, messages, quota, referrals, Stripe.';
+
+-- ---------------------------------------------------------------------------
+-- Quota periods
+-- ---------------------------------------------------------------------------
+
+-- Bodies written as RETURN are bound to their objects when they are created, so no
+-- search_path can redirect them, and the planner can inline them.
+CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN
+    ((anchor AT TIME ZONE 'UTC') + make_interval(months => months)) AT TIME ZONE 'UTC';
+
+COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
+    'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
+
+CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
+RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN
+    (date_part('year', moment AT TIME ZONE 'UTC')::integer
+        - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
+    + date_part('month', moment AT TIME ZONE 'UTC')::integer
+    - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    - (app.add_months(
+        anchor,
+        (date_part('year', moment AT TIME ZONE 'UTC')::integer
+            - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
+        + date_part('month', moment AT TIME ZONE 'UTC')::integer
+        - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    ) > moment)::integer;
+
+COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
+    'The greatest n for which the anchor plus n months is not after the moment.';
+
+CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN app.add_months(anchor, app.count_months(anchor, moment));
+
+COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
+    'The last boundary at or before the moment; boundaries are the anchor plus months.';
+
+CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+
+COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
+    'The first boundary after the moment; boundaries are the anchor plus months.';
+
+CREATE FUNCTION app.get_quota_period_start(anchor timestamptz, reset timestamptz)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN COALESCE(
+    app.get_period_start(
+        anchor,
+        (reset AT TIME ZONE 'UTC' - interval '1 microsecond') AT TIME ZONE 'UTC'
+    ),
+    anchor
+);
+
+COMMENT ON FUNCTION app.get_quota_period_start(timestamptz, timestamptz) IS
+    'The last boundary before the reset; the anchor itself where nothing resets.';
+
+CREATE FUNCTION app.get_next_reset(
+    anchor timestamptz, reset timestamptz, moment timestamptz
+)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN reset > moment THEN reset
+    WHEN reset IS NOT NULL THEN app.get_period_end(anchor, moment)
+END;
+
+COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
+    'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
+
+-- ---------------------------------------------------------------------------
+-- Shared trigger functions
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION app.set_updated_at()
+RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+AS $$
+BEGIN
+    NEW.updated_at := now();
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION app.set_updated_at() IS
+    'Trigger: stamps the row with the time of the transaction that changes it.';
+
+CREATE FUNCTION app.refuse_change()
+RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+AS $$
+BEGIN
+    RAISE EXCEPTION '% on %.% is refused: %',
+        TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]
+        USING ERRCODE = 'restrict_violation',
+            SCHEMA = TG_TABLE_SCHEMA,
+            TABLE = TG_TABLE_NAME,
+            CONSTRAINT = TG_NAME;
+END;
+$$;
+
+COMMENT ON FUNCTION app.refuse_change() IS
+    'Trigger: refuses, giving its argument as the reason and its name as constraint.';
+
+-- ---------------------------------------------------------------------------
+-- plans
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.plans (
+    id              text NOT NULL,
+    stripe_price_id text,
+    monthly_credits numeric NOT NULL,
+
+    CONSTRAINT plans_pkey PRIMARY KEY (id),
+    CONSTRAINT plans_stripe_price_id_key UNIQUE (stripe_price_id),
+    CONSTRAINT plans_id_not_empty_check CHECK (id <> ''),
+    CONSTRAINT plans_monthly_credits_is_amount_check
+        CHECK (monthly_credits >= 0 AND monthly_credits < 'Infinity')
+);
+
+COMMENT ON TABLE app.plans IS
+    'What a price buys; anonymous and free are the plans of those who pay nothing.';
+COMMENT ON COLUMN app.plans.stripe_price_id IS
+    'Stripe''s price that buys the plan; NULL where none does. Set by the operator.';
+COMMENT ON COLUMN app.plans.monthly_credits IS
+    'Credits a month, before referral credits; one credit is one US cent of usage.';
+
+INSERT INTO app.plans (id, monthly_credits) VALUES
+    ('anonymous', 1000),
+    ('free', 2500),
+    ('paid', 50000);
+
+CREATE FUNCTION app.get_monthly_credits(plan_id text)
+RETURNS numeric LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (
+    SELECT p.monthly_credits
+    FROM app.plans AS p
+    WHERE p.id = get_monthly_credits.plan_id
+);
+
+COMMENT ON FUNCTION app.get_monthly_credits(text) IS
+    'The credits of a plan by its id; NULL for an unknown plan.';
+
+-- ---------------------------------------------------------------------------
+-- users
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.users (
+    id                     uuid NOT NULL DEFAULT gen_random_uuid(),
+    email                  text,
+    name                   text,
+    email_verified_at      timestamptz,
+    image_url              text,
+    base_quota             numeric NOT NULL DEFAULT app.get_monthly_credits('free'),
+    referral_credits       numeric NOT NULL DEFAULT 0,
+    quota                  numeric NOT NULL
+    GENERATED ALWAYS AS (base_quota + referral_credits) STORED,
+    quota_anchor           timestamptz NOT NULL DEFAULT now(),
+    next_quota_reset       timestamptz DEFAULT app.add_months(now(), 1),
+    quota_period_start     timestamptz NOT NULL
+    GENERATED ALWAYS AS (
+        app.get_quota_period_start(quota_anchor, next_quota_reset)
+    ) STORED,
+    referral_code          text NOT NULL DEFAULT 'ref-' || gen_random_uuid(),
+    referral_limit         integer NOT NULL DEFAULT 5,
+    referral_count         integer NOT NULL DEFAULT 0,
+    stripe_customer_id     text,
+    stripe_subscription_id text,
+    stripe_price_id        text,
+    subscription_status    text,
+    subscription_active    boolean NOT NULL
+    GENERATED ALWAYS AS (
+        COALESCE(subscription_status IN ('active', 'trialing', 'past_due'), FALSE)
+    ) STORED,
+    created_at             timestamptz NOT NULL DEFAULT now(),
+    updated_at             timestamptz NOT NULL DEFAULT now(),
+    anonymized_at          timestamptz,
+
+    CONSTRAINT users_pkey PRIMARY KEY (id),
+    CONSTRAINT users_referral_code_key UNIQUE (referral_code),
+    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id),
+    CONSTRAINT users_email_shape_check
+        CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
+    CONSTRAINT users_anonymized_is_nobody_check CHECK (
+        CASE
+            WHEN anonymized_at IS NULL THEN email IS NOT NULL
+            ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
+        END
+    ),
+    CONSTRAINT users_base_quota_is_amount_check
+        CHECK (base_quota >= 0 AND base_quota < 'Infinity'),
+    CONSTRAINT users_referral_credits_is_amount_check
+        CHECK (referral_credits >= 0 AND referral_credits < 'Infinity'),
+    CONSTRAINT users_referral_code_shape_check CHECK (
+        referral_code ~ '^ref-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    ),
+    CONSTRAINT users_referral_count_within_limit_check
+        CHECK (referral_count BETWEEN 0 AND referral_limit),
+    CONSTRAINT users_stripe_customer_id_shape_check
+        CHECK (stripe_customer_id ~ '^cus_.'),
+    CONSTRAINT users_stripe_subscription_id_shape_check
+        CHECK (stripe_subscription_id ~ '^sub_.'),
+    CONSTRAINT users_subscription_has_status_check
+        CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL))
+);
+
+COMMENT ON TABLE app.users IS
+    'Accounts. The stripe_ and subscription_ columns are written by the sync only.';
+COMMENT ON COLUMN app.users.email IS
+    'As the user wrote it, unique regardless of case; NULL once anonymized.';
+COMMENT ON COLUMN app.users.name IS
+    'For display; NULL if never given or anonymized.';
+COMMENT ON COLUMN app.users.email_verified_at IS
+    'When the user proved to own the e-mail; NULL until then and once anonymized.';
+COMMENT ON COLUMN app.users.image_url IS
+    'Avatar; NULL if there is none or once anonymized.';
+COMMENT ON COLUMN app.users.base_quota IS
+    'Credits a period from the plan; written when the plan changes.';
+COMMENT ON COLUMN app.users.referral_credits IS
+    'Credits a period earned by completed referrals; written by their trigger.';
+COMMENT ON COLUMN app.users.quota IS
+    'Credits a period in all: base_quota and referral_credits.';
+COMMENT ON COLUMN app.users.quota_anchor IS
+    'Periods begin at the anchor plus whole months in UTC; Stripe''s billing anchor.';
+COMMENT ON COLUMN app.users.next_quota_reset IS
+    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+COMMENT ON COLUMN app.users.quota_period_start IS
+    'The boundary before next_quota_reset; the anchor where nothing resets.';
+COMMENT ON COLUMN app.users.referral_code IS
+    'What the user gives to those he refers: ref- and a UUID.';
+COMMENT ON COLUMN app.users.referral_limit IS
+    'How many completed referrals the user may have.';
+COMMENT ON COLUMN app.users.referral_count IS
+    'Completed referrals by this user; written by the trigger of referrals.';
+COMMENT ON COLUMN app.users.stripe_customer_id IS
+    'cus_...; NULL until a customer is linked.';
+COMMENT ON COLUMN app.users.stripe_subscription_id IS
+    'sub_... of the best subscription: active first, then latest end; NULL if none.';
+COMMENT ON COLUMN app.users.stripe_price_id IS
+    'Price of the best subscription; NULL if there is none or it has no price.';
+COMMENT ON COLUMN app.users.subscription_status IS
+    'Stripe''s word for the best subscription; NULL if there is none.';
+COMMENT ON COLUMN app.users.subscription_active IS
+    'Whether the status entitles: active, trialing or past_due.';
+COMMENT ON COLUMN app.users.created_at IS
+    'When Stripe''s customer was created; now() until there is one.';
+COMMENT ON COLUMN app.users.anonymized_at IS
+    'When the person was erased and the bill kept; NULL while the account lives.';
+
+-- For find_user_by_email, and keeps an address unique regardless of case.
+CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
+
+CREATE TRIGGER users_set_updated_at BEFORE UPDATE ON app.users
+FOR EACH ROW EXECUTE FUNCTION app.set_updated_at();
+
+-- ---------------------------------------------------------------------------
+-- fingerprints
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.fingerprints (
+    id                 uuid NOT NULL DEFAULT gen_random_uuid(),
+    sig_hash           text,
+    base_quota         numeric NOT NULL DEFAULT app.get_monthly_credits('anonymous'),
+    quota_anchor       timestamptz NOT NULL DEFAULT now(),
+    next_quota_reset   timestamptz DEFAULT app.add_months(now(), 1),
+    quota_period_start timestamptz NOT NULL
+    GENERATED ALWAYS AS (
+        app.get_quota_period_start(quota_anchor, next_quota_reset)
+    ) STORED,
+    created_at         timestamptz NOT NULL DEFAULT now(),
+
+    CONSTRAINT fingerprints_pkey PRIMARY KEY (id),
+    CONSTRAINT fingerprints_base_quota_is_amount_check
+        CHECK (base_quota >= 0 AND base_quota < 'Infinity')
+);
+
+COMMENT ON TABLE app.fingerprints IS
+    'Anonymous devices, each with a quota of its own.';
+COMMENT ON COLUMN app.fingerprints.sig_hash IS
+    'Hash of the device''s signature; NULL if it gave none.';
+COMMENT ON COLUMN app.fingerprints.base_quota IS
+    'Credits a period while nobody is signed in.';
+COMMENT ON COLUMN app.fingerprints.quota_anchor IS
+    'Periods begin at the anchor plus whole months in UTC.';
+COMMENT ON COLUMN app.fingerprints.next_quota_reset IS
+    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+COMMENT ON COLUMN app.fingerprints.quota_period_start IS
+    'The boundary before next_quota_reset; the anchor where nothing resets.';
+
+-- A device names its own id, and messages are billed by id alone: one that names a
+-- user's id would spend that user's quota.
+CREATE FUNCTION app.refuse_user_id()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM app.users AS u WHERE u.id = NEW.id) THEN
+        RAISE EXCEPTION 'fingerprint % is the id of a user', NEW.id
+            USING ERRCODE = 'check_violation',
+                SCHEMA = TG_TABLE_SCHEMA,
+                TABLE = TG_TABLE_NAME,
+                CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION app.refuse_user_id() IS
+    'Trigger: refuses a fingerprint whose id is a user''s.';
+
+CREATE TRIGGER fingerprints_refuse_user_id BEFORE INSERT OR UPDATE OF id
+ON app.fingerprints FOR EACH ROW EXECUTE FUNCTION app.refuse_user_id();
+
+-- ---------------------------------------------------------------------------
+-- sessions
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.sessions (
+    token_hash     bytea NOT NULL,
+    user_id        uuid NOT NULL,
+    fingerprint_id uuid,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    expires_at     timestamptz NOT NULL,
+
+    CONSTRAINT sessions_pkey PRIMARY KEY (token_hash),
+    CONSTRAINT sessions_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE CASCADE,
+    CONSTRAINT sessions_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
+        REFERENCES app.fingerprints (id) ON DELETE RESTRICT,
+    CONSTRAINT sessions_token_hash_is_sha256_check CHECK (length(token_hash) = 32),
+    CONSTRAINT sessions_expires_after_created_check CHECK (expires_at > created_at)
+);
+
+COMMENT ON TABLE app.sessions IS
+    'Who is signed in; a session is valid before expires_at and never at it.';
+COMMENT ON COLUMN app.sessions.token_hash IS
+    'SHA-256 of the token; the token itself is never stored.';
+COMMENT ON COLUMN app.sessions.user_id IS
+    'Who is signed in.';
+COMMENT ON COLUMN app.sessions.fingerprint_id IS
+    'The device that signed in; NULL if it is not known.';
+COMMENT ON COLUMN app.sessions.expires_at IS
+    'The first instant at which the session is no longer valid.';
+
+-- For delete_user_sessions and sessions_user_id_fkey.
+CREATE INDEX sessions_user_id_idx ON app.sessions (user_id);
+
+-- For sessions_fingerprint_id_fkey.
+CREATE INDEX sessions_fingerprint_id_idx ON app.sessions (fingerprint_id);
+
+-- For delete_expired_sessions, which takes the oldest first.
+CREATE INDEX sessions_expires_at_idx ON app.sessions (expires_at);
+
+-- ---------------------------------------------------------------------------
+-- messages
+-- ---------------------------------------------------------------------------
+
+-- Columns go by size, widest alignment first, because nothing here is as long as this.
+CREATE TABLE app.messages (
+    subject_id                  uuid NOT NULL,
+    id                          uuid NOT NULL,
+    user_id                     uuid,
+    fingerprint_id              uuid,
+    finished_at                 timestamptz NOT NULL,
+    recorded_at                 timestamptz NOT NULL DEFAULT now(),
+    total_tokens                bigint NOT NULL
+    GENERATED ALWAYS AS (
+        input_tokens::bigint + cache_creation_input_tokens
+        + cache_read_input_tokens + output_tokens
+    ) STORED,
+    input_tokens                integer NOT NULL,
+    cache_creation_input_tokens integer NOT NULL,
+    cache_read_input_tokens     integer NOT NULL,
+    output_tokens               integer NOT NULL,
+    latency_ms                  integer,
+    model                       text NOT NULL,
+    client_id                   text,
+    client_request_id           text,
+    cost                        numeric NOT NULL,
+    credits                     numeric NOT NULL,
+
+    CONSTRAINT messages_pkey PRIMARY KEY (subject_id, id),
+    CONSTRAINT messages_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
+        REFERENCES app.fingerprints (id) ON DELETE RESTRICT,
+    CONSTRAINT messages_subject_is_payer_check
+        CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
+    CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
+    CONSTRAINT messages_tokens_not_negative_check CHECK (
+        LEAST(
+            input_tokens, cache_creation_input_tokens,
+            cache_read_input_tokens, output_tokens
+        ) >= 0
+    ),
+    CONSTRAINT messages_latency_not_negative_check CHECK (latency_ms >= 0),
+    CONSTRAINT messages_model_not_empty_check CHECK (model <> ''),
+    CONSTRAINT messages_client_ids_length_check
+        CHECK (length(client_id) <= 255 AND length(client_request_id) <= 255),
+    CONSTRAINT messages_cost_is_amount_check
+        CHECK (cost >= 0 AND cost < 'Infinity'),
+    CONSTRAINT messages_credits_is_amount_check
+        CHECK (credits >= 0 AND credits < 'Infinity')
+);
+
+COMMENT ON TABLE app.messages IS
+    'One row for each call to a model, append-only; the bill is their sum.';
+COMMENT ON COLUMN app.messages.subject_id IS
+    'Who pays: the user, else the fingerprint. A plain column, the key to shard by.';
+COMMENT ON COLUMN app.messages.id IS
+    'The caller''s idempotency key, unique for its payer.';
+COMMENT ON COLUMN app.messages.user_id IS
+    'The user; NULL when anonymous.';
+COMMENT ON COLUMN app.messages.fingerprint_id IS
+    'The device; NULL if it is not known.';
+COMMENT ON COLUMN app.messages.finished_at IS
+    'When the model had answered; the period and the prices go by this time.';
+COMMENT ON COLUMN app.messages.recorded_at IS
+    'When the row was written.';
+COMMENT ON COLUMN app.messages.total_tokens IS
+    'Sum of the four disjoint token counts.';
+COMMENT ON COLUMN app.messages.input_tokens IS
+    'Tokens read at the full price: neither written to nor read from the cache.';
+COMMENT ON COLUMN app.messages.cache_creation_input_tokens IS
+    'Input tokens written to the cache.';
+COMMENT ON COLUMN app.messages.cache_read_input_tokens IS
+    'Input tokens read from the cache.';
+COMMENT ON COLUMN app.messages.output_tokens IS
+    'Tokens the model wrote, reasoning included.';
+COMMENT ON COLUMN app.messages.latency_ms IS
+    'Milliseconds from request to the last byte; NULL if it was not measured.';
+COMMENT ON COLUMN app.messages.model IS
+    'The model as its provider names it.';
+COMMENT ON COLUMN app.messages.client_id IS
+    'The client run that asked, such as one session of a tool; NULL if not given.';
+COMMENT ON COLUMN app.messages.client_request_id IS
+    'The client''s own request, which may take several calls; NULL if not given.';
+COMMENT ON COLUMN app.messages.cost IS
+    'What the call cost, in US dollars.';
+COMMENT ON COLUMN app.messages.credits IS
+    'What the call is billed, in credits.';
+
+-- For get_user_quota and list_messages; the credits ride along, so that the part-days
+-- at a period's edges are summed without touching the table.
+CREATE INDEX messages_subject_id_finished_at_idx
+ON app.messages (subject_id, finished_at) INCLUDE (credits);
+
+-- For messages_user_id_fkey.
+CREATE INDEX messages_user_id_idx ON app.messages (user_id);
+
+-- For messages_fingerprint_id_fkey.
+CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
+
+-- For get_client_usage; partial, because imported and anonymous calls often have none.
+CREATE INDEX messages_client_id_idx ON app.messages (client_id)
+WHERE client_id IS NOT NULL;
+
+-- For get_request_usage; partial for the same reason.
+CREATE INDEX messages_client_request_id_idx ON app.messages (client_request_id)
+WHERE client_request_id IS NOT NULL;
+
+CREATE TRIGGER messages_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON app.messages
+FOR EACH STATEMENT EXECUTE FUNCTION app.refuse_change('messages are append-only');
+
+-- ---------------------------------------------------------------------------
+-- message_payloads
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.message_payloads (
+    subject_id   uuid NOT NULL,
+    message_id   uuid NOT NULL,
+    finished_at  timestamptz NOT NULL,
+    request      jsonb,
+    response     jsonb,
+    last_message jsonb GENERATED ALWAYS AS (request -> -1) STORED,
+
+    CONSTRAINT message_payloads_pkey
+        PRIMARY KEY (subject_id, message_id, finished_at),
+    CONSTRAINT message_payloads_message_id_fkey FOREIGN KEY (subject_id, message_id)
+        REFERENCES app.messages (subject_id, id) ON DELETE RESTRICT,
+    CONSTRAINT message_payloads_not_empty_check
+        CHECK (num_nonnulls(request, response) > 0)
+) PARTITION BY RANGE (finished_at);
+
+COMMENT ON TABLE app.message_payloads IS
+    'What was said: bulky, private, dropped by the month while the bill remains.';
+COMMENT ON COLUMN app.message_payloads.subject_id IS
+    'Who paid for the message.';
+COMMENT ON COLUMN app.message_payloads.message_id IS
+    'The message, within its payer.';
+COMMENT ON COLUMN app.message_payloads.finished_at IS
+    'The message''s own time, which decides the month.';
+COMMENT ON COLUMN app.message_payloads.request IS
+    'The conversation sent, an array of messages; NULL if it was not kept.';
+COMMENT ON COLUMN app.message_payloads.response IS
+    'The model''s answer; NULL if it was not kept.';
+COMMENT ON COLUMN app.message_payloads.last_message IS
+    'Last element of the request; NULL if that is empty or no array.';
+
+-- A month without a partition of its own lands here, so that nothing is ever refused.
+CREATE TABLE app.message_payloads_default
+PARTITION OF app.message_payloads DEFAULT;
+
+COMMENT ON TABLE app.message_payloads_default IS
+    'Payloads of months that have no partition yet.';
+
+CREATE FUNCTION app.create_payload_partitions(first_month date, months integer)
+RETURNS integer LANGUAGE plpgsql SET search_path = ''
+AS $$
+DECLARE
+    month date;
+    lower_bound text;
+    upper_bound text;
+    partition text;
+    created integer := 0;
+BEGIN
+    FOR month IN
+        SELECT (date_trunc('month', first_month::timestamp)
+            + make_interval(months => n))::date
+        FROM generate_series(0, months - 1) AS n
+    LOOP
+        partition := 'message_payloads_' || to_char(month, 'YYYYMM');
+        CONTINUE WHEN to_regclass('app.' || partition) IS NOT NULL;
+
+        lower_bound := month::text || ' 00:00:00+00';
+        upper_bound := (month + interval '1 month')::date::text || ' 00:00:00+00';
+        -- Rows of the month may wait in the default partition, and none may slip in
+        -- between their move and the attachment.
+        LOCK TABLE app.message_payloads_default IN ACCESS EXCLUSIVE MODE;
+        EXECUTE format(
+            'CREATE TABLE app.%I (LIKE app.message_payloads INCLUDING ALL)', partition
+        );
+        EXECUTE format(
+            'WITH moved AS (
+                DELETE FROM app.message_payloads_default AS d
+                WHERE d.finished_at >= %L AND d.finished_at < %L
+                RETURNING d.subject_id, d.message_id, d.finished_at,
+                    d.request, d.response
+            )
+            INSERT INTO app.%I (
+                subject_id, message_id, finished_at, request, response
+            )
+            SELECT m.subject_id, m.message_id, m.finished_at, m.request, m.response
+            FROM moved AS m',
+            lower_bound, upper_bound, partition
+        );
+        EXECUTE format(
+            'ALTER TABLE app.message_payloads ATTACH PARTITION app.%I
+            FOR VALUES FROM (%L) TO (%L)',
+            partition, lower_bound, upper_bound
+        );
+        created := created + 1;
+    END LOOP;
+    RETURN created;
+END;
+$$;
+
+COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
+    'Makes the partitions of so many months from the first; returns how many were new.';
+
+CREATE FUNCTION app.retire_payload_partitions(keep_from date)
+RETURNS SETOF text LANGUAGE plpgsql SET search_path = ''
+AS $$
+DECLARE
+    partition text;
+BEGIN
+    FOR partition IN
+        SELECT c.relname
+        FROM pg_catalog.pg_inherits AS i
+        INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'app.message_payloads'::regclass
+            AND c.relname ~ '^message_payloads_[0-9]{6}$'
+            AND to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month' <= keep_from
+        ORDER BY c.relname
+    LOOP
+        EXECUTE format(
+            'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
+        );
+        EXECUTE format('DROP TABLE app.%I', partition);
+        RETURN NEXT partition;
+    END LOOP;
+    DELETE FROM app.message_payloads_default AS d
+    WHERE d.finished_at < keep_from::timestamp AT TIME ZONE 'UTC';
+END;
+$$;
+
+COMMENT ON FUNCTION app.retire_payload_partitions(date) IS
+    'Drops the payloads of whole months that end by the date; returns what it dropped.';
+
+-- ---------------------------------------------------------------------------
+-- usage_daily
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.usage_daily (
+    subject_id                  uuid NOT NULL,
+    day                         date NOT NULL,
+    messages                    bigint NOT NULL,
+    input_tokens                bigint NOT NULL,
+    cache_creation_input_tokens bigint NOT NULL,
+    cache_read_input_tokens     bigint NOT NULL,
+    output_tokens               bigint NOT NULL,
+    total_tokens                bigint NOT NULL
+    GENERATED ALWAYS AS (
+        input_tokens + cache_creation_input_tokens
+        + cache_read_input_tokens + output_tokens
+    ) STORED,
+    cost                        numeric NOT NULL,
+    credits                     numeric NOT NULL,
+
+    CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day),
+    CONSTRAINT usage_daily_messages_positive_check CHECK (messages > 0),
+    CONSTRAINT usage_daily_cost_is_amount_check
+        CHECK (cost >= 0 AND cost < 'Infinity'),
+    CONSTRAINT usage_daily_credits_is_amount_check
+        CHECK (credits >= 0 AND credits < 'Infinity')
+) WITH (fillfactor = 70); -- Today's rows change all day: room keeps that off the index.
+
+COMMENT ON TABLE app.usage_daily IS
+    'Sums of messages by payer and UTC day, kept by their trigger in the same commit.';
+COMMENT ON COLUMN app.usage_daily.subject_id IS
+    'Who pays: a user or a fingerprint.';
+COMMENT ON COLUMN app.usage_daily.day IS
+    'UTC day of the messages'' finished_at.';
+COMMENT ON COLUMN app.usage_daily.messages IS
+    'How many messages.';
+COMMENT ON COLUMN app.usage_daily.input_tokens IS
+    'Their tokens read at the full price.';
+COMMENT ON COLUMN app.usage_daily.cache_creation_input_tokens IS
+    'Their input tokens written to the cache.';
+COMMENT ON COLUMN app.usage_daily.cache_read_input_tokens IS
+    'Their input tokens read from the cache.';
+COMMENT ON COLUMN app.usage_daily.output_tokens IS
+    'Their tokens written by the model.';
+COMMENT ON COLUMN app.usage_daily.total_tokens IS
+    'Sum of the four token counts.';
+COMMENT ON COLUMN app.usage_daily.cost IS
+    'Their cost, in US dollars.';
+COMMENT ON COLUMN app.usage_daily.credits IS
+    'Their bill, in credits.';
+
+CREATE FUNCTION app.add_usage()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    -- In key order, so that two writers of several rows never wait for each other.
+    INSERT INTO app.usage_daily AS d (
+        subject_id, day, messages, input_tokens, cache_creation_input_tokens,
+        cache_read_input_tokens, output_tokens, cost, credits
+    )
+    SELECT
+        i.subject_id,
+        (i.finished_at AT TIME ZONE 'UTC')::date,
+        count(*),
+        sum(i.input_tokens),
+        sum(i.cache_creation_input_tokens),
+        sum(i.cache_read_input_tokens),
+        sum(i.output_tokens),
+        sum(i.cost),
+        sum(i.credits)
+    FROM inserted AS i
+    GROUP BY 1, 2
+    ORDER BY 1, 2
+    ON CONFLICT ON CONSTRAINT usage_daily_pkey DO UPDATE SET
+        messages = d.messages + excluded.messages,
+        input_tokens = d.input_tokens + excluded.input_tokens,
+        cache_creation_input_tokens
+            = d.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+        cache_read_input_tokens
+            = d.cache_read_input_tokens + excluded.cache_read_input_tokens,
+        output_tokens = d.output_tokens + excluded.output_tokens,
+        cost = d.cost + excluded.cost,
+        credits = d.credits + excluded.credits;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.add_usage() IS
+    'Trigger: adds a statement''s new messages to usage_daily.';
+
+CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
+REFERENCING NEW TABLE AS inserted
+FOR EACH STATEMENT EXECUTE FUNCTION app.add_usage();
+
+CREATE TRIGGER usage_daily_kept_by_trigger
+BEFORE INSERT OR UPDATE OR DELETE ON app.usage_daily
+FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+
+CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
+FOR EACH STATEMENT
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+
+CREATE FUNCTION app.sum_credits(
+    subject uuid, period_start timestamptz, period_end timestamptz
+)
+RETURNS numeric LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = ''
+AS $$
+DECLARE
+    first_day date := (period_start AT TIME ZONE 'UTC' + interval '1 day'
+        - interval '1 microsecond')::date;
+    end_day date := (period_end AT TIME ZONE 'UTC')::date;
+BEGIN
+    RETURN (
+        SELECT COALESCE(sum(d.credits), 0)
+        FROM app.usage_daily AS d
+        WHERE d.subject_id = subject AND d.day >= first_day AND d.day < end_day
+    ) + (
+        SELECT COALESCE(sum(m.credits), 0)
+        FROM app.messages AS m
+        WHERE m.subject_id = subject
+            AND m.finished_at >= period_start
+            AND m.finished_at < LEAST(period_end, first_day::timestamp AT TIME ZONE 'UTC')
+    ) + (
+        SELECT COALESCE(sum(m.credits), 0)
+        FROM app.messages AS m
+        WHERE m.subject_id = subject
+            AND m.finished_at
+            >= GREATEST(first_day, end_day)::timestamp AT TIME ZONE 'UTC'
+            AND m.finished_at < period_end
+    );
+END;
+$$;
+
+COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
+    'Exact credits of a payer in [start, end): whole days, and part-days at the edges.';
+
+-- ---------------------------------------------------------------------------
+-- referrals
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.referrals (
+    referrer_id  uuid NOT NULL,
+    referred_id  uuid NOT NULL,
+    status       text NOT NULL DEFAULT 'pending',
+    credits      numeric NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    completed_at timestamptz,
+
+    CONSTRAINT referrals_pkey PRIMARY KEY (referrer_id, referred_id),
+    CONSTRAINT referrals_referred_id_key UNIQUE (referred_id),
+    CONSTRAINT referrals_referrer_id_fkey FOREIGN KEY (referrer_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT referrals_referred_id_fkey FOREIGN KEY (referred_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT referrals_not_self_check CHECK (referrer_id <> referred_id),
+    CONSTRAINT referrals_status_known_check CHECK (status IN ('pending', 'completed')),
+    CONSTRAINT referrals_completed_has_time_check
+        CHECK ((status = 'completed') = (completed_at IS NOT NULL)),
+    CONSTRAINT referrals_credits_is_amount_check
+        CHECK (credits >= 0 AND credits < 'Infinity')
+);
+
+COMMENT ON TABLE app.referrals IS
+    'Who referred whom; completing one counts it and grants its credits to both.';
+COMMENT ON COLUMN app.referrals.referrer_id IS
+    'Whose code was used.';
+COMMENT ON COLUMN app.referrals.referred_id IS
+    'Who used it; nobody is referred twice.';
+COMMENT ON COLUMN app.referrals.status IS
+    'pending, then completed, which is final.';
+COMMENT ON COLUMN app.referrals.credits IS
+    'Credits that each of the two is granted on completion.';
+COMMENT ON COLUMN app.referrals.completed_at IS
+    'When it was completed; NULL while pending.';
+
+-- For referrals_pkey's mirror image: two users do not refer each other.
+CREATE UNIQUE INDEX referrals_unordered_pair_idx
+ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
+
+CREATE FUNCTION app.grant_referral_credits()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+AS $$
+BEGIN
+    -- Both sides of every row are locked in id order before any is changed, so that
+    -- crossing redemptions queue up instead of deadlocking.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id IN (
+        SELECT unnest(ARRAY[c.referrer_id, c.referred_id])
+        FROM changed AS c
+        WHERE c.status = 'completed'
+    )
+    ORDER BY u.id
+    FOR NO KEY UPDATE;
+
+    UPDATE app.users AS u
+    SET
+        referral_count = u.referral_count + side.referrals,
+        referral_credits = u.referral_credits + side.credits
+    FROM (
+        SELECT
+            s.user_id,
+            sum(s.referrals) AS referrals,
+            sum(c.credits) AS credits
+        FROM changed AS c
+        CROSS JOIN LATERAL (
+            VALUES (c.referrer_id, 1), (c.referred_id, 0)
+        ) AS s (user_id, referrals)
+        WHERE c.status = 'completed'
+        GROUP BY s.user_id
+    ) AS side
+    WHERE u.id = side.user_id;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.grant_referral_credits() IS
+    'Trigger: counts the referrals newly completed and grants their credits.';
+
+CREATE TRIGGER referrals_grant_on_insert AFTER INSERT ON app.referrals
+REFERENCING NEW TABLE AS changed
+FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
+
+-- referrals_completed_is_final lets no completed row through, so whatever an UPDATE
+-- leaves completed has just become so.
+CREATE TRIGGER referrals_grant_on_update AFTER UPDATE ON app.referrals
+REFERENCING NEW TABLE AS changed
+FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
+
+CREATE TRIGGER referrals_completed_is_final BEFORE UPDATE OR DELETE ON app.referrals
+FOR EACH ROW WHEN (OLD.status = 'completed')
+EXECUTE FUNCTION app.refuse_change('a completed referral is final');
+
+CREATE TRIGGER referrals_no_truncate BEFORE TRUNCATE ON app.referrals
+FOR EACH STATEMENT
+EXECUTE FUNCTION app.refuse_change('a completed referral is final');
+
+-- ---------------------------------------------------------------------------
+-- stripe_events
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.stripe_events (
+    id               text NOT NULL,
+    type             text NOT NULL,
+    api_version      text,
+    event_created_at timestamptz NOT NULL,
+    payload          jsonb,
+    status           text NOT NULL DEFAULT 'received',
+    attempts         integer NOT NULL DEFAULT 0,
+    last_error       text,
+    received_at      timestamptz NOT NULL DEFAULT now(),
+    processed_at     timestamptz,
+
+    CONSTRAINT stripe_events_pkey PRIMARY KEY (id),
+    CONSTRAINT stripe_events_status_known_check CHECK (
+        status IN ('received', 'applied', 'stale', 'ignored', 'failed')
+    ),
+    CONSTRAINT stripe_events_attempts_not_negative_check CHECK (attempts >= 0),
+    CONSTRAINT stripe_events_done_has_time_check CHECK (
+        (status IN ('applied', 'stale', 'ignored')) = (processed_at IS NOT NULL)
+    ),
+    CONSTRAINT stripe_events_failed_has_error_check
+        CHECK (status <> 'failed' OR last_error IS NOT NULL),
+    CONSTRAINT stripe_events_open_has_payload_check
+        CHECK (payload IS NOT NULL OR processed_at IS NOT NULL)
+);
+
+COMMENT ON TABLE app.stripe_events IS
+    'The inbox: each verified event once, and what became of it.';
+COMMENT ON COLUMN app.stripe_events.id IS
+    'Stripe''s evt_....';
+COMMENT ON COLUMN app.stripe_events.type IS
+    'Stripe''s type, such as customer.subscription.updated.';
+COMMENT ON COLUMN app.stripe_events.api_version IS
+    'The version that shaped the payload; NULL if Stripe named none.';
+COMMENT ON COLUMN app.stripe_events.event_created_at IS
+    'When it happened in Stripe''s time, in whole seconds.';
+COMMENT ON COLUMN app.stripe_events.payload IS
+    'The event as delivered; NULL once its retention has ended.';
+COMMENT ON COLUMN app.stripe_events.status IS
+    'received, then applied, stale (older than what is known), ignored, or failed.';
+COMMENT ON COLUMN app.stripe_events.attempts IS
+    'How often applying it was tried.';
+COMMENT ON COLUMN app.stripe_events.last_error IS
+    'Why it last failed; NULL if it never did.';
+COMMENT ON COLUMN app.stripe_events.received_at IS
+    'When its first delivery arrived.';
+COMMENT ON COLUMN app.stripe_events.processed_at IS
+    'When it was applied, or found stale or not needed; NULL until then.';
+
+-- For list_failed_events; partial, because few ever fail.
+CREATE INDEX stripe_events_failed_idx ON app.stripe_events (event_created_at, id)
+WHERE status = 'failed';
+
+-- For delete_event_payloads; partial, because most have lost theirs.
+CREATE INDEX stripe_events_payload_idx ON app.stripe_events (processed_at)
+WHERE payload IS NOT NULL;
+
+-- For list_events, newest first.
+CREATE INDEX stripe_events_received_at_idx ON app.stripe_events (received_at, id);
+
+-- ---------------------------------------------------------------------------
+-- stripe_customers
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.stripe_customers (
+    id             text NOT NULL,
+    user_id        uuid,
+    is_deleted     boolean NOT NULL DEFAULT FALSE,
+    created_at     timestamptz,
+    as_of          timestamptz NOT NULL,
+    is_provisional boolean NOT NULL DEFAULT FALSE,
+
+    CONSTRAINT stripe_customers_pkey PRIMARY KEY (id),
+    CONSTRAINT stripe_customers_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT stripe_customers_id_shape_check CHECK (id ~ '^cus_.')
+);
+
+COMMENT ON TABLE app.stripe_customers IS
+    'Stripe''s customers as last seen; deleted is a state, not a missing row.';
+COMMENT ON COLUMN app.stripe_customers.id IS
+    'Stripe''s cus_....';
+COMMENT ON COLUMN app.stripe_customers.user_id IS
+    'Whom it was linked to, by metadata or at checkout; NULL until then.';
+COMMENT ON COLUMN app.stripe_customers.is_deleted IS
+    'Whether Stripe has deleted it.';
+COMMENT ON COLUMN app.stripe_customers.created_at IS
+    'When Stripe created it; NULL while only its name is known.';
+COMMENT ON COLUMN app.stripe_customers.as_of IS
+    'The moment in Stripe''s time at which this row was true.';
+COMMENT ON COLUMN app.stripe_customers.is_provisional IS
+    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+
+-- For stripe_customers_user_id_fkey and find_user_customers.
+CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
+
+-- ---------------------------------------------------------------------------
+-- stripe_subscriptions
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.stripe_subscriptions (
+    id                   text NOT NULL,
+    customer_id          text NOT NULL,
+    user_id              uuid,
+    status               text NOT NULL,
+    price_id             text,
+    current_period_start timestamptz,
+    current_period_end   timestamptz,
+    billing_cycle_anchor timestamptz,
+    cancel_at_period_end boolean NOT NULL DEFAULT FALSE,
+    canceled_at          timestamptz,
+    created_at           timestamptz NOT NULL,
+    as_of                timestamptz NOT NULL,
+    is_provisional       boolean NOT NULL DEFAULT FALSE,
+
+    CONSTRAINT stripe_subscriptions_pkey PRIMARY KEY (id),
+    CONSTRAINT stripe_subscriptions_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT stripe_subscriptions_id_shape_check CHECK (id ~ '^sub_.'),
+    CONSTRAINT stripe_subscriptions_customer_id_shape_check
+        CHECK (customer_id ~ '^cus_.')
+);
+
+COMMENT ON TABLE app.stripe_subscriptions IS
+    'Stripe''s subscriptions as last seen; canceled is a state, not a missing row.';
+COMMENT ON COLUMN app.stripe_subscriptions.id IS
+    'Stripe''s sub_....';
+COMMENT ON COLUMN app.stripe_subscriptions.customer_id IS
+    'Stripe''s cus_...; no foreign key, for the subscription may arrive first.';
+COMMENT ON COLUMN app.stripe_subscriptions.user_id IS
+    'Whose it is; NULL until the customer is known here.';
+COMMENT ON COLUMN app.stripe_subscriptions.status IS
+    'Stripe''s word; Stripe adds new ones.';
+COMMENT ON COLUMN app.stripe_subscriptions.price_id IS
+    'Price of the item that counts; NULL if it has none.';
+COMMENT ON COLUMN app.stripe_subscriptions.current_period_start IS
+    'Start of the paid period; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
+    'End of the paid period, the earliest of its items; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscriptions.billing_cycle_anchor IS
+    'The instant from which Stripe counts its periods; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscriptions.cancel_at_period_end IS
+    'Whether it ends with the paid period.';
+COMMENT ON COLUMN app.stripe_subscriptions.canceled_at IS
+    'When it was canceled; NULL if it was not.';
+COMMENT ON COLUMN app.stripe_subscriptions.created_at IS
+    'When Stripe created it.';
+COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
+    'The moment in Stripe''s time at which this row was true.';
+COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
+    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+
+-- For the sync, which reads all subscriptions of one customer.
+CREATE INDEX stripe_subscriptions_customer_id_idx
+ON app.stripe_subscriptions (customer_id);
+
+-- For stripe_subscriptions_user_id_fkey.
+CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
+
+-- ---------------------------------------------------------------------------
+-- stripe_sync_runs
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.stripe_sync_runs (
+    id          bigint GENERATED ALWAYS AS IDENTITY,
+    kind        text NOT NULL,
+    is_dry_run  boolean NOT NULL DEFAULT FALSE,
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    cursor      text,
+    counts      jsonb NOT NULL DEFAULT '{}',
+    outcome     text NOT NULL DEFAULT 'running',
+    last_error  text,
+
+    CONSTRAINT stripe_sync_runs_pkey PRIMARY KEY (id),
+    CONSTRAINT stripe_sync_runs_kind_known_check
+        CHECK (kind IN ('reconcile', 'replay')),
+    CONSTRAINT stripe_sync_runs_outcome_known_check
+        CHECK (outcome IN ('running', 'completed', 'failed')),
+    CONSTRAINT stripe_sync_runs_ended_has_time_check
+        CHECK ((outcome = 'running') = (finished_at IS NULL))
+);
+
+COMMENT ON TABLE app.stripe_sync_runs IS
+    'Each reconciliation and replay: when, how far, what it found, how it ended.';
+COMMENT ON COLUMN app.stripe_sync_runs.kind IS
+    'reconcile or replay.';
+COMMENT ON COLUMN app.stripe_sync_runs.is_dry_run IS
+    'Whether it only looked.';
+COMMENT ON COLUMN app.stripe_sync_runs.started_at IS
+    'When it began.';
+COMMENT ON COLUMN app.stripe_sync_runs.finished_at IS
+    'When it ended; NULL while it runs, or if it was killed.';
+COMMENT ON COLUMN app.stripe_sync_runs.cursor IS
+    'The cursor it goes on from after a kill; NULL before the first page.';
+COMMENT ON COLUMN app.stripe_sync_runs.counts IS
+    'What it has seen and found so far, by kind.';
+COMMENT ON COLUMN app.stripe_sync_runs.outcome IS
+    'running, completed or failed.';
+COMMENT ON COLUMN app.stripe_sync_runs.last_error IS
+    'Why it failed; NULL if it did not.';
+
+-- For find_resumable_run, which wants the newest of a kind.
+CREATE INDEX stripe_sync_runs_kind_idx ON app.stripe_sync_runs (kind, id);
