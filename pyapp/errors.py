@@ -1,5 +1,7 @@
 """Every error that pyapp raises for a caller to act on."""
 
+import psycopg
+
 
 class PyappError(Exception):
     """Base of all of them; the message is one line that says what to do."""
@@ -31,3 +33,100 @@ class UnknownModelError(PyappError):
 
 class InvalidUsageError(PyappError):
     """A count, cost or time that no call can have; mend what the message names."""
+
+
+class QueryFileError(PyappError):
+    """A file of named queries cannot be read; mend the line that it names."""
+
+
+class RuleError(PyappError):
+    """A rule of the database refused the change; `constraint` names the rule.
+
+    Raised as itself for a rule without a subclass of its own: correct the value.
+    """
+
+    def __init__(self, message: str, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class UserNotFoundError(RuleError):
+    """No such user, or the person has been erased; check the id."""
+
+
+class FingerprintNotFoundError(RuleError):
+    """No such fingerprint; call upsert_fingerprint first."""
+
+
+class FingerprintIsUserError(RuleError):
+    """The fingerprint's id is a user's; give the device an id of its own."""
+
+
+class EmailTakenError(RuleError):
+    """Another user has this e-mail, whatever its case; find him by it."""
+
+
+class ReferralError(RuleError):
+    """A referral that cannot be made; the subclass says why."""
+
+
+class ReferralCodeNotFoundError(ReferralError):
+    """No user has this code; check how it was typed."""
+
+
+class ReferralNotFoundError(ReferralError):
+    """There is no such pending referral to complete."""
+
+
+class SelfReferralError(ReferralError):
+    """Nobody can use his own code."""
+
+
+class AlreadyReferredError(ReferralError):
+    """The user was referred before; nobody is referred twice."""
+
+
+class MutualReferralError(ReferralError):
+    """The user referred the referrer; two users cannot refer each other."""
+
+
+class ReferralLimitReachedError(ReferralError):
+    """The referrer has completed as many referrals as he may."""
+
+
+# The names of constraints, indexes and refusing triggers are part of the schema's
+# contract: a rule is recognised by its name, never by the text of its message.
+_RULES: dict[str, tuple[type[RuleError], str]] = {
+    "fingerprints_refuse_user_id": (
+        FingerprintIsUserError,
+        "the fingerprint's id is a user's: give the device an id of its own",
+    ),
+    "messages_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
+    "messages_user_id_fkey": (UserNotFoundError, "no such user"),
+    "referrals_not_self_check": (SelfReferralError, "nobody can use his own code"),
+    "referrals_referred_id_fkey": (UserNotFoundError, "no such user to be referred"),
+    "referrals_referred_id_key": (
+        AlreadyReferredError,
+        "the user has been referred before",
+    ),
+    "referrals_pkey": (AlreadyReferredError, "the user has been referred before"),
+    "referrals_referrer_id_fkey": (UserNotFoundError, "no such user to refer"),
+    "referrals_unordered_pair_idx": (
+        MutualReferralError,
+        "the two users cannot refer each other",
+    ),
+    "sessions_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
+    "sessions_user_id_fkey": (UserNotFoundError, "no such user"),
+    "users_lower_email_idx": (EmailTakenError, "another user has this e-mail"),
+    "users_referral_count_within_limit_check": (
+        ReferralLimitReachedError,
+        "the referrer has reached the limit of referrals",
+    ),
+}
+
+
+def translate(error: psycopg.IntegrityError) -> RuleError:
+    """Return the domain error for the rule that *error* says was violated."""
+    constraint = error.diag.constraint_name
+    kind, message = _RULES.get(constraint or "", (RuleError, None))
+    return kind(message or error.diag.message_primary or str(error), constraint)
