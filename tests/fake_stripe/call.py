@@ -1,0 +1,65 @@
+"""One request as the handlers see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import invalid, missing
+from .model import Customer, Record
+from .params import Params
+from .shapes import Json
+from .world import World
+
+_EXPANDABLE = {
+    "customer": "customers",
+    "subscription": "subscriptions",
+    "latest_invoice": "invoices",
+    "invoice": "invoices",
+    "product": "products",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    world: World
+    params: Params
+    livemode: bool
+    version: str
+
+    def show(self, record: Record) -> Json:
+        return self.world.render(record, self.version)
+
+    def listed(self, url: str, records: Sequence[Record], more: bool) -> Json:
+        """A page in Stripe's list envelope."""
+        data = [self.show(record) for record in records]
+        return {"object": "list", "url": url, "has_more": more, "data": data}
+
+    def customer(self, customer_id: str, param: str = "id") -> Customer:
+        """A customer who has not been deleted."""
+        customers = self.world.customers
+        customer = customers.get(customer_id, livemode=self.livemode, param=param)
+        if customer.deleted:
+            raise missing("customer", customer_id, param)
+        return customer
+
+    def expand(self, shape: Json, path: str) -> None:
+        """Put the object in the place of its id, as `expand[]=data.customer` asks."""
+        name, _, rest = path.partition(".")
+        value = shape.get(name)
+        if name == "data" and isinstance(value, list):
+            for element in value:
+                self.expand(element, rest)
+            return
+        if name == "subscriptions" and shape.get("object") == "customer":
+            live = list(self.world.live_subscriptions(shape["id"]))[::-1]
+            url = f"/v1/customers/{shape['id']}/subscriptions"
+            shape[name] = value = self.listed(url, live[:10], len(live) > 10)
+        elif name in _EXPANDABLE and name in shape:
+            if isinstance(value, str):
+                found = getattr(self.world, _EXPANDABLE[name]).find(value)
+                shape[name] = value = found and self.show(found)
+        elif not isinstance(value, dict):
+            raise invalid(
+                "expand[0]", f"This property cannot be expanded ({name}) ({path})."
+            )
+        if rest and isinstance(value, dict):
+            self.expand(value, rest)

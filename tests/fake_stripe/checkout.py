@@ -1,0 +1,140 @@
+"""/v1/checkout/sessions, and the customer who completes one."""
+
+from functools import partial
+
+from . import billing
+from .call import Call
+from .catalog import recurring_price
+from .clock import DAY
+from .errors import invalid
+from .model import CheckoutSession, Customer, Subscription
+from .params import read_page
+from .shapes import Json
+from .subscription_params import set_trial
+from .world import World
+
+
+def create(call: Call) -> Json:
+    world, params = call.world, call.params
+    prices = []
+    for entry in params.entries("line_items"):
+        price = recurring_price(call, entry.require("price"), "line_items[0][price]")
+        prices.append((price, entry.integer("quantity") or 1))
+        entry.done()
+    customer = params.text("customer")
+    if customer is not None:
+        call.customer(customer, "customer")
+    purchase = params.nested("subscription_data")
+    session = CheckoutSession(
+        id=world.new_id("cs_live" if call.livemode else "cs_test", 58),
+        created=world.now,
+        livemode=call.livemode,
+        mode=params.require("mode"),
+        prices=prices,
+        customer=customer,
+        customer_email=params.text("customer_email"),
+        client_reference_id=params.text("client_reference_id"),
+        success_url=params.text("success_url"),
+        cancel_url=params.text("cancel_url"),
+        trial_days=purchase.integer("trial_period_days"),
+        subscription_metadata=purchase.merge_metadata({}),
+        metadata=params.merge_metadata({}),
+    )
+    purchase.done()
+    params.ignore("payment_method_types", "allow_promotion_codes", "locale", "ui_mode")
+    params.ignore("payment_method_collection", "return_url")
+    params.done()
+    if session.mode == "subscription" and not prices:
+        raise invalid("line_items", "Missing required param: line_items.")
+    world.sessions.add(session)
+    world.at(session.created + DAY, partial(expire_session, world, session))
+    return call.show(session)
+
+
+def retrieve(call: Call, session_id: str) -> Json:
+    return call.show(call.world.sessions.get(session_id, livemode=call.livemode))
+
+
+def expire(call: Call, session_id: str) -> Json:
+    session = call.world.sessions.get(session_id, livemode=call.livemode)
+    call.params.done()
+    if session.status != "open":
+        raise invalid("id", "Only Checkout Sessions with a status of open can expire.")
+    expire_session(call.world, session)
+    return call.show(session)
+
+
+def expire_session(world: World, session: CheckoutSession) -> None:
+    if session.status == "open":
+        session.status = "expired"
+        world.emit("checkout.session.expired", session)
+
+
+def list_page(call: Call) -> Json:
+    params = call.params
+    ask = read_page(params)
+    customer, subscription = params.text("customer"), params.text("subscription")
+    status = params.choice("status", "open", "complete", "expired")
+    params.done()
+
+    def keep(session: CheckoutSession) -> bool:
+        return (
+            session.livemode == call.livemode
+            and customer in (None, session.customer)
+            and subscription in (None, session.subscription)
+            and status in (None, session.status)
+        )
+
+    return call.listed("/v1/checkout/sessions", *call.world.sessions.page(ask, keep))
+
+
+def complete(world: World, session_id: str, email: str | None = None) -> None:
+    """The customer pays: a customer if there is none, the subscription, the event.
+
+    *email* is what the customer types; nobody has checked it.
+    """
+    session = world.sessions.find(session_id)
+    if session is None or session.status != "open":
+        raise invalid("session", f"{session_id} is not an open session")
+    session.customer_email = email or session.customer_email
+    customer = world.customers.find(session.customer or "")
+    if customer is None:
+        customer = Customer(
+            id=world.new_id("cus"),
+            created=world.now,
+            livemode=session.livemode,
+            email=session.customer_email,
+            payment_method="pm_card_visa",
+        )
+        world.customers.add(customer)
+        world.emit("customer.created", customer)
+        session.customer = customer.id
+    if session.mode == "subscription":
+        subscription = _subscribe(world, session, customer)
+        session.subscription = subscription.id
+        session.invoice = subscription.latest_invoice
+    session.status = "complete"
+    session.payment_status = "no_payment_required" if session.trial_days else "paid"
+    world.emit("checkout.session.completed", session)
+
+
+def _subscribe(
+    world: World, session: CheckoutSession, customer: Customer
+) -> Subscription:
+    now = world.now
+    trial_end = now + session.trial_days * DAY if session.trial_days else None
+    anchor = trial_end or now
+    subscription = Subscription(
+        id=world.new_id("sub", 24),
+        created=now,
+        livemode=session.livemode,
+        customer=customer.id,
+        items=[billing.new_item(world, p, n, anchor) for p, n in session.prices],
+        status="active",
+        anchor=anchor,
+        metadata=session.subscription_metadata,
+    )
+    if trial_end is not None:
+        set_trial(subscription, now, trial_end)
+    billing.start(world, subscription, announce_incomplete=True)
+    return subscription

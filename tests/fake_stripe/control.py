@@ -1,0 +1,211 @@
+"""/_fake/…: what a test in another process does to the fake, without a key.
+
+Parameters come form-encoded as for Stripe; every answer is JSON.
+"""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from . import shapes
+from .api import Answer
+from .checkout import complete
+from .deliveries import Delivery
+from .errors import ApiError, invalid, missing
+from .faults import Kind
+from .params import Params, decode
+from .shapes import Json, to_json
+
+if TYPE_CHECKING:
+    from .fake import FakeStripe
+
+
+def control(
+    fake: "FakeStripe", method: str, path: str, query: str, body: str
+) -> Answer:
+    params = Params(decode(body or query))
+    try:
+        for verb, pattern, handler in _ROUTES:
+            if verb == method and (match := re.fullmatch(pattern, path)):
+                reply = handler(fake, params, *match.groups())
+                params.done()
+                return Answer(200, to_json(reply))
+        raise ApiError(404, f"Unrecognized request URL ({method}: {path}).")
+    except ApiError as error:
+        return Answer(error.status, to_json(error.body()))
+
+
+def _clock(fake: "FakeStripe", params: Params) -> Json:
+    seconds, to = params.integer("seconds"), params.integer("to")
+    if seconds or to:
+        fake.advance(seconds=seconds or 0, to=to)
+    return {"now": fake.clock.now}
+
+
+def _stats(fake: "FakeStripe", params: Params) -> Json:
+    return fake.stats()
+
+
+def _reset_stats(fake: "FakeStripe", params: Params) -> Json:
+    fake.reset_stats()
+    return {}
+
+
+def _settings(fake: "FakeStripe", params: Params) -> Json:
+    with fake.world.lock:
+        if version := params.text("api_version"):
+            fake.world.api_version = version
+        ends = ("canceled", "unpaid", "past_due")
+        if end := params.choice("after_failed_payments", *ends):
+            fake.world.after_failed_payments = end
+    return {"api_version": fake.world.api_version}
+
+
+def _add_fault(fake: "FakeStripe", params: Params) -> Json:
+    kind = params.choice("kind", *get_args(Kind))
+    when = params.choice("when", "before", "after", "body")
+    options = {
+        "method": params.text("method"),
+        "path": params.text("path"),
+        "skip": params.integer("skip"),
+        "share": params.number("share"),
+        "status": params.integer("status"),
+        "retry_after": params.number("retry_after"),
+        "should_retry": params.boolean("should_retry"),
+        "seconds": params.number("seconds"),
+        "when": when,
+    }
+    given: dict[str, Any] = {
+        name: value for name, value in options.items() if value is not None
+    }
+    if "times" in params:  # empty: until cleared
+        given["times"] = params.integer("times")
+    fake.faults.add(cast(Kind, kind or "error"), **given)
+    return {}
+
+
+def _clear_faults(fake: "FakeStripe", params: Params) -> Json:
+    fake.faults.clear()
+    return {}
+
+
+def _delivery_faults(fake: "FakeStripe", params: Params) -> Json:
+    faults = fake.deliveries.faults
+    for name in ("duplicate", "drop", "delay"):
+        if (share := params.number(name)) is not None:
+            setattr(faults, name, share)
+    for name in ("delay_seconds", "shuffle"):
+        if (number := params.integer(name)) is not None:
+            setattr(faults, name, number)
+    return {}
+
+
+def _add_endpoint(fake: "FakeStripe", params: Params) -> Json:
+    secrets = params.texts("secrets") or [params.require("secret")]
+    kinds = params.texts("enabled_events") or ["*"]
+    endpoint = fake.deliveries.add_endpoint(secrets, params.text("url"), kinds)
+    return {"id": endpoint.id}
+
+
+def _show(delivery: Delivery) -> Json:
+    return {
+        "number": delivery.number,
+        "event": delivery.event.id,
+        "type": delivery.event.type,
+        "state": delivery.state,
+        "due": delivery.due,
+        "answer": delivery.answer,
+    }
+
+
+def _list_deliveries(fake: "FakeStripe", params: Params) -> Json:
+    state = params.text("state")
+    found = [d for d in list(fake.deliveries.all) if state in (None, d.state)]
+    return {"data": [_show(delivery) for delivery in found]}
+
+
+def _take(fake: "FakeStripe", params: Params) -> Json:
+    delivery = fake.deliveries.take()
+    if delivery is None:
+        return {"delivery": None}
+    shown = {"payload": delivery.payload.decode(), "signature": delivery.signature}
+    return {"delivery": _show(delivery) | shown}
+
+
+def _settle(fake: "FakeStripe", params: Params, number: str, how: str) -> Json:
+    if int(number) >= len(fake.deliveries.all):
+        raise missing("delivery", number)
+    delivery = fake.deliveries.all[int(number)]
+    fake.deliveries.settle(delivery, delivered=how == "succeed")
+    return _show(delivery)
+
+
+def _deliver(fake: "FakeStripe", params: Params) -> Json:
+    limit, workers = params.integer("limit"), params.integer("workers") or 1
+    return dict(fake.deliveries.deliver(limit=limit, workers=workers))
+
+
+def _redeliver(fake: "FakeStripe", params: Params) -> Json:
+    dropped, taken = params.boolean("dropped"), params.boolean("taken")
+    number = fake.deliveries.redeliver(dropped=bool(dropped), taken=bool(taken))
+    return {"queued": number}
+
+
+def _release(fake: "FakeStripe", params: Params) -> Json:
+    fake.deliveries.release()
+    return {}
+
+
+def _drop(fake: "FakeStripe", params: Params) -> Json:
+    kinds, limit = params.texts("types"), params.integer("limit")
+    return {"data": [_show(d) for d in fake.deliveries.drop(*kinds, limit=limit)]}
+
+
+def _add_price(fake: "FakeStripe", params: Params) -> Json:
+    price = fake.add_price(
+        params.require("id"),
+        interval=params.text("interval") or "month",
+        interval_count=params.integer("interval_count") or 1,
+        unit_amount=params.integer("unit_amount") or 2000,
+    )
+    return shapes.price(price)
+
+
+def _complete(fake: "FakeStripe", params: Params, session_id: str) -> Json:
+    email = params.text("email")
+    with fake.world.lock:
+        complete(fake.world, session_id, email)
+        session = fake.world.sessions.find(session_id)
+        assert session is not None
+        return shapes.checkout_session(session)
+
+
+def _seed(fake: "FakeStripe", params: Params) -> Json:
+    number = params.integer("accounts")
+    if number is None:
+        raise invalid("accounts", "Missing required param: accounts.")
+    fake.seed_accounts(number)
+    return fake.stats()
+
+
+_ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
+    ("GET", "/_fake/clock", _clock),
+    ("POST", "/_fake/clock", _clock),
+    ("GET", "/_fake/stats", _stats),
+    ("DELETE", "/_fake/stats", _reset_stats),
+    ("POST", "/_fake/settings", _settings),
+    ("POST", "/_fake/faults", _add_fault),
+    ("DELETE", "/_fake/faults", _clear_faults),
+    ("POST", "/_fake/delivery_faults", _delivery_faults),
+    ("POST", "/_fake/endpoints", _add_endpoint),
+    ("GET", "/_fake/deliveries", _list_deliveries),
+    ("POST", "/_fake/deliveries/take", _take),
+    ("POST", r"/_fake/deliveries/(\d+)/(succeed|fail)", _settle),
+    ("POST", "/_fake/deliver", _deliver),
+    ("POST", "/_fake/redeliver", _redeliver),
+    ("POST", "/_fake/release", _release),
+    ("POST", "/_fake/drop", _drop),
+    ("POST", "/_fake/prices", _add_price),
+    ("POST", r"/_fake/checkout/([^/]+)/complete", _complete),
+    ("POST", "/_fake/seed", _seed),
+]

@@ -1,0 +1,145 @@
+"""FakeStripe: the whole stand-in, in this process or, by __main__, in its own."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import stripe
+
+from . import checkout, seed
+from .api import Api
+from .catalog import add_price
+from .clock import Clock
+from .deliveries import Deliveries
+from .faults import Faults
+from .model import Price
+from .server import Server
+from .shapes import Json
+from .world import World
+
+TEST_KEY = "sk_test_fake"
+TEST_SECRET = "whsec_fake"
+
+
+class FakeStripe:
+    """A Stripe account behind an HTTP server; everything may be called by any thread.
+
+    The clock stands still at *start* (the present unless given) until `advance`, or
+    runs from there with *running*. There is one endpoint to begin with, which owns
+    *secrets*: `deliveries.take` serves it, and `deliveries.deliver` if it has a URL.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        start: int | None = None,
+        running: bool = False,
+        api_version: str = stripe.api_version,
+        secrets: Sequence[str] = (TEST_SECRET,),
+        webhook_url: str | None = None,
+        enabled_events: Sequence[str] = ("*",),
+    ) -> None:
+        self.clock = Clock(start, running=running)
+        self.world = World(self.clock, api_version, seed)
+        self.api = Api(self.world)
+        self.faults = Faults(seed)
+        self.deliveries = Deliveries(self.world, seed)
+        self.world.on_event = self.deliveries.enqueue
+        self.deliveries.add_endpoint(secrets, webhook_url, enabled_events)
+        self.statuses: Counter[int] = Counter()
+        self.base_url = ""
+        self._server: Server | None = None
+
+    def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Serve in a thread; return the base URL."""
+        self._server = Server(self, host, port)
+        self.base_url = f"http://{host}:{self._server.server_address[1]}"
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()
+        return self.base_url
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def __enter__(self) -> "FakeStripe":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def client(
+        self, key: str = TEST_KEY, *, max_network_retries: int = 0, **options: Any
+    ) -> stripe.StripeClient:
+        """The real client, pointed here."""
+        return stripe.StripeClient(
+            key,
+            base_addresses={"api": self.base_url},
+            max_network_retries=max_network_retries,
+            **options,
+        )
+
+    def advance(self, *, seconds: int = 0, to: int | None = None) -> int:
+        """Move the clock, and let happen what falls due; return the time."""
+        with self.world.lock:
+            self.world.advance(seconds=seconds, to=to)
+            return self.clock.now
+
+    def add_price(
+        self,
+        price_id: str,
+        *,
+        interval: str = "month",
+        interval_count: int = 1,
+        unit_amount: int = 2000,
+        livemode: bool = False,
+    ) -> Price:
+        """A price with a chosen id, which the API does not offer."""
+        with self.world.lock:
+            return add_price(
+                self.world,
+                price_id,
+                interval=interval,
+                interval_count=interval_count,
+                unit_amount=unit_amount,
+                livemode=livemode,
+            )
+
+    def complete_checkout(self, session_id: str, email: str | None = None) -> None:
+        """Be the customer who fills in the page and pays."""
+        with self.world.lock:
+            checkout.complete(self.world, session_id, email)
+
+    def seed_accounts(self, number: int, **options: Any) -> None:
+        with self.world.lock:
+            seed.seed_accounts(self.world, number, **options)
+
+    def stats(self) -> Json:
+        with self.world.lock:
+            return {
+                "now": self.clock.now,
+                "requests": dict(self.api.requests),
+                "statuses": {str(k): v for k, v in self.statuses.items()},
+                "faults": dict(self.faults.met),
+                "deliveries": dict(self.deliveries.states()),
+                "customers": len(self.world.customers),
+                "subscriptions": len(self.world.subscriptions),
+                "events": len(self.world.events),
+            }
+
+    def reset_stats(self) -> None:
+        with self.world.lock:
+            self.api.requests.clear()
+            self.statuses.clear()
+            self.faults.met.clear()

@@ -1,0 +1,147 @@
+"""What the fake remembers of each object; shapes.py says how Stripe shows it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Record:
+    id: str
+    created: int
+    livemode: bool
+
+
+@dataclass(slots=True)
+class Customer(Record):
+    email: str | None = None
+    name: str | None = None
+    phone: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    payment_method: str | None = None
+    deleted: bool = False
+
+
+@dataclass(slots=True)
+class Product(Record):
+    name: str = "Product"
+    description: str | None = None
+    active: bool = True
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Price(Record):
+    product: str = ""
+    currency: str = "usd"
+    unit_amount: int = 0
+    interval: str | None = "month"  # None: paid once
+    interval_count: int = 1
+    nickname: str | None = None
+    lookup_key: str | None = None
+    active: bool = True
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Item:
+    id: str
+    created: int
+    price: Price
+    period_start: int
+    period_end: int
+    quantity: int = 1
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Subscription(Record):
+    customer: str
+    items: list[Item]
+    status: str
+    anchor: int
+    cancel_at_period_end: bool = False
+    cancel_at: int | None = None
+    canceled_at: int | None = None
+    ended_at: int | None = None
+    cancellation_reason: str | None = None
+    trial_start: int | None = None
+    trial_end: int | None = None
+    missing_payment_method: str = "create_invoice"
+    collection_method: str = "charge_automatically"
+    payment_method: str | None = None
+    pause_collection: dict[str, Any] | None = None
+    paused_at: int | None = None
+    paused_reason: str | None = None
+    latest_invoice: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("canceled", "incomplete_expired")
+
+    @property
+    def period_end(self) -> int:
+        return min(item.period_end for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    id: str
+    item: str
+    price: Price
+    quantity: int
+    amount: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Invoice(Record):
+    customer: str
+    subscription: str
+    reason: str
+    lines: list[Line]
+    customer_email: str | None = None
+    number: str | None = None
+    status: str = "draft"
+    attempts: int = 0
+    next_attempt: int | None = None
+    finalized_at: int | None = None
+    paid_at: int | None = None
+    voided_at: int | None = None
+
+    @property
+    def amount(self) -> int:
+        return sum(line.amount for line in self.lines)
+
+
+@dataclass(slots=True)
+class CheckoutSession(Record):
+    mode: str
+    prices: list[tuple[Price, int]]
+    customer: str | None = None
+    customer_email: str | None = None
+    client_reference_id: str | None = None
+    success_url: str | None = None
+    cancel_url: str | None = None
+    subscription: str | None = None
+    invoice: str | None = None
+    status: str = "open"
+    payment_status: str = "unpaid"
+    trial_days: int | None = None
+    subscription_metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Event(Record):
+    """`data` is JSON made when it happened, in the version in force then."""
+
+    type: str
+    api_version: str
+    data: str
+    request_id: str | None
+    idempotency_key: str | None
+    undelivered: set[str] = field(default_factory=set)  # ids of endpoints
