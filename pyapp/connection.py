@@ -57,9 +57,10 @@ def session_conninfo(url: str) -> str:
     except psycopg.ProgrammingError:
         # libpq's own message may quote the password.
         raise ConfigError("this is not a PostgreSQL URL or conninfo string") from None
-    options = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
-    parts = {"application_name": "pyapp", "connect_timeout": 10} | parts
-    return make_conninfo("", **parts | {"options": options})
+    parts.setdefault("application_name", "pyapp")
+    parts.setdefault("connect_timeout", 10)
+    parts["options"] = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
+    return make_conninfo("", **parts)
 
 
 def is_local(url: str) -> bool:

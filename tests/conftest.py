@@ -1,0 +1,103 @@
+"""The server and the databases of the tests.
+
+`conn`            a connection to the schema; all that a test does is rolled back
+`database`        the URL of a fresh copy of the schema, for tests that commit or race
+`empty_database`  the URL of a fresh database without the schema
+`server`          the server itself
+
+Each test run (each worker of pytest-xdist) starts its own throwaway server; another
+one, of any version, is given by --postgresql-host, -port, -user and -password.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from pytest_postgresql import factories
+from pytest_postgresql.executors import NoopExecutor
+from pytest_postgresql.janitor import DatabaseJanitor
+
+from pyapp.connection import connect
+from pyapp.devtools.embedded import throwaway_server
+from pyapp.paths import sql_dir
+from tests.support import Server
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_configuration() -> Iterator[None]:
+    """Keep the developer's own database and Stripe account out of every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", "postgresql://nobody@localhost:1/none")
+        for name in ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE"):
+            patch.setenv(name, "")
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Return the server of this run."""
+    option = request.config.getoption
+    if option("postgresql_host") or option("postgresql_port"):
+        yield Server(
+            host=option("postgresql_host") or "localhost",
+            port=int(option("postgresql_port") or 5432),
+            user=option("postgresql_user") or "postgres",
+            password=option("postgresql_password") or "",
+        )
+        return
+    with throwaway_server(settings={"max_connections": "200"}) as started:
+        yield Server("localhost", started.port, started.user, started.password)
+
+
+template = factories.postgresql_noproc(
+    load=[sql_dir() / "schema.sql"], depends_on="server"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: Server, template: NoopExecutor) -> Iterator[str]:
+    """Return the URL of the one database whose tests roll back."""
+    with _new_database(server, template.template_dbname) as url:
+        yield url
+
+
+@pytest.fixture
+def conn(shared_database: str) -> Iterator[psycopg.Connection[TupleRow]]:
+    """Return a connection in a transaction that is rolled back after the test."""
+    with connect(shared_database) as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture
+def database(server: Server, template: NoopExecutor) -> Iterator[str]:
+    """Return the URL of a copy of the schema that this test alone uses."""
+    with _new_database(server, template.template_dbname) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[str]:
+    """Return the URL of a database without the schema that this test alone uses."""
+    with _new_database(server, None) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _new_database(server: Server, template: str | None) -> Iterator[str]:
+    name = f"tests{os.getpid()}_{next(NUMBERS)}"
+    with DatabaseJanitor(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.password,
+        dbname=name,
+        template_dbname=template,
+    ):
+        yield server.url(name)
