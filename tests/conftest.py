@@ -22,7 +22,7 @@ from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyapp.connection import connect
-from pyapp.devtools.embedded import throwaway_server
+from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
 from tests.support import Server
 

@@ -20,18 +20,14 @@ from pyapp.connection import unavailable
 from pyapp.devtools.binaries import (
     as_account,
     binaries,
-    can_enter,
     owner_name,
     server_account,
     server_binaries,
-    system_folder,
 )
-from pyapp.devtools.ports import free_port, port_is_free
+from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
 from pyapp.errors import LocalServerError
 
-# For servers that are thrown away: nothing has to survive a power cut.
-THROWAWAY = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 ANEW = "`pyapp db reset` makes it anew, without its data"
 
 
@@ -262,27 +258,6 @@ class EmbeddedServer:
             lines = (run.stderr or run.stdout).strip().splitlines() or ["no reason"]
             raise LocalServerError(f"{program} failed: {lines[-1]}")
         return str(run.stdout)
-
-
-@contextlib.contextmanager
-def throwaway_server(
-    folder: Path | None = None, settings: Mapping[str, str] | None = None
-) -> Iterator[EmbeddedServer]:
-    """Give a fast server on a free port, in *folder* or a new one; delete it after."""
-    parent = folder or Path(tempfile.mkdtemp(prefix="pyapp-"))
-    parent.chmod(0o755)
-    account = server_account(parent / "data")
-    if account is not None and not can_enter(account, parent):
-        parent = system_folder("throwaway-")
-    server = EmbeddedServer(
-        parent / "data", free_port(), settings={**THROWAWAY, **(settings or {})}
-    )
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-        shutil.rmtree(parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
