@@ -1,0 +1,230 @@
+"""Prices agree with genai-prices call by call, and nothing is rounded away."""
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal, localcontext
+
+import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import get_snapshot, set_custom_snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyapp import pricing
+from pyapp.errors import InvalidUsageError, MissingExtraError, UnknownModelError
+from pyapp.pricing import credits_for_cost, price_usage
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def price(model="claude-sonnet-4-5", *, at=NOON, counts=(0, 0, 0, 0), **more):
+    """Return the price of *counts*: input, cache writes, cache reads, output."""
+    names = ("input", "cache_creation_input", "cache_read_input", "output")
+    tokens = {f"{n}_tokens": c for n, c in zip(names, counts, strict=True)}
+    return price_usage(model=model, finished_at=at, **tokens, **more)
+
+
+def test_counts_are_disjoint():
+    # $3, $3.75, $0.30 and $15 for a million.
+    assert price(counts=(1_000, 0, 0, 0)) == Decimal("0.003")
+    assert price(counts=(0, 1_000, 0, 0)) == Decimal("0.00375")
+    assert price(counts=(0, 0, 1_000, 0)) == Decimal("0.0003")
+    assert price(counts=(0, 0, 0, 1_000)) == Decimal("0.015")
+    assert price(counts=(1_000, 1_000, 1_000, 1_000)) == Decimal("0.02205")
+
+
+def test_cache_writes_for_an_hour_cost_more():
+    an_hour = {"cache_write_1h_tokens": 1_000}
+    assert price(counts=(0, 1_000, 0, 0), details=an_hour) == Decimal("0.006")
+    assert price(counts=(0, 3_000, 0, 0), details=an_hour) == Decimal("0.0135")
+
+
+def test_web_searches_are_paid_for():
+    assert price(details={"web_searches": 3}) == Decimal("0.03")
+
+
+def test_audio_is_priced_apart():
+    text = price("gpt-audio", counts=(1_000, 0, 0, 0))
+    audio = price(
+        "gpt-audio", counts=(1_000, 0, 0, 0), details={"input_audio_tokens": 1_000}
+    )
+    assert audio > 10 * text > 0
+
+
+def test_a_tier_begins_above_its_start_and_holds_for_every_token():
+    assert price(counts=(100_000, 0, 100_000, 0)) == Decimal("0.33")
+    assert price(counts=(100_001, 0, 100_000, 0)) == Decimal("0.660006")
+
+
+def test_the_price_is_that_of_the_moment():
+    day = datetime(2026, 3, 13, tzinfo=UTC)  # the day on which the tiers went
+    counts = (300_000, 0, 0, 0)
+    second = timedelta(seconds=1)
+    assert price("claude-opus-4-6", at=day - second, counts=counts) == Decimal("3")
+    assert price("claude-opus-4-6", at=day, counts=counts) == Decimal("1.5")
+    west = timezone(timedelta(hours=-8))
+    local = datetime(2026, 3, 12, 16, tzinfo=west)
+    assert price("claude-opus-4-6", at=local, counts=counts) == Decimal("1.5")
+
+
+def test_the_price_is_that_of_the_service_tier():
+    use = {"at": datetime(2026, 11, 1, tzinfo=UTC), "counts": (1_000, 0, 0, 1_000)}
+    default = price("gpt-5", context={"service_tier": "default"}, **use)
+    flex = price("gpt-5", context={"service_tier": "flex"}, **use)
+    assert default == price("gpt-5", **use)
+    assert flex == default / 2
+
+
+def test_models_cost_what_genai_prices_says():
+    pick = random.Random(20260601)
+    totals = (0, 1, 5, 100_000, 128_000, 128_001, 200_000, 200_001, 272_001, 10**6)
+    # Before all, before and after tiers went, off-peak hours, and far ahead.
+    times = [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(2025, 6, 1, 17, tzinfo=UTC),
+        datetime(2026, 3, 12, 23, 59, tzinfo=UTC),
+        datetime(2026, 12, 1, 16, 40, tzinfo=UTC),
+        datetime(9999, 12, 31, tzinfo=UTC),
+    ]
+    contexts = [None, *({"service_tier": t} for t in ("default", "flex", "priority"))]
+    contexts += [{"speed": "fast"}, {"processing": "batch"}]
+    priced = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models[::3]:
+            total, at, context = map(pick.choice, (totals, times, contexts))
+            written, read = (pick.randrange(total // 2 + 1) for _ in "wr")
+            output, hour = pick.choice((0, 1, 3_000)), pick.randrange(written + 1)
+            try:
+                got = price(
+                    model.id,
+                    at=at,
+                    counts=(total - written - read, written, read, output),
+                    provider=provider.id,
+                    details={"cache_write_1h_tokens": hour},
+                    context=context,
+                )
+            except UnknownModelError:
+                continue
+            with localcontext(prec=60):
+                asked = calc_price(
+                    Usage(
+                        input_tokens=total,
+                        cache_write_tokens=written,
+                        cache_write_1h_tokens=hour,
+                        cache_read_tokens=read,
+                        output_tokens=output,
+                    ),
+                    model.id,
+                    provider_id=provider.id,
+                    genai_request_timestamp=at,
+                    price_context=context,
+                )
+            assert got == asked.total_price, (provider.id, model.id, at, context)
+            priced += 1
+    assert priced > 500
+
+
+def test_newer_price_data_replaces_what_was_learnt():
+    before = price(counts=(1_000, 0, 0, 0))
+    newer = pricing._snapshot().__class__(
+        providers=[p for p in get_snapshot().providers if p.id != "anthropic"],
+        from_auto_update=True,
+    )
+    set_custom_snapshot(newer)
+    try:
+        with pytest.raises(UnknownModelError):
+            price(counts=(1_000, 0, 0, 0))
+    finally:
+        set_custom_snapshot(None)
+    assert price(counts=(1_000, 0, 0, 0)) == before
+
+
+def test_unknown_model_is_named_and_never_free():
+    with pytest.raises(UnknownModelError, match="'claude-nope'"):
+        price("claude-nope", counts=(1, 0, 0, 0))
+    with pytest.raises(UnknownModelError, match="of 'nobody'"):
+        price(provider="nobody", counts=(1, 0, 0, 0))
+    with pytest.raises(UnknownModelError):
+        price("", counts=(1, 0, 0, 0))
+
+
+def test_tokens_without_a_published_price_are_never_free():
+    # Transcription is priced by the hour.
+    with pytest.raises(UnknownModelError, match="no published input price"):
+        price("whisper-large-v3", provider="groq", counts=(1, 0, 0, 0))
+
+
+def test_error_for_a_hostile_name_is_one_short_line():
+    with pytest.raises(UnknownModelError) as caught:
+        price("\n\ud800\0" * 10_000, counts=(1, 0, 0, 0))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1_000
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "genai_prices", None)
+    with pytest.raises(MissingExtraError, match="pricing"):
+        price(counts=(1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, "1", None])
+def test_a_count_is_a_whole_number_from_zero(count):
+    with pytest.raises(InvalidUsageError, match="output_tokens"):
+        price(counts=(0, 0, 0, count))
+
+
+def test_parts_do_not_exceed_their_whole():
+    with pytest.raises(InvalidUsageError, match="exceed"):
+        price(counts=(0, 5, 0, 0), details={"cache_write_1h_tokens": 6})
+
+
+def test_a_time_without_a_zone_is_refused():
+    with pytest.raises(InvalidUsageError, match="time zone"):
+        price(at=datetime(2026, 6, 1))  # noqa: DTZ001
+
+
+def test_a_time_outside_the_calendar_in_utc_is_refused():
+    east = timezone(timedelta(hours=5))
+    with pytest.raises(InvalidUsageError, match="out of range"):
+        price(at=datetime(1, 1, 1, tzinfo=east))
+
+
+def test_the_callers_decimal_context_does_not_matter():
+    with localcontext(prec=3):
+        rough = price(counts=(123_457, 0, 0, 1))
+        credit = credits_for_cost(Decimal("0.123456"), Decimal("0.2"))
+    assert rough == Decimal("0.370386")
+    assert credit == Decimal("14.814720")
+
+
+@given(
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=40),
+)
+def test_many_small_calls_cost_what_one_large_would(parts):
+    # One tier, so the price is a plain sum.
+    one = price("claude-3-haiku", counts=(sum(parts), 0, 0, 0))
+    with localcontext(prec=60):
+        assert sum(price("claude-3-haiku", counts=(p, 0, 0, 0)) for p in parts) == one
+
+
+@pytest.mark.parametrize(
+    ("cost", "margin", "credit"),
+    [
+        ("0.01", "0.2", "1.200000"),
+        ("0", "0.2", "0.000000"),
+        ("0.000000003", "0", "0.000000"),
+        ("0.000000015", "0", "0.000002"),  # a tie goes to the even digit
+        ("0.000000025", "0", "0.000002"),
+        ("123456789.123456789", "0.2", "14814814694.814815"),
+    ],
+)
+def test_credits_are_exact_to_six_decimals(cost, margin, credit):
+    assert str(credits_for_cost(Decimal(cost), Decimal(margin))) == credit
+
+
+@pytest.mark.parametrize("bad", ["NaN", "sNaN", "Infinity", "-Infinity", "-0.01"])
+def test_credits_refuse_what_is_not_an_amount(bad):
+    with pytest.raises(InvalidUsageError, match="cost"):
+        credits_for_cost(Decimal(bad), Decimal("0.2"))
+    with pytest.raises(InvalidUsageError, match="margin"):
+        credits_for_cost(Decimal(1), Decimal(bad))
