@@ -83,7 +83,7 @@ def price_usage(
     units["input_tokens"] += cache_creation_input_tokens + cache_read_input_tokens
     snapshot = _snapshot()
     # Whatever was taken for a name, the message is one line that prints.
-    shown = ascii(model[:100]) + (f" of {ascii(provider[:100])}" if provider else "")
+    shown = ascii(model[:100]) + (f" of {provider[:100]!a}" if provider else "")
     try:
         found, info = snapshot.find_provider_model(model, None, provider, None)
     except LookupError as exc:
