@@ -35,30 +35,7 @@ CREATE TABLE app.users (
 
     CONSTRAINT users_pkey PRIMARY KEY (id),
     CONSTRAINT users_referral_code_key UNIQUE (referral_code),
-    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id),
-    CONSTRAINT users_email_shape_check
-        CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
-    CONSTRAINT users_anonymized_is_nobody_check CHECK (
-        CASE
-            WHEN anonymized_at IS NULL THEN email IS NOT NULL
-            ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
-        END
-    ),
-    CONSTRAINT users_base_quota_is_amount_check
-        CHECK (base_quota >= 0 AND base_quota < 'Infinity'),
-    CONSTRAINT users_referral_credits_is_amount_check
-        CHECK (referral_credits >= 0 AND referral_credits < 'Infinity'),
-    CONSTRAINT users_referral_code_shape_check CHECK (
-        referral_code ~ '^ref-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-    ),
-    CONSTRAINT users_referral_count_within_limit_check
-        CHECK (referral_count BETWEEN 0 AND referral_limit),
-    CONSTRAINT users_stripe_customer_id_shape_check
-        CHECK (stripe_customer_id ~ '^cus_.'),
-    CONSTRAINT users_stripe_subscription_id_shape_check
-        CHECK (stripe_subscription_id ~ '^sub_.'),
-    CONSTRAINT users_subscription_has_status_check
-        CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL))
+    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id)
 );
 
 COMMENT ON TABLE app.users IS
@@ -103,6 +80,32 @@ COMMENT ON COLUMN app.users.created_at IS
     'When Stripe''s customer was created; now() until there is one.';
 COMMENT ON COLUMN app.users.anonymized_at IS
     'When the person was erased and the bill kept; NULL while the account lives.';
+
+-- Its checks stand apart, so that the columns fit on one screen.
+ALTER TABLE app.users
+    ADD CONSTRAINT users_email_shape_check
+        CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
+    ADD CONSTRAINT users_anonymized_is_nobody_check CHECK (
+        CASE
+            WHEN anonymized_at IS NULL THEN email IS NOT NULL
+            ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
+        END
+    ),
+    ADD CONSTRAINT users_base_quota_is_amount_check
+        CHECK (base_quota >= 0 AND base_quota < 'Infinity'),
+    ADD CONSTRAINT users_referral_credits_is_amount_check
+        CHECK (referral_credits >= 0 AND referral_credits < 'Infinity'),
+    ADD CONSTRAINT users_referral_code_shape_check CHECK (
+        referral_code ~ '^ref-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    ),
+    ADD CONSTRAINT users_referral_count_within_limit_check
+        CHECK (referral_count BETWEEN 0 AND referral_limit),
+    ADD CONSTRAINT users_stripe_customer_id_shape_check
+        CHECK (stripe_customer_id ~ '^cus_.'),
+    ADD CONSTRAINT users_stripe_subscription_id_shape_check
+        CHECK (stripe_subscription_id ~ '^sub_.'),
+    ADD CONSTRAINT users_subscription_has_status_check
+        CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL));
 
 -- For find_user_by_email, and keeps an address unique regardless of case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));

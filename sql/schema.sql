@@ -184,30 +184,7 @@ CREATE TABLE app.users (
 
     CONSTRAINT users_pkey PRIMARY KEY (id),
     CONSTRAINT users_referral_code_key UNIQUE (referral_code),
-    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id),
-    CONSTRAINT users_email_shape_check
-        CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
-    CONSTRAINT users_anonymized_is_nobody_check CHECK (
-        CASE
-            WHEN anonymized_at IS NULL THEN email IS NOT NULL
-            ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
-        END
-    ),
-    CONSTRAINT users_base_quota_is_amount_check
-        CHECK (base_quota >= 0 AND base_quota < 'Infinity'),
-    CONSTRAINT users_referral_credits_is_amount_check
-        CHECK (referral_credits >= 0 AND referral_credits < 'Infinity'),
-    CONSTRAINT users_referral_code_shape_check CHECK (
-        referral_code ~ '^ref-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-    ),
-    CONSTRAINT users_referral_count_within_limit_check
-        CHECK (referral_count BETWEEN 0 AND referral_limit),
-    CONSTRAINT users_stripe_customer_id_shape_check
-        CHECK (stripe_customer_id ~ '^cus_.'),
-    CONSTRAINT users_stripe_subscription_id_shape_check
-        CHECK (stripe_subscription_id ~ '^sub_.'),
-    CONSTRAINT users_subscription_has_status_check
-        CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL))
+    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id)
 );
 
 COMMENT ON TABLE app.users IS
@@ -252,6 +229,32 @@ COMMENT ON COLUMN app.users.created_at IS
     'When Stripe''s customer was created; now() until there is one.';
 COMMENT ON COLUMN app.users.anonymized_at IS
     'When the person was erased and the bill kept; NULL while the account lives.';
+
+-- Its checks stand apart, so that the columns fit on one screen.
+ALTER TABLE app.users
+    ADD CONSTRAINT users_email_shape_check
+        CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
+    ADD CONSTRAINT users_anonymized_is_nobody_check CHECK (
+        CASE
+            WHEN anonymized_at IS NULL THEN email IS NOT NULL
+            ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
+        END
+    ),
+    ADD CONSTRAINT users_base_quota_is_amount_check
+        CHECK (base_quota >= 0 AND base_quota < 'Infinity'),
+    ADD CONSTRAINT users_referral_credits_is_amount_check
+        CHECK (referral_credits >= 0 AND referral_credits < 'Infinity'),
+    ADD CONSTRAINT users_referral_code_shape_check CHECK (
+        referral_code ~ '^ref-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+    ),
+    ADD CONSTRAINT users_referral_count_within_limit_check
+        CHECK (referral_count BETWEEN 0 AND referral_limit),
+    ADD CONSTRAINT users_stripe_customer_id_shape_check
+        CHECK (stripe_customer_id ~ '^cus_.'),
+    ADD CONSTRAINT users_stripe_subscription_id_shape_check
+        CHECK (stripe_subscription_id ~ '^sub_.'),
+    ADD CONSTRAINT users_subscription_has_status_check
+        CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL));
 
 -- For find_user_by_email, and keeps an address unique regardless of case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
@@ -388,24 +391,7 @@ CREATE TABLE app.messages (
     CONSTRAINT messages_user_id_fkey FOREIGN KEY (user_id)
         REFERENCES app.users (id) ON DELETE RESTRICT,
     CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
-        REFERENCES app.fingerprints (id) ON DELETE RESTRICT,
-    CONSTRAINT messages_subject_is_payer_check
-        CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
-    CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
-    CONSTRAINT messages_tokens_not_negative_check CHECK (
-        LEAST(
-            input_tokens, cache_creation_input_tokens,
-            cache_read_input_tokens, output_tokens
-        ) >= 0
-    ),
-    CONSTRAINT messages_latency_not_negative_check CHECK (latency_ms >= 0),
-    CONSTRAINT messages_model_not_empty_check CHECK (model <> ''),
-    CONSTRAINT messages_client_ids_length_check
-        CHECK (length(client_id) <= 255 AND length(client_request_id) <= 255),
-    CONSTRAINT messages_cost_is_amount_check
-        CHECK (cost >= 0 AND cost < 'Infinity'),
-    CONSTRAINT messages_credits_is_amount_check
-        CHECK (credits >= 0 AND credits < 'Infinity')
+        REFERENCES app.fingerprints (id) ON DELETE RESTRICT
 );
 
 COMMENT ON TABLE app.messages IS
@@ -444,6 +430,26 @@ COMMENT ON COLUMN app.messages.cost IS
     'What the call cost, in US dollars.';
 COMMENT ON COLUMN app.messages.credits IS
     'What the call is billed, in credits.';
+
+-- Its checks stand apart, so that the columns fit on one screen.
+ALTER TABLE app.messages
+    ADD CONSTRAINT messages_subject_is_payer_check
+        CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
+    ADD CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
+    ADD CONSTRAINT messages_tokens_not_negative_check CHECK (
+        LEAST(
+            input_tokens, cache_creation_input_tokens,
+            cache_read_input_tokens, output_tokens
+        ) >= 0
+    ),
+    ADD CONSTRAINT messages_latency_not_negative_check CHECK (latency_ms >= 0),
+    ADD CONSTRAINT messages_model_not_empty_check CHECK (model <> ''),
+    ADD CONSTRAINT messages_client_ids_length_check
+        CHECK (length(client_id) <= 255 AND length(client_request_id) <= 255),
+    ADD CONSTRAINT messages_cost_is_amount_check
+        CHECK (cost >= 0 AND cost < 'Infinity'),
+    ADD CONSTRAINT messages_credits_is_amount_check
+        CHECK (credits >= 0 AND credits < 'Infinity');
 
 -- For get_user_quota and list_messages; the credits ride along, so that the part-days
 -- at a period's edges are summed without touching the table.
