@@ -1,0 +1,279 @@
+"""What the catalog is asked about every object of the schema, one rule a query.
+
+A query returns the name of each object that breaks its rule; `remedy` says what to do
+about it, and `planted` is a change that breaks the rule at `caught`, and nothing else.
+"""
+
+from dataclasses import dataclass
+
+COLUMNS = """
+SELECT
+    a.*, t.relname, t.relkind, format_type(a.atttypid, a.atttypmod) AS type,
+    col_description(a.attrelid, a.attnum) AS comment,
+    concat_ws('.', t.relnamespace::regnamespace, t.relname, a.attname) AS object
+FROM pg_attribute AS a
+INNER JOIN pg_class AS t ON t.oid = a.attrelid
+WHERE t.relnamespace = 'app'::regnamespace
+    AND t.relkind IN ('r', 'p', 'v', 'm')
+    AND NOT t.relispartition
+    AND a.attnum > 0
+    AND NOT a.attisdropped
+"""
+
+INDEXES = """
+SELECT
+    i.*, x.relname, t.relname AS table_name, x.relam,
+    ARRAY(
+        SELECT concat_ws(
+            ' ', pg_get_indexdef(i.indexrelid, n, FALSE),
+            i.indclass[n - 1], i.indoption[n - 1], i.indcollation[n - 1]
+        )
+        FROM generate_series(1, i.indnkeyatts) AS n
+        ORDER BY n
+    ) AS keys,
+    pg_get_expr(i.indpred, i.indrelid) AS predicate,
+    EXISTS (
+        SELECT FROM pg_constraint AS c
+        WHERE c.conindid = i.indexrelid AND c.contype IN ('p', 'u', 'x')
+    ) AS is_constraint
+FROM pg_index AS i
+INNER JOIN pg_class AS x ON x.oid = i.indexrelid
+INNER JOIN pg_class AS t ON t.oid = i.indrelid
+WHERE t.relnamespace = 'app'::regnamespace AND NOT x.relispartition
+"""
+
+CONSTRAINTS = """
+SELECT c.*, t.relname
+FROM pg_constraint AS c
+INNER JOIN pg_class AS t ON t.oid = c.conrelid
+WHERE t.relnamespace = 'app'::regnamespace AND NOT t.relispartition
+    AND c.contype IN ('p', 'u', 'f', 'c', 'x')
+"""
+
+FUNCTIONS = """
+SELECT p.*, p.oid::regprocedure::text AS object
+FROM pg_proc AS p
+WHERE p.pronamespace = 'app'::regnamespace
+"""
+
+# Rows that are a bill, a promise or Stripe's own.
+KEPT = "^(messages|message_payloads|usage_daily|referrals|stripe_.*)$"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: the question, what to do, and a change that breaks it."""
+
+    name: str
+    sql: str
+    remedy: str
+    planted: str
+    caught: str
+
+
+RULES = (
+    Rule(
+        "foreign_key_leads_a_full_index",
+        f"""
+        SELECT c.conname FROM ({CONSTRAINTS}) AS c
+        WHERE c.contype = 'f' AND NOT EXISTS (
+            SELECT FROM pg_index AS i
+            WHERE i.indrelid = c.conrelid AND i.indisvalid AND i.indpred IS NULL
+                AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] @> c.conkey
+        )
+        """,
+        "create an index, not a partial one, that begins with its columns",
+        "DROP INDEX app.sessions_user_id_idx",
+        "sessions_user_id_fkey",
+    ),
+    Rule(
+        "index_does_not_repeat_the_prefix_of_another",
+        f"""
+        SELECT a.relname FROM ({INDEXES}) AS a INNER JOIN ({INDEXES}) AS b
+            ON b.indrelid = a.indrelid AND b.indexrelid <> a.indexrelid
+            AND b.relam = a.relam AND b.predicate IS NOT DISTINCT FROM a.predicate
+        WHERE b.keys[1:cardinality(a.keys)] = a.keys
+            AND b.indkey::smallint[] @> a.indkey::smallint[]
+            -- A unique index is a rule of its own, unless the other is the same rule.
+            AND (NOT a.indisunique OR (b.indisunique AND b.keys = a.keys))
+            AND (cardinality(b.keys) > cardinality(a.keys) OR NOT a.is_constraint)
+        """,
+        "drop it: another index begins with the same columns",
+        "CREATE INDEX sessions_repeated_idx ON app.sessions (token_hash)",
+        "sessions_repeated_idx",
+    ),
+    Rule(
+        "constraint_carries_table_and_suffix",
+        f"""
+        SELECT c.conname FROM ({CONSTRAINTS}) AS c
+        WHERE c.conname !~ concat('^', c.relname, '_([a-z].*_)?', CASE c.contype
+            WHEN 'p' THEN 'pkey' WHEN 'u' THEN 'key' WHEN 'f' THEN 'fkey'
+            WHEN 'c' THEN 'check' ELSE 'excl'
+        END, '$') OR c.conname = concat(c.relname, '_check')
+        """,
+        "name it <table>_<rule or columns>_ and pkey, key, fkey, check or excl",
+        "ALTER TABLE app.plans ADD CHECK (id <> stripe_price_id)",
+        "plans_check",
+    ),
+    Rule(
+        "index_carries_table_and_suffix",
+        f"""
+        SELECT i.relname FROM ({INDEXES}) AS i
+        WHERE NOT i.is_constraint
+            AND i.relname !~ concat('^', i.table_name, '_.+_idx$')
+        """,
+        "name it <table>_<columns or rows>_idx",
+        "CREATE INDEX plans_by_credits ON app.plans (monthly_credits)",
+        "plans_by_credits",
+    ),
+    Rule(
+        "trigger_carries_table_and_action",
+        """
+        SELECT g.tgname FROM pg_trigger AS g
+        INNER JOIN pg_class AS t ON t.oid = g.tgrelid
+        WHERE t.relnamespace = 'app'::regnamespace AND NOT g.tgisinternal
+            AND g.tgname !~ concat('^', t.relname, '_[a-z]')
+        """,
+        "name it <table>_<action>",
+        "CREATE TRIGGER stamp BEFORE UPDATE ON app.plans"
+        " FOR EACH ROW EXECUTE FUNCTION app.set_updated_at()",
+        "stamp",
+    ),
+    Rule(
+        "function_is_called_verb_object",
+        f"""
+        SELECT f.object FROM ({FUNCTIONS}) AS f WHERE f.proname !~ '^[a-z]+_[a-z_]+$'
+        """,
+        "name it <verb>_<object>",
+        "CREATE FUNCTION app.total() RETURNS integer LANGUAGE sql RETURN 1;"
+        "COMMENT ON FUNCTION app.total() IS 'One.'",
+        "app.total()",
+    ),
+    Rule(
+        "schema_is_commented",
+        """
+        SELECT n.nspname FROM pg_namespace AS n
+        WHERE n.nspname = 'app' AND obj_description(n.oid, 'pg_namespace') IS NULL
+        """,
+        "say what it holds: COMMENT ON SCHEMA",
+        "COMMENT ON SCHEMA app IS NULL",
+        "app",
+    ),
+    Rule(
+        "table_and_view_are_commented",
+        """
+        SELECT t.oid::regclass::text FROM pg_class AS t
+        WHERE t.relnamespace = 'app'::regnamespace
+            AND t.relkind IN ('r', 'p', 'v', 'm')
+            AND obj_description(t.oid, 'pg_class') IS NULL
+        """,
+        "say what a row is: COMMENT ON TABLE or VIEW",
+        "COMMENT ON TABLE app.plans IS NULL",
+        "app.plans",
+    ),
+    Rule(
+        "column_is_commented",
+        f"""
+        SELECT c.object FROM ({COLUMNS}) AS c
+        WHERE c.comment IS NULL AND c.attname NOT IN ('id', 'created_at', 'updated_at')
+        """,
+        "say its unit, what NULL means, who writes it: COMMENT ON COLUMN",
+        "ALTER TABLE app.plans ADD COLUMN rank integer NOT NULL DEFAULT 0",
+        "app.plans.rank",
+    ),
+    Rule(
+        "function_is_commented",
+        f"""
+        SELECT f.object FROM ({FUNCTIONS}) AS f
+        WHERE obj_description(f.oid, 'pg_proc') IS NULL
+        """,
+        "say what it returns: COMMENT ON FUNCTION",
+        "CREATE FUNCTION app.get_one() RETURNS integer LANGUAGE sql RETURN 1",
+        "app.get_one()",
+    ),
+    Rule(
+        "comment_says_more_than_the_name",
+        f"""
+        SELECT c.object FROM ({COLUMNS}) AS c
+        WHERE regexp_replace(lower(c.comment), '^the |[^a-z]', '', 'g')
+            = replace(c.attname, '_', '')
+        """,
+        "say something that the name does not",
+        "COMMENT ON COLUMN app.users.image_url IS 'The image URL; NULL.'"
+        ";COMMENT ON COLUMN app.plans.monthly_credits IS 'Monthly credits.'",
+        "app.plans.monthly_credits",
+    ),
+    Rule(
+        "nullable_column_says_what_null_means",
+        f"""
+        SELECT c.object FROM ({COLUMNS}) AS c
+        WHERE c.relkind IN ('r', 'p') AND NOT c.attnotnull
+            AND c.comment IS DISTINCT FROM NULL AND c.comment !~ '\\mNULL\\M'
+        """,
+        "say in its comment what NULL means, or make it NOT NULL",
+        "COMMENT ON COLUMN app.users.name IS 'For display.'",
+        "app.users.name",
+    ),
+    Rule(
+        "time_has_a_zone_and_text_no_length",
+        f"""
+        SELECT c.object FROM ({COLUMNS}) AS c
+        WHERE c.type ~ '^(timestamp|time)( |\\().*without'
+            OR c.type ~ '^(time.* with time zone|character|json$|money|real|double)'
+            AND c.type !~ '^timestamp'
+        """,
+        "use timestamptz, text with a check, jsonb or numeric",
+        "ALTER TABLE app.plans ADD COLUMN ended_at timestamp;"
+        "COMMENT ON COLUMN app.plans.ended_at IS 'NULL while sold.'",
+        "app.plans.ended_at",
+    ),
+    Rule(
+        "function_has_a_fixed_search_path",
+        f"""
+        SELECT f.object FROM ({FUNCTIONS}) AS f
+        WHERE f.prosqlbody IS NULL AND NOT EXISTS (
+            SELECT FROM unnest(f.proconfig) AS s WHERE s LIKE 'search_path=%'
+        )
+        """,
+        "write its body as RETURN or BEGIN ATOMIC, or SET search_path = ''",
+        "ALTER FUNCTION app.set_updated_at() RESET search_path",
+        "app.set_updated_at()",
+    ),
+    Rule(
+        "foreign_key_writes_its_on_delete",
+        f"""
+        SELECT c.conname FROM ({CONSTRAINTS}) AS c
+        WHERE c.contype = 'f' AND c.confdeltype = 'a'
+        """,
+        "write ON DELETE, RESTRICT where in doubt",
+        "ALTER TABLE app.plans ADD COLUMN user_id uuid"
+        " CONSTRAINT plans_user_id_fkey REFERENCES app.users;"
+        "COMMENT ON COLUMN app.plans.user_id IS 'NULL for all.';"
+        "CREATE INDEX plans_user_id_idx ON app.plans (user_id)",
+        "plans_user_id_fkey",
+    ),
+    Rule(
+        "nothing_cascades_into_rows_that_are_kept",
+        f"""
+        SELECT c.conname FROM ({CONSTRAINTS}) AS c
+        WHERE c.contype = 'f' AND c.relname ~ '{KEPT}' AND c.confdeltype <> 'r'
+            AND c.confdeltype <> 'a'
+        """,
+        "use ON DELETE RESTRICT: what was billed, granted or synced outlives its user",
+        "ALTER TABLE app.stripe_customers"
+        " DROP CONSTRAINT stripe_customers_user_id_fkey,"
+        " ADD CONSTRAINT stripe_customers_user_id_fkey FOREIGN KEY (user_id)"
+        " REFERENCES app.users (id) ON DELETE SET NULL",
+        "stripe_customers_user_id_fkey",
+    ),
+    Rule(
+        "everything_is_in_our_schema",
+        """
+        SELECT t.oid::regclass::text FROM pg_class AS t
+        WHERE t.relnamespace = 'public'::regnamespace
+        """,
+        "qualify it: app.<name>",
+        "CREATE TABLE public.strays ()",
+        "strays",
+    ),
+)

@@ -1,0 +1,143 @@
+"""Every object of the schema keeps the project's conventions.
+
+The rules that the catalog can answer are in catalog_rules; each is also broken here
+once, so that none of them passes because it sees nothing.
+"""
+
+import re
+
+import psycopg
+import pytest
+
+from pyapp.paths import sql_dir
+from pyapp.queries import QUERIES
+from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
+
+SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+NAMES = [rule.name for rule in RULES]
+LONGEST_TABLE = 39
+
+# A body that must write what its caller may not, or see what its caller may not.
+SECURITY_DEFINER = {
+    "app.add_usage()": "writes usage_daily, which nobody else may",
+    "app.grant_referral_credits()": "writes the counters of both users",
+    "app.refuse_user_id()": "must see every user, whoever adds a device",
+}
+
+# Names that are Stripe's own, or that the product's contract gives.
+WITHOUT_UNIT = {
+    "as_of": "the point in Stripe's time; its own convention for mirrors",
+    "billing_cycle_anchor": "Stripe's word",
+    "cancel_at_period_end": "Stripe's word",
+    "current_period_end": "Stripe's word",
+    "current_period_start": "Stripe's word",
+    "day": "the key of a table that is called daily",
+    "next_quota_reset": "the contract's word",
+    "quota_anchor": "the contract's word",
+    "quota_period_start": "the contract's word",
+    "subscription_active": "the contract's word",
+}
+
+
+def broken(conn: psycopg.Connection, rule: Rule) -> list[str]:
+    return sorted({name for (name,) in conn.execute(rule.sql)})
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_schema_keeps_the_rule(conn: psycopg.Connection, rule: Rule):
+    complaints = [f"{name}: {rule.remedy}" for name in broken(conn, rule)]
+
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_rule_names_the_object_that_breaks_it(conn: psycopg.Connection, rule: Rule):
+    conn.execute(rule.planted)
+
+    assert [rule.caught] == broken(conn, rule)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_planted_change_breaks_one_rule_only(conn: psycopg.Connection, rule: Rule):
+    conn.execute(rule.planted)
+
+    assert [rule.name] == [other.name for other in RULES if broken(conn, other)]
+
+
+def test_security_definer_is_listed_with_its_reason(conn: psycopg.Connection):
+    found = conn.execute(
+        f"SELECT f.object FROM ({FUNCTIONS}) AS f WHERE f.prosecdef"
+    ).fetchall()
+
+    assert sorted(SECURITY_DEFINER) == sorted(name for (name,) in found), (
+        "a SECURITY DEFINER function needs a reason in SECURITY_DEFINER, or none at all"
+    )
+
+
+def test_column_carries_its_unit(conn: psycopg.Connection):
+    found = conn.execute(
+        f"""
+        SELECT c.attname, c.object FROM ({COLUMNS}) AS c
+        WHERE (c.type = 'timestamp with time zone' AND c.attname NOT LIKE '%\\_at')
+            OR (c.type = 'date' AND c.attname NOT LIKE '%\\_on')
+            OR (c.type = 'boolean' AND c.attname !~ '^(is|has)_')
+        """
+    ).fetchall()
+    complaints = [
+        f"{place}: end it in _at (timestamptz) or _on (date), begin it is_ or has_"
+        for name, place in found
+        if name not in WITHOUT_UNIT
+    ]
+
+    assert not complaints, "\n".join(complaints)
+    assert set(WITHOUT_UNIT) == {name for name, _ in found}, "an exception is stale"
+
+
+def index_comments() -> dict[str, str]:
+    """Return what stands right above each CREATE INDEX of schema.sql."""
+    found = re.finditer(
+        r"((?:^--.*\n)*)^CREATE (?:UNIQUE )?INDEX (\w+)", SCHEMA, re.MULTILINE
+    )
+    return {
+        match[2]: " ".join(line.strip("- ") for line in match[1].splitlines())
+        for match in found
+    }
+
+
+def served(comment: str) -> list[str]:
+    """Return the names with which an index's comment begins."""
+    names = re.match(r"For (\w+_\w+(?:(?:, | and |, and )\w+_\w+)*)", comment)
+    return re.findall(r"\w+_\w+", names[1]) if names else []
+
+
+def test_index_names_the_query_or_constraint_it_serves(conn: psycopg.Connection):
+    indexes = conn.execute(
+        f"SELECT i.relname FROM ({INDEXES}) AS i WHERE NOT i.is_constraint"
+    ).fetchall()
+    constraints = conn.execute(f"SELECT c.conname FROM ({CONSTRAINTS}) AS c").fetchall()
+    comments = index_comments()
+    known = {*QUERIES, *(name for (name,) in constraints)}
+    complaints = []
+    for (index,) in indexes:
+        names = served(comments.get(index, ""))
+        unknown = [name for name in names if name not in known]
+        if not names:
+            complaints.append(f"{index}: begin the comment above it '-- For <query>'")
+        if unknown:
+            complaints.append(f"{index}: no such query or constraint: {unknown}")
+
+    assert not complaints, "\n".join(complaints)
+
+
+def test_table_fits_on_one_screen():
+    tables = re.finditer(r"^CREATE TABLE (\S+)[^;]*;", SCHEMA, re.MULTILINE)
+    lengths = {table[1]: len(table[0].splitlines()) for table in tables}
+
+    complaints = [
+        f"{table} has {lines} lines: move its checks below its comments, as in users"
+        for table, lines in lengths.items()
+        if lines > LONGEST_TABLE
+    ]
+
+    assert lengths
+    assert not complaints, "\n".join(complaints)
