@@ -72,11 +72,14 @@ def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:
     """Return the error for a failure to connect: URL, reason, what to do."""
     lines = str(exc).strip().splitlines() or [repr(exc)]
     reason = lines[0].rpartition(" failed: ")[2]
-    if reason.startswith("FATAL"):
+    refused = reason.startswith("FATAL")
+    if refused:
         reason = reason.removeprefix("FATAL:").strip()
         message = f"the database at {redact_url(url)} refuses: {reason}"
         remedy = "; more by: pyapp doctor"
     else:
         message = f"no database at {redact_url(url)}: {reason}"
         remedy = "; start it with: pyapp db start"
-    return DatabaseUnavailableError(message + (remedy if is_local(url) else ""))
+    error = DatabaseUnavailableError(message + (remedy if is_local(url) else ""))
+    error.refused, error.reason = refused, reason
+    return error

@@ -12,7 +12,14 @@ class ConfigError(PyappError):
 
 
 class DatabaseUnavailableError(PyappError):
-    """No database answers at the URL; start it, or mend the URL."""
+    """No database answers at the URL; start it, or mend the URL.
+
+    `refused` says that a server answered and turned the URL's user or database down;
+    `reason` is what it said.
+    """
+
+    refused = False
+    reason = ""
 
 
 class LocalServerError(PyappError):

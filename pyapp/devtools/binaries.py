@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from psycopg.conninfo import conninfo_to_dict
+
 from pyapp.errors import LocalServerError, MissingExtraError
 
 # Where root keeps what the server's account cannot reach in the project.
@@ -70,25 +72,29 @@ def server_binaries(account: pwd.struct_passwd | None) -> Path:
 
 
 def state_folder(root: Path) -> Path:
-    """Return, made, the folder where the project at *root* keeps its server."""
+    """Return the folder where the project at *root* keeps its server."""
     folder = root / ".pyapp"
     account = server_account(folder / "postgres")
     if account is not None and not can_enter(account, root):
         digest = hashlib.sha256(str(root).encode()).hexdigest()[:8]
         folder = SYSTEM_FOLDER / f"{root.name}-{digest}"
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* and what is missing above it, open to read whatever the umask."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        for path in (*folder.parents[:1], folder):
-            if not path.exists():
-                path.mkdir(parents=True, exist_ok=True)
-                path.chmod(0o755)
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755)
     except OSError as exc:
         raise LocalServerError(f"cannot make {folder}: {exc.strerror}") from exc
-    return folder
 
 
 def system_folder(prefix: str) -> Path:
     """Return a new folder outside the project, named by *prefix*, open to read."""
-    SYSTEM_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_folder(SYSTEM_FOLDER)
     new = Path(tempfile.mkdtemp(prefix=prefix, dir=SYSTEM_FOLDER))
     new.chmod(0o755)
     return new
@@ -116,6 +122,30 @@ def as_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
         options |= {"user": account.pw_uid, "group": account.pw_gid}
         options |= {"extra_groups": [], "cwd": "/"}
     return options
+
+
+def run_client(program: str, url: str, *arguments: str) -> None:
+    """Run createdb or dropdb on the server of *url*."""
+    parts = conninfo_to_dict(url)
+    options = as_account(None)
+    options["env"] |= {
+        f"PG{name.upper()}": str(parts[name])
+        for name in ("host", "port", "user", "password")
+        if name in parts
+    }
+    run = subprocess.run(
+        [
+            binaries() / program,
+            "--no-password",
+            "--maintenance-db=postgres",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+    if run.returncode:
+        raise LocalServerError(run.stderr.strip().splitlines()[-1])
 
 
 def _can(account: pwd.struct_passwd, test: str, path: Path) -> bool:

@@ -19,8 +19,9 @@ import psycopg
 from pyapp.connection import unavailable
 from pyapp.devtools.binaries import (
     as_account,
-    binaries,
+    make_folder,
     owner_name,
+    run_client,
     server_account,
     server_binaries,
 )
@@ -87,9 +88,10 @@ class EmbeddedServer:
 
     def remove(self) -> None:
         """Stop it and delete its data."""
-        with contextlib.suppress(LocalServerError):
-            self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with _locked(self.folder.parent):
+            with contextlib.suppress(LocalServerError):
+                self.stop("immediate")
+            shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
             raise LocalServerError(
                 f"cannot delete {self.folder}: it belongs to {owner_name(self.folder)}"
@@ -193,7 +195,7 @@ class EmbeddedServer:
             except psycopg.OperationalError as exc:
                 reason = str(exc)
                 if 'FATAL:  database "' in reason:
-                    self._create_database()
+                    run_client("createdb", self.url, self.database)
                 elif "password authentication failed" in reason:
                     raise LocalServerError(
                         f"the server in {self.folder} was made with another user or"
@@ -202,25 +204,6 @@ class EmbeddedServer:
                 elif "starting up" not in reason or time.monotonic() > deadline:
                     raise unavailable(self.url, exc) from exc
                 time.sleep(0.1)
-
-    def _create_database(self) -> None:
-        options = as_account(None)
-        options["env"] |= {"PGPASSWORD": self.password}
-        run = subprocess.run(
-            [
-                binaries() / "createdb",
-                "--host=localhost",
-                f"--port={self.port}",
-                f"--username={self.user}",
-                "--maintenance-db=postgres",
-                self.database,
-            ],
-            capture_output=True,
-            text=True,
-            **options,
-        )
-        if run.returncode:
-            raise LocalServerError(run.stderr.strip())
 
     def _stop(self, mode: str) -> None:
         if self._pg_ctl("stop", f"--mode={mode}") != 0:
@@ -263,9 +246,9 @@ class EmbeddedServer:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one start at a time work in *folder*."""
-    path = folder / "lock"
+    make_folder(folder)
     try:
-        lock = path.open("w")
+        lock = (folder / "lock").open("w")
     except PermissionError:
         raise LocalServerError(
             f"cannot write in {folder}: it belongs to {owner_name(folder)};"

@@ -29,6 +29,7 @@ def throwaway_server(
     parent.chmod(0o755)
     account = server_account(parent / "data")
     if account is not None and not can_enter(account, parent):
+        shutil.rmtree(parent)
         parent = system_folder("throwaway-")
     server = EmbeddedServer(
         parent / "data", free_port(), settings={**THROWAWAY, **(settings or {})}

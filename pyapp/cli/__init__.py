@@ -1,0 +1,36 @@
+"""The command `pyapp`."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pyapp.errors import MissingExtraError, PyappError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what a user can act on ends it with one line, status 1."""
+    try:
+        _app()(arguments)
+    except PyappError as exc:
+        _fail(str(exc))
+    except psycopg.OperationalError as exc:
+        _fail(f"the database stopped answering: {str(exc).strip().splitlines()[0]}")
+
+
+def _app() -> "typer.Typer":
+    try:
+        from pyapp.cli.app import app
+    except ModuleNotFoundError as exc:
+        if exc.name in {"typer", "rich"}:
+            raise MissingExtraError("cli") from exc
+        raise
+    return app
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

