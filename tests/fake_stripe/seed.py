@@ -28,19 +28,22 @@ def seed_accounts(
     prices: Sequence[str] = ("price_monthly", "price_yearly"),
     livemode: bool = False,
 ) -> None:
-    """Add *number* customers with *subscriptions* each; call it before anything else.
+    """Add *number* customers with *subscriptions* each.
 
     Account i is `cus_Seed` + i in 10 digits, `seed{i}@example.com`, its subscriptions
-    `sub_Seed` + a running number. They were created over the past year, oldest first;
-    prices that do not exist are made, yearly when their name says so.
+    `sub_Seed` + a running number. They were created over the past year (or since the
+    newest that is there), oldest first; prices that do not exist are made, yearly when
+    their name says so.
     """
     now, first = world.now, len(world.customers)
+    newest = (world.customers.newest, world.subscriptions.newest)
+    since = max(now - 365 * DAY, *newest)
     chosen = [_price(world, price_id, livemode) for price_id in prices]
     turns = itertools.cycle(range(20))
     for i in range(first, first + number):
         customer = Customer(
             id=f"cus_Seed{i:010d}",
-            created=now - 365 * DAY + 364 * DAY * (i - first) // number,
+            created=since + (now - since) * (i - first) // number,
             livemode=livemode,
             email=f"seed{i}@example.com",
             name=f"Seed {i}",

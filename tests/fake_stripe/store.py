@@ -23,11 +23,16 @@ class Collection(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         return iter(self._records)
 
+    @property
+    def newest(self) -> int:
+        """When the newest was created; 0 when there is none."""
+        return self._records[-1].created if self._records else 0
+
     def add(self, record: R) -> R:
         """Append; ids are unique and `created` never goes back."""
         if record.id in self._places:
             raise ValueError(f"{record.id} exists already")
-        if self._records and record.created < self._records[-1].created:
+        if record.created < self.newest:
             raise ValueError(f"{record.id} is older than the newest {self.noun}")
         self._places[record.id] = len(self._records)
         self._records.append(record)

@@ -1,0 +1,35 @@
+"""Short ways to drive the fake by the real client."""
+
+from typing import Any
+
+import stripe
+
+# Stripe's own name for a card that can be attached and is declined when charged.
+DECLINED = "pm_card_chargeCustomerFail"
+
+
+def subscribe(client: stripe.StripeClient, **options: Any) -> stripe.Subscription:
+    """A subscription to `price_month`, of a new customer, unless told otherwise."""
+    if "customer" not in options:
+        options["customer"] = client.v1.customers.create({}).id
+    price = options.pop("price", "price_month")
+    params: Any = {"items": [{"price": price}], **options}
+    return client.v1.subscriptions.create(params)
+
+
+def events(client: stripe.StripeClient, *types: str) -> list[stripe.Event]:
+    """All events, or those of these types, oldest first."""
+    page = client.v1.events.list({"limit": 100, "types": list(types)})
+    return list(page.auto_paging_iter())[::-1]
+
+
+def period(subscription: stripe.Subscription) -> tuple[int, int]:
+    """Start and end of the first item's period."""
+    item = subscription["items"].data[0]
+    return item.current_period_start, item.current_period_end
+
+
+def previous(event: stripe.Event) -> Any:
+    """What `previous_attributes` says; the event has them."""
+    assert event.data.previous_attributes is not None
+    return event.data.previous_attributes
