@@ -1,0 +1,234 @@
+"""A line that cannot be counted says why, and never stops the rest."""
+
+import copy
+import json
+import os
+import threading
+from datetime import UTC
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyapp import usage_logs
+from pyapp.records import NewMessage
+from pyapp.usage_logs import BrokenLine, LineCounts
+from tests.usage_lines import (
+    ANTHROPIC,
+    CHAT,
+    RESPONSE,
+    SESSION,
+    as_bytes,
+    changed,
+    only,
+    read,
+    read_files,
+    reason,
+    tokens,
+)
+
+
+def test_each_is_reported_with_its_number_and_the_rest_goes_on(tmp_path):
+    nope = changed(CHAT, model="nope-1", id="chatcmpl-B2")
+    lines = [b"{", SESSION, b"", b"[1]", CHAT, b"", nope]
+    results, counts = read(tmp_path, *lines)
+    kinds = [r.line if isinstance(r, BrokenLine) else r.model for r in results]
+    assert kinds == [1, "claude-sonnet-4-5-20250929", 4, "gpt-4o-mini-2024-07-18", 7]
+    assert results[0].file == str(tmp_path / "usage.jsonl")
+    assert counts == LineCounts(messages=2, broken=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{'id': 1}", "not JSON: Expecting property name"),
+        ('{"usage":', "not JSON"),
+        ("12", "not a JSON object"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' + "9" * 5_000 + "}", "too many digits"),
+        (changed(CHAT, model=...), "no model"),
+        (changed(CHAT, model=7), "no model"),
+        (changed(CHAT, model="nope-1"), "no published price for model 'nope-1'"),
+        (changed(ANTHROPIC, id=...), "no id"),
+        (changed(CHAT, usage=[1]), "usage is not an object"),
+        (changed(CHAT, usage={"total_tokens": 3}), "without token counts"),
+        (changed(CHAT, usage__prompt_tokens=...), "prompt_tokens is not a token"),
+        (changed(CHAT, usage__prompt_tokens=10), "cached tokens (896) exceed"),
+        (changed(CHAT, usage__prompt_tokens_details=3), "is not an object"),
+        (changed(CHAT, created="yesterday"), "created is not a time: 'yesterday'"),
+        (changed(CHAT, created=10**400), "created is not a time"),
+        (changed(CHAT, created=True), "created is not a time: True"),
+        (changed(SESSION, timestamp="0001-01-01T00:00:00+05:00"), "not a time"),
+        (changed(SESSION, timestamp={"a": 1}), "timestamp is not a time"),
+        ({**SESSION, "costUSD": -1}, "costUSD is not a cost: -1"),
+        ({**SESSION, "costUSD": "1"}, "costUSD is not a cost: '1'"),
+        (
+            changed(ANTHROPIC, usage__cache_creation__ephemeral_1h_input_tokens=9e3),
+            "ephemeral_1h_input_tokens is not a token count: 9000.0",
+        ),
+        (
+            changed(ANTHROPIC, usage__cache_creation_input_tokens=10),
+            "cache writes by lifetime (300) exceed their sum (10)",
+        ),
+        ({"type": "message_start", "message": ANTHROPIC}, "a piece of a stream"),
+        (
+            changed(ANTHROPIC, usage__input_tokens=2**31 - 1),
+            "more tokens than any call can have",
+        ),
+    ],
+)
+def test_the_reason_says_what_is_wrong(tmp_path, line, said):
+    assert said in reason(tmp_path, line)
+
+
+@pytest.mark.parametrize(
+    "count",
+    ["-1", "1.5", "2.0", '"7"', "true", "null", "NaN", "Infinity", "1e3", "[]"],
+)
+@pytest.mark.parametrize("key", ["input_tokens", "output_tokens"])
+def test_a_count_is_a_whole_number_from_zero(tmp_path, key, count):
+    line = json.dumps(changed(ANTHROPIC, **{f"usage__{key}": "COUNT"}))
+    said = reason(tmp_path, line.replace('"COUNT"', count))
+    assert said.startswith(f"{key} is not a token count: ")
+
+
+def test_a_huge_count_is_refused_in_a_short_line(tmp_path):
+    said = reason(tmp_path, changed(ANTHROPIC, usage__input_tokens=10**4_000))
+    assert len(said) < 100
+
+
+def test_a_line_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(usage_logs, "MAX_LINE_BYTES", 2_000)
+    huge = changed(SESSION, message__content="x" * 9_000)
+    (broken, message), _ = read(tmp_path, huge, CHAT)
+    assert (broken.line, broken.reason) == (1, "longer than 0 MiB")
+    assert message.model == CHAT["model"]
+
+
+def test_a_broken_repeat_does_not_hide_the_good_line(tmp_path):
+    broken = changed(SESSION, message__usage__output_tokens=99, timestamp="never")
+    results, counts = read(tmp_path, SESSION, broken)
+    assert [type(r) for r in results] == [NewMessage, BrokenLine]
+    assert counts == LineCounts(messages=1, broken=1)
+
+
+def test_a_pipe_without_times_needs_one_given(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = as_bytes(ANTHROPIC) + b"\n" + as_bytes(CHAT)
+    writer = threading.Thread(target=pipe.write_bytes, args=[lines])
+    writer.start()
+    broken, message = read_files(pipe)
+    writer.join()
+    assert broken.reason == "no time of its own, and none was given"
+    assert broken.file == str(pipe)
+    assert message.model == CHAT["model"]
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_files(tmp_path / "none.jsonl")
+
+
+def as_bytes_of_json(value):
+    return json.dumps(value).encode()
+
+
+@st.composite
+def mutations(draw, json_values):
+    """Return a real line with one value, anywhere, replaced."""
+    line = copy.deepcopy(draw(st.sampled_from([SESSION, ANTHROPIC, CHAT, RESPONSE])))
+    part = line
+    while True:
+        key = draw(st.sampled_from(sorted(part)))
+        if isinstance(part[key], dict) and draw(st.integers(0, 3)):
+            part = part[key]
+            continue
+        part[key] = draw(json_values)
+        return line
+
+
+SURROUNDINGS = {
+    "byte order mark": lambda raw: b"\xef\xbb\xbf" + raw,
+    "carriage return": lambda raw: raw + b"\r",
+    "blank lines": lambda raw: b"\n\r\n  \n" + raw,
+    "NUL padding": lambda raw: b"\0" * 500 + raw + b"\0",
+    "raw bytes": lambda raw: raw.replace(b"Done.", b"\xff\xfe \0 \x1b[0m"),
+    "escaped NUL": lambda raw: raw.replace(b"Done.", b"\\ud800 \\u0000"),
+    "a long text": lambda raw: raw.replace(b"Done.", b"x" * 3_000_000),
+    "not quite JSON": lambda raw: raw.replace(b"null", b"[NaN, 1e999]"),
+}
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_what_surrounds_the_usage_does_not_matter(tmp_path, surrounding):
+    raw = as_bytes(SESSION)
+    surrounded = SURROUNDINGS[surrounding](raw)
+    assert surrounded != raw
+    assert only(tmp_path, surrounded) == only(tmp_path, raw)
+
+
+def test_text_becomes_what_the_database_can_store(tmp_path):
+    line = changed(SESSION, sessionId="a\0b\ud800", requestId="r" * 900)
+    message = only(tmp_path, line)
+    assert message.client_id == "a?b?"
+    assert message.client_request_id == "r" * 255
+
+
+@pytest.mark.parametrize(
+    ("time", "year"),
+    [
+        ("0001-01-01T00:00:00Z", 1),
+        ("9999-12-31T23:59:59.999999Z", 9999),
+        ("2026-05-04 10:11:12", 2026),
+        (1_777_888_999, 2026),
+        (1_777_888_999_123, 2026),
+        (1_777_888_999.5, 2026),
+    ],
+)
+def test_times_may_be_text_seconds_or_milliseconds(tmp_path, time, year):
+    message = only(tmp_path, changed(SESSION, timestamp=time))
+    assert message.finished_at.year == year
+    assert message.finished_at.tzinfo is UTC
+
+
+def test_counts_that_are_null_or_missing_are_zero(tmp_path):
+    usage = {"input_tokens": 5, "output_tokens": 6, "cache_read_input_tokens": None}
+    message = only(tmp_path, changed(SESSION, message__usage=usage))
+    assert tokens(message) == (5, 0, 0, 6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_line_stops_the_rest(tmp_path_factory, data):
+    json_values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        ),
+        max_leaves=5,
+    )
+    lines = data.draw(
+        st.lists(
+            st.binary(max_size=60)
+            | json_values.map(as_bytes_of_json)
+            | mutations(json_values).map(as_bytes_of_json),
+            max_size=8,
+        )
+    )
+    folder = tmp_path_factory.mktemp("hostile")
+    lines = [line.replace(b"\n", b"") for line in lines]
+    results, counts = read(folder, *lines, CHAT)
+    blank = sum(not line.strip(b" \t\r\n\0\xef\xbb\xbf") for line in lines)
+    assert counts.messages + counts.broken == len(results)
+    assert counts.repeats + counts.without_usage + len(results) == (
+        len(lines) + 1 - blank
+    )
+    assert any(getattr(r, "model", "") == CHAT["model"] for r in results)
+    for result in results:
+        if isinstance(result, BrokenLine):
+            assert result.reason.isprintable()
+        else:
+            assert result.cost.is_finite()
+            assert min(*tokens(result), result.cost) >= 0
