@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import stripe
 
-from tests.fake_stripe import FakeStripe
+from tests.fake_stripe import ApiError, FakeStripe
 from tests.fake_stripe.driving import events, period, previous, subscribe
 
 DAY = 86_400
@@ -254,3 +254,14 @@ def test_date_header_tells_the_fakes_time(fake, client):
     fake.advance(to=1_800_000_000)
     response = client.v1.customers.list().last_response
     assert response.headers["Date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
+
+
+def test_request_answers_in_process_what_the_client_would_get(fake, client):
+    params: Any = {"metadata": {"user_id": "1"}, "name": "Ada"}
+    customer = fake.request("POST", "/v1/customers", params)
+    assert customer == client.v1.customers.retrieve(customer["id"]).last_response.data
+    page = fake.request("GET", "/v1/customers", {"created": {"gt": 1}, "limit": 1})
+    assert [customer] == page["data"]
+    with pytest.raises(ApiError, match="No such customer") as missing:
+        fake.request("DELETE", "/v1/customers/cus_none")
+    assert missing.value.status == 404

@@ -10,6 +10,7 @@ for the same seed.
 """
 
 from .deliveries import Delivery, DeliveryFaults, Endpoint, sign
+from .errors import ApiError
 from .fake import TEST_KEY, TEST_SECRET, FakeStripe
 from .faults import Fault
 from .seed import seeded_user_id
@@ -17,6 +18,7 @@ from .seed import seeded_user_id
 __all__ = [
     "TEST_KEY",
     "TEST_SECRET",
+    "ApiError",
     "Delivery",
     "DeliveryFaults",
     "Endpoint",

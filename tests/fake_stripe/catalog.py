@@ -19,6 +19,8 @@ def create_product(call: Call) -> Json:
         metadata=params.merge_metadata({}),
     )
     params.done()
+    if call.world.products.find(product.id):
+        raise invalid("id", "Product already exists.")
     call.world.products.add(product)
     call.world.emit("product.created", product)
     return call.show(product)

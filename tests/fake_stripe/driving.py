@@ -8,6 +8,14 @@ import stripe
 DECLINED = "pm_card_chargeCustomerFail"
 
 
+def make_customers(client: stripe.StripeClient, number: int) -> list[str]:
+    """Create this many, one after another; return their names."""
+    names = [f"é{n}" for n in range(number)]
+    for name in names:
+        client.v1.customers.create({"name": name})
+    return names
+
+
 def subscribe(client: stripe.StripeClient, **options: Any) -> stripe.Subscription:
     """A subscription to `price_month`, of a new customer, unless told otherwise."""
     if "customer" not in options:

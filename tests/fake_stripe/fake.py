@@ -1,8 +1,9 @@
 """FakeStripe: the whole stand-in, in this process or, by __main__, in its own."""
 
+import json
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,8 +14,10 @@ from .api import Api
 from .catalog import add_price
 from .clock import Clock
 from .deliveries import Deliveries
+from .errors import ApiError
 from .faults import Faults
 from .model import Price
+from .params import encode
 from .server import Server
 from .shapes import Json
 from .world import World
@@ -62,9 +65,11 @@ class FakeStripe:
         return self.base_url
 
     def stop(self) -> None:
+        """Stop serving; what there is stays, for another `start`."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server.close_connections()
             self._server = None
 
     def __enter__(self) -> "FakeStripe":
@@ -89,6 +94,29 @@ class FakeStripe:
             max_network_retries=max_network_retries,
             **options,
         )
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        key: str = TEST_KEY,
+    ) -> Json:
+        """What the API answers, without HTTP and its faults: several times faster.
+
+        Raises:
+            ApiError: the answer is an error.
+        """
+        encoded = encode(params or {})
+        query, body = ("", encoded) if method == "POST" else (encoded, "")
+        header = {"Authorization": f"Bearer {key}"}.get
+        answer = self.api.answer(method, path, query, body, header)
+        reply: Json = json.loads(answer.body)
+        if answer.status != 200:
+            error = reply["error"]
+            raise ApiError(answer.status, error["message"], code=error.get("code"))
+        return reply
 
     def advance(self, *, seconds: int = 0, to: int | None = None) -> int:
         """Move the clock, and let happen what falls due; return the time."""

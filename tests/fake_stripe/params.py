@@ -1,10 +1,10 @@
 """Form-encoded parameters: items[0][price]=x, metadata[user_id]=y, created[gte]=1."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from .errors import ApiError, invalid
 
@@ -23,6 +23,24 @@ def decode(encoded: str) -> dict[str, Any]:
                 raise invalid(name, f"Invalid parameter: {name}")
         place[last or str(len(place))] = value
     return decoded
+
+
+def encode(params: Mapping[str, Any]) -> str:
+    """The reverse of `decode`, for dictionaries, lists, numbers, booleans and text."""
+    return urlencode(list(_flatten("", params.items())))
+
+
+def _flatten(
+    prefix: str, items: Iterable[tuple[Any, Any]]
+) -> Iterator[tuple[str, Any]]:
+    for key, value in items:
+        name = f"{prefix}[{key}]" if prefix else str(key)
+        if isinstance(value, Mapping):
+            yield from _flatten(name, value.items())
+        elif isinstance(value, list | tuple):
+            yield from _flatten(name, enumerate(value))
+        elif value is not None:
+            yield name, str(value).lower() if isinstance(value, bool) else value
 
 
 class Params:
