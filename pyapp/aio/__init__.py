@@ -1,0 +1,8 @@
+"""Every query function on a `psycopg.AsyncConnection`.
+
+The same names, parameters, rows and errors as in `pyapp`, from the same SQL.
+"""
+
+from pyapp.aio import users
+
+__all__ = ["users"]

@@ -1,0 +1,261 @@
+-- name: create_user :one
+-- The quota, its period and the referral code come from the table's defaults.
+INSERT INTO app.users AS u (email, name)
+VALUES (:email, :name)
+RETURNING
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at;
+
+-- name: get_user :one
+-- Anonymized users are found too, for their bill is kept.
+SELECT
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at
+FROM app.users AS u
+WHERE u.id = :user_id;
+
+-- name: find_user_by_email :optional
+-- Regardless of case, by users_lower_email_idx.
+SELECT
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at
+FROM app.users AS u
+WHERE lower(u.email) = lower(:email);
+
+-- name: list_users :many
+-- By id, the only order that never changes: created_at follows Stripe.
+SELECT
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at
+FROM app.users AS u
+WHERE :after::uuid IS NULL OR u.id > :after
+ORDER BY u.id
+LIMIT :limit;
+
+-- name: set_user_profile :optional
+-- Both at once, so that NULL can clear either.
+UPDATE app.users AS u
+SET
+    name = :name,
+    image_url = :image_url
+WHERE u.id = :user_id
+    AND u.anonymized_at IS NULL
+RETURNING
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at;
+
+-- name: set_user_email :optional
+-- A new address is unproven; the same one in another case stays proven.
+UPDATE app.users AS u
+SET
+    email = :email,
+    email_verified_at
+    = CASE WHEN lower(u.email) = lower(:email) THEN u.email_verified_at END
+WHERE u.id = :user_id
+    AND u.anonymized_at IS NULL
+RETURNING
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at;
+
+-- name: mark_user_email_verified :optional
+-- The address is named, for the user may have changed it since he was asked. The first
+-- proof counts.
+UPDATE app.users AS u
+SET email_verified_at = COALESCE(u.email_verified_at, now())
+WHERE u.id = :user_id
+    AND lower(u.email) = lower(:email)
+RETURNING
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at;
+
+-- name: lock_user :rowcount
+-- The strongest lock waits for what refers to the user and is not yet committed, a new
+-- session above all; the next statement then sees it.
+SELECT u.id
+FROM app.users AS u
+WHERE u.id = :user_id
+FOR UPDATE;
+
+-- name: anonymize_user :one
+-- Erases the person and keeps the bill. The user is locked first, by lock_user.
+WITH erased AS (
+    UPDATE app.users AS u
+    SET
+        email = NULL,
+        name = NULL,
+        email_verified_at = NULL,
+        image_url = NULL,
+        anonymized_at = COALESCE(u.anonymized_at, now())
+    WHERE u.id = :user_id
+    RETURNING
+        u.id,
+        u.email,
+        u.name,
+        u.email_verified_at,
+        u.image_url,
+        u.base_quota,
+        u.referral_credits,
+        u.quota,
+        u.referral_code,
+        u.referral_limit,
+        u.referral_count,
+        u.stripe_customer_id,
+        u.stripe_subscription_id,
+        u.stripe_price_id,
+        u.subscription_status,
+        u.subscription_active,
+        u.created_at,
+        u.updated_at,
+        u.anonymized_at
+),
+
+deleted_sessions AS (
+    DELETE FROM app.sessions AS s
+    WHERE s.user_id = :user_id
+),
+
+deleted_payloads AS (
+    DELETE FROM app.message_payloads AS p
+    WHERE p.subject_id = :user_id
+)
+
+SELECT
+    e.id,
+    e.email,
+    e.name,
+    e.email_verified_at,
+    e.image_url,
+    e.base_quota,
+    e.referral_credits,
+    e.quota,
+    e.referral_code,
+    e.referral_limit,
+    e.referral_count,
+    e.stripe_customer_id,
+    e.stripe_subscription_id,
+    e.stripe_price_id,
+    e.subscription_status,
+    e.subscription_active,
+    e.created_at,
+    e.updated_at,
+    e.anonymized_at
+FROM erased AS e;
