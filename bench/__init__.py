@@ -1,0 +1,1 @@
+"""Measurements of DESIGN's promises, as ratios within one run."""

@@ -1,0 +1,123 @@
+-- name: create_bench_schema :rowcount
+-- What the benchmark keeps beside the schema that it measures.
+CREATE SCHEMA bench;
+
+-- name: create_accounts :rowcount
+-- The payers by number, for pgbench has numbers only; the first one is the hot one.
+CREATE TABLE bench.accounts (
+    n  integer PRIMARY KEY,
+    id uuid NOT NULL
+);
+
+-- name: insert_users :rowcount
+-- Accounts whose periods begin on every day of the month.
+WITH anchors AS (
+    SELECT
+        n,
+        now() - make_interval(days => 365 + n % 31, secs => n) AS quota_anchor
+    FROM generate_series(1, :users::integer) AS n
+)
+
+INSERT INTO app.users (email, quota_anchor, next_quota_reset)
+SELECT
+    'user' || a.n || '@bench.example' AS email,
+    a.quota_anchor,
+    app.get_period_end(a.quota_anchor, now()) AS next_quota_reset
+FROM anchors AS a;
+
+-- name: insert_accounts :rowcount
+-- Numbers them in the order of their creation.
+INSERT INTO bench.accounts (n, id)
+SELECT
+    row_number() OVER (ORDER BY u.quota_anchor ASC, u.id ASC) AS n,
+    u.id
+FROM app.users AS u;
+
+-- name: insert_messages :rowcount
+-- One message in a hundred is the first account's; the others thin out by the cube.
+WITH draws AS (
+    SELECT
+        n,
+        random() AS r,
+        now() - random() * interval '365 days' AS finished_at,
+        CASE
+            WHEN n % 100 = 0 THEN 1
+            ELSE 1 + (power(random(), 3) * (:users::integer - 1))::integer
+        END AS account
+    FROM generate_series(:first::bigint, :last::bigint) AS n
+)
+
+INSERT INTO app.messages (
+    subject_id, id, user_id, finished_at, recorded_at, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
+    model, client_id, client_request_id, cost, credits
+)
+SELECT
+    a.id AS subject_id,
+    gen_random_uuid() AS id,
+    a.id AS user_id,
+    m.finished_at,
+    m.finished_at AS recorded_at,
+    (m.r * 2000)::integer AS input_tokens,
+    (m.r * 300)::integer AS cache_creation_input_tokens,
+    (m.r * 9000)::integer AS cache_read_input_tokens,
+    (m.r * 800)::integer AS output_tokens,
+    (m.r * 5000)::integer AS latency_ms,
+    'claude-sonnet-4-5' AS model,
+    'client-' || (m.n / 40) AS client_id,
+    'request-' || (m.n / 4) AS client_request_id,
+    round((m.r * 0.05)::numeric, 6) AS cost,
+    round((m.r * 6)::numeric, 6) AS credits
+FROM draws AS m
+INNER JOIN bench.accounts AS a ON m.account = a.n;
+
+-- name: insert_usage :rowcount
+-- The rollup of everything at once, for the load runs without triggers.
+INSERT INTO app.usage_daily (
+    subject_id, day, messages, input_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, output_tokens, cost, credits
+)
+SELECT
+    m.subject_id,
+    (m.finished_at AT TIME ZONE 'UTC')::date AS day,
+    count(*) AS messages,
+    sum(m.input_tokens) AS input_tokens,
+    sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
+    sum(m.cache_read_input_tokens) AS cache_read_input_tokens,
+    sum(m.output_tokens) AS output_tokens,
+    sum(m.cost) AS cost,
+    sum(m.credits) AS credits
+FROM app.messages AS m
+GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date;
+
+-- name: insert_sessions :rowcount
+-- One session for each account.
+INSERT INTO app.sessions (token_hash, user_id, expires_at)
+SELECT
+    sha256(convert_to(a.n::text, 'UTF8')) AS token_hash,
+    a.id AS user_id,
+    now() + interval '30 days' AS expires_at
+FROM bench.accounts AS a;
+
+-- name: create_plain_messages :rowcount
+-- The same table with the same indexes and checks, but without the rollup.
+CREATE TABLE bench.messages (LIKE app.messages INCLUDING ALL);
+
+-- name: reference_plain_users :rowcount
+-- The same foreign keys too.
+ALTER TABLE bench.messages
+    ADD FOREIGN KEY (user_id) REFERENCES app.users (id),
+    ADD FOREIGN KEY (fingerprint_id) REFERENCES app.fingerprints (id);
+
+-- name: set_seed :one
+-- Makes random() repeat itself.
+SELECT setseed(0.5)::text AS seeded;
+
+-- name: list_ranked_accounts :many
+-- Accounts by their messages, the busiest first.
+SELECT
+    m.user_id,
+    count(*) AS messages
+FROM app.messages AS m
+GROUP BY m.user_id
+ORDER BY messages DESC, m.user_id ASC;
