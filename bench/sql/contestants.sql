@@ -24,7 +24,7 @@ SELECT
     COALESCE(sum(m.credits), 0) AS credits_used
 FROM app.users AS u
 LEFT JOIN app.messages AS m
-    ON m.user_id = u.id
+    ON u.id = m.user_id
     AND m.finished_at >= u.quota_period_start
     AND m.finished_at < u.next_quota_reset
 WHERE u.id = :user_id
