@@ -77,7 +77,7 @@ def status(settings: Settings) -> str:
         DatabaseUnavailableError: there is none.
     """
     with connect(settings.database_url) as conn:
-        version = _readable(conn.info.server_version)
+        version = readable_version(conn.info.server_version)
     try:
         kind = running_kind(settings)
     except ConfigError:  # not on this machine
@@ -196,10 +196,11 @@ def _wait_for_docker(target: Target) -> str:
 def _version(target: Target) -> str:
     """Return the version of the healthy server at *target*."""
     with connect(make_conninfo(target.url, connect_timeout=5)) as conn:
-        return _readable(conn.info.server_version)
+        return readable_version(conn.info.server_version)
 
 
-def _readable(version: int) -> str:
+def readable_version(version: int) -> str:
+    """Return the server's number, like 180006, as people write it: 18.6."""
     return f"{version // 10000}.{version % 10000}"
 
 
