@@ -1,0 +1,153 @@
+"""stack.env, then .env.local, then the variables already set."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from pyapp.config import find_root, load_settings, redact_url
+from pyapp.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[1]
+NAMES = (
+    "ENVIRONMENT",
+    "NEXT_PUBLIC_ENVIRONMENT",
+    "DATABASE_URL",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_API_BASE",
+    "PYAPP_MARGIN",
+    "PYAPP_REFERRAL_BONUS",
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project as a fresh clone has it, with nothing set outside it."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, source in (
+        ("stack.env", "stack.env"),
+        (".env.local", ".env.local.example"),
+    ):
+        (tmp_path / name).write_bytes((EXAMPLE / source).read_bytes())
+    return tmp_path
+
+
+def test_the_example_works_as_it_is(project: Path) -> None:
+    settings = load_settings(project)
+
+    assert settings.root == project
+    assert settings.environment == settings.public_environment == "local"
+    assert settings.database_url == "postgresql://pyapp:pyapp@localhost:54329/pyapp"
+    assert settings.stripe_api_key is None
+    assert settings.stripe_webhook_secrets == ()
+    assert settings.margin == Decimal("0.2")
+    assert settings.referral_bonus == Decimal(500)
+
+
+def test_env_local_wins_over_stack_env_and_set_variables_win_over_both(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (project / ".env.local").open("a") as file:
+        file.write("\nENVIRONMENT=test\nPYAPP_MARGIN=0.5\nSTRIPE_API_BASE=http://a\n")
+    monkeypatch.setenv("PYAPP_MARGIN", "0.25")
+    monkeypatch.setenv("STRIPE_API_BASE", "")
+
+    settings = load_settings(project)
+
+    assert settings.environment == "test"
+    assert settings.margin == Decimal("0.25")
+    assert settings.stripe_api_base is None
+
+
+def test_webhook_secrets_are_separated_by_commas(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_new, whsec_old,")
+
+    assert load_settings(project).stripe_webhook_secrets == ("whsec_new", "whsec_old")
+
+
+def test_a_password_keeps_dollars_and_quotes_as_written(project: Path) -> None:
+    url = "postgresql://pyapp:a${HOME}%40b@localhost:54329/pyapp"
+    (project / ".env.local").write_text(f"DATABASE_URL='{url}'\n", encoding="utf-8-sig")
+
+    assert load_settings(project).database_url == url
+
+
+def test_the_root_is_the_nearest_folder_with_a_stack_env(project: Path) -> None:
+    below = project / "a" / "b"
+    below.mkdir(parents=True)
+
+    assert find_root(below) == project
+    assert find_root(project.parent) == project.parent
+
+
+def test_a_missing_url_is_named_with_the_command_that_helps(project: Path) -> None:
+    (project / ".env.local").unlink()
+    with pytest.raises(ConfigError, match=r"DATABASE_URL is not set .*; set it$"):
+        load_settings(project)
+
+    (project / ".env.local.example").touch()
+    with pytest.raises(ConfigError, match=r"cp .env.local.example .env.local$"):
+        load_settings(project)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://a:secret@b/c", "postgresql://a:%secret@b/c", "secret"]
+)
+def test_an_unusable_url_is_refused_without_showing_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        load_settings(project)
+
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["PYAPP_MARGIN", "PYAPP_REFERRAL_BONUS"])
+@pytest.mark.parametrize("value", ["-1", "NaN", "Infinity", "20%"])
+def test_an_amount_that_is_none_is_refused_by_name(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match=f"{name} is '{value}'"):
+        load_settings(project)
+
+
+def test_a_file_that_is_not_text_is_named(project: Path) -> None:
+    (project / ".env.local").write_bytes(b"\xff\xfeD")
+
+    with pytest.raises(ConfigError, match=r"\.env\.local: it is not UTF-8"):
+        load_settings(project)
+
+
+def test_secrets_stay_out_of_the_repr(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_hunter2")
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_hunter2")
+
+    shown = repr(load_settings(project))
+
+    assert "hunter2" not in shown
+    assert "pyapp:pyapp" not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p%40ss@h:1/d", "postgresql://u@h:1/d"),
+        ("postgresql://u@h/d?password=pass", "postgresql://u@h/d"),
+        ("host=h user='a b' password=pass dbname=d", "postgresql://a%20b@h/d"),
+        ("postgresql://u:pass@[::1]:5/d", "postgresql://u@[::1]:5/d"),
+        ("postgresql://u:pass@/d?host=/run/pg", "postgresql://u@/d?host=/run/pg"),
+        ("postgresql://u:pa%ss@h/d", "(unreadable DATABASE_URL)"),
+    ],
+)
+def test_messages_name_the_url_without_its_password(url: str, shown: str) -> None:
+    assert redact_url(url) == shown

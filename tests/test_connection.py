@@ -1,0 +1,80 @@
+"""Connections are in UTC, named, and fail with a line that says what to do."""
+
+import re
+
+import pytest
+
+from pyapp.connection import connect, pool
+from pyapp.devtools.ports import free_port
+from pyapp.errors import ConfigError, DatabaseUnavailableError
+
+SETTINGS = "SELECT current_setting('TimeZone'), current_setting('application_name')"
+
+
+def test_a_session_is_in_utc_and_called_pyapp(shared_database: str) -> None:
+    with connect(shared_database) as conn:
+        assert conn.execute(SETTINGS).fetchone() == ("UTC", "pyapp")
+
+
+def test_the_urls_own_parameters_are_kept(shared_database: str) -> None:
+    url = f"{shared_database}?application_name=mine&options=-c%20work_mem%3D8MB"
+
+    with connect(url) as conn:
+        assert conn.execute(SETTINGS).fetchone() == ("UTC", "mine")
+        assert conn.execute("SHOW work_mem").fetchone() == ("8MB",)
+
+
+def test_without_an_argument_the_configured_database_is_used(
+    shared_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", shared_database)
+
+    with connect() as conn:
+        assert conn.info.dsn
+        assert shared_database.endswith(f"/{conn.info.dbname}")
+
+
+def test_a_pool_gives_such_connections(shared_database: str) -> None:
+    with pool(shared_database) as connections, connections.connection() as conn:
+        assert conn.execute(SETTINGS).fetchone() == ("UTC", "pyapp")
+
+
+@pytest.mark.parametrize("open_it", [connect, pool])
+def test_nobody_there_names_the_url_and_the_command(open_it) -> None:
+    port = free_port()
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_it(f"postgresql://me:hunter2@localhost:{port}/mine")
+
+    assert not caught.value.refused
+    assert str(caught.value) == (
+        f"no database at postgresql://me@localhost:{port}/mine:"
+        " Connection refused; start it with: pyapp db start"
+    )
+
+
+@pytest.mark.parametrize("open_it", [connect, pool])
+def test_a_refusal_says_what_the_server_said(open_it, shared_database: str) -> None:
+    url = re.sub(r"/\w+$", "/absent", shared_database)
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        open_it(url)
+
+    assert caught.value.refused
+    assert 'refuses: database "absent" does not exist' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_machine_is_not_started_from_here() -> None:
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        connect("postgresql://me:hunter2@nowhere.invalid/mine")
+
+    assert "pyapp db start" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_that_is_none_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        connect("postgresql://me:%hunter2@localhost/mine")
+
+    assert "hunter2" not in str(caught.value)
