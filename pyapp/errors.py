@@ -26,6 +26,10 @@ class LocalServerError(PyappError):
     """The local server cannot do what was asked; the message says what to do."""
 
 
+class MigrationError(PyappError):
+    """A migration cannot be read, applied or rolled back; mend what it names."""
+
+
 class MissingExtraError(PyappError):
     """An optional part is not installed; install the extra that it names."""
 

@@ -1,0 +1,155 @@
+"""The session that migrates: alone, on yoyo's tables, and leaving nothing if killed."""
+
+import contextlib
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from yoyo import internalmigrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import DatabaseURI
+from yoyo.migrations import default_migration_table
+
+from pyapp.connection import connect, is_local
+from pyapp.devtools.tool_queries import execute, fetch, fetch_one
+from pyapp.errors import MigrationError
+
+
+@dataclass(frozen=True, slots=True)
+class Bookkeeping:
+    """Which tables are there, and how many other clients the database has."""
+
+    has_migrations: bool
+    has_lock: bool
+    has_checksums: bool
+    other_clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    is_locked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    pid: int
+
+
+class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
+    """yoyo's backend on a connection of ours, with its tables always in `public`."""
+
+    schema = "public"
+
+    def connect(self, dburi: DatabaseURI) -> psycopg.Connection[Any]:
+        connection = connect(dburi.args["url"])
+        connection.autocommit = True
+        return connection
+
+    def init_connection(self, connection: psycopg.Connection[Any]) -> None:
+        super().init_connection(connection)
+        with contextlib.suppress(psycopg.Error):  # not on every system
+            execute(connection, "end_with_client")
+
+    def reset(self) -> None:
+        """Undo what a migration has set in the session."""
+        execute(self.connection, "reset_session")
+        self.init_connection(self.connection)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Give a transaction from which plain yoyo is shut out by its own lock."""
+        with self.transaction():
+            execute(self.connection, "insert_yoyo_lock", pid=os.getpid())
+            yield
+            execute(self.connection, "delete_yoyo_lock")
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> Any:
+        # yoyo's own asks the name service for this machine, which may take seconds,
+        # and fails for an account without a name.
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):
+            user = str(os.getuid())
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id,
+            "migration_hash": migration.hash,
+            "username": user,
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+
+@contextlib.contextmanager
+def migration_session(url: str, *, patience: float = 60) -> Iterator[Backend]:
+    """Give a backend that alone may migrate, its tables made.
+
+    Raises:
+        DatabaseUnavailableError: the database is not healthy.
+        MigrationError: another run is still at work after *patience* seconds.
+    """
+    uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
+    with Backend(uri, default_migration_table) as backend:
+        conn = backend.connection
+        _take_lock(conn, patience)
+        tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
+        if not tables.has_lock:
+            backend.create_lock_table()
+        _wait_for_yoyo(url, conn, patience=10)
+        if internalmigrations.needs_upgrading(backend):
+            with backend.turn():
+                internalmigrations.upgrade(backend)
+        if not tables.has_checksums:
+            with conn.transaction():
+                execute(conn, "create_checksums")
+                execute(conn, "comment_checksums")
+        yield backend
+
+
+def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not fetch_one(conn, "try_migration_lock", _Lock).is_locked:
+        if time.monotonic() > deadline:
+            raise MigrationError(
+                "another run of migrations is at work: try again later"
+            )
+        time.sleep(0.1)
+
+
+def _wait_for_yoyo(url: str, conn: psycopg.Connection[Any], patience: float) -> None:
+    """Wait for a plain yoyo to end; remove its lock if it was killed.
+
+    A run of ours leaves no such row: it never commits one.
+    """
+    deadline = time.monotonic() + patience
+    while holders := fetch(conn, "list_yoyo_locks", _Holder):
+        pid = holders[0].pid
+        others = fetch_one(conn, "get_bookkeeping", Bookkeeping).other_clients
+        if not others or (is_local(url) and not _is_alive(pid)):
+            execute(conn, "delete_yoyo_lock")
+        elif time.monotonic() > deadline:
+            raise MigrationError(
+                f"yoyo is at work as process {pid}; if that has ended: yoyo break-lock"
+            )
+        else:
+            time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,103 @@
+-- name: try_migration_lock :one
+-- Held by the session that migrates, so that it ends with it, however that ends.
+SELECT pg_try_advisory_lock(hashtextextended('pyapp migrations', 0)) AS is_locked;
+
+-- name: end_with_client :one
+-- A statement whose client was killed is cancelled instead of run to its end.
+SELECT set_config('client_connection_check_interval', '2s', FALSE) AS setting;
+
+-- name: reset_session :rowcount
+-- What one migration has set is gone before the next.
+RESET ALL;
+
+-- name: get_bookkeeping :one
+-- Which tables of yoyo's and of ours are there; other_clients could be a yoyo at work.
+SELECT
+    to_regclass('public._yoyo_migration') IS NOT NULL AS has_migrations,
+    to_regclass('public.yoyo_lock') IS NOT NULL AS has_lock,
+    to_regclass('public.pyapp_migration_checksums') IS NOT NULL AS has_checksums,
+    (
+        SELECT count(*)
+        FROM pg_stat_activity AS a
+        WHERE a.datname = current_database()
+            AND a.backend_type = 'client backend'
+            AND a.pid <> pg_backend_pid()
+    ) AS other_clients;
+
+-- name: create_checksums :rowcount
+-- yoyo knows a migration by its name alone; this keeps what its text was.
+CREATE TABLE public.pyapp_migration_checksums (
+    migration_id text NOT NULL,
+    applied_at timestamp NOT NULL,
+    checksum text NOT NULL,
+
+    CONSTRAINT pyapp_migration_checksums_pkey PRIMARY KEY (migration_id)
+);
+
+-- name: comment_checksums :rowcount
+-- For whoever finds the table with psql.
+COMMENT ON TABLE public.pyapp_migration_checksums IS
+'SHA-256 of each applied migration''s text; applied_at is yoyo''s, and tells a row of an
+earlier application. Written by pyapp db migrate and pyapp db check.';
+
+-- name: list_applied_migrations :many
+-- In the order in which they were applied.
+SELECT
+    m.migration_id AS name,
+    m.applied_at_utc AT TIME ZONE 'UTC' AS applied_at
+FROM public._yoyo_migration AS m
+ORDER BY m.applied_at_utc, m.migration_id;
+
+-- name: list_checksums :many
+-- Only those of the present application: plain yoyo may have undone and redone it.
+SELECT
+    c.migration_id AS name,
+    c.checksum
+FROM public.pyapp_migration_checksums AS c
+INNER JOIN public._yoyo_migration AS m
+    ON m.migration_id = c.migration_id AND m.applied_at_utc = c.applied_at
+ORDER BY c.migration_id;
+
+-- name: upsert_checksum :rowcount
+-- Nothing for a migration that is not applied.
+INSERT INTO public.pyapp_migration_checksums (migration_id, applied_at, checksum)
+SELECT
+    m.migration_id,
+    m.applied_at_utc,
+    :checksum
+FROM public._yoyo_migration AS m
+WHERE m.migration_id = :name
+ON CONFLICT (migration_id) DO UPDATE SET
+applied_at = excluded.applied_at,
+checksum = excluded.checksum;
+
+-- name: delete_checksum :rowcount
+-- The migration was rolled back, and its text may change again.
+DELETE FROM public.pyapp_migration_checksums AS c
+WHERE c.migration_id = :name;
+
+-- name: insert_yoyo_lock :rowcount
+-- Left uncommitted, it holds back a plain yoyo, and needs no breaking after a kill.
+INSERT INTO public.yoyo_lock (locked, ctime, pid)
+VALUES (1, now() AT TIME ZONE 'UTC', :pid);
+
+-- name: delete_yoyo_lock :rowcount
+-- Ours, before the commit; or one that a killed yoyo has left.
+DELETE FROM public.yoyo_lock;
+
+-- name: list_yoyo_locks :many
+-- The process that holds yoyo's own lock, if any.
+SELECT l.pid
+FROM public.yoyo_lock AS l
+ORDER BY l.pid;
+
+-- name: find_index :optional
+-- A build that was killed leaves an index that is not valid.
+SELECT
+    i.indisvalid AS is_valid,
+    format('DROP INDEX CONCURRENTLY %I.%I', n.nspname, c.relname) AS drop_statement
+FROM pg_class AS c
+INNER JOIN pg_namespace AS n ON n.oid = c.relnamespace
+INNER JOIN pg_index AS i ON i.indexrelid = c.oid
+WHERE n.nspname = :schema
+    AND c.relname = :name;

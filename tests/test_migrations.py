@@ -1,0 +1,283 @@
+"""Migrations run on yoyo's tables, survive a kill, and are known by their text."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.devtools.migration_files import read_migrations
+from pyapp.devtools.migrator import list_migrations, migrate, pending, rollback
+from pyapp.errors import DatabaseUnavailableError, MigrationError
+from pyapp.paths import migrations_dir
+
+NAMES = [file.name for file in read_migrations()]
+
+# Ends the process at once where the test says, in the migration that it says.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pyapp.devtools import migration_session, migrator
+
+url, folder, direction, name, moment = sys.argv[1:]
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def arm(file):
+    if file.name == name:
+        setattr(migration_session.Backend, moment, kill)
+
+getattr(migrator, direction)(url, Path(folder), report=arm)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return three migrations, of which the last builds an index CONCURRENTLY."""
+    for name, up, down in [
+        ("0001_create_schema", "CREATE SCHEMA app;", "DROP SCHEMA app;"),
+        (
+            "0002_create_pages",
+            "CREATE TABLE app.pages (id integer);\nINSERT INTO app.pages VALUES (1);",
+            "DROP TABLE app.pages;",
+        ),
+        (
+            "0003_create_pages_id_idx",
+            "-- transactional: false\n"
+            "CREATE UNIQUE INDEX CONCURRENTLY pages_id_idx ON app.pages (id);",
+            "-- transactional: false\nDROP INDEX CONCURRENTLY app.pages_id_idx;",
+        ),
+    ]:
+        write(tmp_path, name, up, down)
+    return tmp_path
+
+
+def write(folder: Path, name: str, up: str, down: str) -> None:
+    (folder / f"{name}.sql").write_text(f"-- Why.\n{up}\n", encoding="ascii")
+    (folder / f"{name}.rollback.sql").write_text(f"-- Loses it.\n{down}\n", "ascii")
+
+
+def kill_run(url: str, folder: Path, direction: str, name: str, moment: str) -> None:
+    """Run migrations in a process that is killed in *name* at *moment*."""
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, url, str(folder), direction, name, moment]
+    )
+    assert run.returncode == -signal.SIGKILL
+
+
+def yoyo(url: str, *arguments: str) -> str:
+    """Run plain yoyo, as its users do."""
+    run = subprocess.run(
+        [
+            Path(sys.executable).with_name("yoyo"),
+            *arguments[:1],
+            "--batch",
+            "--no-config-file",
+            f"--database={url.replace('postgresql:', 'postgresql+psycopg:')}",
+            *arguments[1:],
+            migrations_dir(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def states(url: str, folder: Path | None = None) -> dict[str, str]:
+    return {status.name: status.state for status in list_migrations(url, folder)}
+
+
+def query(url: str, sql: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as conn:
+        cursor = conn.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_plain_yoyo_and_pyapp_see_the_same_state(empty_database: str) -> None:
+    assert pending(empty_database) == NAMES
+    yoyo(empty_database, "apply")
+    assert pending(empty_database) == []
+    assert rollback(empty_database) == NAMES[-1:]
+    listed = [line.split()[:2] for line in yoyo(empty_database, "list").splitlines()]
+    assert ["U", NAMES[-1]] in listed
+    assert ["A", NAMES[-2]] in listed
+    yoyo(empty_database, "rollback", "--all")
+    assert migrate(empty_database, count=2) == NAMES[:2]
+    assert pending(empty_database) == NAMES[2:]
+
+
+@pytest.mark.parametrize("moment", ["mark_one", "commit", "reset"])
+def test_killed_migration_leaves_all_or_nothing_and_runs_again(
+    empty_database: str, folder: Path, moment: str
+) -> None:
+    kill_run(empty_database, folder, "migrate", "0002_create_pages", moment)
+    is_done = moment == "reset"
+    assert states(empty_database, folder)["0002_create_pages"] == (
+        "applied" if is_done else "pending"
+    )
+    there = query(empty_database, "SELECT to_regclass('app.pages') IS NOT NULL")
+    assert there == [(is_done,)]
+    migrate(empty_database, folder)
+    assert pending(empty_database, folder) == []
+    assert query(empty_database, "SELECT count(*) FROM app.pages") == [(1,)]
+
+
+def test_killed_rollback_leaves_all_or_nothing_and_runs_again(
+    empty_database: str, folder: Path
+) -> None:
+    migrate(empty_database, folder, count=2)
+    kill_run(empty_database, folder, "rollback", "0002_create_pages", "commit")
+    assert query(empty_database, "SELECT count(*) FROM app.pages") == [(1,)]
+    assert rollback(empty_database, folder) == ["0002_create_pages"]
+
+
+def test_index_built_by_a_killed_run_is_taken_over(
+    empty_database: str, folder: Path
+) -> None:
+    name = "0003_create_pages_id_idx"
+    kill_run(empty_database, folder, "migrate", name, "turn")
+    assert pending(empty_database, folder) == [name]
+    assert migrate(empty_database, folder) == [name]
+    kill_run(empty_database, folder, "rollback", name, "turn")
+    assert rollback(empty_database, folder) == [name]
+
+
+def test_half_built_index_is_built_anew(empty_database: str, folder: Path) -> None:
+    migrate(empty_database, folder, count=2)
+    query(empty_database, "INSERT INTO app.pages VALUES (1)")
+    with pytest.raises(MigrationError, match=r"0003.*could not create unique index"):
+        migrate(empty_database, folder)
+    query(empty_database, "TRUNCATE app.pages")
+    assert migrate(empty_database, folder) == ["0003_create_pages_id_idx"]
+    assert query(
+        empty_database,
+        "SELECT indisvalid FROM pg_index"
+        " WHERE indexrelid = 'app.pages_id_idx'::regclass",
+    ) == [(True,)]
+
+
+def test_lock_of_a_killed_yoyo_does_not_stop_the_next_run(
+    empty_database: str, folder: Path
+) -> None:
+    migrate(empty_database, folder, count=1)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    query(empty_database, f"INSERT INTO yoyo_lock VALUES (1, now(), {dead.pid})")
+    assert len(migrate(empty_database, folder)) == 2
+
+
+def test_two_runs_at_once_apply_each_migration_once(
+    empty_database: str, folder: Path
+) -> None:
+    script = (
+        "import sys; from pathlib import Path; from pyapp.devtools import migrator\n"
+        "print(*migrator.migrate(sys.argv[1], Path(sys.argv[2])))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, empty_database, str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    applied = [name for run in runs for name in run.communicate()[0].split()]
+    assert sorted(applied) == [file.name for file in read_migrations(folder)]
+
+
+def test_failed_migration_says_why_in_one_line_and_leaves_nothing(
+    empty_database: str, folder: Path
+) -> None:
+    write(folder, "0002_create_pages", "CREATE TABLE app.p ();\nSELECT 1 / 0;", "")
+    with pytest.raises(MigrationError) as caught:
+        migrate(empty_database, folder)
+    assert str(caught.value) == (
+        "0002_create_pages was not applied: division by zero (nothing of it was kept)"
+    )
+    assert query(empty_database, "SELECT to_regclass('app.p')") == [(None,)]
+
+
+def test_edited_and_lost_migrations_are_told_apart(
+    empty_database: str, folder: Path
+) -> None:
+    migrate(empty_database, folder)
+    write(folder, "0001_create_schema", "CREATE SCHEMA other;", "DROP SCHEMA other;")
+    (folder / "0003_create_pages_id_idx.sql").unlink()
+    assert states(empty_database, folder) == {
+        "0001_create_schema": "edited",
+        "0002_create_pages": "applied",
+        "0003_create_pages_id_idx": "unknown",
+    }
+    with pytest.raises(MigrationError, match="0003_create_pages_id_idx is applied and"):
+        rollback(empty_database, folder)
+
+
+def test_migration_redone_by_plain_yoyo_is_not_edited(
+    empty_database: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "migrations"
+    shutil.copytree(migrations_dir(), folder)
+    first = folder / f"{NAMES[0]}.sql"
+    first.write_text(first.read_text() + "-- Another text.\n")
+    migrate(empty_database, folder)
+    assert states(empty_database)[NAMES[0]] == "edited"
+    yoyo(empty_database, "rollback", "--all")
+    yoyo(empty_database, "apply")
+    assert states(empty_database)[NAMES[0]] == "applied"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("0001_Create", "SELECT 1;", "not named NNNN_verb_object"),
+        ("0001_create_it", "-- \N{EM DASH}\nSELECT 1;", "0001_create_it.sql:1 is not"),
+        (
+            "0001_create_it",
+            "-- transactional: false\nSELECT 1;\nSELECT 2;",
+            "its own file",
+        ),
+    ],
+)
+def test_unreadable_migration_is_named(
+    tmp_path: Path, name: str, text: str, complaint: str
+) -> None:
+    (tmp_path / f"{name}.sql").write_text(text, encoding="utf-8")
+    (tmp_path / f"{name}.rollback.sql").write_text("SELECT 1;")
+    with pytest.raises(MigrationError, match=complaint):
+        read_migrations(tmp_path)
+
+
+def test_folder_without_migrations_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MigrationError, match="no migrations"):
+        read_migrations(tmp_path / "missing")
+
+
+def test_brackets_in_the_path_and_any_locale_are_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "[a] b"
+    shutil.copytree(migrations_dir(), folder)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path\n"
+            "from pyapp.devtools.migration_files import read_migrations\n"
+            "print(*[m.name for m in read_migrations(Path(sys.argv[1]))])",
+            folder,
+        ],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == NAMES
+
+
+def test_migrating_without_a_healthy_database_names_the_command(folder: Path) -> None:
+    with pytest.raises(DatabaseUnavailableError, match="pyapp db start"):
+        migrate("postgresql://nobody@localhost:1/none", folder)
