@@ -28,8 +28,8 @@ SELECT
 -- yoyo knows a migration by its name alone; this keeps what its text was.
 CREATE TABLE public.pyapp_migration_checksums (
     migration_id text NOT NULL,
-    applied_at timestamp NOT NULL,
-    checksum text NOT NULL,
+    applied_at   timestamp NOT NULL,
+    checksum     text NOT NULL,
 
     CONSTRAINT pyapp_migration_checksums_pkey PRIMARY KEY (migration_id)
 );
@@ -55,7 +55,7 @@ SELECT
     c.checksum
 FROM public.pyapp_migration_checksums AS c
 INNER JOIN public._yoyo_migration AS m
-    ON m.migration_id = c.migration_id AND m.applied_at_utc = c.applied_at
+    ON c.migration_id = m.migration_id AND c.applied_at = m.applied_at_utc
 ORDER BY c.migration_id;
 
 -- name: upsert_checksum :rowcount
@@ -64,7 +64,7 @@ INSERT INTO public.pyapp_migration_checksums (migration_id, applied_at, checksum
 SELECT
     m.migration_id,
     m.applied_at_utc,
-    :checksum
+    :checksum AS checksum
 FROM public._yoyo_migration AS m
 WHERE m.migration_id = :name
 ON CONFLICT (migration_id) DO UPDATE SET
@@ -97,7 +97,7 @@ SELECT
     i.indisvalid AS is_valid,
     format('DROP INDEX CONCURRENTLY %I.%I', n.nspname, c.relname) AS drop_statement
 FROM pg_class AS c
-INNER JOIN pg_namespace AS n ON n.oid = c.relnamespace
-INNER JOIN pg_index AS i ON i.indexrelid = c.oid
+INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+INNER JOIN pg_index AS i ON c.oid = i.indexrelid
 WHERE n.nspname = :schema
     AND c.relname = :name;
