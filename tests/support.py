@@ -1,7 +1,13 @@
 """What several test files share."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 from urllib.parse import quote
+
+import pytest
+
+from pyapp.cli import main
 
 
 @dataclass(frozen=True)
@@ -20,3 +26,19 @@ class Server:
         """Return the URL of one of its databases."""
         user, password = quote(self.user, safe=""), quote(self.password, safe="")
         return f"postgresql://{user}:{password}@{self.host}:{self.port}/{database}"
+
+
+def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
+    """Run `pyapp` with *arguments*; return its exit code, stdout and stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.stdin", io.StringIO(answer))
+        try:
+            main(list(arguments))
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+    return code, out.getvalue(), err.getvalue()

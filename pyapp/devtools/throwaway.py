@@ -24,13 +24,8 @@ THROWAWAY = {
 def throwaway_server(
     folder: Path | None = None, settings: Mapping[str, str] | None = None
 ) -> Iterator[EmbeddedServer]:
-    """Give a fast server on a free port, in *folder* or a new one; delete it after."""
-    parent = folder or Path(tempfile.mkdtemp(prefix="pyapp-", dir=_memory_folder()))
-    parent.chmod(0o755)
-    account = server_account(parent / "data")
-    if account is not None and not can_enter(account, parent):
-        shutil.rmtree(parent)
-        parent = system_folder("throwaway-")
+    """Give a fast server on a free port; delete it and its folder after."""
+    parent = folder or open_folder()
     server = EmbeddedServer(
         parent / "data", free_port(), settings={**THROWAWAY, **(settings or {})}
     )
@@ -40,6 +35,17 @@ def throwaway_server(
     finally:
         server.remove()
         shutil.rmtree(parent, ignore_errors=True)
+
+
+def open_folder() -> Path:
+    """Return a new folder in which a server can keep its data, as root too."""
+    new = Path(tempfile.mkdtemp(prefix="pyapp-", dir=_memory_folder()))
+    new.chmod(0o755)
+    account = server_account(new / "data")
+    if account is None or can_enter(account, new):
+        return new
+    new.rmdir()
+    return system_folder("throwaway-")
 
 
 def _memory_folder() -> str | None:

@@ -1,0 +1,179 @@
+"""When Docker is chosen, and what it is asked, by a stand-in that records it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyapp.config import Settings
+from pyapp.devtools import docker
+from pyapp.devtools.server import Kind, reset, start, stop
+from pyapp.devtools.target import local_target
+from pyapp.errors import LocalServerError
+from tests.support import Server
+
+URL = "postgresql://me:p%40ss@localhost:6543/mine"
+STAND_IN = """#!/bin/sh
+echo "$PYAPP_DB_USER $PYAPP_DB_PASSWORD $PYAPP_DB_NAME $PYAPP_DB_PORT: $*" >>calls
+case "$*" in
+info*) if [ -e engine ]; then echo 29.0; else exit 1; fi ;;
+"compose version") [ -e compose ] ;;
+*" ps "*) if [ -e running ]; then echo db; fi ;;
+*) [ ! -e failure ] || { cat failure >&2; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project, on a machine with a `docker` that answers as its files say."""
+    (tmp_path / "docker-compose.yml").touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    _install(programs / "docker")
+    for name in ("sh", "cat"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.chdir(tmp_path)
+    for name in ("engine", "compose"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def _install(path: Path) -> None:
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+
+
+def settings(project: Path, url: str) -> Settings:
+    """Return the settings of *project*."""
+    return Settings(root=project, database_url=url, environment="local")
+
+
+def _calls(project: Path) -> list[str]:
+    """Return the calls but those that only look."""
+    lines = (project / "calls").read_text().splitlines()
+    looks = (" info", " compose version", " ps ")
+    return [line for line in lines if not any(look in line for look in looks)]
+
+
+def test_an_engine_with_compose_is_usable(project: Path) -> None:
+    assert docker.is_usable(project)
+
+
+def test_a_client_without_an_engine_is_not(project: Path) -> None:
+    (project / "engine").unlink()
+
+    assert not docker.is_usable(project)
+    with pytest.raises(LocalServerError, match=r"no Docker engine answers.*--embedded"):
+        docker.up(project, local_target(URL))
+
+
+def test_a_machine_without_docker_is_not(project: Path) -> None:
+    (project / "bin" / "docker").unlink()
+
+    assert not docker.is_usable(project)
+
+
+def test_an_engine_without_compose_is_not(project: Path) -> None:
+    (project / "compose").unlink()
+
+    assert not docker.is_usable(project)
+    with pytest.raises(LocalServerError, match="Docker has no compose"):
+        docker.up(project, local_target(URL))
+
+
+def test_a_project_without_a_compose_file_is_not(project: Path) -> None:
+    (project / "docker-compose.yml").unlink()
+
+    assert not docker.is_usable(project)
+
+
+def test_compose_serves_the_url_and_waits_for_the_healthcheck(project: Path) -> None:
+    docker.up(project, local_target(URL))
+
+    file = project / "docker-compose.yml"
+    assert _calls(project) == [
+        f"me p@ss mine 6543: compose --file {file} up --detach --wait"
+        " --wait-timeout 120 db"
+    ]
+
+
+def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
+    (project / "compose").unlink()
+    _install(project / "bin" / "docker-compose")
+
+    docker.up(project, local_target(URL))
+
+    file = project / "docker-compose.yml"
+    assert _calls(project) == [f"me p@ss mine 6543: --file {file} up --detach db"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (
+            "Bind for 127.0.0.1:6543 failed: port is already allocated",
+            "port 6543 is taken by another program",
+        ),
+        (
+            "Pulling db\nmanifest for postgres:18 not found\n",
+            "Docker did not start the database: manifest for postgres:18 not found;"
+            " more by: docker compose logs db",
+        ),
+    ],
+)
+def test_a_failure_becomes_one_line(project: Path, failure: str, line: str) -> None:
+    (project / "failure").write_text(failure)
+
+    with pytest.raises(LocalServerError, match=line) as caught:
+        docker.up(project, local_target(URL))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_start_prefers_docker_and_returns_when_the_url_answers(
+    project: Path, server: Server
+) -> None:
+    url = server.url("postgres")
+
+    line = start(settings(project, url), Kind.DOCKER)
+
+    assert line.startswith("PostgreSQL ")
+    assert line.endswith("(Docker)")
+    assert len(_calls(project)) == 1
+
+
+def test_docker_is_chosen_when_nothing_answers_yet(project: Path) -> None:
+    (project / "failure").write_text("chosen")
+
+    with pytest.raises(LocalServerError, match=r"Docker did not start .*: chosen"):
+        start(settings(project, URL))
+
+
+def test_a_volume_made_for_another_url_says_how_to_go_on(
+    project: Path, server: Server
+) -> None:
+    url = server.url("absent")
+
+    with pytest.raises(LocalServerError, match="put those back into DATABASE_URL"):
+        start(settings(project, url), Kind.DOCKER)
+
+
+def test_stop_and_reset_reach_the_running_container(
+    project: Path, server: Server
+) -> None:
+    (project / "running").touch()
+    running = settings(project, server.url("postgres"))
+
+    stopped = stop(running)
+    was_reset = reset(running)
+
+    assert stopped == "PostgreSQL is stopped (Docker); its data stays"
+    assert was_reset.endswith("is new and empty (Docker)")
+    actions = [call.split(".yml ")[1] for call in _calls(project)]
+    assert actions == [
+        "stop db",
+        "down --volumes",
+        "up --detach --wait --wait-timeout 120 db",
+    ]

