@@ -735,6 +735,31 @@ $$;
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
     'Exact credits of a payer in [start, end): whole days, and part-days at the edges.';
 
+CREATE FUNCTION app.get_period_usage(
+    subject uuid,
+    anchor timestamptz,
+    reset timestamptz,
+    moment timestamptz,
+    OUT period_start timestamptz,
+    OUT end_date timestamptz,
+    OUT credits_used numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = ''
+AS $$
+BEGIN
+    -- A reset moved off the boundaries must not begin a period after the moment.
+    period_start := CASE
+        WHEN reset IS NULL THEN anchor
+        ELSE app.get_period_start(anchor, moment)
+    END;
+    end_date := COALESCE(app.get_next_reset(anchor, reset, moment), moment);
+    credits_used := app.sum_credits(subject, period_start, end_date);
+END;
+$$;
+
+COMMENT ON FUNCTION app.get_period_usage(uuid, timestamptz, timestamptz, timestamptz) IS
+    'The period of a payer that holds the moment, half-open, and its exact credits.';
+
 -- ---------------------------------------------------------------------------
 -- referrals
 -- ---------------------------------------------------------------------------
