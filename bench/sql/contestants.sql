@@ -25,8 +25,8 @@ SELECT
 FROM app.users AS u
 LEFT JOIN app.messages AS m
     ON u.id = m.user_id
-    AND m.finished_at >= u.quota_period_start
-    AND m.finished_at < u.next_quota_reset
+    AND u.quota_period_start <= m.finished_at
+    AND u.next_quota_reset > m.finished_at
 WHERE u.id = :user_id
 GROUP BY u.id;
 
