@@ -17,6 +17,15 @@ def main(arguments: list[str] | None = None) -> None:
         _app()(arguments)
     except PyappError as exc:
         _fail(str(exc))
+    except psycopg.errors.InsufficientPrivilege as exc:
+        _fail(f"the user of DATABASE_URL may not do this: {exc.diag.message_primary}")
+    except (
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.UndefinedColumn,
+        psycopg.errors.UndefinedFunction,
+        psycopg.errors.UndefinedTable,
+    ) as exc:
+        _fail(f"{exc.diag.message_primary}; bring the schema up by: pyapp db migrate")
     except psycopg.OperationalError as exc:
         _fail(f"the database stopped answering: {str(exc).strip().splitlines()[0]}")
 

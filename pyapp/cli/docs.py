@@ -1,0 +1,82 @@
+"""`pyapp db docs | plan | roles`: the schema explained, and who may do what."""
+
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+import typer
+
+from pyapp.cli.console import say
+from pyapp.config import load_settings
+from pyapp.connection import connect
+from pyapp.devtools import plans, roles
+from pyapp.devtools.docs import render_schema
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `pyapp db`."""
+    for command in (docs, plan, roles_command):
+        app.command(command.__name__.removesuffix("_command"))(command)
+
+
+def docs(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail when it is stale.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Another file than docs/schema.md.")
+    ] = None,
+) -> None:
+    """Write docs/schema.md from the database at DATABASE_URL."""
+    settings = load_settings()
+    path = output or settings.root / "docs" / "schema.md"
+    with connect(settings.database_url) as conn:
+        page = render_schema(conn)
+    is_fresh = path.is_file() and path.read_text(encoding="utf-8") == page
+    if check and not is_fresh:
+        say(f"{path} is stale; run: pyapp db docs")
+        raise typer.Exit(1)
+    if not is_fresh:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8", newline="\n")
+    say(f"{path} {'is up to date' if is_fresh else 'written'}")
+
+
+def plan(
+    query: Annotated[str, typer.Argument(help="Its name in sql/queries.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="parameter=value: the plan made for this value."),
+    ] = None,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="Run it, time it, undo it.")
+    ] = False,
+) -> None:
+    """Show the plan of a query: the generic one, or the one for the values given."""
+    found = plans.find_query(query)
+    given = dict(_assignment(value) for value in values or ())
+    with connect(load_settings().database_url) as conn:
+        try:
+            lines = plans.explain_query(conn, found, given, is_analyzed=analyze)
+        except psycopg.DataError as exc:
+            raise typer.BadParameter(str(exc.diag.message_primary)) from exc
+        finally:
+            conn.rollback()
+    for line in lines:
+        say(line)
+    if promised := plans.read_plans().get(query):
+        say(f"On a large database it goes by {', '.join(promised)}.")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise typer.BadParameter(f"{text}: write --set parameter=value")
+    return name, value
+
+
+def roles_command() -> None:
+    """Make the roles of sql/roles.sql, or bring them up to date."""
+    with connect(load_settings().database_url) as conn:
+        roles.apply_roles(conn)
+    say(f"{', '.join(roles.ROLES)} are up to date; give one to each login by GRANT")

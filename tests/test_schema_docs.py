@@ -1,0 +1,216 @@
+"""docs/schema.md, the commands that explain the schema, and what they read."""
+
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.devtools.catalog import read_catalog
+from pyapp.devtools.docs import render_schema
+from pyapp.devtools.schema_text import read_index_notes
+from pyapp.devtools.writers import Writer, list_writers
+from pyapp.queries import Query
+from tests.support import run_cli
+
+WORD = r"[A-Za-z_][A-Za-z0-9_()\[\]-]*"
+KEY = "(?:PK|FK|UK)"
+# The grammar of Mermaid's entity relationship diagrams, as far as we use it.
+DIAGRAM_LINES = (
+    re.compile(rf"    {WORD} (?:\|\||\|o)--(?:o\{{|o\|) {WORD} : \"[a-z_, ]+\""),
+    re.compile(rf"    {WORD} \{{"),
+    re.compile(rf"        {WORD} {WORD}(?: {KEY}(?:, {KEY})*)?"),
+    re.compile(r"    \}"),
+)
+
+
+@pytest.fixture
+def at_database(shared_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", shared_database)
+
+
+def make_query(source: str) -> Query:
+    return Query(
+        name="change_rows",
+        cardinality="rowcount",
+        description="",
+        source=source,
+        sql=source,
+        parameters=(),
+        path=Path("rows.sql"),
+        line=1,
+    )
+
+
+def test_diagram_is_what_mermaid_reads(conn: psycopg.Connection):
+    page = render_schema(conn)
+    diagram = page.split("```mermaid\n")[1].split("```")[0].splitlines()
+
+    assert diagram[0] == "erDiagram"
+    assert not [
+        line
+        for line in diagram[1:]
+        if not any(known.fullmatch(line) for known in DIAGRAM_LINES)
+    ]
+
+
+def test_diagram_knows_types_of_several_words(conn: psycopg.Connection):
+    conn.execute(
+        "CREATE TABLE app.odds (a double precision, b numeric(4, 2), c text[])"
+    )
+
+    page = render_schema(conn)
+
+    assert (
+        "        double_precision a\n        numeric(4_2) b\n        text[] c" in page
+    )
+
+
+def test_every_table_cell_stays_in_its_column(conn: psycopg.Connection):
+    rows = re.findall(r"^\|.*\|$", render_schema(conn), re.MULTILINE)
+    widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+
+    assert widths <= {4, 5, 6}
+
+
+def test_foreign_key_to_a_key_of_its_own_is_one_to_one(conn: psycopg.Connection):
+    page = render_schema(conn)
+
+    assert 'users ||--o| referrals : "referred_id"' in page
+    assert 'users ||--o{ referrals : "referrer_id"' in page
+    assert 'users |o--o{ messages : "user_id"' in page
+
+
+def test_index_note_names_what_it_serves():
+    notes = read_index_notes(
+        "-- For list_rows, get_row and rows_user_id_fkey; partial, because few\n"
+        "-- are open.\nCREATE UNIQUE INDEX rows_open_idx\nON app.rows (id);\n"
+        "\nCREATE INDEX rows_bare_idx ON app.rows (id);\n"
+    )
+
+    assert notes["rows_open_idx"].serves == (
+        "list_rows",
+        "get_row",
+        "rows_user_id_fkey",
+    )
+    assert notes["rows_open_idx"].comment.endswith("because few are open.")
+    assert notes["rows_bare_idx"].serves == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "does"),
+    [
+        ("INSERT INTO app.plans (id) VALUES ('x');", "inserts"),
+        (
+            "INSERT INTO app.plans (id) VALUES ('x')"
+            " ON CONFLICT (id) DO UPDATE SET id = 'x';",
+            "inserts or updates",
+        ),
+        ("INSERT INTO app.plans (id) VALUES ('x') ON CONFLICT DO NOTHING;", "inserts"),
+        ("WITH p AS (UPDATE app.plans SET id = 'x') SELECT 1;", "updates"),
+        ("DELETE FROM ONLY app.plans;", "deletes"),
+        ("COPY app.plans FROM STDIN;", "copies"),
+    ],
+)
+def test_writer_is_found_by_its_verb(conn: psycopg.Connection, source: str, does: str):
+    writers = list_writers(read_catalog(conn), [make_query(source)])
+
+    assert writers["plans"] == [Writer("query", "change_rows", (does,))]
+
+
+def test_reader_is_no_writer(conn: psycopg.Connection):
+    source = "SELECT p.id FROM app.plans AS p -- not UPDATE app.plans\nFOR UPDATE OF p;"
+
+    assert "plans" not in list_writers(read_catalog(conn), [make_query(source)])
+
+
+def test_triggers_are_writers(conn: psycopg.Connection):
+    writers = list_writers(read_catalog(conn), [])
+
+    assert writers["usage_daily"] == [
+        Writer("trigger", "messages_add_usage", ("inserts or updates",))
+    ]
+    assert (
+        Writer("trigger", "users_set_updated_at", ("sets updated_at",))
+        in (writers["users"])
+    )
+
+
+def test_partition_counts_as_its_table(conn: psycopg.Connection):
+    writers = list_writers(read_catalog(conn), [])
+
+    assert (
+        Writer("function", "retire_payload_partitions", ("deletes",))
+        in (writers["message_payloads"])
+    )
+
+
+@pytest.mark.usefixtures("at_database")
+def test_stale_page_is_said_and_left_alone(tmp_path: Path):
+    page = tmp_path / "schema.md"
+    page.write_text("old")
+
+    code, out, _ = run_cli("db", "docs", "--check", "--output", str(page))
+
+    assert (code, page.read_text()) == (1, "old")
+    assert "run: pyapp db docs" in out
+
+
+@pytest.mark.usefixtures("at_database")
+def test_page_that_was_written_is_fresh(tmp_path: Path):
+    page = tmp_path / "new" / "schema.md"
+
+    written = run_cli("db", "docs", "--output", str(page))
+    checked = run_cli("db", "docs", "--check", "--output", str(page))
+
+    assert (written[0], checked[0]) == (0, 0)
+    assert page.read_text().startswith("# The schema\n")
+
+
+def test_page_of_an_empty_database_says_to_migrate(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+
+    for command in (("docs",), ("plan", "get_user"), ("roles",)):
+        code, _, err = run_cli("db", *command)
+
+        assert (code, err.count("\n")) == (1, 1)
+        assert "pyapp db migrate" in err
+
+
+@pytest.mark.usefixtures("at_database")
+def test_plan_of_a_query_is_shown():
+    code, out, _ = run_cli("db", "plan", "get_user")
+
+    assert code == 0
+    assert "users_pkey" in out
+    assert "$1" in out
+
+
+@pytest.mark.usefixtures("at_database")
+def test_plan_for_a_value_is_run_and_undone():
+    user = "user_id=00000000-0000-0000-0000-000000000000"
+
+    code, out, _ = run_cli("db", "plan", "lock_user", "--set", user, "--analyze")
+
+    assert code == 0
+    assert "actual time" in out
+
+
+@pytest.mark.usefixtures("at_database")
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["get_usr"], "there is get_"),
+        (["get_user", "--set", "email=x"], "it has user_id"),
+        (["get_user", "--set", "user_id=x"], "uuid"),
+        (["get_user", "--set", "user_id"], "parameter=value"),
+        (["copy_staged_messages"], "it is a COPY"),
+    ],
+)
+def test_plan_that_cannot_be_is_refused(arguments: list[str], complaint: str):
+    code, _, err = run_cli("db", "plan", *arguments)
+
+    assert code in {1, 2}
+    assert complaint in err
