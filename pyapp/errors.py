@@ -26,6 +26,10 @@ class LocalServerError(PyappError):
     """The local server cannot do what was asked; the message says what to do."""
 
 
+class MaintenanceError(PyappError):
+    """Upkeep did not get its turn; run it again, as the message says."""
+
+
 class MigrationError(PyappError):
     """A migration cannot be read, applied or rolled back; mend what it names."""
 
@@ -38,12 +42,20 @@ class MissingExtraError(PyappError):
         self.extra = extra
 
 
+class SchemaCheckError(PyappError):
+    """Schemas cannot be compared or differ; the message names which, or what to do."""
+
+
 class UnknownModelError(PyappError):
     """No published price for this model; give the cost, or mend the model's name."""
 
 
 class InvalidUsageError(PyappError):
     """A count, cost or time that no call can have; mend what the message names."""
+
+
+class MessageNotFoundError(PyappError):
+    """The payer has no message with this id; check both ids."""
 
 
 class QueryFileError(PyappError):

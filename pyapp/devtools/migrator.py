@@ -79,8 +79,12 @@ def pending(url: str, folder: Path | None = None) -> list[str]:
 
 def record_checksums(url: str, folder: Path | None = None) -> None:
     """Keep the text of migrations that plain yoyo has applied, when seen first."""
-    with migration_session(url) as backend:
-        _record_checksums(backend, read_migrations(folder))
+    files = read_migrations(folder)
+    with connect(url) as conn:
+        applied, checksums = _read_state(conn)
+    if any(file.name in applied and file.name not in checksums for file in files):
+        with migration_session(url, patience=0) as backend:
+            _record_checksums(backend, files)
 
 
 def migrate(
