@@ -3,7 +3,7 @@
 import typer
 
 from pyapp import __version__
-from pyapp.cli import db, doctor
+from pyapp.cli import db, docs, doctor, schema
 
 app = typer.Typer(
     help="The metering database: local server, schema, usage, quota, Stripe.",
@@ -17,6 +17,8 @@ db_app = typer.Typer(
 app.add_typer(db_app, name="db")
 
 db.register(db_app)
+schema.register(db_app)
+docs.register(db_app)
 doctor.register(app)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pyapp.cli.console import say
+from pyapp.cli.console import confirmed, say
+from pyapp.cli.schema import say_migrations
 from pyapp.config import load_settings
 from pyapp.devtools import server
 from pyapp.devtools.server import Kind
@@ -36,7 +37,9 @@ def stop() -> None:
 
 def status() -> None:
     """Say whether the server is up, and which migrations it has."""
-    say(server.status(load_settings()))
+    settings = load_settings()
+    say(server.status(settings))
+    say_migrations(settings.database_url)
 
 
 def reset(
@@ -45,16 +48,8 @@ def reset(
     """Delete the local database and make it again, empty."""
     settings = load_settings()
     what = server.describe_reset(settings)
-    if not yes and not _confirmed(f"Delete {what}?"):
+    if not yes and not confirmed(f"Delete {what}?"):
         say("Nothing is deleted; --yes deletes without asking.")
         raise typer.Exit(1)
     say(server.reset(settings))
     say("Build the schema with: pyapp db migrate")
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return typer.confirm(question)
-    except typer.Abort:  # no terminal
-        say("")
-        return False

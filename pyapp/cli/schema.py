@@ -1,0 +1,146 @@
+"""`pyapp db migrate | rollback | check | maintain`: the schema and its upkeep."""
+
+from typing import Annotated
+
+import typer
+
+from pyapp.cli.console import confirmed, console, say
+from pyapp.config import load_settings
+from pyapp.connection import connect
+from pyapp.devtools import migrator
+from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp.devtools.migrator import State
+from pyapp.devtools.schema_diff import SchemaCheck
+from pyapp.devtools.schema_diff import check as check_schema
+from pyapp.errors import ConfigError, SchemaCheckError
+
+SWEEP = 10_000
+COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
+MEANINGS: dict[State, str] = {
+    "applied": "applied",
+    "edited": "its text has changed since it was applied: undo the edit,"
+    " and write a new migration",
+    "pending": "pending: pyapp db migrate",
+    "unknown": "applied, and has no file here",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `pyapp db`."""
+    for command in (migrate, rollback, check, maintain):
+        app.command()(command)
+
+
+def migrate() -> None:
+    """Apply the pending migrations, and make the payload partitions ahead."""
+    url = load_settings().database_url
+    applied = migrator.migrate(url, report=lambda file: say(f"Applying {file.name}"))
+    created = create_payload_partitions(url)
+    for status in migrator.list_migrations(url):
+        if status.state != "applied":
+            say(f"{status.name}: {MEANINGS[status.state]}")
+    if not applied and not created:
+        say("Nothing to apply: the schema is up to date")
+
+
+def rollback(
+    count: Annotated[
+        int, typer.Option("-n", min=1, help="How many, newest first.")
+    ] = 1,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Without asking.")] = False,
+) -> None:
+    """Undo the last migration, after saying which data is lost."""
+    settings = load_settings()
+    url, number = settings.database_url, None if everything else count
+    files = migrator.list_rollbacks(url, count=number)
+    if not files:
+        say("Nothing is applied")
+        return
+    for file in files:
+        say(f"{file.name}: {file.loss}")
+    if not yes and settings.environment != "local":
+        raise ConfigError(
+            f"ENVIRONMENT is {settings.environment or 'not set'}:"
+            " outside local, give --yes to roll back"
+        )
+    if not yes and not confirmed("Roll back, with that loss?"):
+        say("Nothing is rolled back; --yes does it without asking.")
+        raise typer.Exit(1)
+    migrator.rollback(
+        url, count=number, report=lambda file: say(f"Rolling back {file.name}")
+    )
+
+
+def check(
+    url: Annotated[
+        str | None, typer.Option(help="The live database; else DATABASE_URL.")
+    ] = None,
+    scratch: Annotated[
+        str | None,
+        typer.Option(help="Server for the scratch databases; else the live one."),
+    ] = None,
+) -> None:
+    """Prove schema.sql, the migrations and a live database equal."""
+    result = check_schema(url or load_settings().database_url, scratch_url=scratch)
+    if not result.differences:
+        say(
+            "schema.sql, the migrations and the live database are equal:"
+            f" {result.objects} objects"
+        )
+        return
+    _say_differences(result)
+    differences = (
+        "1 difference"
+        if result.differences == 1
+        else (f"{result.differences} differences")
+    )
+    raise SchemaCheckError(f"the schemas are not equal: {differences}")
+
+
+def maintain(
+    keep_months: Annotated[
+        int | None,
+        typer.Option(min=0, help="Drop payloads older than so many whole months."),
+    ] = None,
+) -> None:
+    """Make payload partitions ahead, sweep expired sessions, retire old payloads."""
+    url = load_settings().database_url
+    say(f"Payload partitions made: {create_payload_partitions(url)}")
+    say(f"Expired sessions deleted: {_sweep_sessions(url)}")
+    if keep_months is not None:
+        retired = retire_payloads(url, keep_months=keep_months)
+        say(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
+
+
+def say_migrations(url: str) -> None:
+    """Print each migration and how it stands."""
+    for status in migrator.list_migrations(url):
+        moment = status.applied_at
+        when = f" {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else ""
+        meaning = MEANINGS[status.state]
+        say(f"{status.name}: {meaning}{when if status.state == 'applied' else ''}")
+
+
+def _say_differences(result: SchemaCheck) -> None:
+    for status in result.wrong:
+        console.print(f"-- {status.name}: {MEANINGS[status.state]}", style="bold")
+    if result.wrong:
+        say("")
+    for comparison in result.comparisons:
+        for mark, line in comparison.report():
+            console.print(line, style=COLOURS[mark])
+
+
+def _sweep_sessions(url: str) -> int:
+    """Delete expired sessions in batches, each its own transaction."""
+    from pyapp.sessions import delete_expired_sessions
+
+    swept = 0
+    with connect(url) as conn:
+        while True:
+            deleted = delete_expired_sessions(conn, limit=SWEEP)
+            conn.commit()
+            swept += deleted
+            if deleted < SWEEP:
+                return swept
