@@ -9,6 +9,7 @@ import re
 import psycopg
 import pytest
 
+from pyapp.devtools.schema_text import read_index_notes
 from pyapp.paths import sql_dir
 from pyapp.queries import QUERIES
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
@@ -93,33 +94,16 @@ def test_column_carries_its_unit(conn: psycopg.Connection):
     assert set(WITHOUT_UNIT) == {name for name, _ in found}, "an exception is stale"
 
 
-def index_comments() -> dict[str, str]:
-    """Return what stands right above each CREATE INDEX of schema.sql."""
-    found = re.finditer(
-        r"((?:^--.*\n)*)^CREATE (?:UNIQUE )?INDEX (\w+)", SCHEMA, re.MULTILINE
-    )
-    return {
-        match[2]: " ".join(line.strip("- ") for line in match[1].splitlines())
-        for match in found
-    }
-
-
-def served(comment: str) -> list[str]:
-    """Return the names with which an index's comment begins."""
-    names = re.match(r"For (\w+_\w+(?:(?:, | and |, and )\w+_\w+)*)", comment)
-    return re.findall(r"\w+_\w+", names[1]) if names else []
-
-
 def test_index_names_the_query_or_constraint_it_serves(conn: psycopg.Connection):
     indexes = conn.execute(
         f"SELECT i.relname FROM ({INDEXES}) AS i WHERE NOT i.is_constraint"
     ).fetchall()
     constraints = conn.execute(f"SELECT c.conname FROM ({CONSTRAINTS}) AS c").fetchall()
-    comments = index_comments()
+    notes = read_index_notes(SCHEMA)
     known = {*QUERIES, *(name for (name,) in constraints)}
     complaints = []
     for (index,) in indexes:
-        names = served(comments.get(index, ""))
+        names = notes[index].serves if index in notes else ()
         unknown = [name for name in names if name not in known]
         if not names:
             complaints.append(f"{index}: begin the comment above it '-- For <query>'")

@@ -5,15 +5,23 @@ a large database.
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow, tuple_row
 
+from pyapp.devtools.tool_queries import execute, fetch_one
 from pyapp.errors import QueryFileError
 from pyapp.paths import sql_dir
 from pyapp.queries import QUERIES, Query
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    statement: str
 
 
 def read_plans() -> dict[str, list[str]]:
@@ -64,26 +72,25 @@ def explain_query(
         known = ", ".join(query.parameters) or "none"
         names = ", ".join(sorted(unknown))
         raise QueryFileError(f"{query.name} has no parameter {names}; it has {known}")
+    given = [values.get(name) for name in query.parameters]
     mode = "force_custom_plan" if values else "force_generic_plan"
-    conn.execute(sql.SQL("SET LOCAL plan_cache_mode = {}").format(mode))
-    conn.execute(sql.SQL("PREPARE pyapp_plan AS {}").format(_numbered(query)))
-    options = "ANALYZE, BUFFERS, SETTINGS" if is_analyzed else "SETTINGS"
-    statement = sql.SQL("EXPLAIN ({}) EXECUTE pyapp_plan{}").format(
-        sql.SQL(options), _arguments(values.get(name) for name in query.parameters)
-    )
-    lines = [line for (line,) in conn.execute(statement)]
-    conn.execute("DEALLOCATE pyapp_plan")
+    fetch_one(conn, "set_plan_mode", _Text, mode=mode)
+    _run(conn, "format_prepare", statement=_numbered(query))
+    plan = _run(conn, "format_explain", is_analyzed=is_analyzed, values=given)
+    lines = [line for (line,) in plan]
+    execute(conn, "deallocate_plan")
     return lines
 
 
-def _numbered(query: Query) -> sql.SQL:
+def _run(
+    conn: psycopg.Connection[Any], name: str, **parameters: Any
+) -> psycopg.Cursor[TupleRow]:
+    """Run the statement that the query *name* writes."""
+    text = fetch_one(conn, name, _Text, **parameters)
+    return conn.cursor(row_factory=tuple_row).execute(sql.SQL(text.statement))
+
+
+def _numbered(query: Query) -> str:
     """Return the statement with $1, $2 in the order of its parameters."""
     numbers = {name: f"${n}" for n, name in enumerate(query.parameters, start=1)}
-    return sql.SQL(query.sql.rstrip().removesuffix(";") % numbers)
-
-
-def _arguments(values: Iterable[str | None]) -> sql.Composable:
-    arguments = [sql.Literal(value) for value in values]
-    if not arguments:
-        return sql.SQL("")
-    return sql.SQL("({})").format(sql.SQL(", ").join(arguments))
+    return query.sql.rstrip().removesuffix(";") % numbers
