@@ -13,20 +13,17 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
-import psycopg
 from psycopg import AsyncConnection, Connection
-from psycopg.rows import class_row
 
-from pyapp.errors import PyappError, translate
-from pyapp.queries import QUERIES, Query
+from pyapp import execution
+from pyapp.errors import PyappError
+from pyapp.queries import QUERIES
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,14 +36,20 @@ U = TypeVar("U")
 class Call(Generic[T]):
     """The parameters of one execution and what its result becomes.
 
-    `row` is the class of a row, None for a count. `is_guarded` runs it in a savepoint
-    and turns violated rules into domain errors, so that the caller may go on.
+    `row` makes a row of its values, in the columns' order; it is None for a count.
+    `is_guarded` says that a rule may refuse the change: the caller then goes on in his
+    transaction as if he had not asked.
     """
 
-    row: type[Any] | None
+    row: Callable[..., Any] | None
     parameters: Mapping[str, Any]
     finish: Callable[[Sequence[Any], int], T]
     is_guarded: bool = False
+
+    def result(self, values: Sequence[Any], count: int) -> T:
+        """Return what the values of the rows, or else their count, become."""
+        row = self.row
+        return self.finish([row(*v) for v in values] if row else (), count)
 
     def map(self, function: Callable[[T], U]) -> "Call[U]":
         """Return the same call, its result passed through *function*."""
@@ -60,7 +63,7 @@ class Call(Generic[T]):
 
 
 def one(
-    row: type[R],
+    row: Callable[..., R],
     parameters: Mapping[str, Any],
     *,
     missing: Callable[[], PyappError] | None = None,
@@ -78,13 +81,13 @@ def one(
 
 
 def optional(
-    row: type[R], parameters: Mapping[str, Any], *, is_guarded: bool = False
+    row: Callable[..., R], parameters: Mapping[str, Any], *, is_guarded: bool = False
 ) -> Call[R | None]:
     """Return a call for one row or None."""
     return Call(row, parameters, lambda rows, _: rows[0] if rows else None, is_guarded)
 
 
-def many(row: type[R], parameters: Mapping[str, Any]) -> Call[list[R]]:
+def many(row: Callable[..., R], parameters: Mapping[str, Any]) -> Call[list[R]]:
     """Return a call for a list of rows, in the query's order."""
     return Call(row, parameters, lambda rows, _: list(rows))
 
@@ -117,11 +120,11 @@ def query(
     plan: Callable[P, Call[T]],
 ) -> Callable[Concatenate[Connection[Any], P], T]:
     """Make *plan* a function on a connection, running the query of its name."""
-    statement = QUERIES[plan.__name__]
+    sql = QUERIES[plan.__name__].sql
 
     @functools.wraps(plan)
     def function(conn: Connection[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _run(conn, statement, plan(*args, **kwargs))
+        return _run(conn, sql, plan(*args, **kwargs))
 
     return _describe(function, plan, Connection[Any])
 
@@ -129,12 +132,12 @@ def query(
 def script(
     plan: Callable[P, Script[T]],
 ) -> Callable[Concatenate[Connection[Any], P], T]:
-    """Make a generator of steps a function on a connection, all in one savepoint."""
+    """Make a generator of steps a function on a connection: all of them or none."""
 
     @functools.wraps(plan)
     def function(conn: Connection[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
         steps = plan(*args, **kwargs)
-        with _translated(), conn.transaction():
+        with execution.unit(conn):
             result: Any = None
             while True:
                 try:
@@ -157,22 +160,21 @@ def twin(
         conn: AsyncConnection[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         call: Call[T] = plan(*args, **kwargs)
-        return await _run_async(conn, QUERIES[plan.__name__], call)
+        return await _run_async(conn, QUERIES[plan.__name__].sql, call)
 
     @functools.wraps(plan)
     async def run_script(
         conn: AsyncConnection[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         steps: Script[T] = plan(*args, **kwargs)
-        with _translated():
-            async with conn.transaction():
-                result: Any = None
-                while True:
-                    try:
-                        step = steps.send(result)
-                    except StopIteration as stop:
-                        return cast("T", stop.value)
-                    result = await _take_async(conn, step)
+        async with execution.unit_async(conn):
+            result: Any = None
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration as stop:
+                    return cast("T", stop.value)
+                result = await _take_async(conn, step)
 
     half = run_script if inspect.isgeneratorfunction(plan) else run_query
     return _describe(half, plan, AsyncConnection[Any])
@@ -190,67 +192,26 @@ def _describe(function: F, plan: Callable[..., Any], connection: Any) -> F:
     return function
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn a rule's violation into its domain error, and let all others through."""
-    try:
-        yield
-    except psycopg.IntegrityError as exc:
-        raise translate(exc) from exc
-
-
-def _cursor_options(call: Call[Any]) -> dict[str, Any]:
-    return {} if call.row is None else {"row_factory": class_row(call.row)}
-
-
-def _run(conn: Connection[Any], statement: Query, call: Call[T]) -> T:
-    if not call.is_guarded:
-        return _execute(conn, statement, call)
-    with _translated(), conn.transaction():
-        return _execute(conn, statement, call)
-
-
-def _execute(conn: Connection[Any], statement: Query, call: Call[T]) -> T:
-    with conn.cursor(**_cursor_options(call)) as cursor:
-        cursor.execute(statement.sql, call.parameters)
-        rows = () if call.row is None else cursor.fetchall()
-        return call.finish(rows, cursor.rowcount)
+def _run(conn: Connection[Any], sql: str, call: Call[T]) -> T:
+    run = execution.run_guarded if call.is_guarded else execution.run
+    return call.result(*run(conn, sql, call.parameters, has_rows=call.row is not None))
 
 
 def _take(conn: Connection[Any], step: Step | CopyStep) -> Any:
-    statement = QUERIES[step.name]
+    sql = QUERIES[step.name].sql
     if isinstance(step, Step):
-        return _execute(conn, statement, step.call)
-    with conn.cursor() as cursor:
-        with cursor.copy(statement.sql) as copy:
-            for row in step.rows:
-                copy.write_row(row)
-        return cursor.rowcount
+        return _run(conn, sql, step.call)
+    return execution.copy(conn, sql, step.rows)
 
 
-async def _run_async(conn: AsyncConnection[Any], statement: Query, call: Call[T]) -> T:
-    if not call.is_guarded:
-        return await _execute_async(conn, statement, call)
-    with _translated():
-        async with conn.transaction():
-            return await _execute_async(conn, statement, call)
-
-
-async def _execute_async(
-    conn: AsyncConnection[Any], statement: Query, call: Call[T]
-) -> T:
-    async with conn.cursor(**_cursor_options(call)) as cursor:
-        await cursor.execute(statement.sql, call.parameters)
-        rows = () if call.row is None else await cursor.fetchall()
-        return call.finish(rows, cursor.rowcount)
+async def _run_async(conn: AsyncConnection[Any], sql: str, call: Call[T]) -> T:
+    run = execution.run_guarded_async if call.is_guarded else execution.run_async
+    has_rows = call.row is not None
+    return call.result(*await run(conn, sql, call.parameters, has_rows=has_rows))
 
 
 async def _take_async(conn: AsyncConnection[Any], step: Step | CopyStep) -> Any:
-    statement = QUERIES[step.name]
+    sql = QUERIES[step.name].sql
     if isinstance(step, Step):
-        return await _execute_async(conn, statement, step.call)
-    async with conn.cursor() as cursor:
-        async with cursor.copy(statement.sql) as copy:
-            for row in step.rows:
-                await copy.write_row(row)
-        return cursor.rowcount
+        return await _run_async(conn, sql, step.call)
+    return await execution.copy_async(conn, sql, step.rows)
