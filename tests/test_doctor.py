@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from pyapp.devtools.doctor import Level, examine
+from pyapp.devtools.migrator import migrate
 from tests.support import run_cli
 
 REPOSITORY = Path(__file__).parents[1]
@@ -140,3 +142,22 @@ def test_an_old_server_is_a_problem(
 
     monkeypatch.setattr("pyapp.devtools.doctor.OLDEST", 99)
     assert finding(project, "server version")[0] is Level.PROBLEM
+
+
+def test_pending_migrations_and_drift_are_problems(
+    project: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    level, text = finding(project, "migrations")
+    assert (level, text.endswith("run: pyapp db migrate")) == (Level.PROBLEM, True)
+
+    migrate(empty_database)
+    with psycopg.connect(empty_database) as conn:
+        conn.execute("CREATE INDEX planted ON app.users (name)")
+
+    found = {f.link: (f.level, f.text) for f in examine(project)}
+    assert found["migrations"][0] is Level.OK
+    assert found["schema"] == (
+        Level.PROBLEM,
+        "objects that differ: 1; see them with: pyapp db check",
+    )

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pyapp.config import Settings, load_settings, read_values
 from pyapp.connection import connect, is_local
-from pyapp.devtools import docker
+from pyapp.devtools import docker, migrator, schema_diff
 from pyapp.devtools.binaries import binaries
 from pyapp.devtools.server import readable_version, status
 from pyapp.errors import PyappError
@@ -149,6 +149,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
             yield Finding(link, Level.UNKNOWN, "there is no database to ask")
         return
     yield _version(settings)
+    for check in (_migrations, _schema):
+        yield check(settings.database_url)
 
 
 def _version(settings: Settings) -> Finding:
@@ -163,3 +165,37 @@ def _version(settings: Settings) -> Finding:
     else:
         level, text = Level.OK, f"{version}; {supported}"
     return Finding("server version", level, text)
+
+
+def _migrations(url: str) -> Finding:
+    link = "migrations"
+    try:
+        statuses = migrator.list_migrations(url)
+    except PyappError as exc:
+        return Finding(link, Level.PROBLEM, str(exc))
+    for state, remedy in (
+        ("edited", "edited since it was applied; restore its text"),
+        ("unknown", "applied without a file here; check out the version that has it"),
+        ("pending", "not applied; run: pyapp db migrate"),
+    ):
+        names = [status.name for status in statuses if status.state == state]
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            return Finding(link, Level.PROBLEM, f"{names[0]}{more}: {remedy}")
+    return Finding(link, Level.OK, f"all {len(statuses)} are applied")
+
+
+def _schema(url: str) -> Finding:
+    link = "schema"
+    try:
+        found = schema_diff.check(url)
+    except PyappError as exc:
+        return Finding(link, Level.PROBLEM, str(exc))
+    drift = sum(len(comparison.differences) for comparison in found.comparisons)
+    if drift:
+        text = f"objects that differ: {drift}; see them with: pyapp db check"
+        return Finding(link, Level.PROBLEM, text)
+    if found.wrong:
+        return Finding(link, Level.OK, "as far as it is built, it is what it should be")
+    text = f"all {found.objects} objects are those of schema.sql and the migrations"
+    return Finding(link, Level.OK, text)
