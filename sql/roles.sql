@@ -25,22 +25,14 @@ REVOKE ALL ON ALL TABLES IN SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonl
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 
--- A trigger function that runs as its owner, hung on a table of the caller's own, would
--- write whatever the caller wants into usage_daily and users.
-REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA app FROM public;
+-- They run as their owner: hung as a trigger on a table of the caller's own, they would
+-- write whatever the caller wants. A trigger that is there needs no such right to fire,
+-- and all other functions run as their caller.
+REVOKE EXECUTE ON FUNCTION
+app.add_usage(), app.grant_referral_credits(), app.refuse_user_id()
+FROM public;
 
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
-
-GRANT EXECUTE ON FUNCTION
-app.add_months(timestamptz, integer),
-app.count_months(timestamptz, timestamptz),
-app.get_period_start(timestamptz, timestamptz),
-app.get_period_end(timestamptz, timestamptz),
-app.get_quota_period_start(timestamptz, timestamptz),
-app.get_next_reset(timestamptz, timestamptz, timestamptz),
-app.get_monthly_credits(text),
-app.sum_credits(uuid, timestamptz, timestamptz)
-TO pyapp_app, pyapp_sync, pyapp_readonly;
 
 -- ---------------------------------------------------------------------------
 -- pyapp_app
@@ -74,9 +66,11 @@ INSERT (
 )
 ON app.messages TO pyapp_app;
 
+-- What was said can be forgotten; anonymize_user does.
 GRANT
 SELECT,
-INSERT (subject_id, message_id, finished_at, request, response)
+INSERT (subject_id, message_id, finished_at, request, response),
+DELETE
 ON app.message_payloads TO pyapp_app;
 
 GRANT
