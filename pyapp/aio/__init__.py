@@ -3,6 +3,6 @@
 The same names, parameters, rows and errors as in `pyapp`, from the same SQL.
 """
 
-from pyapp.aio import users
+from pyapp.aio import messages, quota, users
 
-__all__ = ["users"]
+__all__ = ["messages", "quota", "users"]

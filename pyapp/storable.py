@@ -1,0 +1,116 @@
+"""Makes any text or JSON storable: a flaw in it must not lose a message that was paid.
+
+PostgreSQL's text holds neither NUL nor half a surrogate pair, and its jsonb neither
+NaN nor infinity; both have limits of depth and size. What cannot be stored is replaced
+by what comes nearest, and never raises.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MAX_DEPTH = 200
+# Well under the server's limits: a byte of JSON may take eight in jsonb.
+MAX_JSON_CHARACTERS = 16 * 1024 * 1024
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def storable_text(text: str) -> str:
+    """Return *text* with U+FFFD for NUL and for halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # UTF-16 puts together the halves that belong together.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\0", _REPLACEMENT)
+
+
+def storable_json(value: Any) -> str | None:
+    """Return *value* as JSON text for jsonb; None, which is nothing, stays None.
+
+    NaN and infinities become strings, as does whatever JSON does not know; what is
+    nested deeper than MAX_DEPTH becomes U+FFFD; a value of more than
+    MAX_JSON_CHARACTERS becomes a string that says how long it was.
+    """
+    if value is None:
+        return None
+    text = _plain_json(value)
+    if text is None:
+        try:
+            text = _to_json(_storable(value))
+        except (RecursionError, ValueError):
+            text = _to_json(f"(not storable: {_name(value)})")
+    if len(text) > MAX_JSON_CHARACTERS:
+        text = _to_json(f"(not stored: {len(text)} characters)")
+    return text
+
+
+def _plain_json(value: Any) -> str | None:
+    """Return the JSON of a value that is storable as it is, as nearly all are."""
+    try:
+        text = _to_json(value)
+        text.encode()
+    except (RecursionError, TypeError, ValueError):
+        return None
+    # An escaped backslash before u0000 looks the same, and takes the longer way.
+    if "\\u0000" in text:
+        return None
+    brackets = text.count("[") + text.count("{")
+    return None if brackets > MAX_DEPTH and _is_deep(value) else text
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list, tuple))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _storable(value: Any, outer: tuple[int, ...] = ()) -> Any:
+    """Return a copy of *value* that JSON knows; *outer* are those it stands in."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return storable_text(value)
+    if isinstance(value, int):
+        # Python refuses to write a very long one in decimal.
+        return int(value) if value.bit_length() < 1024 else hex(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else json.dumps(value)
+    if not isinstance(value, (Mapping, list, tuple)):
+        return _text(value)
+    if len(outer) == MAX_DEPTH or id(value) in outer:
+        return _REPLACEMENT
+    outer = (*outer, id(value))
+    if isinstance(value, Mapping):
+        return {_key(name): _storable(inner, outer) for name, inner in value.items()}
+    return [_storable(inner, outer) for inner in value]
+
+
+def _key(name: Any) -> str:
+    return _to_json(name) if name is None or isinstance(name, bool) else _text(name)
+
+
+def _text(value: Any) -> str:
+    try:
+        return storable_text(str(value))
+    except Exception:
+        # A stranger's __str__ may raise anything.
+        return _name(value)
+
+
+def _name(value: Any) -> str:
+    return type(value).__name__

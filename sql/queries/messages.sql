@@ -1,0 +1,307 @@
+-- name: record_message :one
+-- The same id again for the same payer adds nothing. An unknown payer is reported, not
+-- refused, so that the caller's transaction goes on without a savepoint. What was said
+-- is not kept once its user has been erased.
+WITH payer AS MATERIALIZED (
+    SELECT
+        :user_id::uuid IS NULL OR EXISTS (
+            SELECT FROM app.users AS u
+            WHERE u.id = :user_id
+        ) AS is_user_known,
+        :fingerprint_id::uuid IS NULL OR EXISTS (
+            SELECT FROM app.fingerprints AS f
+            WHERE f.id = :fingerprint_id
+        ) AS is_fingerprint_known
+),
+
+new_message AS (
+    INSERT INTO app.messages AS m (
+        subject_id, id, user_id, fingerprint_id, finished_at,
+        input_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+        output_tokens, latency_ms, model, client_id, client_request_id, cost, credits
+    )
+    SELECT
+        COALESCE(:user_id::uuid, :fingerprint_id::uuid) AS subject_id,
+        :id::uuid,
+        :user_id::uuid,
+        :fingerprint_id::uuid,
+        :finished_at::timestamptz,
+        :input_tokens::integer,
+        :cache_creation_input_tokens::integer,
+        :cache_read_input_tokens::integer,
+        :output_tokens::integer,
+        :latency_ms::integer,
+        :model::text,
+        :client_id::text,
+        :client_request_id::text,
+        :cost::numeric,
+        :credits::numeric
+    FROM payer AS p
+    WHERE p.is_user_known AND p.is_fingerprint_known
+    ON CONFLICT (subject_id, id) DO NOTHING
+    RETURNING m.subject_id, m.id, m.user_id, m.finished_at, m.cost, m.credits
+),
+
+new_payload AS (
+    INSERT INTO app.message_payloads (
+        subject_id, message_id, finished_at, request, response
+    )
+    SELECT
+        n.subject_id,
+        n.id,
+        n.finished_at,
+        :request::jsonb,
+        :response::jsonb
+    FROM new_message AS n
+    WHERE num_nonnulls(:request::jsonb, :response::jsonb) > 0
+        AND NOT EXISTS (
+            SELECT FROM app.users AS u
+            WHERE u.id = n.user_id AND u.anonymized_at IS NOT NULL
+        )
+)
+
+SELECT
+    p.is_user_known,
+    p.is_fingerprint_known,
+    :id::uuid AS id,
+    n.id IS NOT NULL AS is_new,
+    COALESCE(n.cost, 0) AS cost,
+    COALESCE(n.credits, 0) AS credits
+FROM payer AS p
+LEFT JOIN new_message AS n ON TRUE;
+
+-- name: create_staged_messages :rowcount
+-- Made once for each server session and emptied by every commit, so that bulk writers
+-- leave nothing behind in the catalog and may share a session by a pooler.
+CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
+    position                    bigint NOT NULL,
+    subject_id                  uuid NOT NULL,
+    id                          uuid NOT NULL,
+    user_id                     uuid,
+    fingerprint_id              uuid,
+    finished_at                 timestamptz NOT NULL,
+    input_tokens                integer NOT NULL,
+    cache_creation_input_tokens integer NOT NULL,
+    cache_read_input_tokens     integer NOT NULL,
+    output_tokens               integer NOT NULL,
+    latency_ms                  integer,
+    model                       text NOT NULL,
+    client_id                   text,
+    client_request_id           text,
+    cost                        numeric NOT NULL,
+    credits                     numeric NOT NULL,
+    request                     jsonb,
+    response                    jsonb
+) ON COMMIT DELETE ROWS;
+
+-- name: delete_staged_messages :rowcount
+-- An earlier call in the same transaction has left its rows here.
+DELETE FROM pg_temp.staged_messages;
+
+-- name: copy_staged_messages :rowcount
+-- The rows come in the order in which the caller gave them.
+COPY pg_temp.staged_messages (
+    position, subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
+    model, client_id, client_request_id, cost, credits, request, response
+) FROM STDIN;
+
+-- name: record_messages :one
+-- Of those with one id the first counts. In key order, so that two writers of the same
+-- messages queue up instead of deadlocking.
+WITH first_message AS (
+    SELECT DISTINCT ON (s.subject_id, s.id)
+        s.position,
+        s.subject_id,
+        s.id,
+        s.user_id,
+        s.fingerprint_id,
+        s.finished_at,
+        s.input_tokens,
+        s.cache_creation_input_tokens,
+        s.cache_read_input_tokens,
+        s.output_tokens,
+        s.latency_ms,
+        s.model,
+        s.client_id,
+        s.client_request_id,
+        s.cost,
+        s.credits,
+        num_nonnulls(s.request, s.response) > 0 AS has_payload
+    FROM pg_temp.staged_messages AS s
+    ORDER BY s.subject_id, s.id, s.position
+),
+
+new_message AS (
+    INSERT INTO app.messages AS m (
+        subject_id, id, user_id, fingerprint_id, finished_at,
+        input_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+        output_tokens, latency_ms, model, client_id, client_request_id, cost, credits
+    )
+    SELECT
+        f.subject_id,
+        f.id,
+        f.user_id,
+        f.fingerprint_id,
+        f.finished_at,
+        f.input_tokens,
+        f.cache_creation_input_tokens,
+        f.cache_read_input_tokens,
+        f.output_tokens,
+        f.latency_ms,
+        f.model,
+        f.client_id,
+        f.client_request_id,
+        f.cost,
+        f.credits
+    FROM first_message AS f
+    ORDER BY f.subject_id, f.id
+    ON CONFLICT (subject_id, id) DO NOTHING
+    RETURNING m.subject_id, m.id
+),
+
+new_payload AS (
+    INSERT INTO app.message_payloads (
+        subject_id, message_id, finished_at, request, response
+    )
+    SELECT
+        f.subject_id,
+        f.id,
+        f.finished_at,
+        s.request,
+        s.response
+    FROM new_message AS n
+    INNER JOIN first_message AS f ON n.subject_id = f.subject_id AND n.id = f.id
+    INNER JOIN pg_temp.staged_messages AS s ON f.position = s.position
+    WHERE f.has_payload
+        AND NOT EXISTS (
+            SELECT FROM app.users AS u
+            WHERE u.id = f.user_id AND u.anonymized_at IS NOT NULL
+        )
+)
+
+SELECT
+    (SELECT count(*) FROM new_message) AS recorded,
+    (SELECT count(*) FROM pg_temp.staged_messages)
+    - (SELECT count(*) FROM new_message) AS duplicates;
+
+-- name: get_message :one
+-- Without what was said, which is find_message_payload's.
+SELECT
+    m.subject_id,
+    m.id,
+    m.user_id,
+    m.fingerprint_id,
+    m.finished_at,
+    m.recorded_at,
+    m.model,
+    m.input_tokens,
+    m.cache_creation_input_tokens,
+    m.cache_read_input_tokens,
+    m.output_tokens,
+    m.total_tokens,
+    m.cost,
+    m.credits,
+    m.latency_ms,
+    m.client_id,
+    m.client_request_id
+FROM app.messages AS m
+WHERE m.subject_id = :subject_id AND m.id = :message_id;
+
+-- name: find_message_payload :optional
+-- By way of the message, whose time leads to the one partition.
+SELECT
+    p.request,
+    p.response,
+    p.last_message
+FROM app.messages AS m
+INNER JOIN app.message_payloads AS p
+    ON m.subject_id = p.subject_id
+    AND m.id = p.message_id
+    AND m.finished_at = p.finished_at
+WHERE m.subject_id = :subject_id AND m.id = :message_id;
+
+-- name: list_messages :many
+-- Newest first. The page goes on below its cursor, the last message of the one before;
+-- a time without an id stands for the instant itself.
+SELECT
+    m.subject_id,
+    m.id,
+    m.user_id,
+    m.fingerprint_id,
+    m.finished_at,
+    m.recorded_at,
+    m.model,
+    m.input_tokens,
+    m.cache_creation_input_tokens,
+    m.cache_read_input_tokens,
+    m.output_tokens,
+    m.total_tokens,
+    m.cost,
+    m.credits,
+    m.latency_ms,
+    m.client_id,
+    m.client_request_id
+FROM app.messages AS m
+WHERE m.subject_id = :subject_id
+    AND (m.finished_at, m.id) < (
+        COALESCE(:before::timestamptz, 'infinity'),
+        COALESCE(:before_id::uuid, '00000000-0000-0000-0000-000000000000')
+    )
+ORDER BY m.finished_at DESC, m.id DESC
+LIMIT :limit;
+
+-- name: get_request_usage :many
+-- All models together, model NULL, come first; there is that row even without calls.
+SELECT
+    m.model,
+    count(*) AS messages,
+    COALESCE(sum(m.input_tokens), 0) AS input_tokens,
+    COALESCE(sum(m.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+    COALESCE(sum(m.cache_read_input_tokens), 0) AS cache_read_input_tokens,
+    COALESCE(sum(m.output_tokens), 0) AS output_tokens,
+    COALESCE(sum(m.total_tokens), 0)::bigint AS total_tokens,
+    COALESCE(sum(m.cost), 0) AS cost,
+    COALESCE(sum(m.credits), 0) AS credits
+FROM app.messages AS m
+WHERE m.client_request_id = :client_request_id
+    AND (:subject_id::uuid IS NULL OR m.subject_id = :subject_id)
+GROUP BY GROUPING SETS ((), (m.model))
+ORDER BY m.model NULLS FIRST;
+
+-- name: get_client_usage :many
+-- All models together, model NULL, come first; there is that row even without calls.
+SELECT
+    m.model,
+    count(*) AS messages,
+    COALESCE(sum(m.input_tokens), 0) AS input_tokens,
+    COALESCE(sum(m.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+    COALESCE(sum(m.cache_read_input_tokens), 0) AS cache_read_input_tokens,
+    COALESCE(sum(m.output_tokens), 0) AS output_tokens,
+    COALESCE(sum(m.total_tokens), 0)::bigint AS total_tokens,
+    COALESCE(sum(m.cost), 0) AS cost,
+    COALESCE(sum(m.credits), 0) AS credits
+FROM app.messages AS m
+WHERE m.client_id = :client_id
+    AND (:subject_id::uuid IS NULL OR m.subject_id = :subject_id)
+GROUP BY GROUPING SETS ((), (m.model))
+ORDER BY m.model NULLS FIRST;
+
+-- name: list_daily_usage :many
+-- Days without messages have no row.
+SELECT
+    d.day,
+    d.messages,
+    d.input_tokens,
+    d.cache_creation_input_tokens,
+    d.cache_read_input_tokens,
+    d.output_tokens,
+    d.total_tokens,
+    d.cost,
+    d.credits
+FROM app.usage_daily AS d
+WHERE d.subject_id = :subject_id
+    AND d.day >= :first_day
+    AND d.day <= :last_day
+ORDER BY d.day
+LIMIT :limit;

@@ -1,0 +1,79 @@
+-- name: get_user_quota :one
+-- end_date already is the next reset.
+SELECT
+    u.id AS subject_id,
+    p.period_start,
+    p.end_date,
+    u.quota,
+    p.credits_used,
+    u.subscription_active,
+    GREATEST(u.quota - p.credits_used, 0) AS credits_remaining,
+    p.credits_used >= u.quota AS is_exceeded,
+    p.credits_used >= u.quota AND NOT u.subscription_active AS is_blocked
+FROM app.users AS u
+CROSS JOIN LATERAL app.get_period_usage(
+    u.id, u.quota_anchor, u.next_quota_reset, COALESCE(:at::timestamptz, now())
+) AS p
+WHERE u.id = :user_id;
+
+-- name: get_fingerprint_quota :one
+-- A device has no subscription: once exceeded, it is blocked.
+SELECT
+    f.id AS subject_id,
+    p.period_start,
+    p.end_date,
+    f.base_quota AS quota,
+    p.credits_used,
+    FALSE AS subscription_active,
+    GREATEST(f.base_quota - p.credits_used, 0) AS credits_remaining,
+    p.credits_used >= f.base_quota AS is_exceeded,
+    p.credits_used >= f.base_quota AS is_blocked
+FROM app.fingerprints AS f
+CROSS JOIN LATERAL app.get_period_usage(
+    f.id, f.quota_anchor, f.next_quota_reset, COALESCE(:at::timestamptz, now())
+) AS p
+WHERE f.id = :fingerprint_id;
+
+-- name: list_user_quotas :many
+-- By id. The first condition on it finds the page in the key, whatever the plan; the
+-- second leaves out the cursor itself.
+SELECT
+    u.id AS subject_id,
+    u.email,
+    p.period_start,
+    p.end_date,
+    u.quota,
+    p.credits_used,
+    u.subscription_active,
+    GREATEST(u.quota - p.credits_used, 0) AS credits_remaining,
+    p.credits_used >= u.quota AS is_exceeded,
+    p.credits_used >= u.quota AND NOT u.subscription_active AS is_blocked
+FROM app.users AS u
+CROSS JOIN LATERAL app.get_period_usage(
+    u.id, u.quota_anchor, u.next_quota_reset, COALESCE(:at::timestamptz, now())
+) AS p
+WHERE u.id >= COALESCE(:after::uuid, '00000000-0000-0000-0000-000000000000')
+    AND u.id IS DISTINCT FROM :after::uuid
+ORDER BY u.id
+LIMIT :limit;
+
+-- name: list_fingerprint_quotas :many
+-- By id, its conditions as in list_user_quotas.
+SELECT
+    f.id AS subject_id,
+    p.period_start,
+    p.end_date,
+    f.base_quota AS quota,
+    p.credits_used,
+    FALSE AS subscription_active,
+    GREATEST(f.base_quota - p.credits_used, 0) AS credits_remaining,
+    p.credits_used >= f.base_quota AS is_exceeded,
+    p.credits_used >= f.base_quota AS is_blocked
+FROM app.fingerprints AS f
+CROSS JOIN LATERAL app.get_period_usage(
+    f.id, f.quota_anchor, f.next_quota_reset, COALESCE(:at::timestamptz, now())
+) AS p
+WHERE f.id >= COALESCE(:after::uuid, '00000000-0000-0000-0000-000000000000')
+    AND f.id IS DISTINCT FROM :after::uuid
+ORDER BY f.id
+LIMIT :limit;
