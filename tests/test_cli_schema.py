@@ -1,0 +1,137 @@
+"""The commands of `pyapp db` that change or compare the schema."""
+
+import io
+
+import psycopg
+import pytest
+
+from pyapp import cli
+from pyapp.devtools import maintenance
+from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp.devtools.migrator import migrate
+from pyapp.errors import MaintenanceError
+
+
+@pytest.fixture
+def url(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the configured DATABASE_URL of an empty local database."""
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+    return empty_database
+
+
+def run(*arguments: str) -> int:
+    """Return the exit status of `pyapp db ...`."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["db", *arguments])
+    return int(caught.value.code or 0)
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement.encode())
+
+
+def partitions(url: str) -> list[str]:
+    with psycopg.connect(url) as conn:
+        rows = conn.execute(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+            " WHERE i.inhparent = 'app.message_payloads'::regclass"
+            " AND c.relname ~ '[0-9]{6}$' ORDER BY 1"
+        )
+        return [name for (name,) in rows]
+
+
+def test_migrate_twice_then_check(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("migrate") == 0
+    assert "Applying 0001_create_plans\n" in capsys.readouterr().out
+    assert len(partitions(url)) == 3
+    assert run("migrate") == 0
+    assert capsys.readouterr().out == "Nothing to apply: the schema is up to date\n"
+    assert run("check") == 0
+    assert "are equal" in capsys.readouterr().out
+    execute(url, "CREATE INDEX planted_idx ON app.users (name)")
+    assert run("check") == 1
+    captured = capsys.readouterr()
+    assert "CREATE INDEX planted_idx ON app.users USING btree (name);" in captured.out
+    assert captured.err == "error: the schemas are not equal: 1 difference\n"
+
+
+def test_rollback_says_what_is_lost_and_asks(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(url, count=1)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run("rollback") == 1
+    output = capsys.readouterr().out
+    assert output.startswith("0001_create_plans: Loses the plans")
+    assert "Nothing is rolled back" in output
+    assert run("rollback", "--all", "--yes") == 0
+    assert "Rolling back 0001_create_plans\n" in capsys.readouterr().out
+    assert run("rollback") == 0
+    assert capsys.readouterr().out == "Nothing is applied\n"
+
+
+def test_rollback_outside_local_wants_yes(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(url, count=1)
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    assert run("rollback") == 1
+    assert "ENVIRONMENT is production" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["migrate", "rollback", "check", "maintain"])
+def test_command_without_a_database_names_the_one_that_starts_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("start it with: pyapp db start\n")
+    assert error.count("\n") == 1
+
+
+def test_maintain_makes_partitions_and_retires_old_ones(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(url)
+    execute(url, "SELECT app.create_payload_partitions('2024-01-15', 2)")
+    assert run("maintain", "--keep-months", "2") == 0
+    assert (
+        "Payload partitions dropped: message_payloads_202401, message_payloads_202402"
+    ) in capsys.readouterr().out
+    assert len(partitions(url)) == 3
+
+
+def test_keep_months_keeps_that_many_whole_months(url: str) -> None:
+    migrate(url)
+    with psycopg.connect(url) as conn:
+        conn.execute(
+            "SELECT app.create_payload_partitions("
+            "(now() AT TIME ZONE 'UTC' - interval '3 months')::date, 4)"
+        )
+    assert retire_payloads(url, keep_months=2) == [_month_ago(url, 3)]
+    assert partitions(url)[0] == _month_ago(url, 2)
+
+
+def _month_ago(url: str, months: int) -> str:
+    with psycopg.connect(url) as conn:
+        row = conn.execute(
+            "SELECT to_char(date_trunc('month', now() AT TIME ZONE 'UTC')"
+            " - make_interval(months => %s), '\"message_payloads_\"YYYYMM')",
+            [months],
+        ).fetchone()
+    assert row
+    return str(row[0])
+
+
+def test_maintenance_gives_way_to_others_and_says_so(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(url)
+    monkeypatch.setattr(maintenance, "ATTEMPTS", 1)
+    with psycopg.connect(url) as holder:
+        holder.execute("LOCK TABLE app.message_payloads_default IN SHARE MODE")
+        with pytest.raises(MaintenanceError, match="locked by others"):
+            create_payload_partitions(url)
+    assert create_payload_partitions(url) == 3

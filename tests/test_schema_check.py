@@ -1,0 +1,171 @@
+"""schema.sql, the migrations and a live database are equal, or it is told how not."""
+
+import shutil
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.devtools.dumps import dump_objects
+from pyapp.devtools.maintenance import create_payload_partitions
+from pyapp.devtools.migration_files import read_migrations
+from pyapp.devtools.migrator import migrate, rollback
+from pyapp.devtools.schema_diff import SchemaCheck, check
+from pyapp.devtools.scratch import scratch_database
+from pyapp.errors import SchemaCheckError
+from pyapp.paths import migrations_dir, sql_dir
+from tests.support import Server
+
+
+def told(result: SchemaCheck) -> list[str]:
+    """Return all that a check says, as it is printed."""
+    lines = [line for c in result.comparisons for _, line in c.report()]
+    return [f"{s.name} is {s.state}" for s in result.wrong] + lines
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a copy of the migrations that the test may change."""
+    return shutil.copytree(migrations_dir(), tmp_path / "migrations")
+
+
+def test_migrations_build_what_schema_sql_says(server: Server) -> None:
+    result = check(None, scratch_url=server.url("postgres"))
+    assert told(result) == []
+    assert result.objects > 200
+
+
+def test_each_migration_goes_down_and_up_again_to_equal_dumps(
+    empty_database: str,
+) -> None:
+    dumps = [dump_objects(empty_database)]
+    for _ in read_migrations():
+        migrate(empty_database, count=1)
+        dumps.append(dump_objects(empty_database))
+    for before in reversed(dumps[:-1]):
+        rollback(empty_database)
+        assert dump_objects(empty_database) == before
+    migrate(empty_database)
+    assert dump_objects(empty_database) == dumps[-1]
+
+
+def test_month_of_payloads_is_no_difference(empty_database: str) -> None:
+    migrate(empty_database)
+    assert create_payload_partitions(empty_database, months=2) == 2
+    execute(empty_database, "INSERT INTO app.plans VALUES ('gold', 'price_1', 9)")
+    assert told(check(empty_database)) == []
+
+
+def test_drift_of_a_live_database_is_told_as_sql(empty_database: str) -> None:
+    migrate(empty_database)
+    execute(
+        empty_database,
+        "CREATE INDEX planted_idx ON app.users (name)",
+        "ALTER TABLE app.plans ALTER COLUMN monthly_credits SET DEFAULT 7",
+        "COMMENT ON TABLE app.sessions IS NULL",
+        "UPDATE app.plans SET monthly_credits = 3000 WHERE id = 'free'",
+    )
+    result = check(empty_database)
+    lines = told(result)
+    assert result.differences == 4
+    assert (
+        "-- INDEX app.planted_idx is in the live database, not in the migrations"
+        in (lines)
+    )
+    assert "CREATE INDEX planted_idx ON app.users USING btree (name);" in lines
+    assert "-    monthly_credits numeric NOT NULL," in lines
+    assert "+    monthly_credits numeric DEFAULT 7 NOT NULL," in lines
+    assert (
+        "-- COMMENT app.TABLE sessions is in the migrations, not in the live database"
+    ) in lines
+    assert (
+        "-- ROW app.plans free differs: - in the migrations, + in the live database"
+    ) in lines
+
+
+def test_drift_between_the_files_names_the_objects(
+    empty_database: str, folder: Path, tmp_path: Path
+) -> None:
+    migrate(empty_database, folder)
+    last = sorted(folder.glob("*.sql"))[-1]
+    last.write_text(f"{last.read_text()}CREATE INDEX extra_idx ON app.users (name);\n")
+    schema = tmp_path / "schema.sql"
+    schema.write_text(
+        (sql_dir() / "schema.sql").read_text()
+        + "CREATE INDEX other_idx ON app.users (name);\n"
+    )
+    lines = told(check(empty_database, schema=schema, folder=folder))
+    assert f"{last.stem} is edited" in lines
+    assert "-- INDEX app.other_idx is in schema.sql, not in the migrations" in lines
+    assert "-- INDEX app.extra_idx is in the migrations, not in schema.sql" in lines
+    assert (
+        "-- INDEX app.extra_idx is in the migrations, not in the live database"
+    ) in lines
+
+
+def test_edit_after_plain_yoyo_is_found_once_a_check_has_seen_it(
+    empty_database: str, folder: Path
+) -> None:
+    migrate(empty_database, folder)
+    execute(empty_database, "DROP TABLE public.pyapp_migration_checksums")
+    assert told(check(empty_database, folder=folder)) == []
+    first = sorted(folder.glob("*.sql"))[1]
+    first.write_text(first.read_text() + "-- Harmless.\n")
+    assert told(check(empty_database, folder=folder)) == [f"{first.stem} is edited"]
+
+
+def test_database_that_is_behind_is_only_behind(empty_database: str) -> None:
+    names = [file.name for file in read_migrations()]
+    migrate(empty_database, count=len(names) - 1)
+    assert told(check(empty_database)) == [f"{names[-1]} is pending"]
+
+
+def test_schema_sql_that_cannot_be_built_says_why(
+    server: Server, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.sql"
+    schema.write_text("CREATE TABLE app.users ();")
+    with pytest.raises(SchemaCheckError, match=r'schema.sql .* "app" does not exist'):
+        check(None, scratch_url=server.url("postgres"), schema=schema)
+
+
+def test_scratch_databases_go_even_when_interrupted_or_left_by_a_kill(
+    server: Server,
+) -> None:
+    url = server.url("postgres")
+    execute(url, "CREATE DATABASE pyapp_scratch_1_left")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        scratch_database(url) as scratch,
+        psycopg.connect(scratch),
+    ):
+        raise KeyboardInterrupt
+    with psycopg.connect(url) as conn:
+        left = conn.execute(
+            "SELECT datname FROM pg_database WHERE datname ~ '^pyapp_scratch_1_'"
+            " OR datname = %s",
+            [psycopg.conninfo.conninfo_to_dict(scratch)["dbname"]],
+        ).fetchall()
+    assert left == []
+
+
+def test_role_that_may_make_no_databases_is_told_the_option(
+    server: Server, empty_database: str
+) -> None:
+    execute(
+        empty_database,
+        "DROP ROLE IF EXISTS check_reader",
+        "CREATE ROLE check_reader LOGIN PASSWORD 'pw'",
+    )
+    url = psycopg.conninfo.make_conninfo(
+        empty_database, user="check_reader", password="pw"
+    )
+    with pytest.raises(SchemaCheckError, match=r"check_reader .*--scratch"):
+        check(url)
+    execute(empty_database, "DROP ROLE check_reader")
