@@ -961,6 +961,11 @@ COMMENT ON COLUMN app.stripe_customers.is_provisional IS
 -- For stripe_customers_user_id_fkey and find_user_customers.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
 
+-- However it is written, a late delivery or a page listed earlier undoes nothing.
+CREATE TRIGGER stripe_customers_newer_wins BEFORE UPDATE ON app.stripe_customers
+FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
+EXECUTE FUNCTION app.refuse_change('a newer state is known');
+
 -- ---------------------------------------------------------------------------
 -- stripe_subscriptions
 -- ---------------------------------------------------------------------------
@@ -1023,6 +1028,11 @@ ON app.stripe_subscriptions (customer_id);
 
 -- For stripe_subscriptions_user_id_fkey.
 CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
+
+-- As stripe_customers_newer_wins.
+CREATE TRIGGER stripe_subscriptions_newer_wins BEFORE UPDATE ON app.stripe_subscriptions
+FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
+EXECUTE FUNCTION app.refuse_change('a newer state is known');
 
 -- ---------------------------------------------------------------------------
 -- stripe_sync_runs
