@@ -9,7 +9,7 @@ import typer
 from pyapp.cli.console import say
 from pyapp.config import load_settings
 from pyapp.connection import connect
-from pyapp.devtools import plans, roles
+from pyapp.devtools import query_plans, roles
 from pyapp.devtools.docs import render_schema
 
 
@@ -53,18 +53,18 @@ def plan(
     ] = False,
 ) -> None:
     """Show the plan of a query: the generic one, or the one for the values given."""
-    found = plans.find_query(query)
+    found = query_plans.find_query(query)
     given = dict(_assignment(value) for value in values or ())
     with connect(load_settings().database_url) as conn:
         try:
-            lines = plans.explain_query(conn, found, given, is_analyzed=analyze)
+            lines = query_plans.explain_query(conn, found, given, is_analyzed=analyze)
         except psycopg.DataError as exc:
             raise typer.BadParameter(str(exc.diag.message_primary)) from exc
         finally:
             conn.rollback()
     for line in lines:
         say(line)
-    if promised := plans.read_plans().get(query):
+    if promised := query_plans.read_plans().get(query):
         say(f"On a large database it goes by {', '.join(promised)}.")
 
 

@@ -9,7 +9,7 @@ import psycopg
 
 from pyapp.devtools import rules
 from pyapp.devtools.catalog import Catalog, Column, Constraint, Index, read_catalog
-from pyapp.devtools.plans import read_plans
+from pyapp.devtools.query_plans import read_plans
 from pyapp.devtools.schema_text import IndexNote, read_index_notes, read_table_order
 from pyapp.devtools.writers import Writer, list_writers
 from pyapp.errors import MigrationError

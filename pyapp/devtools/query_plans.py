@@ -1,6 +1,6 @@
 """Plans: how PostgreSQL goes about a query, and which indexes it should go by.
 
-`sql/devtools/plans.toml` promises the indexes; tests/test_plans.py holds it to that on
+`sql/devtools/query_plans.toml` promises the indexes; tests/test_plans.py holds it to that on
 a large database.
 """
 
@@ -26,7 +26,7 @@ class _Text:
 
 def read_plans() -> dict[str, list[str]]:
     """Return for each query and foreign key the indexes it goes by."""
-    text = (sql_dir() / "devtools" / "plans.toml").read_text(encoding="utf-8")
+    text = (sql_dir() / "devtools" / "query_plans.toml").read_text(encoding="utf-8")
     indexes: dict[str, list[str]] = tomllib.loads(text)
     return indexes
 
