@@ -40,10 +40,12 @@ class RecordedMessage:
 
 @dataclass(frozen=True, slots=True)
 class RecordedMessages:
-    """How many messages were new, and how many had been recorded before."""
+    """How many were new and their USD and credits; how many had been recorded."""
 
     recorded: int
     duplicates: int
+    cost: Decimal
+    credits: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ def record_messages(
     fingerprint_id: UUID | None = None,
     margin: Decimal = DEFAULT_MARGIN,
 ) -> Script[RecordedMessages]:
-    """Record many calls to models by COPY, all or none, and return how many were new.
+    """Record many calls to models by COPY, all or none, and return what was new.
 
     *user_id* and *fingerprint_id* pay for the messages that name neither. Of those
     with one id the first counts. *messages* are taken one by one, so that memory stays

@@ -157,7 +157,7 @@ new_message AS (
     FROM first_message AS f
     ORDER BY f.subject_id, f.id
     ON CONFLICT (subject_id, id) DO NOTHING
-    RETURNING m.subject_id, m.id
+    RETURNING m.subject_id, m.id, m.cost, m.credits
 ),
 
 new_payload AS (
@@ -181,9 +181,11 @@ new_payload AS (
 )
 
 SELECT
-    (SELECT count(*) FROM new_message) AS recorded,
-    (SELECT count(*) FROM pg_temp.staged_messages)
-    - (SELECT count(*) FROM new_message) AS duplicates;
+    count(*) AS recorded,
+    (SELECT count(*) FROM pg_temp.staged_messages) - count(*) AS duplicates,
+    COALESCE(sum(n.cost), 0) AS cost,
+    COALESCE(sum(n.credits), 0) AS credits
+FROM new_message AS n;
 
 -- name: get_message :one
 -- Without what was said, which is find_message_payload's.
