@@ -1,3 +1,30 @@
 """A PostgreSQL schema for metered AI usage, with a thin Python layer over it."""
 
+from pyapp import (
+    aio,
+    errors,
+    fingerprints,
+    messages,
+    plans,
+    quota,
+    referrals,
+    sessions,
+    users,
+)
+from pyapp.connection import connect, pool
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "aio",
+    "connect",
+    "errors",
+    "fingerprints",
+    "messages",
+    "plans",
+    "pool",
+    "quota",
+    "referrals",
+    "sessions",
+    "users",
+]

@@ -23,7 +23,7 @@ from psycopg import AsyncConnection, Connection
 
 from pyapp import execution
 from pyapp.errors import PyappError
-from pyapp.queries import QUERIES
+from pyapp.queries import QUERIES, Cardinality
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,11 +36,13 @@ U = TypeVar("U")
 class Call(Generic[T]):
     """The parameters of one execution and what its result becomes.
 
-    `row` makes a row of its values, in the columns' order; it is None for a count.
-    `is_guarded` says that a rule may refuse the change: the caller then goes on in his
-    transaction as if he had not asked.
+    `cardinality` is what the query's header promises. `row` makes a row of its values,
+    in the columns' order; it is None for a count. `is_guarded` says that a rule may
+    refuse the change: the caller then goes on in his transaction as if he had not
+    asked.
     """
 
+    cardinality: Cardinality
     row: Callable[..., Any] | None
     parameters: Mapping[str, Any]
     finish: Callable[[Sequence[Any], int], T]
@@ -55,6 +57,7 @@ class Call(Generic[T]):
         """Return the same call, its result passed through *function*."""
         finish = self.finish
         return Call(
+            self.cardinality,
             self.row,
             self.parameters,
             lambda rows, count: function(finish(rows, count)),
@@ -69,7 +72,10 @@ def one(
     missing: Callable[[], PyappError] | None = None,
     is_guarded: bool = False,
 ) -> Call[R]:
-    """Return a call for exactly one row; without one, *missing* says what to raise."""
+    """Return a call for exactly one row; without one, *missing* says what to raise.
+
+    An :optional query is one too, where its function raises instead of returning None.
+    """
 
     def finish(rows: Sequence[R], _: int) -> R:
         if not rows and missing is not None:
@@ -77,24 +83,28 @@ def one(
         (result,) = rows
         return result
 
-    return Call(row, parameters, finish, is_guarded)
+    return Call("one", row, parameters, finish, is_guarded)
 
 
 def optional(
     row: Callable[..., R], parameters: Mapping[str, Any], *, is_guarded: bool = False
 ) -> Call[R | None]:
     """Return a call for one row or None."""
-    return Call(row, parameters, lambda rows, _: rows[0] if rows else None, is_guarded)
+
+    def finish(rows: Sequence[R], _: int) -> R | None:
+        return rows[0] if rows else None
+
+    return Call("optional", row, parameters, finish, is_guarded)
 
 
 def many(row: Callable[..., R], parameters: Mapping[str, Any]) -> Call[list[R]]:
     """Return a call for a list of rows, in the query's order."""
-    return Call(row, parameters, lambda rows, _: list(rows))
+    return Call("many", row, parameters, lambda rows, _: list(rows))
 
 
 def rowcount(parameters: Mapping[str, Any], *, is_guarded: bool = False) -> Call[int]:
     """Return a call for the number of rows changed."""
-    return Call(None, parameters, lambda _, count: count, is_guarded)
+    return Call("rowcount", None, parameters, lambda _, count: count, is_guarded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,26 @@ class MessageNotFoundError(PyappError):
     """The payer has no message with this id; check both ids."""
 
 
+class InvalidSignatureError(PyappError):
+    """Nobody who knows the webhook's secret sent this; answer 400, store nothing."""
+
+
+class InvalidPayloadError(PyappError):
+    """A delivery is too large, or not an event; answer 400, or 413 if too large."""
+
+
+class OpenTransactionError(PyappError):
+    """The connection is in a transaction; commit it, or give another connection."""
+
+
+class StripeRequestError(PyappError):
+    """Stripe refused a request, or did not answer for long; the message says which."""
+
+
+class ReconcileRunningError(PyappError):
+    """Another run of this kind is under way; wait for it, or stop it."""
+
+
 class QueryFileError(PyappError):
     """A file of named queries cannot be read; mend the line that it names."""
 
@@ -87,6 +107,14 @@ class FingerprintIsUserError(RuleError):
 
 class EmailTakenError(RuleError):
     """Another user has this e-mail, whatever its case; find him by it."""
+
+
+class PlanNotFoundError(RuleError):
+    """No such plan; list_plans names them."""
+
+
+class PriceTakenError(RuleError):
+    """Another plan has this price; a price buys one plan."""
 
 
 class ReferralError(RuleError):
@@ -126,8 +154,13 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
     ),
     "messages_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
     "messages_user_id_fkey": (UserNotFoundError, "no such user"),
+    "plans_stripe_price_id_key": (PriceTakenError, "another plan has this price"),
     "referrals_not_self_check": (SelfReferralError, "nobody can use his own code"),
     "referrals_referred_id_fkey": (UserNotFoundError, "no such user to be referred"),
+    "referrals_referred_id_not_null": (
+        UserNotFoundError,
+        "no such user to be referred, or the person has been erased",
+    ),
     "referrals_referred_id_key": (
         AlreadyReferredError,
         "the user has been referred before",
@@ -140,6 +173,10 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
     ),
     "sessions_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
     "sessions_user_id_fkey": (UserNotFoundError, "no such user"),
+    "users_email_shape_check": (
+        RuleError,
+        "this is not an e-mail address (users_email_shape_check)",
+    ),
     "users_lower_email_idx": (EmailTakenError, "another user has this e-mail"),
     "users_referral_count_within_limit_check": (
         ReferralLimitReachedError,
@@ -150,6 +187,17 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
 
 def translate(error: psycopg.IntegrityError) -> RuleError:
     """Return the domain error for the rule that *error* says was violated."""
-    constraint = error.diag.constraint_name
-    kind, message = _RULES.get(constraint or "", (RuleError, None))
-    return kind(message or error.diag.message_primary or str(error), constraint)
+    diag = error.diag
+    rule = diag.constraint_name
+    if rule is None and diag.column_name is not None:
+        # NOT NULL has had a name since PostgreSQL 18 only, and reports it never.
+        rule = f"{diag.table_name}_{diag.column_name}_not_null"
+    if rule in _RULES:
+        return refusal(rule)
+    return RuleError(diag.message_primary or str(error), rule)
+
+
+def refusal(rule: str) -> RuleError:
+    """Return the domain error for a *rule* that has one."""
+    kind, message = _RULES[rule]
+    return kind(message, rule)

@@ -18,10 +18,13 @@ from pyapp.calls import (
     rowcount,
     script,
 )
-from pyapp.errors import UserNotFoundError
+from pyapp.errors import UserNotFoundError, refusal
+from pyapp.storable import storable_text
 
 # What PostgreSQL cannot hold in text, and no address has.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+# An address like this passes the shape's check for certain, so it needs no guard.
+_PLAIN = re.compile("[!-?A-~]{1,64}@[!-?A-~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,13 @@ def create_user(*, email: str, name: str | None = None) -> Call[User]:
         EmailTakenError: another user has it, whatever the case.
         RuleError: by users_email_shape_check, it is not an e-mail address.
     """
-    return one(User, {"email": _clean(email), "name": name}, is_guarded=True)
+    email = _clean(email)
+    return one(
+        User,
+        {"email": email, "name": _storable(name)},
+        missing=lambda: refusal("users_lower_email_idx"),
+        is_guarded=_PLAIN.fullmatch(email) is None,
+    )
 
 
 @query
@@ -100,8 +109,8 @@ def set_user_profile(
     Raises:
         UserNotFoundError: there is none, or he has been anonymized.
     """
-    parameters = {"user_id": user_id, "name": name, "image_url": image_url}
-    return one(User, parameters, missing=_not_found(user_id))
+    profile = {"name": _storable(name), "image_url": _storable(image_url)}
+    return one(User, {"user_id": user_id, **profile}, missing=_not_found(user_id))
 
 
 @query
@@ -151,6 +160,10 @@ def anonymize_user(*, user_id: UUID) -> Script[User]:
 def _clean(email: str) -> str:
     # A space never passes the shape's check, and never matches a stored address.
     return _UNSTORABLE.sub(" ", email.strip())
+
+
+def _storable(text: str | None) -> str | None:
+    return None if text is None else storable_text(text)
 
 
 def _not_found(user_id: UUID) -> Callable[[], UserNotFoundError]:

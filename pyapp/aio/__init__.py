@@ -3,6 +3,22 @@
 The same names, parameters, rows and errors as in `pyapp`, from the same SQL.
 """
 
-from pyapp.aio import messages, quota, users
+from pyapp.aio import (
+    fingerprints,
+    messages,
+    plans,
+    quota,
+    referrals,
+    sessions,
+    users,
+)
 
-__all__ = ["messages", "quota", "users"]
+__all__ = [
+    "fingerprints",
+    "messages",
+    "plans",
+    "quota",
+    "referrals",
+    "sessions",
+    "users",
+]

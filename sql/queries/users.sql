@@ -1,7 +1,9 @@
--- name: create_user :one
--- The quota, its period and the referral code come from the table's defaults.
+-- name: create_user :optional
+-- Quota and referral code come from the table's defaults. A taken address gives no row:
+-- an error would abort the caller's transaction.
 INSERT INTO app.users AS u (email, name)
 VALUES (:email, :name)
+ON CONFLICT (lower(email)) DO NOTHING
 RETURNING
     u.id,
     u.email,

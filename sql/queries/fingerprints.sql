@@ -1,0 +1,28 @@
+-- name: upsert_fingerprint :optional
+-- A user's id is refused here, without an error; the trigger refuses it everywhere.
+INSERT INTO app.fingerprints AS f (id, sig_hash)
+SELECT
+    COALESCE(:fingerprint_id, gen_random_uuid()) AS id,
+    :sig_hash AS sig_hash
+WHERE NOT EXISTS (
+    SELECT
+    FROM app.users AS u
+    WHERE u.id = :fingerprint_id
+)
+ON CONFLICT ON CONSTRAINT fingerprints_pkey DO UPDATE SET
+    sig_hash = COALESCE(excluded.sig_hash, f.sig_hash)
+RETURNING
+    f.id,
+    f.sig_hash,
+    f.base_quota,
+    f.created_at;
+
+-- name: get_fingerprint :one
+-- By its primary key.
+SELECT
+    f.id,
+    f.sig_hash,
+    f.base_quota,
+    f.created_at
+FROM app.fingerprints AS f
+WHERE f.id = :fingerprint_id;

@@ -1,0 +1,128 @@
+-- name: redeem_referral :optional
+-- Both users are locked in id order before anything is written, so that crossing
+-- redemptions queue up. A missing user becomes the NULL that the table refuses.
+WITH locked AS (
+    SELECT
+        u.id,
+        u.referral_code
+    FROM app.users AS u
+    WHERE (u.referral_code = :referral_code OR u.id = :referred_id)
+        AND u.anonymized_at IS NULL
+    ORDER BY u.id
+    FOR NO KEY UPDATE
+)
+
+INSERT INTO app.referrals AS r (
+    referrer_id, referred_id, status, credits, completed_at
+)
+SELECT
+    referrer.id AS referrer_id,
+    referred.id AS referred_id,
+    'completed' AS status,
+    :credits AS credits,
+    now() AS completed_at
+FROM locked AS referrer
+LEFT JOIN locked AS referred ON referred.id = :referred_id
+WHERE referrer.referral_code = :referral_code
+RETURNING
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at;
+
+-- name: create_referral :optional
+-- As redeem_referral, but nothing is counted or granted yet.
+WITH locked AS (
+    SELECT
+        u.id,
+        u.referral_code
+    FROM app.users AS u
+    WHERE (u.referral_code = :referral_code OR u.id = :referred_id)
+        AND u.anonymized_at IS NULL
+    ORDER BY u.id
+    FOR NO KEY UPDATE
+)
+
+INSERT INTO app.referrals AS r (referrer_id, referred_id, credits)
+SELECT
+    referrer.id AS referrer_id,
+    referred.id AS referred_id,
+    :credits AS credits
+FROM locked AS referrer
+LEFT JOIN locked AS referred ON referred.id = :referred_id
+WHERE referrer.referral_code = :referral_code
+RETURNING
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at;
+
+-- name: complete_referral :optional
+-- The users are locked before the referral, as everywhere; both must still be there.
+WITH locked AS (
+    SELECT u.id
+    FROM app.users AS u
+    WHERE u.id IN (
+            SELECT unnest(ARRAY[r.referrer_id, r.referred_id])
+            FROM app.referrals AS r
+            WHERE r.referred_id = :referred_id
+        )
+        AND u.anonymized_at IS NULL
+    ORDER BY u.id
+    FOR NO KEY UPDATE
+)
+
+UPDATE app.referrals AS r
+SET
+    status = 'completed',
+    completed_at = now()
+WHERE r.referred_id = :referred_id
+    AND r.status = 'pending'
+    AND (SELECT count(*) FROM locked) = 2
+RETURNING
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at;
+
+-- name: get_referral_summary :one
+-- The user's own referral is at most one; those he made are few.
+SELECT
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.referral_credits,
+    own.referrer_id,
+    (
+        SELECT count(*)
+        FROM app.referrals AS made
+        WHERE made.referrer_id = u.id
+            AND made.status = 'pending'
+    ) AS pending_count
+FROM app.users AS u
+LEFT JOIN app.referrals AS own ON u.id = own.referred_id
+WHERE u.id = :user_id;
+
+-- name: list_referrals :many
+-- Newest first. The page goes on below its cursor, the last referral of the one before.
+SELECT
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at
+FROM app.referrals AS r
+WHERE r.referrer_id = :user_id
+    AND (r.created_at, r.referred_id) < (
+        COALESCE(:before::timestamptz, 'infinity'),
+        COALESCE(:before_id::uuid, '00000000-0000-0000-0000-000000000000')
+    )
+ORDER BY r.created_at DESC, r.referred_id DESC
+LIMIT :limit;

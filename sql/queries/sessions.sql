@@ -1,0 +1,95 @@
+-- name: create_session :optional
+-- The user's lock and that of anonymize_user exclude each other: either the session is
+-- there to be deleted, or the user is found anonymized.
+INSERT INTO app.sessions AS s (
+    token_hash, user_id, fingerprint_id, created_at, expires_at
+)
+SELECT
+    :token_hash AS token_hash,
+    u.id AS user_id,
+    :fingerprint_id AS fingerprint_id,
+    statement_timestamp() AS created_at,
+    statement_timestamp() + :ttl AS expires_at
+FROM app.users AS u
+WHERE u.id = :user_id
+    AND u.anonymized_at IS NULL
+FOR KEY SHARE
+RETURNING
+    s.user_id,
+    s.fingerprint_id,
+    s.created_at,
+    s.expires_at;
+
+-- name: find_session :optional
+-- A transaction may be open for long, so that now() would keep a session alive in it.
+SELECT
+    s.user_id AS session_user_id,
+    s.fingerprint_id AS session_fingerprint_id,
+    s.created_at AS session_created_at,
+    s.expires_at AS session_expires_at,
+    u.id AS user_id,
+    u.email AS user_email,
+    u.name AS user_name,
+    u.email_verified_at AS user_email_verified_at,
+    u.image_url AS user_image_url,
+    u.base_quota AS user_base_quota,
+    u.referral_credits AS user_referral_credits,
+    u.quota AS user_quota,
+    u.referral_code AS user_referral_code,
+    u.referral_limit AS user_referral_limit,
+    u.referral_count AS user_referral_count,
+    u.stripe_customer_id AS user_stripe_customer_id,
+    u.stripe_subscription_id AS user_stripe_subscription_id,
+    u.stripe_price_id AS user_stripe_price_id,
+    u.subscription_status AS user_subscription_status,
+    u.subscription_active AS user_subscription_active,
+    u.created_at AS user_created_at,
+    u.updated_at AS user_updated_at,
+    u.anonymized_at AS user_anonymized_at,
+    f.id AS fingerprint_id,
+    f.sig_hash AS fingerprint_sig_hash,
+    f.base_quota AS fingerprint_base_quota,
+    f.created_at AS fingerprint_created_at
+FROM app.sessions AS s
+INNER JOIN app.users AS u ON s.user_id = u.id
+LEFT JOIN app.fingerprints AS f ON s.fingerprint_id = f.id
+WHERE s.token_hash = :token_hash
+    AND s.expires_at > COALESCE(:at, statement_timestamp())
+    AND u.anonymized_at IS NULL;
+
+-- name: extend_session :optional
+-- Only while it is valid, and never to an earlier end.
+UPDATE app.sessions AS s
+SET expires_at = GREATEST(s.expires_at, statement_timestamp() + :ttl)
+WHERE s.token_hash = :token_hash
+    AND s.expires_at > statement_timestamp()
+RETURNING
+    s.user_id,
+    s.fingerprint_id,
+    s.created_at,
+    s.expires_at;
+
+-- name: delete_session :rowcount
+-- Signs out, whether or not the session has expired.
+DELETE FROM app.sessions AS s
+WHERE s.token_hash = :token_hash;
+
+-- name: delete_user_sessions :rowcount
+-- Signs out everywhere, by sessions_user_id_idx.
+DELETE FROM app.sessions AS s
+WHERE s.user_id = :user_id;
+
+-- name: delete_expired_sessions :rowcount
+-- Oldest first, by sessions_expires_at_idx; what others hold is left for a later sweep.
+WITH expired AS (
+    SELECT s.token_hash
+    FROM app.sessions AS s
+    WHERE s.expires_at <= statement_timestamp()
+    ORDER BY s.expires_at
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+
+DELETE FROM app.sessions AS s
+USING expired AS e
+WHERE s.token_hash = e.token_hash;
