@@ -3,7 +3,7 @@
 import typer
 
 from pyapp import __version__
-from pyapp.cli import db, docs, doctor, schema
+from pyapp.cli import db, docs, doctor, quota, schema, usage, users
 
 app = typer.Typer(
     help="The metering database: local server, schema, usage, quota, Stripe.",
@@ -11,15 +11,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-db_app = typer.Typer(
-    help="The local server and its schema.", no_args_is_help=True, add_completion=False
-)
-app.add_typer(db_app, name="db")
+
+
+def _group(name: str, help: str) -> typer.Typer:
+    group = typer.Typer(help=help, no_args_is_help=True, add_completion=False)
+    app.add_typer(group, name=name)
+    return group
+
+
+db_app = _group("db", "The local server and its schema.")
+import_app = _group("import", "Usage from elsewhere.")
+users_app = _group("users", "Accounts.")
 
 db.register(db_app)
 schema.register(db_app)
 docs.register(db_app)
 doctor.register(app)
+usage.register(import_app)
+users.register(users_app)
+quota.register(app)
 
 
 def _print_version(wanted: bool) -> None:

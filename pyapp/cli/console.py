@@ -3,13 +3,22 @@
 import typer
 from rich.console import Console
 
-# Paths and addresses may hold brackets; they are text here, not markup.
-console = Console(markup=False, highlight=False, soft_wrap=True)
+# Paths and addresses may hold brackets and colons; here they are text, not markup.
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+# What is not the answer: progress, and what could not be read.
+stderr = Console(
+    markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True
+)
 
 
 def say(line: str) -> None:
     """Print one line of the command's answer."""
     console.print(line)
+
+
+def printable(text: str) -> str:
+    """Return *text* without what would steer the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def confirmed(question: str) -> bool:

@@ -1,0 +1,59 @@
+"""What commands are told: times, and who is meant."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import typer
+from psycopg import Connection
+
+from pyapp.errors import PyappError
+from pyapp.users import User, find_user_by_email, get_user
+
+
+class ArgumentError(PyappError):
+    """An argument names what is not there; the message says what to do."""
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """Return the time in UTC that *text* means: ISO 8601 or `now`.
+
+    A time without a zone is taken to be in UTC.
+    """
+    if text is None:
+        return None
+    if text == "now":
+        return datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is not a time: write 2026-02-28T14:30 (in UTC), or now"
+        ) from None
+
+
+def parse_id(text: str) -> UUID | None:
+    """Return the UUID that *text* is, or None."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def find_user(conn: Connection[Any], who: str) -> User:
+    """Return the user with *who* as e-mail or id.
+
+    Raises:
+        ArgumentError: there is none.
+        UserNotFoundError: there is none with this id.
+    """
+    user_id = parse_id(who)
+    if user_id is not None:
+        return get_user(conn, user_id=user_id)
+    if "@" not in who:
+        raise typer.BadParameter(f"{who!r} is neither an e-mail address nor a UUID")
+    user = find_user_by_email(conn, email=who)
+    if user is None:
+        raise ArgumentError(f"no user {who}; create one with: pyapp users add {who}")
+    return user

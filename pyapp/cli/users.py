@@ -1,0 +1,38 @@
+"""`pyapp users add | list`."""
+
+from typing import Annotated
+
+import typer
+
+from pyapp.cli.console import printable, say
+from pyapp.connection import connect
+from pyapp.users import create_user, list_users
+
+PAGE = 1000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `pyapp users`."""
+    app.command()(add)
+    app.command("list")(list_all)
+
+
+def add(
+    email: Annotated[str, typer.Argument(help="Must not be another user's.")],
+    name: Annotated[str | None, typer.Option(help="For display.")] = None,
+) -> None:
+    """Create a user on the free plan."""
+    with connect() as conn:
+        user = create_user(conn, email=email, name=name)
+    say(f"{user.email} is user {user.id}")
+
+
+def list_all() -> None:
+    """Print every user: id, e-mail, name."""
+    with connect() as conn:
+        after = None
+        while page := list_users(conn, after=after, limit=PAGE):
+            after = page[-1].id
+            for user in page:
+                known = (user.email or "(anonymized)", user.name or "")
+                say(printable("  ".join((str(user.id), *known)).rstrip()))
