@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format lock db-start db-stop db-status \
+.PHONY: help install demo test check lint lint-sql lint-python format lock db-start db-stop db-status \
 	db-reset doctor docs clean
 
 help: ## list the targets
@@ -30,17 +30,31 @@ $(STAMP): pyproject.toml requirements-dev.lock
 .env.local:
 	@cp .env.local.example .env.local && echo "Wrote .env.local from .env.local.example"
 
+# Show a command, then run it.
+show = @echo "\$$ $(1)" && $(BIN)/$(1)
+
 demo: install .env.local ## from nothing to a quota report on a real database
-	@$(BIN)/pyapp db start
-	@$(BIN)/pyapp db migrate
-	@$(BIN)/pyapp db check
+	$(call show,pyapp db start)
+	$(call show,pyapp db migrate)
+	$(call show,pyapp db check)
+	$(call show,python examples/demo.py)
+	$(call show,pyapp import usage examples/anthropic.jsonl --at now --user ada@example.com)
+	$(call show,pyapp import usage examples/trial.jsonl --at now --fingerprint d0d0d0d0-0000-4000-8000-000000000001)
+	$(call show,pyapp import usage examples/claude-code-session.jsonl examples/openai.jsonl --user grace@example.com)
+	$(call show,pyapp quota grace@example.com --at 2026-10-15)
+	$(call show,pyapp quota --all)
 
 test: install ## run the tests (ARGS="-k name" to choose)
 	@$(BIN)/pytest -q -n auto $(ARGS)
 
 lint: install ## all checks except the tests
+	@$(MAKE) --no-print-directory -j 2 lint-sql lint-python
+
+lint-sql:
 	@$(BIN)/sqlfluff lint -q sql migrations
 	@$(BIN)/python .ci/lint_migrations.py
+
+lint-python:
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --strict
