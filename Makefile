@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint lint-sql lint-python format lock db-start db-stop db-status \
-	db-reset doctor docs clean
+.PHONY: help install demo test check lint lint-sql lint-python format lock \
+	db-start db-stop db-status db-reset doctor docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
