@@ -958,8 +958,12 @@ COMMENT ON COLUMN app.stripe_customers.as_of IS
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
     'Whether a tie was settled by order of arrival; reconciliation looks again.';
 
--- For stripe_customers_user_id_fkey and find_user_customers.
+-- For stripe_customers_user_id_fkey and sync_users.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
+
+-- For list_unlisted_customers, newest first as Stripe lists, and
+-- list_name_only_customers.
+CREATE INDEX stripe_customers_created_at_idx ON app.stripe_customers (created_at, id);
 
 -- However it is written, a late delivery or a page listed earlier undoes nothing.
 CREATE TRIGGER stripe_customers_newer_wins BEFORE UPDATE ON app.stripe_customers
@@ -1022,12 +1026,16 @@ COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
     'Whether a tie was settled by order of arrival; reconciliation looks again.';
 
--- For the sync, which reads all subscriptions of one customer.
+-- For sync_users, which reads all subscriptions of one customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
 ON app.stripe_subscriptions (customer_id);
 
 -- For stripe_subscriptions_user_id_fkey.
 CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
+
+-- For list_unlisted_subscriptions, newest first as Stripe lists.
+CREATE INDEX stripe_subscriptions_created_at_idx
+ON app.stripe_subscriptions (created_at, id);
 
 -- As stripe_customers_newer_wins.
 CREATE TRIGGER stripe_subscriptions_newer_wins BEFORE UPDATE ON app.stripe_subscriptions

@@ -1,0 +1,137 @@
+"""Asking Stripe: objects and lists as plain dictionaries, each with its moment.
+
+A moment is in Stripe's own time, which the `Date` header tells: our clock may be off.
+The header is in whole seconds and is written when the answer leaves, so the moment at
+which the request began is no earlier than the header less the time that it took. Being
+too early is safe: it makes an answer look older than it is, never newer.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import stripe
+
+from pyapp.config import Settings
+from pyapp.errors import ConfigError, StripeRequestError
+
+T = TypeVar("T")
+
+# Waits of 1, 2, 4, ... seconds at most, unless Stripe says how long.
+_ATTEMPTS = 8
+_LONGEST_WAIT = 60.0
+_SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\w*[\w*]+")
+# A signal that is safe to replace in a test.
+sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Stripe said, and since when at least it has been true."""
+
+    data: Mapping[str, Any]
+    as_of: datetime
+
+
+def make_client(settings: Settings) -> stripe.StripeClient:
+    """Return a client for the configured key, which it never shows.
+
+    Raises:
+        ConfigError: no key, or a live key in a local environment.
+    """
+    key = settings.stripe_api_key
+    if not key:
+        raise ConfigError("STRIPE_SECRET_KEY is not set; put it into .env.local")
+    if settings.environment == "local" and is_live(key):
+        raise ConfigError(
+            "STRIPE_SECRET_KEY is a live key and ENVIRONMENT is local; use a test key"
+        )
+    base = settings.stripe_api_base
+    return stripe.StripeClient(
+        key,
+        base_addresses={"api": base} if base else {},
+        max_network_retries=3,
+    )
+
+
+def is_live(key: str) -> bool:
+    """Say whether *key* opens a live account."""
+    return key.startswith(("sk_live_", "rk_live_"))
+
+
+def fetch(client: stripe.StripeClient, noun: str, object_id: str) -> Answer | None:
+    """Return the object of `/v1/<noun>` as it is now, None if Stripe has none."""
+    try:
+        return _get(client, f"/v1/{noun}/{object_id}")
+    except stripe.InvalidRequestError as exc:
+        if exc.code == "resource_missing" or exc.http_status == 404:
+            return None
+        raise
+
+
+def list_page(client: stripe.StripeClient, noun: str, **parameters: Any) -> Answer:
+    """Return one page of `/v1/<noun>`; waits as long as Stripe asks us to.
+
+    Raises:
+        StripeRequestError: it refuses, or is out of reach for minutes.
+    """
+    return patiently(lambda: _get(client, f"/v1/{noun}", **parameters))
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Return what *ask* returns, trying again while Stripe is busy or out of reach.
+
+    Raises:
+        StripeRequestError: it refuses, or it is still so after eight attempts.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return ask()
+        except stripe.StripeError as exc:
+            if attempt + 1 == _ATTEMPTS or not _is_passing(exc):
+                raise StripeRequestError(describe(exc)) from None
+            sleep(_wait(exc, attempt))
+    raise AssertionError("unreachable")
+
+
+def describe(exc: Exception) -> str:
+    """Return an error in one line without keys, secrets or rows."""
+    lines = str(exc).strip().splitlines() or [""]
+    text = f"{type(exc).__name__}: {lines[0]}" if lines[0] else type(exc).__name__
+    return _SECRET.sub("(key)", text)[:500]
+
+
+def _get(client: stripe.StripeClient, path: str, **parameters: Any) -> Answer:
+    # The plain dictionaries: building the client's own objects takes five times longer.
+    began = time.monotonic()
+    response = client.raw_request("get", path, **parameters)
+    took = time.monotonic() - began
+    return Answer(response.data, _moment(response.headers) - timedelta(seconds=took))
+
+
+def _moment(headers: Mapping[str, str]) -> datetime:
+    try:
+        return parsedate_to_datetime(headers["Date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
+def _is_passing(exc: stripe.StripeError) -> bool:
+    if isinstance(exc, stripe.RateLimitError | stripe.APIConnectionError):
+        return True
+    return exc.http_status is not None and exc.http_status >= 500
+
+
+def _wait(exc: stripe.StripeError, attempt: int) -> float:
+    headers = exc.headers or {}
+    try:
+        told = float(headers.get("Retry-After") or headers.get("retry-after") or "")
+    except ValueError:
+        # Full jitter would start again at once as often as not; half of it spreads too.
+        told = min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+    return min(max(told, 0.0), _LONGEST_WAIT)

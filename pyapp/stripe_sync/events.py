@@ -1,0 +1,148 @@
+"""The inbox: each verified event once, and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pyapp.calls import Call, many, optional, query, rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class EventAttempt:
+    """An event that is to be applied now; `attempts` counts this one."""
+
+    id: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventPayload:
+    """The event as JSON text; None once its retention has ended."""
+
+    payload: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventId:
+    """The id of an event."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event of the inbox without its payload; times are aware.
+
+    `status` is received, applied, stale, ignored or failed.
+    """
+
+    id: str
+    type: str
+    api_version: str | None
+    event_created_at: datetime
+    status: str
+    attempts: int
+    last_error: str | None
+    received_at: datetime
+    processed_at: datetime | None
+
+
+@query
+def insert_event(
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    status: str,
+    lock_key: str,
+) -> Call[EventAttempt | None]:
+    """Lock *lock_key* until the transaction ends and enter the event as *status*.
+
+    Return None for one that is done already; one that has failed is entered again.
+    """
+    parameters = {
+        "id": id,
+        "type": type,
+        "api_version": api_version,
+        "event_created_at": event_created_at,
+        "payload": payload,
+        "status": status,
+        "lock_key": lock_key,
+    }
+    return optional(EventAttempt, parameters)
+
+
+@query
+def mark_event(*, id: str, status: str) -> Call[int]:
+    """Change what became of an event that is done; return how many there were."""
+    return rowcount({"id": id, "status": status})
+
+
+@query
+def upsert_failed_event(
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    last_error: str,
+) -> Call[EventAttempt | None]:
+    """Keep an event that could not be applied; return None if it is done meanwhile."""
+    parameters = {
+        "id": id,
+        "type": type,
+        "api_version": api_version,
+        "event_created_at": event_created_at,
+        "payload": payload,
+        "last_error": last_error,
+    }
+    return optional(EventAttempt, parameters)
+
+
+@query
+def list_events(
+    *, before: datetime | None = None, before_id: str | None = None, limit: int = 100
+) -> Call[list[StoredEvent]]:
+    """Return *limit* events, the newest arrival first.
+
+    Start again with *before* and *before_id*, the last one's `received_at` and `id`, to
+    get the next page.
+    """
+    return many(StoredEvent, {"before": before, "before_id": before_id, "limit": limit})
+
+
+@query
+def list_failed_events(
+    *, after: datetime | None = None, after_id: str | None = None, limit: int = 100
+) -> Call[list[StoredEvent]]:
+    """Return *limit* events that have failed, the oldest first.
+
+    Start again with *after* and *after_id*, the last one's `event_created_at` and `id`,
+    to get the next page.
+    """
+    return many(StoredEvent, {"after": after, "after_id": after_id, "limit": limit})
+
+
+@query
+def find_event_payload(*, id: str) -> Call[EventPayload | None]:
+    """Return the event as it was delivered, or None for an unknown one."""
+    return optional(EventPayload, {"id": id})
+
+
+@query
+def list_done_events(*, ids: Sequence[str]) -> Call[list[EventId]]:
+    """Return those of *ids* that were applied, stale or ignored, by id."""
+    return many(EventId, {"ids": list(ids)})
+
+
+@query
+def delete_event_payloads(*, before: datetime, limit: int = 1000) -> Call[int]:
+    """Empty at most *limit* events done before *before*; return how many.
+
+    The events stay, so that each takes effect once for ever; one that has failed keeps
+    its payload. Repeat until it returns less than *limit*.
+    """
+    return rowcount({"before": before, "limit": limit})

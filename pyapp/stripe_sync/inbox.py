@@ -1,0 +1,110 @@
+"""An event, once verified: taken in, applied and marked, in one transaction."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+import stripe
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+
+from pyapp.errors import OpenTransactionError
+from pyapp.stripe_sync import events
+from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.apply import USED_TYPES, apply
+from pyapp.stripe_sync.envelope import Event
+
+Result = Literal["applied", "duplicate", "stale", "ignored", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an event.
+
+    applied    it is taken into account, now
+    duplicate  it had been before, and nothing is changed
+    stale      something newer is known, and nothing is changed
+    ignored    it is kept, and says nothing that is used here
+    failed     nothing is changed; it is kept with `error`, and should be sent again
+    """
+
+    event_id: str
+    type: str
+    result: Result
+    error: str | None = None
+
+
+def take_in(
+    conn: Connection[Any], event: Event, client: stripe.StripeClient | None
+) -> Outcome:
+    """Apply *event* in a transaction of its own and return what became of it.
+
+    Raises:
+        OpenTransactionError: the connection is in a transaction.
+        psycopg.OperationalError: the connection is lost; nothing is changed.
+    """
+    is_used = event.type in USED_TYPES and event.is_ours
+    try:
+        with own_transaction(conn):
+            attempt = events.insert_event(
+                conn,
+                id=event.id,
+                type=event.type,
+                api_version=event.api_version,
+                event_created_at=event.created_at,
+                payload=event.text,
+                status="applied" if is_used else "ignored",
+                lock_key=event.lock_key,
+            )
+            if attempt is None:
+                return Outcome(event.id, event.type, "duplicate")
+            result = apply(conn, event, client) if is_used else "ignored"
+            if is_used and result != "applied":
+                events.mark_event(conn, id=event.id, status=result)
+            return Outcome(event.id, event.type, result)
+    except OpenTransactionError:
+        raise
+    except Exception as exc:
+        if conn.closed:
+            raise
+        return _keep_failed(conn, event, describe(exc))
+
+
+def _keep_failed(conn: Connection[Any], event: Event, error: str) -> Outcome:
+    with own_transaction(conn):
+        kept = events.upsert_failed_event(
+            conn,
+            id=event.id,
+            type=event.type,
+            api_version=event.api_version,
+            event_created_at=event.created_at,
+            payload=event.text,
+            last_error=error,
+        )
+    if kept is None:
+        # Another delivery was quicker.
+        return Outcome(event.id, event.type, "duplicate")
+    return Outcome(event.id, event.type, "failed", error)
+
+
+@contextmanager
+def own_transaction(conn: Connection[Any]) -> Iterator[None]:
+    """Open a transaction in which each statement sees what was committed before it.
+
+    Raises:
+        OpenTransactionError: there is one already, which somebody else may roll back.
+    """
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        raise OpenTransactionError(
+            "the connection is in a transaction; commit it, or give another connection"
+        )
+    level = conn.isolation_level
+    conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    try:
+        with conn.transaction():
+            yield
+    finally:
+        if not conn.closed:
+            conn.isolation_level = level

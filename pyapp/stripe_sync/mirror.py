@@ -1,0 +1,258 @@
+"""Stripe's customers and subscriptions as last seen, and what users get from them.
+
+The order of views is decided by the queries; see sql/queries/stripe_customers.sql.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pyapp.calls import Call, many, optional, query, rowcount
+
+Source = Literal["event", "page", "object"]
+Verdict = Literal["applied", "stale", "unclear"]
+
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A customer as Stripe was last seen to have it; times are aware.
+
+    `as_of` is in Stripe's time; `created_at` is None while only its name is known.
+    """
+
+    id: str
+    user_id: UUID | None
+    is_deleted: bool
+    created_at: datetime | None
+    as_of: datetime
+    is_provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscription as Stripe was last seen to have it; times are aware.
+
+    `status` is Stripe's word, and Stripe adds new ones; `as_of` is in Stripe's time.
+    """
+
+    id: str
+    customer_id: str
+    user_id: UUID | None
+    status: str
+    price_id: str | None
+    current_period_start: datetime | None
+    current_period_end: datetime | None
+    billing_cycle_anchor: datetime | None
+    cancel_at_period_end: bool
+    canceled_at: datetime | None
+    created_at: datetime
+    as_of: datetime
+    is_provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a view of an object is worth, and how it differs from what is known.
+
+    `user_id` is whom it belongs to now, `released_user_id` who has just lost it,
+    `proposed_user_id` who has its e-mail and no customer.
+    """
+
+    id: str
+    verdict: Verdict
+    differences: list[str]
+    released_user_id: UUID | None
+    proposed_user_id: UUID | None
+    user_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedUser:
+    """A user, his customer, and what differed from the mirror until now."""
+
+    id: UUID
+    customer_id: str | None
+    differences: list[str]
+    has_unknown_price: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A customer and the user it has just been linked to."""
+
+    id: str
+    user_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An object that is known here and that Stripe did not list."""
+
+    id: str
+    customer_id: str
+    created_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock that is held until the transaction ends."""
+
+    key: int
+    lock: str
+
+
+def to_json(value: Any) -> str:
+    """Return JSON that jsonb can hold: without NULs and halves of characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _NUL.sub(r"\1", text).encode(errors="replace").decode()
+
+
+@query
+def find_customer(*, id: str) -> Call[Customer | None]:
+    """Return the customer, deleted or not, or None if it was never seen."""
+    return optional(Customer, {"id": id})
+
+
+@query
+def find_subscription(*, id: str) -> Call[Subscription | None]:
+    """Return the subscription, ended or not, or None if it was never seen."""
+    return optional(Subscription, {"id": id})
+
+
+@query
+def lock_customers(*, ids: Sequence[str]) -> Call[list[Lock]]:
+    """Take the locks of these customers, in the one order for all, and return them."""
+    return many(Lock, {"ids": list(ids)})
+
+
+@query
+def upsert_customers(
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    as_of: datetime,
+    source: Source,
+    can_ask: bool,
+    match_email: bool = False,
+    is_dry_run: bool = False,
+) -> Call[list[Judgement]]:
+    """Judge each view (of `shapes.read_customer`) and write it if it is worth it.
+
+    The locks of the customers are held. Users named by the result need `sync_users`.
+    """
+    parameters = {
+        "rows": to_json(list(rows)),
+        "as_of": as_of,
+        "source": source,
+        "can_ask": can_ask,
+        "match_email": match_email,
+        "is_dry_run": is_dry_run,
+    }
+    return many(Judgement, parameters)
+
+
+@query
+def upsert_subscriptions(
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    as_of: datetime,
+    source: Source,
+    can_ask: bool,
+    is_dry_run: bool = False,
+) -> Call[list[Judgement]]:
+    """Judge each view (of `shapes.read_subscription`) and write it if it is worth it.
+
+    The locks of their customers are held. Users named by the result need `sync_users`.
+    """
+    parameters = {
+        "rows": to_json(list(rows)),
+        "as_of": as_of,
+        "source": source,
+        "can_ask": can_ask,
+        "is_dry_run": is_dry_run,
+    }
+    return many(Judgement, parameters)
+
+
+@query
+def mark_subscription_provisional(*, id: str, as_of: datetime) -> Call[int]:
+    """Have the subscription looked at again, unless it is known as of later: then 0."""
+    return rowcount({"id": id, "as_of": as_of})
+
+
+@query
+def link_customer(*, id: str, user_id: str, as_of: datetime) -> Call[Link | None]:
+    """Link a customer that has no user; return None if there is nothing to link."""
+    return optional(Link, {"id": id, "user_id": user_id, "as_of": as_of})
+
+
+@query
+def sync_users(
+    *, user_ids: Sequence[UUID], is_dry_run: bool = False
+) -> Call[list[SyncedUser]]:
+    """Give these users what the mirror says, and return them by id.
+
+    Their rows are locked, by an upsert or a link in the same transaction.
+    """
+    return many(SyncedUser, {"user_ids": list(user_ids), "is_dry_run": is_dry_run})
+
+
+@query
+def list_unlisted_customers(
+    *,
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None = None,
+    limit: int = 100,
+) -> Call[list[Suspect]]:
+    """Return live customers created in (since, until] that are not in *listed_ids*.
+
+    Newest first; go on with *until* and *after_id* from the last one.
+    """
+    return many(Suspect, _span(since, until, listed_ids, after_id, limit))
+
+
+@query
+def list_unlisted_subscriptions(
+    *,
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None = None,
+    limit: int = 100,
+) -> Call[list[Suspect]]:
+    """Return subscriptions that go on, created in (since, until], not in *listed_ids*.
+
+    Newest first; go on with *until* and *after_id* from the last one.
+    """
+    return many(Suspect, _span(since, until, listed_ids, after_id, limit))
+
+
+@query
+def list_name_only_customers(
+    *, after_id: str | None = None, limit: int = 100
+) -> Call[list[Suspect]]:
+    """Return customers known by a checkout only, by id."""
+    return many(Suspect, {"after_id": after_id, "limit": limit})
+
+
+def _span(
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None,
+    limit: int,
+) -> dict[str, Any]:
+    return {
+        "since": since,
+        "until": until,
+        "listed_ids": list(listed_ids),
+        "after_id": after_id,
+        "limit": limit,
+    }

@@ -1,0 +1,79 @@
+"""What Stripe's objects look like, before and since API 2025-03-31.
+
+Only what the mirror keeps is read, as Stripe says it: times are seconds since 1970.
+An unknown status, an item without a price or a missing field is no error here; what
+a row cannot do without, the database refuses.
+"""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
+    """Return the customer as `upsert_customers` takes it."""
+    metadata = shape.get("metadata") or {}
+    return {
+        "id": shape["id"],
+        "user_id": read_user_id(metadata.get("user_id")),
+        "email": shape.get("email"),
+        "is_deleted": is_deleted or bool(shape.get("deleted")),
+        "created": shape.get("created"),
+    }
+
+
+def read_subscription(shape: Json) -> dict[str, Any]:
+    """Return the subscription as `upsert_subscriptions` takes it.
+
+    The item whose period ends first gives period and price; before 2025-03-31 items had
+    no period of their own, the subscription had it.
+    """
+    items = (shape.get("items") or {}).get("data") or []
+    item: Json = min(items, key=_item_end, default={})
+    price = item.get("price") or item.get("plan") or shape.get("plan")
+    return {
+        "id": shape["id"],
+        "customer_id": object_id(shape.get("customer")),
+        "status": shape.get("status"),
+        "price_id": object_id(price),
+        "current_period_start": _period(item, shape, "current_period_start"),
+        "current_period_end": _period(item, shape, "current_period_end"),
+        "billing_cycle_anchor": shape.get("billing_cycle_anchor"),
+        "cancel_at_period_end": shape.get("cancel_at_period_end"),
+        "canceled_at": shape.get("canceled_at"),
+        "created": shape.get("created"),
+    }
+
+
+def find_invoice_subscription(shape: Json) -> str | None:
+    """Return the id of the subscription that an invoice bills, if there is one."""
+    parent = shape.get("parent") or {}
+    details = parent.get("subscription_details") or {}
+    return object_id(details.get("subscription") or shape.get("subscription"))
+
+
+def object_id(value: Any) -> str | None:
+    """Return the id of an object that is named, or expanded, or absent."""
+    if isinstance(value, Mapping):
+        value = value.get("id")
+    return value if isinstance(value, str) and value else None
+
+
+def read_user_id(value: Any) -> str | None:
+    """Return what somebody wrote into a field for a user's id, if it is a UUID."""
+    try:
+        return str(uuid.UUID(value))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _item_end(item: Json) -> float:
+    end = item.get("current_period_end")
+    return float("inf") if end is None else end
+
+
+def _period(item: Json, shape: Json, name: str) -> Any:
+    value = item.get(name)
+    return shape.get(name) if value is None else value

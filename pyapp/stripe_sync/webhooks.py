@@ -1,0 +1,69 @@
+"""Webhooks: verified bytes in, an outcome out. No framework is needed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import stripe
+from psycopg import Connection
+
+from pyapp.errors import ConfigError, InvalidPayloadError, InvalidSignatureError
+from pyapp.stripe_sync.envelope import read_event
+from pyapp.stripe_sync.inbox import Outcome, take_in
+
+# Stripe's own events stay well under it.
+MAX_BODY = 1 << 20
+# Seconds for which a signature is good.
+TOLERANCE = 300
+
+
+def handle_webhook(
+    conn: Connection[Any],
+    payload: bytes,
+    signature: str | None,
+    secrets: Sequence[str] | str,
+    client: stripe.StripeClient | None = None,
+) -> Outcome:
+    """Verify a delivery, apply it in one transaction, and return what became of it.
+
+    *payload* is the body as it came, *signature* the `Stripe-Signature` header; several
+    *secrets* are for the time of a rotation. With a *client*, what events leave open is
+    fetched; without one, reconciliation settles it. Answer 2xx unless the result is
+    `failed`, and 400 to the errors below, which store nothing.
+
+    Raises:
+        InvalidSignatureError: nobody who knows a secret sent this, or not just now.
+        InvalidPayloadError: it is too large, or no event.
+        OpenTransactionError: the connection is in a transaction.
+        ConfigError: there is no secret.
+    """
+    if len(payload) > MAX_BODY:
+        raise InvalidPayloadError(f"the body has more than {MAX_BODY} bytes")
+    verify_signature(payload, signature, secrets)
+    return take_in(conn, read_event(payload.decode()), client)
+
+
+def verify_signature(
+    payload: bytes, signature: str | None, secrets: Sequence[str] | str
+) -> None:
+    """Return if one of *secrets* signed *payload* within the last five minutes.
+
+    Raises:
+        InvalidSignatureError: none did.
+        ConfigError: there is no secret.
+    """
+    if isinstance(secrets, str):
+        secrets = [secrets]
+    if not secrets:
+        raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; Stripe shows it")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        raise InvalidSignatureError("the body is not UTF-8") from None
+    for secret in secrets:
+        try:
+            stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE)
+        except stripe.SignatureVerificationError as exc:
+            reason = str(exc).splitlines()[0]
+        else:
+            return
+    raise InvalidSignatureError(reason)

@@ -1,0 +1,80 @@
+-- name: get_mirror_size :one
+-- What a reconciliation has to expect.
+WITH customers AS (
+    SELECT count(*) AS customers
+    FROM app.stripe_customers
+),
+
+subscriptions AS (
+    SELECT count(*) AS subscriptions
+    FROM app.stripe_subscriptions
+)
+
+SELECT
+    c.customers,
+    s.subscriptions
+FROM customers AS c
+CROSS JOIN subscriptions AS s;
+
+-- name: try_lock_runs :one
+-- One run of a kind at a time; the lock ends with the session, even a killed one.
+SELECT
+    pg_try_advisory_lock(
+        hashtextextended('stripe_sync_runs ' || :kind, 0)
+    ) AS is_held;
+
+-- name: unlock_runs :one
+-- The counterpart of try_lock_runs.
+SELECT
+    pg_advisory_unlock(
+        hashtextextended('stripe_sync_runs ' || :kind, 0)
+    ) AS is_held;
+
+-- name: find_resumable_run :optional
+-- The newest, if it did not get to its end and its beginning is not too long ago.
+WITH newest AS (
+    SELECT
+        r.id,
+        r.cursor,
+        r.counts,
+        r.started_at,
+        r.outcome
+    FROM app.stripe_sync_runs AS r
+    WHERE r.kind = :kind AND NOT r.is_dry_run
+    ORDER BY r.id DESC
+    LIMIT 1
+)
+
+SELECT
+    n.id,
+    n.cursor,
+    n.counts,
+    n.started_at
+FROM newest AS n
+WHERE
+    n.outcome <> 'completed'
+    AND n.cursor IS NOT NULL
+    AND n.started_at > :started_after;
+
+-- name: insert_run :one
+-- A run begins.
+INSERT INTO app.stripe_sync_runs AS r (kind, is_dry_run)
+VALUES (:kind, :is_dry_run)
+RETURNING r.id, r.cursor, r.counts, r.started_at;
+
+-- name: update_run :rowcount
+-- How far a run has got; without an outcome it goes on.
+UPDATE app.stripe_sync_runs AS r
+SET
+    cursor = :cursor,
+    counts = :counts::jsonb,
+    outcome = COALESCE(:outcome::text, 'running'),
+    last_error = :last_error,
+    finished_at = CASE WHEN :outcome::text IS NOT NULL THEN now() END
+WHERE r.id = :id;
+
+-- name: mark_abandoned_runs :rowcount
+-- Whoever holds the lock knows that nobody else runs.
+UPDATE app.stripe_sync_runs AS r
+SET outcome = 'failed', last_error = 'it was killed', finished_at = now()
+WHERE r.kind = :kind AND r.outcome = 'running' AND r.id <> :id;
