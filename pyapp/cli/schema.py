@@ -13,6 +13,7 @@ from pyapp.devtools.migrator import State
 from pyapp.devtools.schema_diff import SchemaCheck
 from pyapp.devtools.schema_diff import check as check_schema
 from pyapp.errors import ConfigError, SchemaCheckError
+from pyapp.sessions import delete_expired_sessions
 
 SWEEP = 10_000
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
@@ -134,8 +135,6 @@ def _say_differences(result: SchemaCheck) -> None:
 
 def _sweep_sessions(url: str) -> int:
     """Delete expired sessions in batches, each its own transaction."""
-    from pyapp.sessions import delete_expired_sessions
-
     swept = 0
     with connect(url) as conn:
         while True:
