@@ -137,9 +137,7 @@ def _sweep_sessions(url: str) -> int:
     """Delete expired sessions in batches, each its own transaction."""
     swept = 0
     with connect(url) as conn:
-        while True:
-            deleted = delete_expired_sessions(conn, limit=SWEEP)
+        while deleted := delete_expired_sessions(conn, limit=SWEEP):
             conn.commit()
             swept += deleted
-            if deleted < SWEEP:
-                return swept
+    return swept
