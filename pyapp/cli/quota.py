@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time
@@ -14,7 +14,7 @@ import typer
 from psycopg import Connection
 from rich.cells import cell_len, set_cell_size
 
-from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
+from pyapp.cli.arguments import ArgumentError, find_user, parse_id
 from pyapp.cli.console import console, printable
 from pyapp.connection import connect
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
@@ -54,10 +54,6 @@ def quota(
         bool,
         typer.Option("--all", help="Every user, and every fingerprint with usage."),
     ] = False,
-    at: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="As it was, or will be; else now."),
-    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One exact JSON object for each line.")
     ] = False,
@@ -65,44 +61,42 @@ def quota(
     """Show quota, use and period: of one, or of all."""
     if (who is None) != everyone:
         raise typer.BadParameter("name a user or a fingerprint, or give --all")
-    moment = parse_time(at)
-    # All pages are of one moment: this transaction's.
+    # Now is the transaction's, so that all pages are of one moment.
     with connect() as conn:
-        pages = _all(conn, moment) if who is None else [[_one(conn, who, moment)]]
+        entries = _all(conn) if who is None else iter([_one(conn, who)])
         if as_json:
-            _print_json(pages)
+            _print_json(entries)
         else:
-            _print_table(pages)
+            _print_table(entries)
 
 
-def _one(conn: Connection[Any], who: str, at: datetime | None) -> _Entry:
+def _one(conn: Connection[Any], who: str) -> _Entry:
     subject_id = parse_id(who)
     if subject_id is not None:
         with suppress(FingerprintNotFoundError):
-            found = get_fingerprint_quota(conn, fingerprint_id=subject_id, at=at)
+            found = get_fingerprint_quota(conn, fingerprint_id=subject_id)
             return _Entry("fingerprint", None, found)
     try:
         user = find_user(conn, who)
     except UserNotFoundError:
         raise ArgumentError(f"no user and no fingerprint {who}") from None
-    return _Entry("user", user.email, get_user_quota(conn, user_id=user.id, at=at))
+    return _Entry("user", user.email, get_user_quota(conn, user_id=user.id))
 
 
-def _all(conn: Connection[Any], at: datetime | None) -> Iterator[list[_Entry]]:
-    """Yield pages of all users, then of the fingerprints that used anything."""
+def _all(conn: Connection[Any]) -> Iterator[_Entry]:
+    """Yield all users, then the fingerprints that used anything, a page at a time."""
     after: UUID | None = None
-    while users := list_user_quotas(conn, at=at, after=after, limit=PAGE):
+    while users := list_user_quotas(conn, after=after, limit=PAGE):
         after = users[-1].subject_id
-        yield [_Entry("user", user.email, user) for user in users]
+        yield from (_Entry("user", user.email, user) for user in users)
     after = None
-    while devices := list_fingerprint_quotas(conn, at=at, after=after, limit=PAGE):
+    while devices := list_fingerprint_quotas(conn, after=after, limit=PAGE):
         after = devices[-1].subject_id
-        if used := [_Entry("fingerprint", None, d) for d in devices if d.credits_used]:
-            yield used
+        yield from (_Entry("fingerprint", None, d) for d in devices if d.credits_used)
 
 
-def _print_json(pages: Iterable[list[_Entry]]) -> None:
-    for entry in itertools.chain.from_iterable(pages):
+def _print_json(entries: Iterator[_Entry]) -> None:
+    for entry in entries:
         values = {"kind": entry.kind, **asdict(entry.quota), "email": entry.email}
         typer.echo(json.dumps(values, default=_exact))
 
@@ -113,12 +107,12 @@ def _exact(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def _print_table(pages: Iterable[list[_Entry]]) -> None:
+def _print_table(entries: Iterator[_Entry]) -> None:
     """Print page by page; a later page may widen a column, and none is narrowed."""
-    widths = [len(title) for title in HEADER]
-    header: list[tuple[str, ...]] = [HEADER]
-    for page in pages:
-        rows = header + [_cells(entry) for entry in page]
+    widths = [0] * len(HEADER)
+    rows: list[tuple[str, ...]] = [HEADER]
+    while page := list(itertools.islice(entries, PAGE)):
+        rows += map(_cells, page)
         widths = [
             max(width, *(cell_len(row[column]) for row in rows))
             for column, width in enumerate(widths)
@@ -126,9 +120,9 @@ def _print_table(pages: Iterable[list[_Entry]]) -> None:
         for row in rows:
             style = "bold" if row is HEADER else "red" if row[-1] == "yes" else None
             console.print(_line(row, _fitted(widths)), style=style)
-        header = []
-    if header:
-        console.print("no users, and no usage")
+        rows = []
+    if rows:
+        console.print("there are no users, and no fingerprints with usage")
 
 
 def _cells(entry: _Entry) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,6 @@ from uuid import UUID
 
 import psycopg
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
 from pyapp.cli.console import say, stderr
@@ -30,7 +30,6 @@ SHOWN_BROKEN_LINES = 20
 
 @dataclass(frozen=True)
 class _Payer:
-    name: str
     user_id: UUID | None = None
     fingerprint_id: UUID | None = None
 
@@ -44,6 +43,7 @@ class _Tally:
     known: int = 0
     cost: Decimal = Decimal(0)
     credits: Decimal = Decimal(0)
+    days: set[date] = field(default_factory=set)
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +80,7 @@ def usage(
         lines = read_usage_logs(files, at=moment, counts=tally.lines, on_bytes=advance)
         with _told_how_to_go_on(tally):
             _record(conn, _messages(lines), payer, settings.margin, tally)
-    for line in _summary(payer, tally):
+    for line in _summary(tally):
         say(line)
     if tally.lines.broken:
         raise typer.Exit(1)
@@ -114,10 +114,10 @@ def _find_payer(
 ) -> _Payer:
     if user is not None:
         found = find_user(conn, user)
-        return _Payer(found.email or str(found.id), user_id=found.id)
+        return _Payer(user_id=found.id)
     # A device needs no account: it is known from its first call on.
     upsert_fingerprint(conn, fingerprint_id=device_id)
-    return _Payer(f"fingerprint {device_id}", fingerprint_id=device_id)
+    return _Payer(fingerprint_id=device_id)
 
 
 @contextmanager
@@ -126,6 +126,13 @@ def _progress(files: list[Path]) -> Iterator[Callable[[int], None]]:
     if not stderr.is_terminal:
         yield lambda _: None
         return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (BarColumn(bar_width=40), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
         # They are read twice; a pipe's length is not known.
@@ -171,6 +178,7 @@ def _record(
         tally.known += result.duplicates
         tally.cost += result.cost
         tally.credits += result.credits
+        tally.days.update(message.finished_at.date() for message in batch)
 
 
 @contextmanager
@@ -190,13 +198,16 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
         raise
 
 
-def _summary(payer: _Payer, tally: _Tally) -> Iterator[str]:
+def _summary(tally: _Tally) -> Iterator[str]:
     lines = tally.lines
+    if tally.recorded:
+        yield (
+            f"{tally.recorded:,} new messages, {min(tally.days)} to {max(tally.days)}:"
+            f" {tally.cost:,.4f} USD, {tally.credits:,.2f} credits"
+        )
+    else:
+        yield "nothing new: 0 USD, 0 credits"
     yield (
-        f"{tally.recorded:,} messages recorded for {payer.name}:"
-        f" {tally.cost:,.4f} USD, {tally.credits:,.2f} credits"
-    )
-    yield (
-        f"{tally.known:,} already there, {lines.repeats:,} repeated lines,"
-        f" {lines.without_usage:,} lines without usage, {lines.broken:,} broken"
+        f"{tally.known:,} already there; lines: {lines.repeats:,} repeated,"
+        f" {lines.without_usage:,} without usage, {lines.broken:,} broken"
     )
