@@ -107,7 +107,7 @@ def test_what_is_written_meanwhile_is_left_for_the_next_time(tmp_path):
 
 def test_the_examples_have_no_broken_line():
     counts = LineCounts()
-    paths = sorted(EXAMPLES.glob("*.jsonl"))
+    paths = sorted(EXAMPLES.rglob("*.jsonl"))
     at = datetime(2026, 11, 20, tzinfo=UTC)
     results = read_files(*paths, at=at, counts=counts)
     assert [r for r in results if isinstance(r, BrokenLine)] == []
