@@ -799,7 +799,7 @@ COMMENT ON COLUMN app.referrals.credits IS
 COMMENT ON COLUMN app.referrals.completed_at IS
     'When it was completed; NULL while pending.';
 
--- For referrals_pkey's mirror image: two users do not refer each other.
+-- For redeem_referral and create_referral: two users do not refer each other.
 CREATE UNIQUE INDEX referrals_unordered_pair_idx
 ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
 
