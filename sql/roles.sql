@@ -51,7 +51,7 @@ GRANT INSERT (id, sig_hash), UPDATE (sig_hash) ON app.fingerprints TO pyapp_app;
 -- away: no token follows from its hash, and who may insert sessions can forge one.
 GRANT
 SELECT,
-INSERT (token_hash, user_id, fingerprint_id, expires_at),
+INSERT (token_hash, user_id, fingerprint_id, created_at, expires_at),
 UPDATE (expires_at),
 DELETE
 ON app.sessions TO pyapp_app;

@@ -16,97 +16,9 @@ from pyapp import messages, quota, users
 from pyapp.devtools.query_plans import explain_query, is_planned
 from pyapp.devtools.roles import ROLES, apply_roles
 from pyapp.queries import QUERIES, Query
+from tests.role_statements import APP, EVERYTHING, OPERATOR, READONLY, REFUSED, SYNC
 
-APP, SYNC, READONLY = ROLES
-
-REFUSED = {
-    APP: [
-        "UPDATE app.messages SET credits = 0",
-        "DELETE FROM app.messages",
-        "TRUNCATE app.messages",
-        "INSERT INTO app.messages (total_tokens) VALUES (DEFAULT)",
-        "INSERT INTO app.messages (recorded_at) VALUES (now())",
-        "INSERT INTO app.usage_daily (subject_id) VALUES (gen_random_uuid())",
-        "UPDATE app.usage_daily SET credits = 0",
-        "DELETE FROM app.usage_daily",
-        "UPDATE app.users SET quota = DEFAULT",
-        "UPDATE app.users SET base_quota = 1000000",
-        "UPDATE app.users SET next_quota_reset = NULL",
-        "UPDATE app.users SET quota_anchor = now()",
-        "UPDATE app.users SET referral_credits = 1000000",
-        "UPDATE app.users SET referral_count = 0",
-        "UPDATE app.users SET referral_limit = 1000",
-        "UPDATE app.users SET stripe_customer_id = 'cus_1'",
-        "UPDATE app.users SET stripe_subscription_id = 'sub_1'",
-        "UPDATE app.users SET stripe_price_id = 'price_1'",
-        "UPDATE app.users SET subscription_status = 'active'",
-        "UPDATE app.users SET subscription_active = DEFAULT",
-        "UPDATE app.users SET created_at = now()",
-        "INSERT INTO app.users (email, base_quota) VALUES ('a@b', 1000000)",
-        "INSERT INTO app.users (email, stripe_customer_id) VALUES ('a@b', 'cus_1')",
-        "DELETE FROM app.users",
-        "UPDATE app.fingerprints SET base_quota = 1000000",
-        "DELETE FROM app.fingerprints",
-        "UPDATE app.sessions SET token_hash = sha256('x')",
-        "UPDATE app.sessions SET user_id = gen_random_uuid()",
-        "UPDATE app.plans SET monthly_credits = 1000000",
-        "UPDATE app.referrals SET referrer_id = gen_random_uuid()",
-        "DELETE FROM app.referrals",
-        "SELECT id FROM app.stripe_events",
-        "INSERT INTO app.stripe_subscriptions (id) VALUES ('sub_1')",
-        "UPDATE app.stripe_customers SET user_id = NULL",
-        "SELECT id FROM app.stripe_sync_runs",
-        "CREATE TABLE app.mine ()",
-        "ALTER TABLE app.messages DISABLE TRIGGER ALL",
-        "SELECT app.retire_payload_partitions('2026-01-01')",
-        "SELECT finished_at FROM app.message_payloads_default",
-    ],
-    SYNC: [
-        "UPDATE app.users SET email = 'a@b'",
-        "UPDATE app.users SET referral_credits = 1000000",
-        "UPDATE app.users SET referral_count = 0",
-        "UPDATE app.users SET quota = DEFAULT",
-        "INSERT INTO app.users (email) VALUES ('a@b')",
-        "DELETE FROM app.users",
-        "INSERT INTO app.messages (model) VALUES ('x')",
-        "SELECT model FROM app.messages",
-        "SELECT token_hash FROM app.sessions",
-        "SELECT request FROM app.message_payloads",
-        "DELETE FROM app.stripe_events",
-        "DELETE FROM app.stripe_customers",
-        "DELETE FROM app.stripe_subscriptions",
-        "INSERT INTO app.referrals (referrer_id) VALUES (gen_random_uuid())",
-        "UPDATE app.plans SET monthly_credits = 1000000",
-    ],
-    READONLY: [
-        "SELECT token_hash FROM app.sessions",
-        "SELECT * FROM app.sessions",
-        "SELECT count(*) FROM app.sessions WHERE token_hash = sha256('x')",
-        "SELECT request FROM app.message_payloads",
-        "SELECT response FROM app.message_payloads",
-        "SELECT last_message FROM app.message_payloads",
-        "SELECT request FROM app.message_payloads_default",
-        "SELECT payload FROM app.stripe_events",
-        "INSERT INTO app.users (email) VALUES ('a@b')",
-        "UPDATE app.users SET name = 'x'",
-        "DELETE FROM app.sessions",
-        "INSERT INTO app.messages (model) VALUES ('x')",
-        "SELECT id FROM app.users FOR UPDATE",
-    ],
-}
-EVERYTHING = (
-    "SELECT * FROM app.users",
-    "SELECT * FROM app.fingerprints",
-    "SELECT * FROM app.plans",
-    "SELECT * FROM app.messages",
-    "SELECT * FROM app.usage_daily",
-    "SELECT * FROM app.referrals",
-    "SELECT user_id, expires_at FROM app.sessions",
-    "SELECT id, status, last_error FROM app.stripe_events",
-    "SELECT * FROM app.stripe_customers",
-    "SELECT * FROM app.stripe_subscriptions",
-    "SELECT * FROM app.stripe_sync_runs",
-)
+QUERIES_OF_ROLES = [query for query in QUERIES.values() if query.name not in OPERATOR]
 
 
 @pytest.fixture
@@ -149,7 +61,7 @@ def test_reader_sees_all_that_is_no_secret(granted: psycopg.Connection):
     assert not [s for s in EVERYTHING if refused(granted, READONLY, s)]
 
 
-@pytest.mark.parametrize("query", QUERIES.values(), ids=list(QUERIES))
+@pytest.mark.parametrize("query", QUERIES_OF_ROLES, ids=lambda query: query.name)
 def test_role_may_run_the_queries_of_its_work(
     granted: psycopg.Connection, query: Query
 ):
