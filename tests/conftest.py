@@ -2,6 +2,7 @@
 
 `conn`            a connection to the schema; all that a test does is rolled back
 `database`        the URL of a fresh copy of the schema, for tests that commit or race
+`module_database` the same, for all the tests of one file together
 `empty_database`  the URL of a fresh database without the schema
 `server`          the server itself
 
@@ -78,6 +79,13 @@ def conn(shared_database: str) -> Iterator[psycopg.Connection[TupleRow]]:
 @pytest.fixture
 def database(server: Server, template: NoopExecutor) -> Iterator[str]:
     """Return the URL of a copy of the schema that this test alone uses."""
+    with _new_database(server, template.template_dbname) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database(server: Server, template: NoopExecutor) -> Iterator[str]:
+    """Return the URL of a copy of the schema that the tests of one file share."""
     with _new_database(server, template.template_dbname) as url:
         yield url
 

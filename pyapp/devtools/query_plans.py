@@ -1,7 +1,7 @@
 """Plans: how PostgreSQL goes about a query, and which indexes it should go by.
 
-`sql/devtools/query_plans.toml` promises the indexes; tests/test_plans.py holds it to that on
-a large database.
+`sql/devtools/query_plans.toml` promises the indexes; tests/test_plans.py holds it to
+that on a large database.
 """
 
 import tomllib

@@ -1,0 +1,180 @@
+"""A database large and uneven enough that its plans mean something."""
+
+import psycopg
+
+# Triggers and foreign keys are off while it is filled: the rows agree as they are made.
+# User 0 has a fifth of all messages, and the rest are spread by a steep curve.
+FILL = """
+SET session_replication_role = replica;
+SET work_mem = '128MB';
+SET maintenance_work_mem = '128MB';
+SELECT setseed(0.5);
+
+INSERT INTO app.users (
+    id, email, referral_code, stripe_customer_id, stripe_subscription_id,
+    subscription_status
+)
+SELECT
+    md5('user-' || n)::uuid,
+    'user' || n || '@example.com',
+    'ref-' || md5('user-' || n)::uuid,
+    CASE WHEN n % 4 = 0 THEN 'cus_' || n END,
+    CASE WHEN n % 8 = 0 THEN 'sub_' || n END,
+    CASE WHEN n % 8 = 0 THEN 'active' END
+FROM generate_series(0, 5999) AS n;
+
+INSERT INTO app.fingerprints (id, sig_hash)
+SELECT md5('device-' || n)::uuid, md5(n::text)
+FROM generate_series(0, 2999) AS n;
+
+INSERT INTO app.sessions (token_hash, user_id, fingerprint_id, created_at, expires_at)
+SELECT
+    sha256(('token-' || n)::bytea),
+    md5('user-' || floor(6000 * random() ^ 2))::uuid,
+    md5('device-' || n % 3000)::uuid,
+    now() - interval '60 days',
+    now() + interval '1 hour' * (n - 1000)
+FROM generate_series(0, 9999) AS n;
+
+-- Indexes are built faster over the rows than by them.
+CREATE TEMPORARY TABLE pg_temp.definitions ON COMMIT DROP AS
+SELECT x.relname AS name, pg_get_indexdef(i.indexrelid) AS definition
+FROM pg_index AS i
+INNER JOIN pg_class AS x ON x.oid = i.indexrelid
+WHERE i.indrelid = 'app.messages'::regclass AND NOT i.indisprimary;
+
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT d.name FROM pg_temp.definitions AS d LOOP
+        EXECUTE format('DROP INDEX app.%I', name);
+    END LOOP;
+END;
+$$;
+
+INSERT INTO app.messages (
+    subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
+    model, client_id, client_request_id, cost, credits
+)
+SELECT
+    COALESCE(m.user_id, m.fingerprint_id),
+    md5('message-' || m.n)::uuid,
+    m.user_id,
+    m.fingerprint_id,
+    now() - random() ^ 2 * interval '45 days',
+    100, 200, 300, 400, 500,
+    'model-' || m.n % 7,
+    CASE WHEN m.n % 2 = 0 THEN 'client-' || m.n % 5000 END,
+    CASE WHEN m.n % 2 = 0 THEN 'request-' || m.n / 4 END,
+    0.001,
+    0.12
+FROM (
+    SELECT
+        n,
+        CASE
+            WHEN n % 10 = 0 THEN NULL
+            WHEN n % 5 = 1 THEN md5('user-0')::uuid
+            ELSE md5('user-' || floor(6000 * random() ^ 3))::uuid
+        END AS user_id,
+        CASE
+            WHEN n % 10 = 0 THEN md5('device-' || floor(3000 * random() ^ 3))::uuid
+        END AS fingerprint_id
+    FROM generate_series(0, 299999) AS n
+) AS m
+ORDER BY 1;
+
+DO $$
+DECLARE
+    definition text;
+BEGIN
+    FOR definition IN SELECT d.definition FROM pg_temp.definitions AS d LOOP
+        EXECUTE definition;
+    END LOOP;
+END;
+$$;
+
+INSERT INTO app.usage_daily (
+    subject_id, day, messages, input_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, output_tokens, cost, credits
+)
+SELECT
+    m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date, count(*),
+    sum(m.input_tokens), sum(m.cache_creation_input_tokens),
+    sum(m.cache_read_input_tokens), sum(m.output_tokens), sum(m.cost), sum(m.credits)
+FROM app.messages AS m
+GROUP BY 1, 2;
+
+SELECT app.create_payload_partitions((now() - interval '100 days')::date, 6);
+
+INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
+SELECT m.subject_id, m.id, m.finished_at, '[{"role": "user"}]'
+FROM app.messages AS m
+LIMIT 30000;
+
+INSERT INTO app.referrals (referrer_id, referred_id, status, credits, completed_at)
+SELECT
+    md5('user-' || n / 4)::uuid,
+    md5('user-' || 2000 + n)::uuid,
+    CASE WHEN n % 2 = 0 THEN 'completed' ELSE 'pending' END,
+    500,
+    CASE WHEN n % 2 = 0 THEN now() END
+FROM generate_series(0, 3999) AS n;
+
+INSERT INTO app.stripe_events (
+    id, type, event_created_at, payload, status, last_error, received_at, processed_at
+)
+SELECT
+    'evt_' || n,
+    'customer.subscription.updated',
+    now() - interval '1 minute' * n,
+    CASE WHEN n % 10 = 0 THEN '{}'::jsonb END,
+    CASE WHEN n % 200 = 0 THEN 'failed' ELSE 'applied' END,
+    CASE WHEN n % 200 = 0 THEN 'out of order' END,
+    now() - interval '1 minute' * n,
+    CASE WHEN n % 200 <> 0 THEN now() - interval '1 minute' * n END
+FROM generate_series(0, 19999) AS n;
+
+INSERT INTO app.stripe_customers (id, user_id, created_at, as_of)
+SELECT
+    'cus_' || n,
+    CASE WHEN n % 4 = 0 THEN md5('user-' || n % 6000)::uuid END,
+    now() - interval '1 day',
+    now() - interval '1 second' * n
+FROM generate_series(0, 9999) AS n;
+
+INSERT INTO app.stripe_subscriptions (
+    id, customer_id, user_id, status, price_id, created_at, as_of
+)
+SELECT
+    'sub_' || n,
+    'cus_' || n % 8000,
+    CASE WHEN n % 4 = 0 THEN md5('user-' || n % 6000)::uuid END,
+    'active',
+    'price_1',
+    now() - interval '1 day',
+    now() - interval '1 second' * n
+FROM generate_series(0, 9999) AS n;
+
+INSERT INTO app.stripe_sync_runs (kind, started_at, finished_at, outcome)
+SELECT
+    CASE WHEN n % 2 = 0 THEN 'reconcile' ELSE 'replay' END,
+    now() - interval '1 hour' * n,
+    now() - interval '1 hour' * n,
+    'completed'
+FROM generate_series(1, 4000) AS n;
+
+RESET session_replication_role;
+RESET work_mem;
+RESET maintenance_work_mem;
+"""
+
+
+def fill(url: str) -> None:
+    """Fill the database at *url*, and let the server look at it."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        with conn.transaction():
+            conn.execute("SET LOCAL synchronous_commit = off")
+            conn.execute(FILL)
+        conn.execute("VACUUM ANALYZE")

@@ -1,0 +1,131 @@
+"""The values with which each query is planned: the hottest user, and a common one."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from pyapp.queries import Query
+
+NOW = datetime.now(UTC)
+
+
+def make_id(kind: str, number: int) -> UUID:
+    """Return the id of the user, device or message with this number."""
+    name = f"{kind}-{number}".encode()
+    return UUID(hashlib.md5(name, usedforsecurity=False).hexdigest())
+
+
+def make_hash(number: int) -> bytes:
+    """Return what is stored of the token with this number."""
+    return hashlib.sha256(f"token-{number}".encode()).digest()
+
+
+def values_for(query: Query) -> list[Mapping[str, Any]]:
+    """Return the parameters of *query*, once for each of the two users."""
+    chosen: list[Mapping[str, Any]] = []
+    for user, device in ((0, 0), (2999, 1500)):
+        values = {**_values(user, device), **_OWN.get(query.name, {})}
+        chosen.append({name: values[name] for name in query.parameters})
+    return chosen
+
+
+def _values(user: int, device: int) -> dict[str, Any]:
+    return {
+        "after": make_id("user", 7),
+        "after_id": None,
+        "api_version": "2026-10-28",
+        "as_of": NOW,
+        "at": NOW,
+        "before": NOW - timedelta(days=10),
+        "before_id": make_id("message", 7),
+        "cache_creation_input_tokens": 1,
+        "cache_read_input_tokens": 1,
+        "can_ask": False,
+        "client_id": "client-8",
+        "client_request_id": "request-800",
+        "cost": Decimal("0.01"),
+        "counts": Jsonb({}),
+        "credits": Decimal(500),
+        "cursor": "cus_1",
+        "email": f"user{user}@example.com",
+        "event_created_at": NOW,
+        "fingerprint_id": make_id("device", device),
+        "finished_at": NOW,
+        "first_day": (NOW - timedelta(days=10)).date(),
+        "id": "evt_7",
+        "ids": ["evt_1", "evt_2", "evt_3"],
+        "input_tokens": 1,
+        "is_dry_run": False,
+        "kind": "reconcile",
+        "last_day": NOW.date(),
+        "last_error": "it failed",
+        "latency_ms": 1,
+        "limit": 50,
+        "listed_ids": ["cus_1", "cus_2"],
+        "lock_key": "cus_1",
+        "match_email": True,
+        "message_id": make_id("message", 7),
+        "model": "model-1",
+        "name": "Ada",
+        "image_url": None,
+        "outcome": "completed",
+        "output_tokens": 1,
+        "payload": Jsonb({}),
+        "plan_id": "paid",
+        "referral_code": f"ref-{make_id('user', 1500)}",
+        "referred_id": make_id("user", 1400),
+        "request": Jsonb([{"role": "user"}]),
+        "response": None,
+        "rows": None,
+        "sig_hash": "x",
+        "since": NOW - timedelta(days=10),
+        "source": "event",
+        "started_after": NOW - timedelta(days=1),
+        "status": "applied",
+        "stripe_price_id": "price_9",
+        "subject_id": make_id("user", user),
+        "token_hash": make_hash(7),
+        "ttl": timedelta(days=1),
+        "type": "customer.updated",
+        "until": NOW,
+        "user_id": make_id("user", user),
+        "user_ids": [make_id("user", 4), make_id("user", 8)],
+    }
+
+
+_CUSTOMER = {"id": "cus_4", "email": "user4@example.com", "is_deleted": False}
+_SUBSCRIPTION = {
+    "id": "sub_4",
+    "customer_id": "cus_4",
+    "status": "active",
+    "created": 1,
+}
+
+# Where a name means something else to one query than to the others.
+_OWN: dict[str, dict[str, Any]] = {
+    "complete_referral": {"referred_id": make_id("user", 5901)},
+    "create_session": {"token_hash": make_hash(-1)},
+    "create_user": {"email": "new@example.com"},
+    "find_customer": {"id": "cus_4"},
+    "find_subscription": {"id": "sub_4"},
+    "link_customer": {"id": "cus_5", "user_id": make_id("user", 5)},
+    "list_failed_events": {"after": NOW - timedelta(days=10), "after_id": "evt_7"},
+    "list_events": {"before_id": "evt_7"},
+    "list_name_only_customers": {"after_id": "cus_1"},
+    "list_unlisted_customers": {"after_id": "cus_1"},
+    "list_unlisted_subscriptions": {"after_id": "sub_1"},
+    "mark_abandoned_runs": {"id": 7},
+    "mark_event": {"status": "stale"},
+    "mark_subscription_provisional": {"id": "sub_4"},
+    "record_message": {"id": uuid4()},
+    "set_user_email": {"email": "new@example.com"},
+    "update_run": {"id": 7},
+    "upsert_customers": {"rows": Jsonb([_CUSTOMER])},
+    "upsert_fingerprint": {"fingerprint_id": uuid4()},
+    "upsert_subscriptions": {"rows": Jsonb([_SUBSCRIPTION])},
+}
