@@ -102,6 +102,7 @@ judged AS (
             ELSE 'applied'
         END AS verdict,
         NOT c.is_new
+        AND NOT c.is_name_only
         AND :source = 'event'
         AND c.seen_at = c.known_at
         AND (c.was_provisional OR NOT c.is_same) AS is_provisional,
@@ -195,12 +196,11 @@ LIMIT jsonb_array_length(:rows::jsonb);
 
 -- name: link_customer :optional
 -- A checkout names its user; whoever is linked already stays. No row: nothing to link.
-INSERT INTO app.stripe_customers AS c (id, user_id, as_of, is_provisional)
+INSERT INTO app.stripe_customers AS c (id, user_id, as_of)
 SELECT
     :id::text,
     u.id,
-    :as_of::timestamptz,
-    TRUE AS is_provisional
+    :as_of::timestamptz
 FROM app.users AS u
 WHERE
     u.id = :user_id

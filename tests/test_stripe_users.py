@@ -1,0 +1,193 @@
+"""What a user gets from his subscriptions: the best one, its price, its period."""
+
+import itertools
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from pyapp.quota import get_user_quota
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    at,
+    make_customer,
+    make_subscription,
+    seconds,
+    stripe_world,
+)
+
+CREATED = "customer.subscription.created"
+UPDATED = "customer.subscription.updated"
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[StripeWorld]:
+    with stripe_world(database) as running:
+        yield running
+
+
+@pytest.fixture
+def user_id(world: StripeWorld) -> UUID:
+    user_id = world.user()
+    world.send("customer.created", make_customer("cus_1", user_id))
+    return user_id
+
+
+def subscribe(world: StripeWorld, name: str = "sub_1", **fields) -> None:
+    world.send(CREATED, make_subscription(name, "cus_1", **fields))
+
+
+BEST: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+    ({"status": "past_due", "end": START + 5}, [{"status": "canceled"}]),
+    ({"status": "trialing", "end": START + 5}, [{"status": "unpaid"}]),
+    ({"end": START + 9}, [{"end": START + 8}, {"end": START + 7}]),
+    ({"end": START + 9}, [{"end": None}]),
+    (
+        {"status": "unpaid", "end": START + 9},
+        [{"status": "canceled", "end": START}],
+    ),
+    ({"end": START + 9, "start": START + 1}, [{"end": START + 9}]),
+]
+
+
+def test_best_is_active_first_then_paid_longest(world, user_id):
+    for (best, others), order in itertools.product(BEST, (1, -1)):
+        world.forget()
+        world.send("customer.created", make_customer("cus_1", user_id))
+        shapes = [("sub_best", best)]
+        shapes += [(f"sub_{n}", other) for n, other in enumerate(others)]
+        for name, fields in shapes[::order]:
+            subscribe(world, name, **fields)
+        assert world.get(user_id).stripe_subscription_id == "sub_best"
+
+
+def test_user_falls_back_when_the_best_ends(world, user_id):
+    subscribe(world, "sub_long", end=START + 99, price="price_month")
+    subscribe(world, "sub_short", end=START + 9, price="price_other")
+    ended = make_subscription("sub_long", "cus_1", status="canceled", end=START + 99)
+    world.send("customer.subscription.deleted", ended, START + 1)
+
+    user = world.get(user_id)
+    assert (user.stripe_subscription_id, user.stripe_price_id) == (
+        "sub_short",
+        "price_other",
+    )
+
+
+def test_price_buys_its_plan_while_the_subscription_is_active(world, user_id):
+    quotas = []
+    for n, status in enumerate(
+        ["active", "past_due", "unpaid", "trialing", "canceled"]
+    ):
+        shape = make_subscription("sub_1", "cus_1", status=status)
+        world.send(UPDATED, shape, START + n)
+        quotas.append(world.get(user_id).base_quota)
+    assert quotas == [50000, 50000, 2500, 50000, 2500]
+
+
+def test_price_of_no_plan_buys_the_free_quota(world, user_id):
+    subscribe(world, price="price_unknown")
+    user = world.get(user_id)
+    assert (user.base_quota, user.subscription_active) == (2500, True)
+
+
+# What is paid from when until when, Stripe's anchor, and what the user's becomes.
+MONTHS = {
+    "a month": ((2026, 9, 10), (2026, 10, 10), (2026, 9, 10), (2026, 9, 10)),
+    "of the 31st": ((2026, 9, 30), (2026, 10, 31), (2026, 1, 31), (2026, 1, 31)),
+    "February": ((2026, 1, 31), (2026, 2, 28), (2025, 12, 31), (2025, 12, 31)),
+    "days to the anchor": ((2026, 9, 20), (2026, 10, 1), (2026, 10, 1), (2026, 10, 1)),
+    "two weeks' trial": ((2026, 9, 10), (2026, 9, 24), (2026, 9, 24), (2026, 9, 24)),
+    "off the anchor": ((2026, 9, 10), (2026, 10, 10), (2026, 9, 3), (2026, 10, 10)),
+    "thirty days' trial": ((2027, 2, 8), (2027, 3, 10), (2027, 3, 10), (2027, 3, 10)),
+    "without an anchor": ((2026, 9, 10), (2026, 10, 10), None, (2026, 10, 10)),
+}
+
+
+def test_paid_month_is_the_period_of_the_quota(world):
+    for case, (start, end, anchor, expected) in MONTHS.items():
+        user_id, customer = world.user(), f"cus_{case}"
+        world.send("customer.created", make_customer(customer, user_id))
+        shape = make_subscription(
+            f"sub_{case}",
+            customer,
+            start=seconds(*start),
+            end=seconds(*end),
+            billing_cycle_anchor=anchor and seconds(*anchor),
+        )
+        world.send(CREATED, shape)
+        assert world.period(user_id) == (at(*expected), at(*end)), case
+
+
+OTHERS = {
+    "a year": ((2026, 3, 31), (2027, 3, 31), (2026, 3, 31)),
+    "a quarter": ((2026, 8, 10), (2026, 11, 10), (2026, 5, 10)),
+    "a long trial": ((2026, 9, 1), (2026, 11, 15), (2026, 11, 15)),
+    "a week": ((2026, 9, 8), (2026, 9, 15), (2026, 9, 1)),
+    "an unknown time": (None, None, (2026, 9, 1)),
+}
+
+
+def test_whatever_else_is_paid_the_quota_resets_monthly_on_the_anchor(world):
+    for case, (start, end, anchor) in OTHERS.items():
+        user_id, customer = world.user(), f"cus_{case}"
+        world.send("customer.created", make_customer(customer, user_id))
+        shape = make_subscription(
+            f"sub_{case}",
+            customer,
+            start=start and seconds(*start),
+            end=end and seconds(*end),
+            billing_cycle_anchor=seconds(*anchor),
+            created=START,
+        )
+        world.send(CREATED, shape)
+
+        (now,) = world.conn.execute("SELECT now()").fetchone()
+        expected = first_boundary(world, at(*anchor), now)
+        assert world.period(user_id) == (at(*anchor), expected), case
+        quota = get_user_quota(world.conn, user_id=user_id)
+        assert quota.end_date == expected, case
+        assert quota.quota == 50000, case
+
+
+def test_reset_that_has_lapsed_is_not_written_again(world, user_id):
+    """On the same boundaries it means the next one already."""
+    start, end = seconds(2026, 3, 5), seconds(2027, 3, 5)
+    year = make_subscription("sub_1", "cus_1", start=start, end=end)
+    world.send(CREATED, year)
+    world.conn.execute("UPDATE app.users SET next_quota_reset = %s", [at(2026, 5, 5)])
+    before = world.get(user_id).updated_at
+    world.send(UPDATED, year, START + 1)
+    assert world.period(user_id) == (at(2026, 3, 5), at(2026, 5, 5))
+    assert world.get(user_id).updated_at == before
+
+
+def test_subscription_that_is_not_active_moves_no_period(world, user_id):
+    """Else a payment that fails would begin a new period of the free quota."""
+    before = world.period(user_id)
+    for n, status in enumerate(["incomplete", "unpaid", "canceled", "paused"]):
+        subscribe(world, f"sub_{n}", status=status)
+    assert world.period(user_id) == before
+
+
+def test_nothing_new_writes_no_user(world, user_id):
+    subscribe(world)
+    before = world.get(user_id).updated_at
+    world.send(UPDATED, make_subscription("sub_1", "cus_1"), START + 1)
+    assert world.get(user_id).updated_at == before
+    assert world.row("sub_1").as_of.timestamp() == START + 1
+
+
+def first_boundary(world: StripeWorld, anchor: datetime, now: datetime) -> datetime:
+    found = world.conn.execute(
+        "SELECT min(b) FROM generate_series(-240, 240) AS n,"
+        " LATERAL (SELECT (%s AT TIME ZONE 'UTC' + make_interval(months => n))"
+        " AT TIME ZONE 'UTC' AS b) AS x WHERE b > %s",
+        [anchor, now],
+    ).fetchone()
+    assert found is not None
+    moment: datetime = found[0]
+    return moment
