@@ -1,0 +1,140 @@
+"""Messages are found again, by page, by what asked for them and by day."""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from pyapp.aio import messages as aio_messages
+from pyapp.aio import quota as aio_quota
+from pyapp.errors import MessageNotFoundError
+from pyapp.messages import (
+    get_client_usage,
+    get_message,
+    get_request_usage,
+    list_daily_usage,
+    list_messages,
+    record_message,
+)
+from tests.metering import MICROSECOND, add_user, new_message
+
+COST = Decimal("0.01")
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def user_id(conn: psycopg.Connection) -> UUID:
+    return add_user(conn)
+
+
+def test_missing_message_is_an_error(conn: psycopg.Connection, user_id: UUID):
+    with pytest.raises(MessageNotFoundError):
+        get_message(conn, subject_id=user_id, message_id=uuid4())
+
+
+def test_pages_meet_where_messages_finish_together(
+    conn: psycopg.Connection, user_id: UUID
+):
+    for n in range(12):
+        at = NOON - timedelta(seconds=n // 4)
+        record_message(conn, user_id=user_id, model="m", cost=COST, finished_at=at)
+
+    pages, page = [], list_messages(conn, subject_id=user_id, limit=5)
+    while page:
+        pages.append(page)
+        last = page[-1]
+        page = list_messages(
+            conn,
+            subject_id=user_id,
+            before=last.finished_at,
+            before_id=last.id,
+            limit=5,
+        )
+
+    found = [message for page in pages for message in page]
+    assert [len(page) for page in pages] == [5, 5, 2]
+    assert len({message.id for message in found}) == 12
+    assert found == sorted(found, key=lambda m: (m.finished_at, m.id), reverse=True)
+    earlier = list_messages(conn, subject_id=user_id, before=NOON)
+    assert earlier == found[4:]
+    assert list_messages(conn, subject_id=user_id, before=NOON + MICROSECOND) == found
+
+
+def test_usage_of_a_request_and_of_a_run_is_by_model(
+    conn: psycopg.Connection, user_id: UUID
+):
+    other = add_user(conn)
+    for payer, model, request_id in [
+        (user_id, "b", "r1"),
+        (user_id, "a", "r1"),
+        (user_id, "b", "r2"),
+        (other, "a", "r1"),
+    ]:
+        record_message(
+            conn,
+            user_id=payer,
+            model=model,
+            cost=Decimal("0.1"),
+            output_tokens=10,
+            client_id="run",
+            client_request_id=request_id,
+        )
+
+    run = get_client_usage(conn, client_id="run")
+    request = get_request_usage(conn, client_request_id="r1", subject_id=user_id)
+    nothing = get_client_usage(conn, client_id="none")
+
+    assert [(m.model, m.messages, m.cost) for m in (run.total, *run.models)] == [
+        (None, 4, Decimal("0.4")),
+        ("a", 2, Decimal("0.2")),
+        ("b", 2, Decimal("0.2")),
+    ]
+    assert [(m.model, m.total_tokens) for m in request.models] == [("a", 10), ("b", 10)]
+    assert (request.total.messages, request.total.credits) == (2, Decimal(24))
+    assert (nothing.total.messages, nothing.total.cost) == (0, Decimal(0))
+    assert nothing.models == ()
+
+
+def test_daily_usage_is_by_day_in_utc(conn: psycopg.Connection, user_id: UUID):
+    midnight = NOON.replace(hour=0)
+    for at in (midnight - MICROSECOND, midnight, midnight + timedelta(days=3)):
+        record_message(conn, user_id=user_id, model="m", cost=COST, finished_at=at)
+
+    days = list_daily_usage(
+        conn,
+        subject_id=user_id,
+        first_day=date(2026, 2, 28),
+        last_day=date(2026, 3, 1),
+    )
+
+    assert [(d.day, d.messages, d.credits) for d in days] == [
+        (date(2026, 2, 28), 1, Decimal("1.2")),
+        (date(2026, 3, 1), 1, Decimal("1.2")),
+    ]
+
+
+def test_async_functions_do_the_same(database: str):
+    with psycopg.connect(database) as conn:
+        user_id = add_user(conn)
+
+    async def run() -> None:
+        async with await psycopg.AsyncConnection.connect(database) as conn:
+            one = await aio_messages.record_message(
+                conn, user_id=user_id, model="m", cost=COST, client_id="run"
+            )
+            many = await aio_messages.record_messages(
+                conn, [new_message(id=one.id), new_message()], user_id=user_id
+            )
+            found = await aio_messages.list_messages(conn, subject_id=user_id)
+            usage = await aio_messages.get_client_usage(conn, client_id="run")
+            quota = await aio_quota.get_user_quota(conn, user_id=user_id)
+
+        assert (many.recorded, many.duplicates) == (1, 1)
+        assert len(found) == 2
+        assert usage.total.cost == COST
+        assert quota.credits_used == Decimal("2.2")
+
+    asyncio.run(run())
