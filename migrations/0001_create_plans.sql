@@ -35,16 +35,25 @@ RETURN
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
     'The greatest n for which the anchor plus n months is not after the moment.';
 
+-- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN app.add_months(anchor, app.count_months(anchor, moment));
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment));
+END;
+$$;
 
 COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
     'The last boundary at or before the moment; boundaries are the anchor plus months.';
 
 CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+END;
+$$;
 
 COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
     'The first boundary after the moment; boundaries are the anchor plus months.';

@@ -2,7 +2,9 @@
 
 SET LOCAL lock_timeout = '5s';
 
-DROP FUNCTION app.get_period_usage(uuid, timestamptz, timestamptz, timestamptz);
+DROP FUNCTION app.get_period_usage(
+    uuid, timestamptz, timestamptz, timestamptz, timestamptz
+);
 DROP FUNCTION app.sum_credits(uuid, timestamptz, timestamptz);
 DROP TABLE app.usage_daily;
 DROP FUNCTION app.retire_payload_partitions(date);

@@ -37,16 +37,25 @@ RETURN
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
     'The greatest n for which the anchor plus n months is not after the moment.';
 
+-- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN app.add_months(anchor, app.count_months(anchor, moment));
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment));
+END;
+$$;
 
 COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
     'The last boundary at or before the moment; boundaries are the anchor plus months.';
 
 CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+END;
+$$;
 
 COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
     'The first boundary after the moment; boundaries are the anchor plus months.';
@@ -701,63 +710,80 @@ CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
 FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
 
+-- The two below return a row each, for only such a function is inlined with its
+-- subqueries. LIMIT ALL keeps a subquery whole, so that it is computed once.
 CREATE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
 )
-RETURNS numeric LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = ''
-AS $$
-DECLARE
-    first_day date := (period_start AT TIME ZONE 'UTC' + interval '1 day'
-        - interval '1 microsecond')::date;
-    end_day date := (period_end AT TIME ZONE 'UTC')::date;
-BEGIN
-    RETURN (
-        SELECT COALESCE(sum(d.credits), 0)
-        FROM app.usage_daily AS d
-        WHERE d.subject_id = subject AND d.day >= first_day AND d.day < end_day
-    ) + (
-        SELECT COALESCE(sum(m.credits), 0)
-        FROM app.messages AS m
-        WHERE m.subject_id = subject
-            AND m.finished_at >= period_start
-            AND m.finished_at < LEAST(period_end, first_day::timestamp AT TIME ZONE 'UTC')
-    ) + (
-        SELECT COALESCE(sum(m.credits), 0)
-        FROM app.messages AS m
-        WHERE m.subject_id = subject
-            AND m.finished_at
-            >= GREATEST(first_day, end_day)::timestamp AT TIME ZONE 'UTC'
-            AND m.finished_at < period_end
-    );
+RETURNS TABLE (credits_used numeric) LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT COALESCE(sum(
+        CASE
+            WHEN d.day >= utc.period_start AND d.day + 1 <= utc.period_end
+                THEN d.credits
+            ELSE (
+                SELECT sum(m.credits)
+                FROM app.messages AS m
+                WHERE m.subject_id = d.subject_id
+                    AND m.finished_at >= d.day::timestamp AT TIME ZONE 'UTC'
+                    AND m.finished_at < (d.day + 1)::timestamp AT TIME ZONE 'UTC'
+                    AND m.finished_at >= sum_credits.period_start
+                    AND m.finished_at < sum_credits.period_end
+            )
+        END
+    ), 0)
+    FROM (
+        SELECT
+            sum_credits.period_start AT TIME ZONE 'UTC' AS period_start,
+            sum_credits.period_end AT TIME ZONE 'UTC' AS period_end
+        LIMIT ALL -- noqa: AM09
+    ) AS utc
+    INNER JOIN app.usage_daily AS d
+        ON utc.period_start - interval '1 day' < d.day
+        AND utc.period_end > d.day
+    WHERE d.subject_id = sum_credits.subject;
 END;
-$$;
 
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
-    'Exact credits of a payer in [start, end): whole days, and part-days at the edges.';
+    'Exact credits of a payer in [start, end): whole days, and messages of cut days.';
 
 CREATE FUNCTION app.get_period_usage(
     subject uuid,
     anchor timestamptz,
     reset timestamptz,
     moment timestamptz,
-    OUT period_start timestamptz,
-    OUT end_date timestamptz,
-    OUT credits_used numeric
+    known_start timestamptz DEFAULT NULL
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = ''
-AS $$
-BEGIN
-    -- A reset moved off the boundaries must not begin a period after the moment.
-    period_start := CASE
-        WHEN reset IS NULL THEN anchor
-        ELSE app.get_period_start(anchor, moment)
-    END;
-    end_date := COALESCE(app.get_next_reset(anchor, reset, moment), moment);
-    credits_used := app.sum_credits(subject, period_start, end_date);
+RETURNS TABLE (
+    period_start timestamptz,
+    end_date timestamptz,
+    credits_used numeric
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        p.period_start,
+        p.end_date,
+        s.credits_used
+    FROM (
+        SELECT
+            CASE
+                WHEN reset IS NULL THEN anchor
+                -- A reset moved off the boundaries must not begin a period too late.
+                WHEN reset > moment AND known_start <= moment THEN known_start
+                ELSE app.get_period_start(anchor, moment)
+            END AS period_start,
+            COALESCE(app.get_next_reset(anchor, reset, moment), moment) AS end_date
+        LIMIT ALL -- noqa: AM09
+    ) AS p
+    CROSS JOIN LATERAL app.sum_credits(
+        get_period_usage.subject, p.period_start, p.end_date
+    ) AS s;
 END;
-$$;
 
-COMMENT ON FUNCTION app.get_period_usage(uuid, timestamptz, timestamptz, timestamptz) IS
+COMMENT ON FUNCTION app.get_period_usage(
+    uuid, timestamptz, timestamptz, timestamptz, timestamptz
+) IS
     'The period of a payer that holds the moment, half-open, and its exact credits.';
 
 -- ---------------------------------------------------------------------------

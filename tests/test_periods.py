@@ -138,7 +138,10 @@ def test_next_reset_is_the_reset_ahead_or_the_boundary_after_it_lapsed(
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
-def test_period_holds_the_moment(conn: psycopg.Connection, zone: str):
+@pytest.mark.parametrize("is_start_known", [True, False])
+def test_period_holds_the_moment(
+    conn: psycopg.Connection, zone: str, is_start_known: bool
+):
     conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))
     resets = [timedelta(days=-95), -MICROSECOND, timedelta(0), timedelta(days=20)]
     cases = [
@@ -152,10 +155,13 @@ def test_period_holds_the_moment(conn: psycopg.Connection, zone: str):
         SELECT u.period_start, u.end_date
         FROM unnest(%s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
             WITH ORDINALITY AS p (anchor, reset, moment, n),
-            app.get_period_usage(gen_random_uuid(), p.anchor, p.reset, p.moment) AS u
+            app.get_period_usage(
+                gen_random_uuid(), p.anchor, p.reset, p.moment,
+                CASE WHEN %s THEN app.get_quota_period_start(p.anchor, p.reset) END
+            ) AS u
         ORDER BY p.n
         """,
-        [list(column) for column in zip(*cases, strict=True)],
+        [*(list(column) for column in zip(*cases, strict=True)), is_start_known],
     ).fetchall()
 
     periods = [period_at(*case) for case in cases]

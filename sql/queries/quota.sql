@@ -12,7 +12,11 @@ SELECT
     p.credits_used >= u.quota AND NOT u.subscription_active AS is_blocked
 FROM app.users AS u
 CROSS JOIN LATERAL app.get_period_usage(
-    u.id, u.quota_anchor, u.next_quota_reset, COALESCE(:at::timestamptz, now())
+    u.id,
+    u.quota_anchor,
+    u.next_quota_reset,
+    COALESCE(:at::timestamptz, now()),
+    u.quota_period_start
 ) AS p
 WHERE u.id = :user_id;
 
@@ -30,7 +34,11 @@ SELECT
     p.credits_used >= f.base_quota AS is_blocked
 FROM app.fingerprints AS f
 CROSS JOIN LATERAL app.get_period_usage(
-    f.id, f.quota_anchor, f.next_quota_reset, COALESCE(:at::timestamptz, now())
+    f.id,
+    f.quota_anchor,
+    f.next_quota_reset,
+    COALESCE(:at::timestamptz, now()),
+    f.quota_period_start
 ) AS p
 WHERE f.id = :fingerprint_id;
 
@@ -50,7 +58,11 @@ SELECT
     p.credits_used >= u.quota AND NOT u.subscription_active AS is_blocked
 FROM app.users AS u
 CROSS JOIN LATERAL app.get_period_usage(
-    u.id, u.quota_anchor, u.next_quota_reset, COALESCE(:at::timestamptz, now())
+    u.id,
+    u.quota_anchor,
+    u.next_quota_reset,
+    COALESCE(:at::timestamptz, now()),
+    u.quota_period_start
 ) AS p
 WHERE u.id >= COALESCE(:after::uuid, '00000000-0000-0000-0000-000000000000')
     AND u.id IS DISTINCT FROM :after::uuid
@@ -71,7 +83,11 @@ SELECT
     p.credits_used >= f.base_quota AS is_blocked
 FROM app.fingerprints AS f
 CROSS JOIN LATERAL app.get_period_usage(
-    f.id, f.quota_anchor, f.next_quota_reset, COALESCE(:at::timestamptz, now())
+    f.id,
+    f.quota_anchor,
+    f.next_quota_reset,
+    COALESCE(:at::timestamptz, now()),
+    f.quota_period_start
 ) AS p
 WHERE f.id >= COALESCE(:after::uuid, '00000000-0000-0000-0000-000000000000')
     AND f.id IS DISTINCT FROM :after::uuid
