@@ -26,7 +26,6 @@ T = TypeVar("T")
 _ATTEMPTS = 8
 _LONGEST_WAIT = 60.0
 _SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\w*[\w*]+")
-# A signal that is safe to replace in a test.
 sleep: Callable[[float], None] = time.sleep
 
 
