@@ -22,7 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 from psycopg import AsyncConnection, Connection
 
 from pyapp import execution
-from pyapp.errors import PyappError
+from pyapp.errors import PyappError, QueryFileError
 from pyapp.queries import QUERIES, Cardinality
 
 P = ParamSpec("P")
@@ -130,7 +130,12 @@ def query(
     plan: Callable[P, Call[T]],
 ) -> Callable[Concatenate[Connection[Any], P], T]:
     """Make *plan* a function on a connection, running the query of its name."""
-    sql = QUERIES[plan.__name__].sql
+    name = plan.__name__
+    if name not in QUERIES:
+        code = inspect.unwrap(plan).__code__
+        where = f"{code.co_filename}:{code.co_firstlineno}"
+        raise QueryFileError(f"{where}: no query is called {name}")
+    sql = QUERIES[name].sql
 
     @functools.wraps(plan)
     def function(conn: Connection[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -134,7 +134,9 @@ def _translate(source: str, where: str) -> tuple[str, tuple[str, ...]]:
             break
         parts.append(between.replace("%", "%%"))
         position = token.end()
-        if token["open"] or token["psql"]:
+        # PostgreSQL nests comments, and no pattern can follow that.
+        is_nested = token[0].startswith("/*") and "/*" in token[0][2:]
+        if token["open"] or token["psql"] or is_nested:
             raise QueryFileError(f"{where}: cannot read {token[0]!r}")
         if token["end"]:
             ended = True

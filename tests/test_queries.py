@@ -1,0 +1,212 @@
+"""Queries, functions and rows say the same, and the database agrees with all three."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+
+import pyapp.aio
+from pyapp.calls import Call
+from pyapp.errors import PyappError
+from pyapp.queries import QUERIES, Query
+from tests.query_parity import (
+    PYTHON_TYPES,
+    Column,
+    Described,
+    Field,
+    Function,
+    Use,
+    describe,
+    find_functions,
+    find_uses,
+    is_planned,
+    plain_types,
+    row_fields,
+    split_optional,
+)
+
+FUNCTIONS = find_functions()
+TOPICS = [module.name for module in pkgutil.iter_modules(pyapp.aio.__path__)]
+# By file, query and column: what the catalog calls nullable and the query does not.
+NEVER_NULL = {
+    # Linking a customer is giving it its user.
+    "stripe_customers.sql: link_customer: user_id",
+}
+DESCRIBED: dict[str, Described] = {}
+every_query = pytest.mark.parametrize(
+    "query", QUERIES.values(), ids=lambda q: f"{q.path.name}:{q.name}"
+)
+every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+
+
+@every_query
+def test_every_query_has_a_function(query: Query):
+    assert query.name in find_uses(), f"{query.path.name}: {query.name} is never used"
+
+
+@every_query
+def test_query_of_a_topic_is_used_by_the_module_of_that_name(query: Query):
+    if query.path.stem in TOPICS:
+        users = {use.function.module for use in find_uses().get(query.name, [])}
+
+        assert users == {f"pyapp.{query.path.stem}"}
+
+
+def test_every_function_has_a_query_of_its_name():
+    missing = [str(f) for f in FUNCTIONS if f.plan.__name__ not in QUERIES]
+
+    assert missing == []
+
+
+@every_query
+def test_query_promises_what_its_function_expects(query: Query):
+    for use in find_uses().get(query.name, []):
+        if use.call is None:
+            continue
+        kept = {use.call.cardinality}
+        if use.call.cardinality == "one" and _raises_without_row(use.call):
+            kept.add("optional")
+
+        assert query.cardinality in kept, f"{query.name}, used by {use.function}"
+
+
+@every_query
+def test_query_and_function_have_the_same_parameters(
+    conn: psycopg.Connection[TupleRow], query: Query
+):
+    for use in find_uses().get(query.name, []):
+        given = set(use.call.parameters) if use.call else set()
+        where = f"{query.path.name}: {query.name}, used by {use.function}"
+        assert set(query.parameters) == given, where
+        if not is_planned(query):
+            continue
+
+        types, _ = _describe(conn, query, use)
+
+        hints = typing.get_type_hints(use.function.plan)
+        for name, type_ in types.items():
+            known = PYTHON_TYPES.get(type_)
+            if known is None:
+                continue
+            if name in hints:
+                said = plain_types(split_optional(hints[name])[0])
+            elif use.call is None or use.call.parameters[name] is None:
+                continue
+            else:
+                said = {type(use.call.parameters[name])}
+            assert said <= known, f"{where}: parameter {name} is {type_}, not {said}"
+
+
+@every_query
+def test_columns_and_fields_agree_in_name_order_and_type(
+    conn: psycopg.Connection[TupleRow], query: Query
+):
+    for where, field, column in _pairs(conn, query):
+        known = PYTHON_TYPES.get(column.type)
+
+        assert known is None or field.types <= known, f"{where} is {column.type}"
+
+
+def test_fields_allow_none_where_some_query_can_give_it(
+    conn: psycopg.Connection[TupleRow],
+):
+    nullable: dict[str, set[bool | None]] = {}
+    optional: dict[str, str] = {}
+    for query in QUERIES.values():
+        for where, field, column in _pairs(conn, query):
+            is_nullable = column.is_nullable and where not in NEVER_NULL
+            nullable.setdefault(f"{field.owner}.{field.name}", set()).add(is_nullable)
+            assert field.is_nullable or not is_nullable, f"{where} may be NULL"
+
+            # A row may serve several queries, of which one alone gives NULLs.
+            if field.is_nullable:
+                optional[f"{field.owner}.{field.name}"] = where
+    never = [w for field, w in optional.items() if nullable[field] == {False}]
+    assert never == [], "these fields allow None, and the database never gives it"
+
+
+@every_function
+def test_docstring_says_what_is_returned_and_repeats_no_type(function: Function):
+    text = inspect.getdoc(function.plan) or ""
+
+    assert re.match(r"[A-Z].*[.,;:]?", text), f"{function} has no docstring"
+    assert text.partition("\n\n")[0].rstrip().endswith("."), str(function)
+    types = r"\b(UUID|Decimal|datetime|timedelta|str|int|float|dict|tuple|Optional)\b"
+    assert re.findall(types, text) == []
+
+
+@every_function
+def test_parameters_after_the_connection_are_passed_by_name(function: Function):
+    parameters = inspect.signature(function.plan).parameters
+    positional = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+
+    # What is recorded in bulk comes first, and can be confused with nothing else.
+    assert positional == (["messages"] if function.name == "record_messages" else [])
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_function_of_a_topic_has_its_async_twin(topic: str):
+    sync = importlib.import_module(f"pyapp.{topic}")
+    twins = importlib.import_module(f"pyapp.aio.{topic}")
+    names = {f.name for f in FUNCTIONS if f.module == sync.__name__}
+
+    assert names == {
+        n for n, f in vars(twins).items() if inspect.iscoroutinefunction(f)
+    }
+    for name in names:
+        function, twin = getattr(sync, name), getattr(twins, name)
+        assert inspect.unwrap(function) is inspect.unwrap(twin)
+        _, *expected = inspect.signature(function).parameters.values()
+        conn, *actual = inspect.signature(twin).parameters.values()
+        assert expected == actual
+        assert conn.annotation == psycopg.AsyncConnection[typing.Any]
+        assert inspect.getdoc(function) == inspect.getdoc(twin)
+
+
+def test_every_topic_has_its_async_twin():
+    topics = {f.module.removeprefix("pyapp.") for f in FUNCTIONS}
+
+    assert {topic for topic in topics if "." not in topic} == set(TOPICS)
+
+
+def _describe(conn: psycopg.Connection[TupleRow], query: Query, use: Use) -> Described:
+    if query.name not in DESCRIBED:
+        # A script may make the table that its next step uses.
+        for name in use.before:
+            if not (
+                is_planned(QUERIES[name]) or QUERIES[name].source.startswith("COPY")
+            ):
+                conn.execute(QUERIES[name].sql)
+        DESCRIBED[query.name] = describe(conn, query)
+    return DESCRIBED[query.name]
+
+
+def _pairs(
+    conn: psycopg.Connection[TupleRow], query: Query
+) -> Iterator[tuple[str, Field, Column]]:
+    """Return each column with the field that takes it, and where that is."""
+    for use in find_uses().get(query.name, []):
+        if use.call is None or use.call.row is None or not is_planned(query):
+            continue
+        _, columns = _describe(conn, query, use)
+        fields = row_fields(use.call.row)
+        where = f"{query.path.name}: {query.name}"
+        assert [f.name for f in fields] == [c.name for c in columns], where
+        for field, column in zip(fields, columns, strict=True):
+            yield f"{where}: {column.name}", field, column
+
+
+def _raises_without_row(call: Call[object]) -> bool:
+    try:
+        call.result([], 0)
+    except PyappError:
+        return True
+    except ValueError:
+        return False
+    return False
