@@ -201,8 +201,10 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
 def _summary(tally: _Tally) -> Iterator[str]:
     lines = tally.lines
     if tally.recorded:
+        first, last = min(tally.days), max(tally.days)
+        days = f"of {first}" if first == last else f"from {first} to {last}"
         yield (
-            f"{tally.recorded:,} new messages, {min(tally.days)} to {max(tally.days)}:"
+            f"{tally.recorded:,} new messages {days}:"
             f" {tally.cost:,.4f} USD, {tally.credits:,.2f} credits"
         )
     else:

@@ -1,0 +1,277 @@
+"""`pyapp quota`: what it shows is what the messages sum up to."""
+
+import functools
+import io
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from psycopg import Connection
+from rich.console import Console
+
+from pyapp import quota as queries
+from pyapp.cli import quota as command
+from pyapp.connection import connect
+from pyapp.messages import record_messages
+from pyapp.records import NewMessage
+from pyapp.users import anonymize_user
+from tests.metering import (
+    MICROSECOND,
+    add_fingerprint,
+    add_months,
+    add_user,
+    credits_in,
+    new_message,
+    period_at,
+)
+from tests.support import run_cli
+
+MIDNIGHT = datetime(2099, 1, 31, tzinfo=UTC)
+NOTHING = timedelta(0)
+ADA, BOB, DEVICE = (UUID(int=n) for n in (1, 2, 3))
+
+
+@pytest.fixture
+def conn(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    """Return a connection that commits each statement, for `pyapp` to see it."""
+    monkeypatch.setenv("DATABASE_URL", database)
+    with connect(database) as connection:
+        connection.autocommit = True
+        yield connection
+
+
+def shown(*arguments: str) -> list[str]:
+    """Return the lines that `pyapp quota` prints."""
+    code, out, err = run_cli("quota", *arguments)
+
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+def exact(*arguments: str) -> list[dict[str, object]]:
+    """Return the objects that `pyapp quota --json` prints."""
+    return [json.loads(line) for line in shown(*arguments, "--json")]
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """Return the exit code and the error of a `pyapp quota` that fails."""
+    code, out, err = run_cli("quota", *arguments)
+
+    assert out == ""
+    return code, err
+
+
+def add_ada(conn: Connection, credits: str = "1234.567") -> None:
+    """Add a user with a quota of 2,500 who has used *credits*, and one without use."""
+    add_user(conn, id=ADA, email="ada@example.com", next_quota_reset=MIDNIGHT)
+    spend(conn, ADA, credits)
+
+
+def spend(conn: Connection, user_id: UUID, credits: str) -> None:
+    record_messages(conn, [new_message(credits=Decimal(credits))], user_id=user_id)
+
+
+def test_a_user_is_found_by_email_and_by_id(conn: Connection) -> None:
+    add_ada(conn)
+    table = [
+        "who                  used  quota  remaining  ends (UTC)  blocked",
+        "ada@example.com  1,234.57  2,500   1,265.43  2099-01-31  no",
+    ]
+
+    assert shown("ADA@example.com") == table
+    assert shown(str(ADA)) == table
+
+
+def test_an_end_inside_a_day_is_shown_with_its_time(conn: Connection) -> None:
+    end = datetime(2099, 3, 1, 23, 59, 59, tzinfo=UTC)
+    add_user(conn, id=ADA, next_quota_reset=end)
+
+    assert "  2099-03-01 23:59  " in shown(str(ADA))[1]
+
+
+def test_a_device_that_has_used_its_quota_is_blocked(conn: Connection) -> None:
+    add_fingerprint(conn, id=DEVICE, base_quota=10)
+    message = new_message(credits=Decimal(10), fingerprint_id=DEVICE)
+    record_messages(conn, [message])
+
+    assert shown(str(DEVICE))[1].endswith("  yes")
+    assert exact(str(DEVICE))[0]["kind"] == "fingerprint"
+
+
+def test_a_subscription_is_counted_and_never_blocked(conn: Connection) -> None:
+    add_user(
+        conn,
+        id=ADA,
+        base_quota=10,
+        stripe_subscription_id="sub_1",
+        subscription_status="active",
+    )
+    spend(conn, ADA, "10.01")
+
+    assert shown(str(ADA))[1].split()[1:4] == ["10.01", "10", "0.00"]
+    assert shown(str(ADA))[1].endswith("  no")
+
+
+def test_json_is_exact(conn: Connection) -> None:
+    add_ada(conn, "0.000001")
+
+    (found,) = exact("ada@example.com")
+
+    assert found == {
+        "kind": "user",
+        "subject_id": str(ADA),
+        "email": "ada@example.com",
+        "period_start": found["period_start"],
+        "end_date": "2099-01-31T00:00:00+00:00",
+        "quota": "2500",
+        "credits_used": "0.000001",
+        "credits_remaining": "2499.999999",
+        "subscription_active": False,
+        "is_exceeded": False,
+        "is_blocked": False,
+    }
+
+
+def test_all_are_the_users_and_the_devices_with_usage(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the pages, in one table, with its columns in line."""
+    monkeypatch.setattr(command, "PAGE", 2)
+    add_ada(conn)
+    for number in range(4):
+        add_user(conn, email=f"{number}@example.com", next_quota_reset=MIDNIGHT)
+        add_fingerprint(conn)
+    add_fingerprint(conn, id=DEVICE, next_quota_reset=MIDNIGHT)
+    record_messages(conn, [new_message(fingerprint_id=DEVICE)])
+    anonymize_user(conn, user_id=ADA)
+
+    lines = shown("--all")
+
+    assert [line.split()[0] for line in lines[:2]] == ["who", str(ADA)]
+    assert lines[-1].split()[0] == str(DEVICE)
+    assert len(lines) == len(exact("--all")) + 1 == 7
+    assert len({len(line.rpartition("  ")[0]) for line in lines[1:]}) == 1
+
+
+def test_credits_used_is_the_sum_over_the_messages_of_the_period(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the months that lack the day, and long after the reset has lapsed."""
+    anchors = [
+        datetime(year, 1, day, 13, 14, 15, 926535, tzinfo=UTC)
+        for year in (2023, 2024)
+        for day in (29, 30, 31)
+    ]
+    users: dict[str, tuple[datetime, datetime, list[NewMessage]]] = {}
+    for anchor in anchors:
+        reset, messages = add_months(anchor, 1), list(scattered(anchor))
+        user_id = add_user(conn, quota_anchor=anchor, next_quota_reset=reset)
+        record_messages(conn, messages, user_id=user_id)
+        users[str(user_id)] = anchor, reset, messages
+    boundaries = [add_months(anchor, n) for anchor in anchors for n in (1, 2, 3)]
+
+    for moment in {b - early for b in boundaries for early in (MICROSECOND, NOTHING)}:
+        at = functools.partial(queries.list_user_quotas, at=moment)
+        monkeypatch.setattr(command, "list_user_quotas", at)
+        for found in exact("--all"):
+            anchor, reset, messages = users[str(found["subject_id"])]
+            period = period_at(anchor, reset, moment)
+            used = credits_in(period, messages)
+            assert Decimal(str(found["credits_used"])) == used
+            assert found["end_date"] == period.end.isoformat()
+            assert used > 0 or moment.year != anchor.year
+
+
+def scattered(anchor: datetime) -> Iterator[NewMessage]:
+    """Yield messages at and around the boundaries of five periods, and in between."""
+    for number, months in enumerate(range(-1, 5)):
+        boundary = add_months(anchor, months)
+        for part, distance in enumerate(
+            (-MICROSECOND, NOTHING, MICROSECOND, timedelta(days=9, hours=5))
+        ):
+            moment, credits = boundary + distance, Decimal(2) ** (4 * number + part)
+            yield new_message(finished_at=moment, credits=credits / 10**6)
+
+
+def test_a_reset_that_lapsed_three_months_ago_does_not_freeze_the_count(
+    conn: Connection,
+) -> None:
+    now = datetime.now(UTC)
+    anchor, reset = add_months(now, -7) + timedelta(minutes=5), add_months(now, -3)
+    add_user(conn, id=ADA, quota_anchor=anchor, next_quota_reset=reset)
+    messages = list(scattered(add_months(anchor, 4)))
+    record_messages(conn, messages, user_id=ADA)
+
+    (found,) = exact(str(ADA))
+
+    period = period_at(anchor, reset, now)
+    assert period.start > reset + timedelta(days=50)
+    assert Decimal(str(found["credits_used"])) == credits_in(period, messages) > 0
+    assert found["end_date"] == period.end.isoformat()
+
+
+def test_an_empty_database_says_so(conn: Connection) -> None:
+    assert shown("--all") == ["there are no users, and no fingerprints with usage"]
+    assert exact("--all") == []
+
+
+def test_a_terminal_of_80_columns_cuts_a_long_address(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
+    monkeypatch.setattr(command, "console", terminal)
+    add_user(conn, email="a" * 100 + "@example.com", next_quota_reset=MIDNIGHT)
+
+    assert shown("--all") == []
+
+    heading, row = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    assert len(heading) == 80
+    assert row.startswith("a" * 30)
+    assert row.endswith("  no")
+    assert "a\N{HORIZONTAL ELLIPSIS}  0.00  2,500  " in row
+
+
+def test_a_pipe_gets_the_whole_address(conn: Connection) -> None:
+    email = "a" * 100 + "@example.com"
+    add_user(conn, email=email)
+
+    assert shown("--all")[1].split()[0] == email
+
+
+def test_an_address_cannot_steer_the_terminal(conn: Connection) -> None:
+    add_user(conn, email="a\x1b[31m@example.com")
+
+    assert shown("--all")[1].startswith("a\N{REPLACEMENT CHARACTER}[31m@example.com ")
+
+
+def test_whoever_is_unknown_is_named_in_one_line(conn: Connection) -> None:
+    none = f"error: no user and no fingerprint {BOB}\n"
+    create = "error: no user b@c.de; create one with: pyapp users add b@c.de\n"
+
+    assert refused(str(BOB)) == (1, none)
+    assert refused("b@c.de") == (1, create)
+
+
+@pytest.mark.parametrize("arguments", [(), ("a@b.c", "--all"), ("nobody",)])
+def test_it_asks_for_one_or_all(conn: Connection, arguments: tuple[str, ...]) -> None:
+    code, error = refused(*arguments)
+
+    assert code == 2
+    assert "Invalid value" in error
+
+
+def test_a_database_without_the_schema_names_the_command_that_helps(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+
+    code, error = refused("--all")
+
+    assert code == 1
+    assert error.endswith("bring the schema up by: pyapp db migrate\n")
+    assert error.count("\n") == 1
