@@ -30,6 +30,8 @@ def values_for(query: Query) -> list[Mapping[str, Any]]:
     chosen: list[Mapping[str, Any]] = []
     for user, device in ((0, 0), (2999, 1500)):
         values = {**_values(user, device), **_OWN.get(query.name, {})}
+        unknown = [name for name in query.parameters if name not in values]
+        assert not unknown, f"{query.name}: {__file__} has no value for {unknown}"
         chosen.append({name: values[name] for name in query.parameters})
     return chosen
 
