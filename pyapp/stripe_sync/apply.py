@@ -123,7 +123,9 @@ def _apply_checkout(
     linked = None
     user_id = read_user_id(event.object.get("client_reference_id"))
     if user_id is not None:
-        linked = mirror.link_customer(conn, id=customer, user_id=user_id, as_of=moment)
+        linked = mirror.link_customer(
+            conn, id=customer, user_id=UUID(user_id), as_of=moment
+        )
     sync(conn, judged, [linked.user_id] if linked else [])
     return "applied" if judged or user_id else "ignored"
 

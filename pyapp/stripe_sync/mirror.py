@@ -186,7 +186,7 @@ def mark_subscription_provisional(*, id: str, as_of: datetime) -> Call[int]:
 
 
 @query
-def link_customer(*, id: str, user_id: str, as_of: datetime) -> Call[Link | None]:
+def link_customer(*, id: str, user_id: UUID, as_of: datetime) -> Call[Link | None]:
     """Link a customer that has no user; return None if there is nothing to link."""
     return optional(Link, {"id": id, "user_id": user_id, "as_of": as_of})
 
