@@ -42,6 +42,14 @@ def make_query(source: str) -> Query:
     )
 
 
+def test_page_is_fresh(conn: psycopg.Connection):
+    page = Path(__file__).parents[1] / "docs" / "schema.md"
+
+    assert page.read_text(encoding="utf-8") == render_schema(conn), (
+        "docs/schema.md is stale; run: pyapp db migrate, then pyapp db docs"
+    )
+
+
 def test_diagram_is_what_mermaid_reads(conn: psycopg.Connection):
     page = render_schema(conn)
     diagram = page.split("```mermaid\n")[1].split("```")[0].splitlines()
@@ -95,6 +103,14 @@ def test_index_note_names_what_it_serves():
     )
     assert notes["rows_open_idx"].comment.endswith("because few are open.")
     assert notes["rows_bare_idx"].serves == ()
+
+
+def test_index_note_may_only_name():
+    notes = read_index_notes(
+        "-- For get_row.\nCREATE INDEX rows_idx ON app.rows (id);\n"
+    )
+
+    assert not notes["rows_idx"].says_more
 
 
 @pytest.mark.parametrize(

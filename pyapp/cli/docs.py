@@ -30,16 +30,17 @@ def docs(
     """Write docs/schema.md from the database at DATABASE_URL."""
     settings = load_settings()
     path = output or settings.root / "docs" / "schema.md"
+    name = path.relative_to(settings.root) if output is None else path
     with connect(settings.database_url) as conn:
         page = render_schema(conn)
     is_fresh = path.is_file() and path.read_text(encoding="utf-8") == page
     if check and not is_fresh:
-        say(f"{path} is stale; run: pyapp db docs")
+        say(f"{name} is stale; run: pyapp db docs")
         raise typer.Exit(1)
     if not is_fresh:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8", newline="\n")
-    say(f"{path} {'is up to date' if is_fresh else 'written'}")
+    say(f"{name} {'is up to date' if is_fresh else 'written'}")
 
 
 def plan(

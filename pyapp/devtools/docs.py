@@ -178,7 +178,7 @@ def _index_cells(index: Index, sources: _Sources) -> tuple[str, ...]:
     first = [index.constraint_name] if index.constraint_name else note.serves
     planned = [name for name, used in sources.plans.items() if index.name in used]
     serves = ", ".join(_code(name) for name in dict.fromkeys([*first, *planned]))
-    why = "" if index.constraint_name else note.comment
+    why = note.comment if note.says_more and not index.constraint_name else ""
     return (_code(index.name), _code(on), serves, why)
 
 

@@ -12,10 +12,14 @@ _SERVED = re.compile(r"For (\w+_\w+(?:(?:, | and |, and )\w+_\w+)*)")
 
 @dataclass(frozen=True, slots=True)
 class IndexNote:
-    """Why an index is there: the queries and constraints it serves, and the comment."""
+    """Why an index is there: the queries and constraints it serves, and the comment.
+
+    `says_more` tells whether the comment does more than name them.
+    """
 
     serves: tuple[str, ...]
     comment: str
+    says_more: bool = True
 
 
 def read_index_notes(schema: str) -> dict[str, IndexNote]:
@@ -26,7 +30,8 @@ def read_index_notes(schema: str) -> dict[str, IndexNote]:
         comment = " ".join(line.removeprefix("--").strip() for line in lines)
         served = _SERVED.match(comment)
         names = re.findall(r"\w+_\w+", served[1]) if served else []
-        notes[match["name"]] = IndexNote(tuple(names), comment)
+        says_more = served is None or comment[served.end() :] != "."
+        notes[match["name"]] = IndexNote(tuple(names), comment, says_more)
     return notes
 
 
