@@ -95,9 +95,14 @@ class Field:
 
 @functools.cache
 def find_functions() -> list[Function]:
-    """Return every query function of the package, twins apart."""
+    """Return every query function of the package, twins apart.
+
+    The tools and the command line have queries of their own, in sql/devtools.
+    """
     found = []
     for module_info in pkgutil.walk_packages(pyapp.__path__, "pyapp."):
+        if module_info.name.startswith(("pyapp.cli", "pyapp.devtools")):
+            continue
         module = importlib.import_module(module_info.name)
         for name, member in vars(module).items():
             plan = inspect.unwrap(member) if inspect.isfunction(member) else None
