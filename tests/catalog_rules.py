@@ -83,8 +83,11 @@ RULES = (
         )
         """,
         "create an index, not a partial one, that begins with its columns",
-        "DROP INDEX app.sessions_user_id_idx",
-        "sessions_user_id_fkey",
+        "ALTER TABLE app.plans ADD COLUMN user_id uuid"
+        " CONSTRAINT plans_user_id_fkey REFERENCES app.users ON DELETE RESTRICT;"
+        "COMMENT ON COLUMN app.plans.user_id IS 'NULL for all.';"
+        "CREATE INDEX plans_user_id_idx ON app.plans (user_id) WHERE id = 'paid'",
+        "plans_user_id_fkey",
     ),
     Rule(
         "index_does_not_repeat_the_prefix_of_another",
