@@ -49,7 +49,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             host=option("postgresql_host") or "localhost",
             port=int(option("postgresql_port") or 5432),
             user=option("postgresql_user") or "postgres",
-            password=option("postgresql_password") or "",
+            password=option("postgresql_password") or "not-asked-for",
         )
         return
     with throwaway_server(settings={"max_connections": "200"}) as started:

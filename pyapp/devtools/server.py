@@ -12,7 +12,7 @@ from pyapp.devtools.binaries import run_client, state_folder
 from pyapp.devtools.embedded import ANEW, EmbeddedServer
 from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
-from pyapp.devtools.target import Target, local_target
+from pyapp.devtools.target import Target, local_target, require_password
 from pyapp.errors import (
     ConfigError,
     DatabaseUnavailableError,
@@ -48,6 +48,7 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
                 ) from None
         by_docker = not embedded.is_running() and docker.is_usable(settings.root)
         kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
+    require_password(target)
     if kind is Kind.DOCKER:
         docker.up(settings.root, target)
         version = _wait_for_docker(target)
@@ -93,6 +94,8 @@ def reset(settings: Settings) -> str:
     """
     target = local_target(settings.database_url)
     kind = reset_kind(settings)
+    if kind is not Kind.OTHER:
+        require_password(target)
     if kind is Kind.DOCKER:
         docker.remove(settings.root)
         docker.up(settings.root, target)

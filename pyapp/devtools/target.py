@@ -24,7 +24,7 @@ def local_target(url: str) -> Target:
     """Return what *url* asks for.
 
     Raises:
-        ConfigError: it is not on this machine, or leaves something open.
+        ConfigError: it is not on this machine, or names no user or database.
     """
     if not is_local(url):
         raise ConfigError(
@@ -32,20 +32,28 @@ def local_target(url: str) -> Target:
             " only those are started, stopped and reset here"
         )
     parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    for name, word in (
-        ("user", "user"),
-        ("password", "password"),
-        ("dbname", "database"),
-    ):
-        if not parts.get(name):
-            raise ConfigError(
-                f"DATABASE_URL names no {word}; write"
-                " postgresql://user:password@localhost:port/database"
-            )
     return Target(
         url=url,
         port=int(parts.get("port", "5432")),
-        user=parts["user"],
-        password=parts["password"],
-        database=parts["dbname"],
+        user=_given("user", parts.get("user")),
+        password=parts.get("password", ""),
+        database=_given("database", parts.get("dbname")),
     )
+
+
+def require_password(target: Target) -> None:
+    """Refuse to make a server without a password; others' servers may need none.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _given("password", target.password)
+
+
+def _given(word: str, value: str | None) -> str:
+    if not value:
+        raise ConfigError(
+            f"DATABASE_URL names no {word}; write"
+            " postgresql://user:password@localhost:port/database"
+        )
+    return value
