@@ -46,7 +46,7 @@ demo: install .env.local ## from nothing to a quota report on a real database
 	$(call show,pyapp quota --all)
 
 test: install ## run the tests (ARGS="-k name" to choose)
-	@$(BIN)/pytest -q -n auto $(ARGS)
+	@$(BIN)/pytest -q -n auto --dist loadgroup $(ARGS)
 
 lint: install ## all checks except the tests
 	@$(MAKE) --no-print-directory -j 2 lint-sql lint-python

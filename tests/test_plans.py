@@ -26,6 +26,9 @@ PLANS = read_plans()
 PLANNED = {name: query for name, query in QUERIES.items() if is_planned(query)}
 READS_ALL = {"get_mirror_size": "it counts two whole tables, once for each run"}
 
+# Filling the database takes most of the time.
+on_one_worker = pytest.mark.xdist_group("large database")
+
 Connection = psycopg.Connection[TupleRow]
 
 
@@ -35,6 +38,7 @@ def large(module_database: str) -> Iterator[Connection]:
     fill(module_database)
     with connect(module_database) as conn:
         yield conn
+        conn.rollback()
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +49,8 @@ def reader(large: Connection) -> PlanReader:
 
 
 @pytest.fixture
-def catalog(large: Connection) -> Iterator[Catalog]:
-    """Return the catalog of the large database, and undo the test afterwards."""
-    yield read_catalog(large)
-    large.rollback()
+def catalog(conn: Connection) -> Catalog:
+    return read_catalog(conn)
 
 
 def find_complaints(query: Query, reader: PlanReader, catalog: Catalog) -> list[str]:
@@ -119,6 +121,7 @@ def list_foreign_keys(catalog: Catalog) -> list[Constraint]:
     return [constraint for constraint in catalog.constraints if constraint.kind == "f"]
 
 
+@on_one_worker
 def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
@@ -129,6 +132,7 @@ def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
+@on_one_worker
 def test_every_foreign_key_goes_by_its_index(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
@@ -159,6 +163,7 @@ def test_index_comment_names_who_goes_by_it(catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
+@on_one_worker
 def test_index_that_is_gone_is_missed_by_name(
     large: Connection, reader: PlanReader, catalog: Catalog
 ):
