@@ -57,7 +57,7 @@ def test_a_day_with_the_local_server(project: Path, url: str) -> None:
     assert out.startswith("PostgreSQL 18")
     assert out.endswith(f" is up at {shown} (embedded)\n")
     code, out, _ = run_cli("db", "start")
-    assert (code, f"is already up at {shown}\n" in out) == (0, True)
+    assert (code, f"is already up at {shown} (embedded)\n" in out) == (0, True)
     code, out, _ = run_cli("db", "status")
     assert code == 0
     assert out.splitlines()[0].endswith(f" is up at {shown} (embedded)")
@@ -131,6 +131,7 @@ def test_a_healthy_server_of_others_is_used_and_left_alone(
     _, stopped, _ = run_cli("db", "stop")
 
     assert "is already up at" in started
+    assert "(not this project's)" in started
     assert "(not this project's)" in shown
     assert "is not this project's; left alone" in stopped
     assert not (project / ".pyapp").exists()

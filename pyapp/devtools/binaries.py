@@ -42,7 +42,13 @@ def server_account(data: Path) -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
         return None
     if data.exists() and data.stat().st_uid != 0:
-        return pwd.getpwuid(data.stat().st_uid)
+        try:
+            return pwd.getpwuid(data.stat().st_uid)
+        except KeyError:
+            raise LocalServerError(
+                f"{data} belongs to account number {owner_name(data)}, which is not"
+                " known here: chown the folder to one that is"
+            ) from None
     for name in ("postgres", "nobody"):
         try:
             return pwd.getpwnam(name)
@@ -140,7 +146,7 @@ def run_client(program: str, url: str, *arguments: str) -> None:
         **options,
     )
     if run.returncode:
-        raise LocalServerError(run.stderr.strip().splitlines()[-1])
+        raise LocalServerError(f"{program} failed: {last_line(run)}")
 
 
 def _copy_wheel(original: Path, copy: Path) -> None:
@@ -161,10 +167,22 @@ def _copy_wheel(original: Path, copy: Path) -> None:
         shutil.rmtree(new)
 
 
+def last_line(run: subprocess.CompletedProcess[str]) -> str:
+    """Return the last thing that a program said."""
+    lines = (run.stderr or run.stdout).strip().splitlines()
+    return lines[-1].strip() if lines else f"exit code {run.returncode}"
+
+
 def _can(account: pwd.struct_passwd, test: str, path: Path) -> bool:
-    run = subprocess.run(
-        ["/bin/sh", "-c", test, "sh", path],
-        stderr=subprocess.DEVNULL,
-        **as_account(account),
-    )
+    try:
+        run = subprocess.run(
+            ["/bin/sh", "-c", test, "sh", path],
+            stderr=subprocess.DEVNULL,
+            **as_account(account),
+        )
+    except OSError as exc:  # a container whose root may not change to others
+        raise LocalServerError(
+            f"PostgreSQL does not run as root, and root cannot run it as"
+            f" {account.pw_name} here ({exc.strerror}): be another user, or use Docker"
+        ) from exc
     return run.returncode == 0

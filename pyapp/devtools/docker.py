@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pyapp.devtools.binaries import last_line
 from pyapp.devtools.target import Target
 from pyapp.errors import LocalServerError
 
@@ -57,7 +58,7 @@ def up(root: Path, target: Target) -> None:
             " or choose another port in DATABASE_URL"
         )
     raise LocalServerError(
-        f"Docker did not start the database: {_last_line(run)};"
+        f"Docker did not start the database: {last_line(run)};"
         f" more by: docker compose logs {SERVICE}"
     )
 
@@ -110,9 +111,4 @@ def _run(
 
 def _must(run: subprocess.CompletedProcess[str]) -> None:
     if run.returncode:
-        raise LocalServerError(f"docker compose failed: {_last_line(run)}")
-
-
-def _last_line(run: subprocess.CompletedProcess[str]) -> str:
-    lines = (run.stderr or run.stdout).strip().splitlines()
-    return lines[-1].strip() if lines else f"exit code {run.returncode}"
+        raise LocalServerError(f"docker compose failed: {last_line(run)}")

@@ -19,6 +19,7 @@ import psycopg
 from pyapp.connection import unavailable
 from pyapp.devtools.binaries import (
     as_account,
+    last_line,
     make_folder,
     owner_name,
     run_client,
@@ -238,8 +239,7 @@ class EmbeddedServer:
             **as_account(account),
         )
         if run.returncode:
-            lines = (run.stderr or run.stdout).strip().splitlines() or ["no reason"]
-            raise LocalServerError(f"{program} failed: {lines[-1]}")
+            raise LocalServerError(f"{program} failed: {last_line(run)}")
         return str(run.stdout)
 
 

@@ -39,7 +39,9 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
     embedded = embedded_server(settings, target)
     if kind is None:
         try:
-            return f"PostgreSQL {_version(target)} is already up at {_name(settings)}"
+            version = _version(target)
+            already = f"is already up at {_name(settings)} ({running_kind(settings)})"
+            return f"PostgreSQL {version} {already}"
         except DatabaseUnavailableError as exc:
             if exc.refused and running_kind(settings) is Kind.OTHER:
                 raise LocalServerError(
@@ -139,7 +141,7 @@ def describe_reset(settings: Settings) -> str:
         return f"Docker's volume with all data of {_name(settings)}"
     if kind is Kind.EMBEDDED:
         return f"{embedded_server(settings, target).folder} with all its data"
-    return f"the database {_name(settings)} and all its data"
+    return f"{_name(settings)}, all its data, on a server that is {kind}"
 
 
 def running_kind(settings: Settings) -> Kind | None:
