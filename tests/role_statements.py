@@ -44,7 +44,7 @@ REFUSED = {
         "SELECT id FROM app.stripe_sync_runs",
         "CREATE TABLE app.mine ()",
         "ALTER TABLE app.messages DISABLE TRIGGER ALL",
-        "SELECT app.retire_payload_partitions('2026-01-01')",
+        "DROP TABLE app.message_payloads_default",
         "SELECT finished_at FROM app.message_payloads_default",
     ],
     SYNC: [

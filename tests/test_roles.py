@@ -16,7 +16,10 @@ from pyapp import messages, quota, users
 from pyapp.devtools.query_plans import explain_query, is_planned
 from pyapp.devtools.roles import ROLES, apply_roles
 from pyapp.queries import QUERIES, Query
+from pyapp.stripe_sync import handle_webhook
+from tests.fake_stripe import TEST_SECRET, sign
 from tests.role_statements import APP, EVERYTHING, OPERATOR, READONLY, REFUSED, SYNC
+from tests.stripe_world import make_customer, make_event, make_subscription
 
 QUERIES_OF_ROLES = [query for query in QUERIES.values() if query.name not in OPERATOR]
 
@@ -176,21 +179,30 @@ def test_sync_writes_what_stripe_owns(granted: psycopg.Connection):
     assert users.get_user(granted, user_id=user.id).subscription_active
 
 
-def test_logins_inherit_their_roles(database: str):
-    password = "p4ss"
+@pytest.fixture
+def logins(database: str) -> Iterator[dict[str, str]]:
+    """Return for each role how somebody connects who has been given it."""
+    password = uuid4().hex
+    names = {role: f"{role}_{uuid4().hex}" for role in ROLES}
     with psycopg.connect(database) as owner:
         apply_roles(owner)
-        for role in ROLES:
-            owner.execute(
-                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE {}").format(
-                    sql.Identifier(f"{role}_tester"),
-                    sql.Literal(password),
-                    sql.Identifier(role),
-                )
+        for role, name in names.items():
+            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE {}").format(
+                sql.Identifier(name), sql.Literal(password), sql.Identifier(role)
             )
+            owner.execute(statement)
+    yield {
+        role: make_conninfo(database, user=name, password=password)
+        for role, name in names.items()
+    }
+    with psycopg.connect(database) as owner:
+        for name in names.values():
+            owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_login_is_refused_what_its_role_is(logins: dict[str, str]):
     allowed = []
-    for role in ROLES:
-        login = make_conninfo(database, user=f"{role}_tester", password=password)
+    for role, login in logins.items():
         with psycopg.connect(login) as conn:
             for statement in REFUSED[role]:
                 try:
@@ -201,10 +213,28 @@ def test_logins_inherit_their_roles(database: str):
                 except psycopg.Error:
                     pass
                 allowed.append((role, statement))
-    with psycopg.connect(database) as owner:
-        for role in ROLES:
-            owner.execute(
-                sql.SQL("DROP ROLE {}").format(sql.Identifier(f"{role}_tester"))
-            )
 
     assert allowed == []
+
+
+def test_login_of_the_sync_takes_webhooks_in(logins: dict[str, str], database: str):
+    with psycopg.connect(database) as owner:
+        user = users.create_user(owner, email="ada@example.com")
+    bodies = [
+        make_event("customer.created", make_customer("cus_1", user.id)),
+        make_event(
+            "customer.subscription.created", make_subscription("sub_1", "cus_1")
+        ),
+        make_event("customer.deleted", make_customer("cus_1", user.id)),
+        make_event("customer.created", {"object": "customer"}),
+    ]
+
+    with psycopg.connect(logins[SYNC]) as conn:
+        results = [
+            handle_webhook(conn, body, sign(body, [TEST_SECRET]), TEST_SECRET).result
+            for body in bodies
+        ]
+
+    assert results == ["applied", "applied", "applied", "failed"]
+    with psycopg.connect(database) as owner:
+        assert users.get_user(owner, user_id=user.id).stripe_customer_id == "cus_1"

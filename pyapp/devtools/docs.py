@@ -183,7 +183,7 @@ def _index_cells(index: Index, sources: _Sources) -> tuple[str, ...]:
 
 
 def _written_by(writers: Sequence[Writer], queries: Mapping[str, Query]) -> str:
-    """Return who writes a table, by file for queries, else by kind."""
+    """Return who writes a table: queries by file, then triggers, then functions."""
     if not writers:
         return "nobody here; it is filled by hand or by migrations"
     groups: dict[str, list[str]] = {}
@@ -193,7 +193,9 @@ def _written_by(writers: Sequence[Writer], queries: Mapping[str, Query]) -> str:
             place = f"`sql/queries/{queries[writer.name].path.name}`"
         does = " and ".join(writer.does)
         groups.setdefault(place, []).append(f"{_code(writer.name)} {does}")
-    return "; ".join(f"{place}: {', '.join(said)}" for place, said in groups.items())
+    rank = {"triggers": 1, "functions": 2}
+    places = sorted(groups, key=lambda place: (rank.get(place, 0), place))
+    return "; ".join(f"{place}: {', '.join(groups[place])}" for place in places)
 
 
 def _functions(catalog: Catalog) -> Iterator[str]:
