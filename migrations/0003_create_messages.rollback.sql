@@ -7,7 +7,7 @@ DROP FUNCTION app.get_period_usage(
 );
 DROP FUNCTION app.sum_credits(uuid, timestamptz, timestamptz);
 DROP TABLE app.usage_daily;
-DROP FUNCTION app.retire_payload_partitions(date);
+DROP FUNCTION app.retire_payload_partition(date);
 DROP FUNCTION app.create_payload_partitions(date, integer);
 DROP TABLE app.message_payloads;
 DROP TABLE app.messages;

@@ -30,6 +30,10 @@ class MaintenanceError(PyappError):
     """Upkeep did not get its turn; run it again, as the message says."""
 
 
+class ArchiveError(PyappError):
+    """An archive cannot be written; free or open the folder, and run it again."""
+
+
 class MigrationError(PyappError):
     """A migration cannot be read, applied or rolled back; mend what it names."""
 

@@ -544,12 +544,16 @@ BEGIN
 
         lower_bound := month::text || ' 00:00:00+00';
         upper_bound := (month + interval '1 month')::date::text || ' 00:00:00+00';
-        -- Rows of the month may wait in the default partition, and none may slip in
-        -- between their move and the attachment.
+        -- A writer who has chosen the default partition before the attachment and
+        -- reaches it after would be refused: so nobody may be between the two. The
+        -- order is that of the writers, who would deadlock with another.
+        LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
+        LOCK TABLE ONLY app.message_payloads IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE app.message_payloads_default IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'CREATE TABLE app.%I (LIKE app.message_payloads INCLUDING ALL)', partition
         );
+        -- What waits for its month in the default partition moves there.
         EXECUTE format(
             'WITH moved AS (
                 DELETE FROM app.message_payloads_default AS d
@@ -578,34 +582,33 @@ $$;
 COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
     'Makes the partitions of so many months from the first; returns how many were new.';
 
-CREATE FUNCTION app.retire_payload_partitions(keep_from date)
-RETURNS SETOF text LANGUAGE plpgsql SET search_path = ''
+CREATE FUNCTION app.retire_payload_partition(keep_from date)
+RETURNS text LANGUAGE plpgsql SET search_path = ''
 AS $$
 DECLARE
-    partition text;
-BEGIN
-    FOR partition IN
-        SELECT c.relname
+    partition text := (
+        SELECT min(c.relname)
         FROM pg_catalog.pg_inherits AS i
-        INNER JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+        INNER JOIN pg_catalog.pg_class AS c ON i.inhrelid = c.oid
         WHERE i.inhparent = 'app.message_payloads'::regclass
             AND c.relname ~ '^message_payloads_[0-9]{6}$'
             AND to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month' <= keep_from
-        ORDER BY c.relname
-    LOOP
+    );
+BEGIN
+    IF partition IS NOT NULL THEN
+        -- In the order of the writers, who would deadlock with another.
+        LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
         EXECUTE format(
             'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
         );
-        EXECUTE format('DROP TABLE app.%I', partition);
-        RETURN NEXT partition;
-    END LOOP;
-    DELETE FROM app.message_payloads_default AS d
-    WHERE d.finished_at < keep_from::timestamp AT TIME ZONE 'UTC';
+        EXECUTE format('ALTER TABLE app.%I RENAME TO retired_payloads', partition);
+    END IF;
+    RETURN partition;
 END;
 $$;
 
-COMMENT ON FUNCTION app.retire_payload_partitions(date) IS
-    'Drops the payloads of whole months that end by the date; returns what it dropped.';
+COMMENT ON FUNCTION app.retire_payload_partition(date) IS
+    'Detaches the oldest month over by the date as retired_payloads; returns its name.';
 
 -- ---------------------------------------------------------------------------
 -- usage_daily

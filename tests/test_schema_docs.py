@@ -156,7 +156,7 @@ def test_partition_counts_as_its_table(conn: psycopg.Connection):
     writers = list_writers(read_catalog(conn), [])
 
     assert (
-        Writer("function", "retire_payload_partitions", ("deletes",))
+        Writer("function", "create_payload_partitions", ("deletes",))
         in (writers["message_payloads"])
     )
 

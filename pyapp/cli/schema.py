@@ -1,5 +1,6 @@
 """`pyapp db migrate | rollback | check | maintain`: the schema and its upkeep."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -104,13 +105,21 @@ def maintain(
         int | None,
         typer.Option(min=0, help="Drop payloads older than so many whole months."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            file_okay=False,
+            help="Write what is dropped to gzipped CSV files there first.",
+        ),
+    ] = None,
 ) -> None:
     """Make payload partitions ahead, sweep expired sessions, retire old payloads."""
     url = load_settings().database_url
     say(f"Payload partitions made: {create_payload_partitions(url)}")
     say(f"Expired sessions deleted: {_sweep_sessions(url)}")
     if keep_months is not None:
-        retired = retire_payloads(url, keep_months=keep_months)
+        retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
         say(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
 
 

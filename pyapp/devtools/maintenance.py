@@ -1,18 +1,32 @@
 """What the database needs now and then: partitions ahead, and old payloads retired."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 
 from pyapp.connection import connect
-from pyapp.devtools.tool_queries import fetch, fetch_one
+from pyapp.devtools.archives import archive
+from pyapp.devtools.tool_queries import execute, fetch, fetch_one
 from pyapp.errors import MaintenanceError
 
-R = TypeVar("R")
+T = TypeVar("T")
 ATTEMPTS = 20
+# Writers wait behind whoever waits for a lock, so that is kept short. An autovacuum
+# gives way only to one who has waited for deadlock_timeout, a second: towards the end.
+SHORT_WAIT_MS = 50
+LONG_WAIT_MS = 1500
+LONG_WAITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Month:
+    first_day: date
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +35,13 @@ class _Created:
 
 
 @dataclass(frozen=True, slots=True)
-class _Month:
-    ends_on: date
+class _Partition:
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Partition:
-    name: str
+class _Found:
+    is_there: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +52,74 @@ class _Setting:
 def create_payload_partitions(url: str, *, months: int = 3) -> int:
     """Make the partitions of this month and those after it; return how many are new.
 
+    Also those of the months that wait in the default partition, which move there. Each
+    is a transaction of its own, so that no lock is held for long.
+
     Raises:
-        MaintenanceError: others kept the table locked; nothing was done.
+        MaintenanceError: others kept the table locked; earlier months are made.
     """
+    created = 0
     with connect(url) as conn:
-        rows = _patiently(conn, "create_payload_partitions", _Created, months=months)
-    return rows[0].created
+        conn.autocommit = True
+        for month in fetch(conn, "list_missing_months", _Month, months=months):
+            created += _patiently(conn, partial(_create, conn, month.first_day))
+    return created
 
 
-def retire_payloads(url: str, *, keep_months: int) -> list[str]:
+def retire_payloads(
+    url: str, *, keep_months: int, archive_folder: Path | None = None
+) -> list[str]:
     """Drop the payloads of months before the last *keep_months*; return what went.
 
-    Each month is a transaction of its own, so that no lock is held for long.
+    With *archive_folder*, each month is first written there, to a file that is whole
+    or absent. What an earlier run had detached and not yet dropped goes first.
 
     Raises:
         MaintenanceError: others kept the table locked; earlier months are gone.
+        ArchiveError: an archive cannot be written; its month is not dropped.
     """
-    retired: list[_Partition] = []
+    retired: list[str] = []
     with connect(url) as conn:
         conn.autocommit = True
-        for month in fetch(conn, "list_retired_months", _Month, months=keep_months):
-            retired += _patiently(
-                conn, "retire_payload_partitions", _Partition, keep_from=month.ends_on
-            )
-    return [partition.name for partition in retired]
+        if fetch_one(conn, "find_retired_table", _Found).is_there:
+            name = fetch_one(conn, "find_retired_month", _Partition).name
+            retired.append(name or "retired_payloads")
+            _drop(conn, name, archive_folder)
+        while name := _patiently(conn, partial(_detach, conn, keep_months)):
+            _drop(conn, name, archive_folder)
+            retired.append(name)
+    return retired
 
 
-def _patiently(
-    conn: psycopg.Connection[Any], name: str, row: type[R], **parameters: Any
-) -> list[R]:
-    """Run a query that waits for no lock for long, again until it gets it."""
-    for attempt in range(ATTEMPTS):
+def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
+    return fetch_one(
+        conn, "create_payload_partition", _Created, first_day=first_day
+    ).created
+
+
+def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
+    return fetch_one(
+        conn, "retire_payload_partition", _Partition, months=keep_months
+    ).name
+
+
+def _drop(
+    conn: psycopg.Connection[Any], name: str | None, archive_folder: Path | None
+) -> None:
+    """Drop what was detached, which held the month *name*, archived if so wished."""
+    if archive_folder is not None and name is not None:
+        archive(conn, archive_folder, name)
+    _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
+
+
+def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:
+    """Run *work* in a transaction that waits for no lock for long, until it gets it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = LONG_WAIT_MS if attempt > ATTEMPTS - LONG_WAITS else SHORT_WAIT_MS
         try:
             with conn.transaction():
-                fetch_one(conn, "limit_lock_wait", _Setting)
-                return fetch(conn, name, row, **parameters)
+                fetch_one(conn, "limit_lock_wait", _Setting, milliseconds=wait)
+                return work()
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(min(0.05 * 2**attempt, 2))
     raise MaintenanceError(

@@ -1,31 +1,58 @@
 -- name: limit_lock_wait :one
 -- Whoever waits for a lock makes all others wait behind him.
-SELECT set_config('lock_timeout', '500ms', TRUE) AS setting;
+SELECT set_config('lock_timeout', :milliseconds::text, TRUE) AS setting;
 
--- name: create_payload_partitions :one
--- From this month on, in UTC.
-SELECT app.create_payload_partitions(
-    (now() AT TIME ZONE 'UTC')::date, :months
-) AS created;
+-- name: list_missing_months :many
+-- From this month on, in UTC, and those that wait in the default partition.
+WITH wanted_months AS (
+    SELECT
+        (
+            date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n)
+        )::date AS first_day
+    FROM generate_series(0, :months - 1) AS n
+    UNION
+    SELECT date_trunc('month', d.finished_at AT TIME ZONE 'UTC')::date AS first_day
+    FROM app.message_payloads_default AS d
+    WHERE isfinite(d.finished_at)
+)
 
--- name: list_retired_months :many
--- The ends of the months that have a partition and are over for so many months.
-SELECT (to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month')::date AS ends_on
-FROM pg_inherits AS i
-INNER JOIN pg_class AS c ON i.inhrelid = c.oid
-WHERE i.inhparent = 'app.message_payloads'::regclass
-    AND c.relname ~ '^message_payloads_[0-9]{6}$'
-    AND to_date(right(c.relname, 6), 'YYYYMM')
-    < date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => :months)
-UNION
+SELECT w.first_day
+FROM wanted_months AS w
+WHERE
+    to_regclass('app.message_payloads_' || to_char(w.first_day, 'YYYYMM')) IS NULL
+ORDER BY w.first_day;
+
+-- name: create_payload_partition :one
+-- Of one month, so that no lock is held for long.
+SELECT app.create_payload_partitions(:first_day, 1) AS created;
+
+-- name: retire_payload_partition :one
+-- The oldest that is over for so many months; the name is NULL once there is none.
 SELECT
-    (
-        date_trunc('month', now() AT TIME ZONE 'UTC') - make_interval(months => :months)
-    )::date
-ORDER BY ends_on;
+    app.retire_payload_partition(
+        (
+            date_trunc('month', now() AT TIME ZONE 'UTC')
+            - make_interval(months => :months)
+        )::date
+    ) AS name;
 
--- name: retire_payload_partitions :many
--- Months that end by the date, and what waits in the default partition from before it.
-SELECT r.name
-FROM app.retire_payload_partitions(:keep_from) AS r (name)
-ORDER BY r.name;
+-- name: find_retired_table :one
+-- Left over where a run was ended between detaching and dropping.
+SELECT to_regclass('app.retired_payloads') IS NOT NULL AS is_there;
+
+-- name: find_retired_month :one
+-- The month of what was detached; NULL if it is empty.
+SELECT
+    'message_payloads_'
+    || to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM') AS name
+FROM app.retired_payloads AS r;
+
+-- name: copy_retired_payloads :rowcount
+-- For an archive. Nobody can write it any more: it is no partition.
+COPY app.retired_payloads (
+    subject_id, message_id, finished_at, request, response
+) TO STDOUT WITH (FORMAT csv, HEADER);
+
+-- name: drop_retired_payloads :rowcount
+-- For good.
+DROP TABLE app.retired_payloads;

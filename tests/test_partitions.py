@@ -1,0 +1,169 @@
+"""Payloads by the month: none is lost, no writer fails, archives are whole."""
+
+import csv
+import gzip
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from pyapp.connection import connect
+from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp.errors import ArchiveError
+from pyapp.messages import record_message
+from pyapp.users import create_user
+
+NOW = datetime.now(UTC)
+MANY_MONTHS_AGO = NOW - timedelta(days=400)
+
+
+def write(conn: psycopg.Connection, user_id: UUID, moment: datetime) -> UUID:
+    """Record a message of that time, with what was said."""
+    message_id = uuid4()
+    record_message(
+        conn,
+        model="m",
+        id=message_id,
+        user_id=user_id,
+        finished_at=moment,
+        cost=Decimal("0.01"),
+        credits=Decimal("1.2"),
+        request=[{"role": "user", "content": 'a comma, a "quote"\nand a line\'s end'}],
+    )
+    return message_id
+
+
+def add_user(url: str) -> UUID:
+    with connect(url) as conn:
+        return create_user(conn, email=f"{uuid4()}@example.com").id
+
+
+def places(url: str) -> dict[UUID, str]:
+    """Return the table that holds the payload of each message."""
+    with connect(url) as conn:
+        return dict(
+            conn.execute(
+                "SELECT message_id, tableoid::regclass::text FROM app.message_payloads"
+            ).fetchall()
+        )
+
+
+def partition_of(moment: datetime) -> str:
+    return f"app.message_payloads_{moment:%Y%m}"
+
+
+def archived(folder: Path) -> dict[UUID, str]:
+    """Return the archive that holds the payload of each message."""
+    found = {}
+    for path in folder.iterdir():
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                assert "quote" in row["request"]
+                found[UUID(row["message_id"])] = path.name
+    return found
+
+
+def test_payload_without_a_month_waits_and_then_moves(database: str):
+    user_id = add_user(database)
+    moments = [NOW, MANY_MONTHS_AGO, NOW + timedelta(days=400)]
+    with connect(database) as conn:
+        ids = [write(conn, user_id, moment) for moment in moments]
+    assert set(places(database).values()) == {"app.message_payloads_default"}
+
+    create_payload_partitions(database, months=2)
+
+    expected = {i: partition_of(m) for i, m in zip(ids, moments, strict=True)}
+    assert expected == places(database)
+
+
+def test_whole_month_ends_at_midnight_in_utc(database: str):
+    create_payload_partitions(database, months=2)
+    user_id = add_user(database)
+    first = (NOW.replace(day=1) + timedelta(days=32)).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+    before = first - timedelta(microseconds=1)
+    with psycopg.connect(database) as conn:
+        conn.execute("SET TimeZone = 'Pacific/Auckland'")
+        ids = [write(conn, user_id, moment) for moment in (first, before)]
+
+    assert places(database) == {
+        ids[0]: partition_of(first),
+        ids[1]: partition_of(before),
+    }
+
+
+def test_bill_remains_when_payloads_are_retired(database: str, tmp_path: Path):
+    user_id = add_user(database)
+    with connect(database) as conn:
+        old, new = (write(conn, user_id, at) for at in (MANY_MONTHS_AGO, NOW))
+    create_payload_partitions(database)
+
+    names = retire_payloads(database, keep_months=1, archive_folder=tmp_path)
+
+    month = partition_of(MANY_MONTHS_AGO).removeprefix("app.")
+    assert names == [month]
+    assert archived(tmp_path) == {old: f"{month}.csv.gz"}
+    assert places(database) == {new: partition_of(NOW)}
+    with connect(database) as conn:
+        row = conn.execute("SELECT sum(messages) FROM app.usage_daily").fetchone()
+    assert row == (2,)
+
+
+def test_nothing_is_dropped_that_cannot_be_archived(database: str, tmp_path: Path):
+    user_id = add_user(database)
+    with connect(database) as conn:
+        old = write(conn, user_id, MANY_MONTHS_AGO)
+    create_payload_partitions(database)
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+
+    with pytest.raises(ArchiveError, match="cannot archive to"):
+        retire_payloads(database, keep_months=1, archive_folder=blocked / "folder")
+
+    # The next run finishes what was detached, also beside a late message of the month.
+    with connect(database) as conn:
+        late = write(conn, user_id, MANY_MONTHS_AGO)
+    create_payload_partitions(database)
+    folder = tmp_path / "folder"
+    month = partition_of(MANY_MONTHS_AGO).removeprefix("app.")
+    names = retire_payloads(database, keep_months=1, archive_folder=folder)
+    assert names == [month, month]
+    assert archived(folder) == {old: f"{month}.csv.gz", late: f"{month}-2.csv.gz"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+
+
+def test_nothing_is_lost_while_months_come_and_go(database: str, tmp_path: Path):
+    users = [add_user(database) for _ in range(4)]
+    months = [NOW - timedelta(days=31 * n) for n in range(7)]
+    done = threading.Event()
+
+    def keep_writing(number: int) -> list[UUID]:
+        written = []
+        with connect(database) as conn:
+            conn.autocommit = True
+            while not done.is_set():
+                moment = months[len(written) % len(months)]
+                written.append(write(conn, users[number % len(users)], moment))
+        return written
+
+    with ThreadPoolExecutor() as threads:
+        writers = [threads.submit(keep_writing, n) for n in range(8)]
+        try:
+            # Each round makes the months that have waited, and retires most again.
+            for _ in range(4):
+                create_payload_partitions(database, months=1)
+                retire_payloads(database, keep_months=2, archive_folder=tmp_path)
+        finally:
+            done.set()
+        written = {message for writer in writers for message in writer.result()}
+
+    kept, gone = places(database), archived(tmp_path)
+    assert written == kept.keys() | gone.keys()
+    assert not kept.keys() & gone.keys()
+    assert gone
