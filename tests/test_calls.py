@@ -1,0 +1,289 @@
+"""Calls leave the caller's transaction to the caller, on whatever connection."""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row, namedtuple_row, scalar_row, tuple_row
+
+from pyapp.connection import connect
+from pyapp.errors import EmailTakenError, PriceTakenError, PyappError, RuleError
+from pyapp.plans import get_plan, set_plan_price
+from pyapp.quota import get_user_quota
+from pyapp.sessions import create_session, delete_user_sessions, find_session
+from pyapp.users import (
+    User,
+    anonymize_user,
+    create_user,
+    find_user_by_email,
+    get_user,
+    list_users,
+)
+
+# A guarded call, a script, and a plain one.
+WRITES: dict[str, Callable[[psycopg.Connection[Any], User], object]] = {
+    "guarded": lambda conn, _: add_priced_plans(conn),
+    "script": lambda conn, user: anonymize_user(conn, user_id=user.id),
+    "plain": lambda conn, user: create_session(conn, user_id=user.id),
+}
+every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+
+
+def add_priced_plans(conn: psycopg.Connection[Any]) -> None:
+    set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
+
+
+def refuse(conn: psycopg.Connection[Any]) -> RuleError:
+    """Have a rule refuse a guarded call."""
+    with pytest.raises(PriceTakenError) as refusal:
+        set_plan_price(conn, plan_id="free", stripe_price_id="price_1")
+    return refusal.value
+
+
+def status(conn: psycopg.Connection[Any]) -> TransactionStatus:
+    return conn.info.transaction_status
+
+
+@every_write
+def test_nothing_is_committed_for_the_caller(database: str, write):
+    with connect(database) as conn, connect(database) as other:
+        user = create_user(conn, email="ada@example.com")
+        conn.commit()
+
+        write(conn, user)
+
+        assert status(conn) == TransactionStatus.INTRANS
+        assert get_user(other, user_id=user.id) == user
+        assert get_plan(other, plan_id="paid").stripe_price_id is None
+        conn.rollback()
+        assert get_user(conn, user_id=user.id) == user
+        assert delete_user_sessions(conn, user_id=user.id) == 0
+
+
+@every_write
+def test_autocommit_commits_each_call(database: str, write):
+    with psycopg.connect(database, autocommit=True) as conn:
+        user = create_user(conn, email="ada@example.com")
+
+        write(conn, user)
+
+        assert status(conn) == TransactionStatus.IDLE
+        with connect(database) as other:
+            changes = (
+                get_user(other, user_id=user.id) != user,
+                get_plan(other, plan_id="paid").stripe_price_id == "price_1",
+                delete_user_sessions(other, user_id=user.id) == 1,
+            )
+        assert any(changes)
+
+
+def test_refusal_in_a_transaction_leaves_what_was_done_before(
+    conn: psycopg.Connection[Any],
+):
+    add_priced_plans(conn)
+    user = create_user(conn, email="ada@example.com")
+
+    for _ in range(10):
+        assert refuse(conn).constraint == "plans_stripe_price_id_key"
+        assert status(conn) == TransactionStatus.INTRANS
+
+    assert get_user(conn, user_id=user.id) == user
+    assert get_plan(conn, plan_id="free").stripe_price_id is None
+
+
+def test_refusal_at_the_start_leaves_no_transaction(database: str):
+    with connect(database) as conn:
+        add_priced_plans(conn)
+        conn.commit()
+
+        refuse(conn)
+
+        assert status(conn) == TransactionStatus.IDLE
+
+
+def test_refusal_under_autocommit_leaves_no_transaction(database: str):
+    with psycopg.connect(database, autocommit=True) as conn:
+        add_priced_plans(conn)
+
+        refuse(conn)
+
+        assert status(conn) == TransactionStatus.IDLE
+
+
+def test_refusal_within_a_block_leaves_the_block_usable(conn: psycopg.Connection[Any]):
+    add_priced_plans(conn)
+    with conn.transaction():
+        with conn.transaction():
+            refuse(conn)
+            create_user(conn, email="ada@example.com")
+        refuse(conn)
+
+    assert find_user_by_email(conn, email="ada@example.com") is not None
+
+
+def test_callers_own_savepoint_of_the_same_name_survives(
+    conn: psycopg.Connection[Any],
+):
+    add_priced_plans(conn)
+    conn.execute("SAVEPOINT pyapp")
+    create_user(conn, email="ada@example.com")
+
+    refuse(conn)
+    set_plan_price(conn, plan_id="free", stripe_price_id="price_2")
+    conn.execute("ROLLBACK TO pyapp")
+
+    assert list_users(conn) == []
+    assert get_plan(conn, plan_id="free").stripe_price_id is None
+
+
+def test_refused_script_leaves_no_trace(conn: psycopg.Connection[Any]):
+    user = create_user(conn, email="ada@example.com")
+
+    with pytest.raises(PyappError):
+        anonymize_user(conn, user_id=uuid4())
+
+    assert status(conn) == TransactionStatus.INTRANS
+    assert get_user(conn, user_id=user.id) == user
+
+
+def test_refused_script_at_the_start_leaves_no_transaction(database: str):
+    with connect(database) as conn:
+        with pytest.raises(PyappError):
+            anonymize_user(conn, user_id=uuid4())
+
+        assert status(conn) == TransactionStatus.IDLE
+
+
+def test_other_errors_pass_untouched_and_leave_a_guarded_caller_as_he_was(
+    conn: psycopg.Connection[Any],
+):
+    user = create_user(conn, email="ada@example.com")
+    with pytest.raises(psycopg.DataError):
+        set_plan_price(conn, plan_id="paid", stripe_price_id="price_\0")
+
+    assert get_user(conn, user_id=user.id) == user
+
+
+def test_call_in_an_aborted_transaction_says_so(conn: psycopg.Connection[Any]):
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        conn.execute("SELECT 1 / 0")
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        get_plan(conn, plan_id="paid")
+
+
+def test_closed_connection_is_reported_as_such(database: str):
+    conn = connect(database)
+    add_priced_plans(conn)
+    conn.close()
+
+    with pytest.raises(psycopg.OperationalError):
+        set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+
+
+def test_lost_connection_is_reported_as_such(database: str):
+    with connect(database) as conn, connect(database) as other:
+        add_priced_plans(conn)
+        other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
+
+        with pytest.raises(psycopg.OperationalError):
+            set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+
+
+@pytest.mark.parametrize(
+    "row_factory", [tuple_row, dict_row, namedtuple_row, scalar_row]
+)
+@pytest.mark.parametrize("is_autocommit", [False, True])
+@pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor])
+def test_calls_work_whatever_the_connection_prefers(
+    shared_database: str, row_factory: Any, is_autocommit: bool, cursor: Any
+):
+    with psycopg.connect(
+        shared_database,
+        row_factory=row_factory,
+        cursor_factory=cursor,
+        autocommit=is_autocommit,
+    ) as conn:
+        conn.execute("BEGIN" if is_autocommit else "SELECT 1")
+        user = create_user(conn, email="ada@example.com")
+        new = create_session(conn, user_id=user.id)
+        found = find_session(conn, token=new.token)
+
+        assert found is not None
+        assert found.user == get_user(conn, user_id=user.id) == user
+        with pytest.raises(EmailTakenError):
+            create_user(conn, email="ADA@example.com")
+        with pytest.raises(RuleError):
+            create_user(conn, email="ada")
+        assert delete_user_sessions(conn, user_id=user.id) == 1
+        assert anonymize_user(conn, user_id=user.id).email is None
+        conn.execute("ROLLBACK")
+
+
+def test_calls_give_the_same_in_every_time_zone(conn: psycopg.Connection[Any]):
+    user = create_user(conn, email="ada@example.com")
+    quota = get_user_quota(conn, user_id=user.id)
+    for zone in ("Asia/Kathmandu", "America/St_Johns", "UTC"):
+        conn.execute(f"SET LOCAL TimeZone = '{zone}'".encode())
+
+        assert get_user(conn, user_id=user.id) == user
+        assert get_user_quota(conn, user_id=user.id) == quota
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_calls_work_within_a_pipeline_of_the_caller(
+    shared_database: str, caplog: pytest.LogCaptureFixture, is_begun: bool
+):
+    with connect(shared_database) as conn, caplog.at_level(logging.WARNING):
+        with conn.pipeline(), conn.transaction() if is_begun else nullcontext():
+            conn.execute("SELECT 1")
+            add_priced_plans(conn)
+            refuse(conn)
+            user = create_user(conn, email="ada@example.com")
+            create_session(conn, user_id=user.id)
+            assert delete_user_sessions(conn, user_id=user.id) == 1
+            refuse(conn)
+            assert anonymize_user(conn, user_id=user.id).id == user.id
+            if is_begun:
+                raise psycopg.Rollback
+        conn.rollback()
+
+        assert list_users(conn) == []
+    assert caplog.messages == []
+
+
+def test_refusals_are_not_logged(
+    conn: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+):
+    add_priced_plans(conn)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            refuse(conn)
+
+    assert caplog.messages == []
+
+
+def test_every_call_is_one_round_trip(conn: psycopg.Connection[Any], tmp_path: Path):
+    """A savepoint on its own would cost two more."""
+    add_priced_plans(conn)
+    calls: list[Callable[[], object]] = [
+        lambda: get_plan(conn, plan_id="free"),
+        lambda: set_plan_price(conn, plan_id="free", stripe_price_id="price_2"),
+        lambda: create_user(conn, email="j\xfcrgen@example.com"),
+    ]
+    for call in calls:
+        with (tmp_path / "trace").open("w+") as trace:
+            conn.pgconn.trace(trace.fileno())
+            call()
+            conn.pgconn.untrace()
+            answers = Path(trace.name).read_text(encoding="utf-8")
+
+        assert answers.count("ReadyForQuery") == 1
