@@ -33,16 +33,12 @@ $(STAMP): pyproject.toml requirements-dev.lock
 # Show a command, then run it.
 show = @echo "\$$ $(1)" && $(BIN)/$(1)
 
-# The anonymous device of examples/demo.py.
-DEVICE := d0d0d0d0-0000-4000-8000-000000000001
-
 demo: install .env.local ## from nothing to a quota report on a real database
 	$(call show,pyapp db start)
 	$(call show,pyapp db migrate)
 	$(call show,pyapp db check)
 	$(call show,python examples/demo.py)
 	$(call show,pyapp import usage examples/ada/*.jsonl --at now --user ada@example.com)
-	$(call show,pyapp import usage examples/device/*.jsonl --at now --fingerprint $(DEVICE))
 	$(call show,pyapp quota --all)
 
 test: install ## run the tests (ARGS="-k name" to choose)

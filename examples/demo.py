@@ -1,4 +1,4 @@
-"""A sample script: two users, a referral, a session, an anonymous device.
+"""A sample script: two users, a referral, a session, calls of an anonymous device.
 
 Run it again, and it finds all of that there and adds nothing.
 """
@@ -9,11 +9,12 @@ from uuid import UUID
 from psycopg import Connection
 
 import pyapp
-from pyapp import fingerprints, referrals, sessions, users
+from pyapp import fingerprints, messages, referrals, sessions, users
 from pyapp.errors import AlreadyReferredError
 from pyapp.users import User
 
 DEVICE = UUID("d0d0d0d0-0000-4000-8000-000000000001")
+CALLS = [UUID(int=number) for number in (1, 2, 3)]
 
 
 def find_or_create(conn: Connection[Any], name: str, email: str) -> User:
@@ -47,9 +48,28 @@ def sign_in_and_out(conn: Connection[Any], user: User) -> None:
     sessions.delete_session(conn, token=token)
 
 
+def ask_a_model(conn: Connection[Any]) -> None:
+    # The ids make it harmless to record the same calls again.
+    recorded = [
+        messages.record_message(
+            conn,
+            id=call_id,
+            fingerprint_id=DEVICE,
+            model="claude-opus-4-5",
+            input_tokens=160_000,
+            output_tokens=80_000,
+        )
+        for call_id in CALLS
+    ]
+    new = sum(message.is_new for message in recorded)
+    spent = sum(message.credits for message in recorded)
+    print(f"A device without a user calls a model: {new} new calls, {spent:.2f} credits")
+
+
 with pyapp.connect() as conn:  # commits at its end, or rolls all of it back
     ada = find_or_create(conn, "Ada", "ada@example.com")
     grace = find_or_create(conn, "Grace", "grace@example.com")
     refer(conn, ada, grace)
     fingerprints.upsert_fingerprint(conn, fingerprint_id=DEVICE)
     sign_in_and_out(conn, ada)
+    ask_a_model(conn)

@@ -69,9 +69,7 @@ def test_the_script_runs_as_it_stands(
 
 
 def test_the_demo_is_the_one_of_the_makefile() -> None:
-    (device,) = re.findall(r"^DEVICE := (.*)$", MAKEFILE, re.MULTILINE)
-    shown = re.findall(r"^\t\$\(call show,(.*)\)$", MAKEFILE, re.MULTILINE)
-    steps = [command.replace("$(DEVICE)", device) for command in shown]
+    steps = re.findall(r"^\t\$\(call show,(.*)\)$", MAKEFILE, re.MULTILINE)
 
     commands = [command for command, *_ in console()]
 

@@ -111,7 +111,7 @@ def test_the_examples_have_no_broken_line():
     at = datetime(2026, 11, 20, tzinfo=UTC)
     results = read_files(*paths, at=at, counts=counts)
     assert [r for r in results if isinstance(r, BrokenLine)] == []
-    assert counts.messages == 204
+    assert counts.messages == 179
     assert min(counts.repeats, counts.without_usage) > 0
     assert max(m.finished_at for m in results) == at
 
