@@ -63,7 +63,7 @@ def ask_a_model(conn: Connection[Any]) -> None:
     ]
     new = sum(message.is_new for message in recorded)
     spent = sum(message.credits for message in recorded)
-    print(f"A device without a user calls a model: {new} new calls, {spent:.2f} credits")
+    print(f"An anonymous device makes {new} new calls: {spent:,.2f} credits")
 
 
 with pyapp.connect() as conn:  # commits at its end, or rolls all of it back
