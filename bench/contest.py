@@ -3,13 +3,14 @@
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyapp.devtools.binaries import binaries
 
 Variables = Mapping[str, str]
+WARM_UP = 100
 
 
 @dataclass(frozen=True)
@@ -18,81 +19,119 @@ class Latency:
 
     p50: float
     p99: float
+    worst: float
 
 
-def _pgbench(url: str, script: Path, variables: Variables, *options: str) -> str:
-    defines = [f"--define={name}={value}" for name, value in variables.items()]
-    command = [str(binaries() / "pgbench"), "-n", "-M", "prepared", "-f", str(script)]
-    run = subprocess.run(
-        [*command, *defines, *options, url], check=True, capture_output=True, text=True
+@dataclass(frozen=True)
+class Contestant:
+    """A script of pgbench; *weight* says how often it runs among the others."""
+
+    text: str
+    weight: int = 100
+    prepare: Callable[[], object] | None = None
+
+
+def latency_of(values: Sequence[float]) -> Latency:
+    """Return the median, the 99th percentile and the greatest of milliseconds."""
+    if len(values) < 2:
+        return Latency(values[0], values[0], values[0])
+    return Latency(
+        statistics.median(values),
+        statistics.quantiles(values, n=100)[98],
+        max(values),
     )
-    return run.stdout
 
 
 def measure_latency(
     url: str,
-    contestants: Mapping[str, str],
+    contestants: Mapping[str, Contestant],
     cases: Sequence[Variables],
     *,
-    executions: Mapping[str, int],
+    executions: int = 600,
     rounds: int = 3,
 ) -> dict[str, Latency]:
-    """Run each contestant's statement for each case, in turn, for several rounds.
+    """Run all contestants on one connection, drawn by lot for every single execution.
 
-    *executions* is how often a contestant runs for one case in one round.
+    Whatever else the machine does thus meets them all alike. Each case gets its turn in
+    every round.
     """
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
-    with tempfile.TemporaryDirectory() as folder:
-        scripts = {}
-        for number, (name, text) in enumerate(contestants.items()):
-            scripts[name] = Path(folder) / f"{number}.sql"
-            scripts[name].write_text(text, encoding="utf-8")
+    names = list(contestants)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        options = []
+        for number, contestant in enumerate(contestants.values()):
+            script = folder / f"{number}.sql"
+            script.write_text(contestant.text, encoding="utf-8")
+            options.append(f"--file={script}@{contestant.weight}")
         for _ in range(rounds):
             for case in cases:
-                for name, script in scripts.items():
-                    prefix = Path(folder) / "log"
-                    _pgbench(
-                        url,
-                        script,
-                        case,
-                        f"--transactions={executions[name]}",
-                        "--log",
-                        f"--log-prefix={prefix}",
-                    )
-                    for log in Path(folder).glob("log.*"):
-                        rows = log.read_text(encoding="ascii").splitlines()
-                        # The first execution also plans.
-                        rows = rows[1:] or rows
-                        samples[name] += [int(row.split()[2]) / 1000 for row in rows]
-                        log.unlink()
-    return {name: _latency(values) for name, values in samples.items()}
-
-
-def _latency(values: Sequence[float]) -> Latency:
-    if len(values) < 2:
-        return Latency(values[0], values[0])
-    return Latency(statistics.median(values), statistics.quantiles(values, n=100)[98])
+                run_pgbench(
+                    url, case, *options,
+                    f"--transactions={executions * len(names)}",
+                    "--log", f"--log-prefix={folder / 'log'}",
+                )  # fmt: skip
+                for number, milliseconds in read_logs(folder)[WARM_UP:]:
+                    samples[names[number]].append(milliseconds)
+    return {name: latency_of(values) for name, values in samples.items()}
 
 
 def measure_rate(
     url: str,
-    contestants: Mapping[str, str],
+    contestants: Mapping[str, Contestant],
+    variables: Mapping[str, Variables],
     *,
     clients: int,
-    seconds: int,
+    seconds: int = 4,
     rounds: int = 3,
 ) -> dict[str, float]:
     """Return each contestant's median rate per second with so many clients at once."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "script.sql"
+    with tempfile.TemporaryDirectory() as temporary:
+        script = Path(temporary) / "script.sql"
         for _ in range(rounds):
-            for name, text in contestants.items():
-                script.write_text(text, encoding="utf-8")
-                output = _pgbench(
-                    url, script, {}, f"--client={clients}", "--jobs=2",
-                    f"--time={seconds}",
+            for name, contestant in contestants.items():
+                script.write_text(contestant.text, encoding="utf-8")
+                if contestant.prepare:
+                    contestant.prepare()
+                output = run_pgbench(
+                    url, variables[name], f"--file={script}", f"--client={clients}",
+                    "--jobs=2", f"--time={seconds}",
                 )  # fmt: skip
                 line = next(x for x in output.splitlines() if x.startswith("tps = "))
                 rates[name].append(float(line.split()[2]))
     return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def pgbench_command(url: str, variables: Variables, *options: str) -> list[str]:
+    """Return the command; statements are prepared, as drivers do by themselves."""
+    defines = [f"--define={name}={value}" for name, value in variables.items()]
+    return [
+        str(binaries() / "pgbench"),
+        "-n",
+        "-M",
+        "prepared",
+        *defines,
+        *options,
+        url,
+    ]
+
+
+def run_pgbench(url: str, variables: Variables, *options: str) -> str:
+    """Run pgbench to its end and return what it reports; any error is raised."""
+    command = pgbench_command(url, variables, *options)
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    return run.stdout
+
+
+def read_logs(folder: Path) -> list[tuple[int, float]]:
+    """Return and delete what pgbench logged: script and milliseconds, in order."""
+    found = []
+    for log in sorted(folder.glob("log.*")):
+        for line in log.read_text(encoding="ascii").splitlines():
+            row = line.split()
+            found.append((int(row[3]), int(row[2]) / 1000))
+        log.unlink()
+    return found

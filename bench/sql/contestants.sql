@@ -30,8 +30,16 @@ LEFT JOIN app.messages AS m
 WHERE u.id = :user_id
 GROUP BY u.id;
 
--- name: insert_with_rollup :rowcount
--- One message of one of so many accounts.
+-- name: disable_rollup :rowcount
+-- For the same INSERT without rollup.
+ALTER TABLE app.messages DISABLE TRIGGER messages_add_usage;
+
+-- name: enable_rollup :rowcount
+-- As it is.
+ALTER TABLE app.messages ENABLE TRIGGER messages_add_usage;
+
+-- name: insert_message :rowcount
+-- One message of one of so many accounts. Those without rollup are of another model.
 INSERT INTO app.messages (
     subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, model, cost, credits
@@ -45,46 +53,58 @@ SELECT
     0 AS cache_creation_input_tokens,
     4000 AS cache_read_input_tokens,
     300 AS output_tokens,
-    'm' AS model,
+    :model AS model,
     0.012 AS cost,
     1.44 AS credits
 FROM bench.accounts AS a
-WHERE a.n = :n;
+WHERE a.n = :n
+ON CONFLICT (subject_id, id) DO NOTHING;
 
--- name: insert_plain :rowcount
--- The same message into the table without a rollup.
-INSERT INTO bench.messages (
-    subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
-    cache_read_input_tokens, output_tokens, model, cost, credits
+-- name: insert_message_and_payload :rowcount
+-- One message of one of so many accounts, and what was said.
+WITH new_message AS (
+    INSERT INTO app.messages AS m (
+        subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
+        cache_read_input_tokens, output_tokens, model, cost, credits
+    )
+    SELECT
+        a.id AS subject_id,
+        gen_random_uuid() AS id,
+        a.id AS user_id,
+        now() AS finished_at,
+        900 AS input_tokens,
+        0 AS cache_creation_input_tokens,
+        4000 AS cache_read_input_tokens,
+        300 AS output_tokens,
+        :model AS model,
+        0.012 AS cost,
+        1.44 AS credits
+    FROM bench.accounts AS a
+    WHERE a.n = :n
+    ON CONFLICT (subject_id, id) DO NOTHING
+    RETURNING m.subject_id, m.id, m.finished_at
 )
-SELECT
-    a.id AS subject_id,
-    gen_random_uuid() AS id,
-    a.id AS user_id,
-    now() AS finished_at,
-    900 AS input_tokens,
-    0 AS cache_creation_input_tokens,
-    4000 AS cache_read_input_tokens,
-    300 AS output_tokens,
-    'm' AS model,
-    0.012 AS cost,
-    1.44 AS credits
-FROM bench.accounts AS a
-WHERE a.n = :n;
 
--- name: copy_with_rollup :rowcount
+INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
+SELECT
+    n.subject_id,
+    n.id AS message_id,
+    n.finished_at,
+    jsonb_build_array(
+        jsonb_build_object('role', 'user', 'content', repeat(md5(n.id::text), 64))
+    ) AS request
+FROM new_message AS n;
+
+-- name: copy_messages :rowcount
 -- The bulk of messages.
 COPY app.messages (
     subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, model, cost, credits
 ) FROM STDIN;
 
--- name: copy_plain :rowcount
--- The same bulk into the table without a rollup.
-COPY bench.messages (
-    subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
-    cache_read_input_tokens, output_tokens, model, cost, credits
-) FROM STDIN;
+-- name: create_payload_partitions :one
+-- A month to be filled and retired.
+SELECT app.create_payload_partitions(:first_month::date, 1) AS created;
 
 -- name: insert_payloads :rowcount
 -- Payloads of two kilobytes for the messages of a month.
@@ -98,12 +118,26 @@ SELECT
     ) AS request
 FROM app.messages AS m
 WHERE m.finished_at >= :month::timestamptz
-    AND m.finished_at < :month::timestamptz + interval '1 month'
-ORDER BY m.id
-LIMIT :limit;
+    AND m.finished_at < :month::timestamptz + interval '1 month';
 
 -- name: delete_payloads :rowcount
 -- What a table without partitions would do when retention ends.
 DELETE FROM app.message_payloads AS p
 WHERE p.finished_at >= :month::timestamptz
     AND p.finished_at < :month::timestamptz + interval '1 month';
+
+-- name: count_usage_differences :one
+-- Payers' days whose sums are not those of their messages, of all that had a rollup.
+SELECT count(*) AS differences
+FROM (
+    SELECT
+        m.subject_id,
+        (m.finished_at AT TIME ZONE 'UTC')::date AS day,
+        count(*) AS messages,
+        sum(m.credits) AS credits
+    FROM app.messages AS m
+    WHERE m.model <> 'plain'
+    GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date
+) AS s
+FULL JOIN app.usage_daily AS d ON s.subject_id = d.subject_id AND s.day = d.day
+WHERE (s.messages, s.credits) IS DISTINCT FROM (d.messages, d.credits);

@@ -1,0 +1,61 @@
+"""Quota checks and sessions, against one row by its primary key."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from uuid import UUID
+
+from bench.contest import Contestant, measure_latency
+from bench.load import query
+from bench.measures import Measure, at_least, compare_latency
+from pyapp.queries import QUERIES
+
+
+def measure_quota(url: str, accounts: list[UUID]) -> Iterator[Measure]:
+    """The quota check of median users and of the hottest.
+
+    The plain design, a join and a sum over the messages with an index on user_id alone,
+    runs beside both.
+    """
+    middle = len(accounts) // 2
+    groups = {
+        "median user": accounts[middle : middle + 5],
+        "hottest user": accounts[:1] * 3,
+    }
+    for name, users in groups.items():
+        found = measure_latency(
+            url,
+            {
+                "floor": Contestant(query("select_user").source),
+                "quota": Contestant(QUERIES["get_user_quota"].source),
+                "plain": Contestant(query("sum_plain").source, weight=2),
+            },
+            [{"user_id": str(user), "at": "now"} for user in users],
+        )
+        yield compare_latency(f"quota check, {name}", found["quota"], found["floor"], 2)
+        yield at_least(
+            f"join and SUM, {name}",
+            f"{found['plain'].p50:.3f} ms, p99 {found['plain'].p99:.3f}",
+            f"check {found['quota'].p50:.3f} ms",
+            found["plain"].p50 / found["quota"].p50,
+            100,
+            {"contestant": asdict(found["plain"]), "floor": asdict(found["quota"])},
+        )
+
+
+def measure_session(url: str, accounts: list[UUID]) -> Iterator[Measure]:
+    """The lookup of a session."""
+    numbers = random.Random(1).sample(range(1, len(accounts) + 1), 5)
+    found = measure_latency(
+        url,
+        {
+            "floor": Contestant(query("select_session").source),
+            "session": Contestant(QUERIES["find_session"].source),
+        },
+        [
+            {"token_hash": rf"\x{hashlib.sha256(str(n).encode()).hexdigest()}"}
+            for n in numbers
+        ],
+    )
+    yield compare_latency("session lookup", found["session"], found["floor"], 1.3)

@@ -1,0 +1,104 @@
+"""A month of payloads retired: how fast, and what writers notice."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+
+from bench.contest import Latency, latency_of, pgbench_command, read_logs
+from bench.load import query
+from bench.measures import Measure, at_least
+from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+
+LONGEST_WAIT_MS = 200
+
+
+def measure_retention(
+    url: str, accounts: list[UUID], seconds: int
+) -> Iterator[Measure]:
+    """A month retired, against the DELETE of another, then one while 8 write."""
+    this_month = datetime.now(UTC).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+    deleted, retired, last = (_months_before(this_month, n) for n in (5, 4, 3))
+    create_payload_partitions(url)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SET synchronous_commit = off")
+        for month in (deleted, retired, last):
+            conn.execute(
+                query("create_payload_partitions").sql, {"first_month": month.date()}
+            )
+        # Its foreign key is not checked for what was just read from the messages.
+        conn.execute("SET session_replication_role = replica")
+        for month in (deleted, retired, last):
+            conn.execute(query("insert_payloads").sql, {"month": month})
+        conn.execute("SET session_replication_role = origin")
+        conn.execute("RESET synchronous_commit")
+        conn.execute("VACUUM (ANALYZE) app.message_payloads")
+        conn.execute("CHECKPOINT")
+        began = time.perf_counter()
+        rows = conn.execute(query("delete_payloads").sql, {"month": deleted}).rowcount
+        delete_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    retire_payloads(url, keep_months=3)
+    retire_seconds = time.perf_counter() - began
+    yield at_least(
+        f"retiring {rows:,} payloads",
+        f"{retire_seconds:.3f} s",
+        f"DELETE {delete_seconds:.3f} s",
+        delete_seconds / retire_seconds,
+        20,
+        {"rows": rows, "deleted": delete_seconds, "retired": retire_seconds},
+    )
+    yield _measure_waits(url, len(accounts), seconds)
+
+
+def _measure_waits(url: str, accounts: int, seconds: int) -> Measure:
+    """What 8 writers of payloads wait while a month is retired and three are made."""
+    quiet = _write(url, accounts, seconds, None)
+    busy = _write(url, accounts, seconds, 2)
+    return Measure(
+        "longest wait of 8 writers meanwhile",
+        f"{busy.worst:.0f} ms, p99 {busy.p99:.1f}",
+        f"else {quiet.worst:.0f} ms, p99 {quiet.p99:.1f}",
+        None,
+        f"<= {LONGEST_WAIT_MS} ms",
+        busy.worst <= LONGEST_WAIT_MS,
+        {"contestant": asdict(busy), "floor": asdict(quiet)},
+    )
+
+
+def _write(url: str, accounts: int, seconds: int, keep_months: int | None) -> Latency:
+    """Let 8 write, and retire meanwhile what *keep_months* does not keep."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        script = folder / "script.sql"
+        choice = rf"\set n random(1, {accounts})"
+        text = query("insert_message_and_payload").source
+        script.write_text(f"{choice}\n{text}", encoding="utf-8")
+        command = pgbench_command(
+            url, {"model": "rollup"}, f"--file={script}", "--client=8", "--jobs=2",
+            f"--time={seconds}", "--log", f"--log-prefix={folder / 'log'}",
+        )  # fmt: skip
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as run:
+            time.sleep(seconds / 3)
+            if keep_months is not None:
+                create_payload_partitions(url, months=6)
+                assert retire_payloads(url, keep_months=keep_months)
+            run.communicate()
+        if run.returncode:
+            raise RuntimeError("a writer failed")
+        return latency_of([milliseconds for _, milliseconds in read_logs(folder)])
+
+
+def _months_before(moment: datetime, months: int) -> datetime:
+    index = moment.year * 12 + moment.month - 1 - months
+    return moment.replace(year=index // 12, month=index % 12 + 1)
