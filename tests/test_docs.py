@@ -1,0 +1,39 @@
+"""Every Python block of the documentation runs, alone and from top to bottom."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+TOPICS = ["messages", "quota", "referrals", "sessions", "users"]
+
+
+def blocks_of(page: Path) -> list[tuple[int, str]]:
+    """Return the Python blocks of *page*, each with the line on which it begins."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, block.start(1)), block[1]) for block in found]
+
+
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if blocks_of(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_scripts_of_a_page_run(
+    database: str, monkeypatch: pytest.MonkeyPatch, page: Path
+):
+    monkeypatch.setenv("DATABASE_URL", database)
+    # Readers run a script twice, too.
+    for line, block in blocks_of(page) * 2:
+        # Numbered as in the page, for the traceback.
+        code = compile("\n" * line + block, str(page), "exec")
+        exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_topic_has_a_page_that_begins_with_a_script(topic: str):
+    (_, script), *_ = blocks_of(DOCS / f"{topic}.md")
+
+    lines = [line for line in script.splitlines() if line.strip()]
+    assert 8 <= len(lines) <= 14
