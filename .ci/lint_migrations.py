@@ -6,8 +6,11 @@ import tomllib
 from pathlib import Path
 
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
-# A rollback is there to drop what its migration made.
-DROPS = [f"ban-drop-{kind}" for kind in ("table", "column", "function", "schema")]
+# A rollback is there to drop what its migration made, and runs when nobody waits.
+DROPPED = ("table", "column", "constraint", "function", "not-null", "schema", "view")
+ROLLBACK = [f"ban-drop-{kind}" for kind in DROPPED] + ["constraint-missing-not-valid"]
+# The one statement of a file outside a transaction leaves no place for a SET.
+OUTSIDE = ["require-lock-timeout"]
 
 
 def squawk(paths: list[Path], *options: str) -> int:
@@ -33,10 +36,11 @@ def main() -> int:
         groups.setdefault(key, []).append(path)
     failed = 0
     for (outside, rollback), paths in groups.items():
-        options = ["--no-assume-in-transaction"] if outside else []
-        if rollback:
-            # The option replaces the configured list instead of adding to it.
-            options += [f"--exclude={','.join([*excluded, *DROPS])}"]
+        extra = (OUTSIDE if outside else []) + (ROLLBACK if rollback else [])
+        # The option replaces the configured list instead of adding to it.
+        options = [f"--exclude={','.join([*excluded, *extra])}"]
+        if outside:
+            options.append("--no-assume-in-transaction")
         failed |= squawk(paths, *options)
     return 1 if failed else 0
 

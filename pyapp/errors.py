@@ -26,6 +26,14 @@ class LocalServerError(PyappError):
     """The local server cannot do what was asked; the message says what to do."""
 
 
+class GenerateError(PyappError):
+    """No migration was written; the message says why, `draft` how far it came."""
+
+    def __init__(self, message: str, draft: str = "") -> None:
+        super().__init__(message)
+        self.draft = draft
+
+
 class MaintenanceError(PyappError):
     """Upkeep did not get its turn; run it again, as the message says."""
 

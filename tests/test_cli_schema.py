@@ -81,11 +81,13 @@ def test_rollback_outside_local_wants_yes(
     assert "ENVIRONMENT is production" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["migrate", "rollback", "check", "maintain"])
+@pytest.mark.parametrize(
+    "command", ["migrate", "rollback", "check", "generate x", "maintain"]
+)
 def test_command_without_a_database_names_the_one_that_starts_it(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(command) == 1
+    assert run(*command.split()) == 1
     error = capsys.readouterr().err
     assert error.endswith("start it with: pyapp db start\n")
     assert error.count("\n") == 1

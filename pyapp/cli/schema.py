@@ -1,5 +1,6 @@
-"""`pyapp db migrate | rollback | check | maintain`: the schema and its upkeep."""
+"""`pyapp db migrate | rollback | check | generate | maintain`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,13 @@ from pyapp.cli.console import confirmed, console, say
 from pyapp.config import load_settings
 from pyapp.connection import connect
 from pyapp.devtools import migrator
+from pyapp.devtools.changes import Rename
+from pyapp.devtools.generate import generate as draft_migration
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.devtools.migrator import State
 from pyapp.devtools.schema_diff import SchemaCheck
 from pyapp.devtools.schema_diff import check as check_schema
-from pyapp.errors import ConfigError, SchemaCheckError
+from pyapp.errors import ConfigError, GenerateError, SchemaCheckError
 from pyapp.sessions import delete_expired_sessions
 
 SWEEP = 10_000
@@ -29,7 +32,7 @@ MEANINGS: dict[State, str] = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `pyapp db`."""
-    for command in (migrate, rollback, check, maintain):
+    for command in (migrate, rollback, check, generate, maintain):
         app.command()(command)
 
 
@@ -100,6 +103,37 @@ def check(
     raise SchemaCheckError(f"the schemas are not equal: {differences}")
 
 
+def generate(
+    name: Annotated[str, typer.Argument(help="What it does: verb_object.")],
+    why: Annotated[
+        str | None, typer.Option(help="Its first comment: why, in a sentence.")
+    ] = None,
+    allow_destructive: Annotated[
+        bool, typer.Option("--allow-destructive", help="Also what loses data.")
+    ] = False,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(help="A column's new name: table.old=new.", metavar="RENAME"),
+    ] = None,
+) -> None:
+    """Write the next migration from what schema.sql says and migrations do not."""
+    renames = [_read_rename(text) for text in rename or []]
+    try:
+        paths = draft_migration(
+            load_settings().database_url,
+            name,
+            why=why,
+            renames=renames,
+            allow_destructive=allow_destructive,
+        )
+    except GenerateError as exc:
+        if exc.draft:
+            say(exc.draft)
+        raise
+    for path in paths:
+        say(f"Wrote {path.name} and its rollback: proved up and down")
+
+
 def maintain(
     keep_months: Annotated[
         int | None,
@@ -121,6 +155,13 @@ def maintain(
     if keep_months is not None:
         retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
         say(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
+
+
+def _read_rename(text: str) -> Rename:
+    found = re.fullmatch(r"(\w+)\.(\w+)=(\w+)", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not table.old=new")
+    return Rename(*found.groups())
 
 
 def say_migrations(url: str) -> None:

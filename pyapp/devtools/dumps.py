@@ -53,6 +53,16 @@ def split_dump(dump: str) -> Objects:
     return objects
 
 
+def without_column_order(objects: Objects) -> Objects:
+    """Return *objects* with the lines of each table sorted."""
+    return {
+        title: "\n".join(sorted(line.rstrip(",") for line in text.splitlines()))
+        if title.startswith("TABLE ")
+        else text
+        for title, text in objects.items()
+    }
+
+
 @functools.cache
 def pg_dump() -> Path:
     """Return the newest pg_dump: the embedded one's, or the PATH's.

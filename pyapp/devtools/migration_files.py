@@ -13,6 +13,9 @@ from pyapp.errors import MigrationError
 from pyapp.paths import migrations_dir
 
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+")
+_OUTSIDE = re.compile(
+    r"^\s*--\s*transactional\s*:\s*false", re.IGNORECASE | re.MULTILINE
+)
 _INDEX_WORK = (
     re.compile(
         r"^(?P<verb>CREATE)\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?P<name>\w+)"
@@ -53,7 +56,7 @@ class MigrationFile:
     @property
     def is_transactional(self) -> bool:
         """Whether it is applied in one transaction with its mark."""
-        return bool(self.step.use_transactions)
+        return not _OUTSIDE.search(self.text)
 
     @property
     def loss(self) -> str:
@@ -98,13 +101,14 @@ def _read(step: Any) -> MigrationFile:
         # yoyo would unmark the migration, and leave what it made.
         raise MigrationError(f"{path} has no {rollback.name} beside it")
     text, rollback_text = _read_ascii(path), _read_ascii(rollback)
-    step.load()
-    statements = [s for s in step.steps if s.step._apply]
-    if not step.use_transactions and len(statements) != 1:
-        raise MigrationError(
-            f"{path} runs outside a transaction: give each statement its own file"
-        )
-    return MigrationFile(step.id, path, text, rollback_text, step)
+    file = MigrationFile(step.id, path, text, rollback_text, step)
+    if not file.is_transactional:
+        step.load()  # which takes its time
+        if sum(bool(part.step._apply) for part in step.steps) != 1:
+            raise MigrationError(
+                f"{path} runs outside a transaction: give each statement its own file"
+            )
+    return file
 
 
 def _read_ascii(path: Path) -> str:

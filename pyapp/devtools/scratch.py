@@ -5,9 +5,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyapp.connection import connect, session_conninfo
 from pyapp.devtools.tool_queries import fetch, fetch_one
@@ -20,11 +21,12 @@ class _Statement:
 
 
 @contextlib.contextmanager
-def scratch_database(url: str) -> Iterator[str]:
-    """Give the conninfo of a new empty database on the server of *url*.
+def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
+    """Give the conninfo of a new database on the server of *url*.
 
-    It is dropped at the end, also after Ctrl-C; one that a killed run has left is
-    dropped by a later run.
+    It is empty, or a copy of *template*, to which nobody may be connected. It is
+    dropped at the end, also after Ctrl-C; one that a killed run has left is dropped by
+    a later run.
 
     Raises:
         DatabaseUnavailableError: the server is not healthy.
@@ -37,7 +39,7 @@ def scratch_database(url: str) -> Iterator[str]:
             with contextlib.suppress(psycopg.Error):
                 conn.execute(old.statement.encode())
         try:
-            _create(conn, name)
+            _create(conn, name, template)
             yield make_conninfo(session_conninfo(url), dbname=name)
         finally:
             if conn.closed:  # the server was restarted meanwhile
@@ -48,9 +50,12 @@ def scratch_database(url: str) -> Iterator[str]:
                 _run(conn, "format_drop_scratch", name)
 
 
-def _create(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
+def _create(
+    conn: psycopg.Connection[tuple[object, ...]], name: str, template: str | None
+) -> None:
+    source = conninfo_to_dict(template)["dbname"] if template else "template0"
     try:
-        _run(conn, "format_create_scratch", name)
+        _run(conn, "format_create_scratch", name, template=source)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise SchemaCheckError(
             f"{conn.info.user} may not make the scratch databases that a comparison"
@@ -58,6 +63,8 @@ def _create(conn: psycopg.Connection[tuple[object, ...]], name: str) -> None:
         ) from exc
 
 
-def _run(conn: psycopg.Connection[tuple[object, ...]], query: str, name: str) -> None:
-    statement = fetch_one(conn, query, _Statement, name=name).statement
+def _run(
+    conn: psycopg.Connection[tuple[object, ...]], query: str, name: str, **others: Any
+) -> None:
+    statement = fetch_one(conn, query, _Statement, name=name, **others).statement
     conn.execute(statement.encode())

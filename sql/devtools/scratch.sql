@@ -1,6 +1,8 @@
 -- name: format_create_scratch :one
--- From template0, so that nothing of the server's own gets in.
-SELECT format('CREATE DATABASE %I TEMPLATE template0', :name::text) AS statement;
+-- An empty one is a copy of template0, so that nothing of the server's own gets in.
+SELECT
+    format('CREATE DATABASE %I TEMPLATE %I', :name::text, :template::text)
+        AS statement;
 
 -- name: format_drop_scratch :one
 -- Whoever is still connected to it was part of the same run.

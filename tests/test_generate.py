@@ -1,0 +1,260 @@
+"""Migrations are drafted from schema.sql, proved both ways, and never left half done.
+
+On another version: pytest tests/test_generate.py --postgresql-host=... (see conftest).
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pyapp.devtools.changes import Rename
+from pyapp.devtools.dumps import Objects
+from pyapp.devtools.generate import generate
+from pyapp.devtools.migrator import migrate, rollback
+from pyapp.devtools.schema_diff import load_schema, read_objects
+from pyapp.devtools.scratch import scratch_database
+from pyapp.errors import GenerateError
+from pyapp.paths import migrations_dir, sql_dir
+from tests.support import Server
+
+SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+Change = Callable[[str], str]
+
+NOTES = """
+CREATE TABLE app.notes (
+    id      uuid NOT NULL DEFAULT gen_random_uuid(),
+    user_id uuid NOT NULL,
+    body    text,
+
+    CONSTRAINT notes_pkey PRIMARY KEY (id),
+    CONSTRAINT notes_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT,
+    CONSTRAINT notes_body_not_empty_check CHECK (body <> '')
+);
+
+COMMENT ON TABLE app.notes IS
+    'What support wrote about a user.';
+
+-- For notes_user_id_fkey.
+CREATE INDEX notes_user_id_idx ON app.notes (user_id);
+"""
+
+
+def add(text: str) -> Change:
+    return lambda schema: schema + text
+
+
+def replace(old: str, new: str) -> Change:
+    def change(schema: str) -> str:
+        assert old in schema
+        return schema.replace(old, new)
+
+    return change
+
+
+def add_column(definition: str) -> Change:
+    """Add a last column to stripe_sync_runs."""
+    last = "    last_error  text,\n"
+    return replace(last, f"{last}    {definition},\n")
+
+
+CHANGES: dict[str, tuple[Change, list[str]]] = {
+    "new_table": (add(NOTES), [NOTES.strip()]),
+    "new_column": (
+        add_column("host text NOT NULL DEFAULT 'x'"),
+        ["    ADD COLUMN host text NOT NULL DEFAULT 'x';"],
+    ),
+    "new_generated_column": (
+        add_column("is_over boolean GENERATED ALWAYS AS (outcome <> 'running') STORED"),
+        ["-- Rewrites app.stripe_sync_runs", "ADD COLUMN is_over boolean"],
+    ),
+    "changed_generated_expression": (
+        replace("AS (base_quota + referral_credits)", "AS (base_quota)"),
+        ["    ALTER COLUMN quota SET EXPRESSION AS (base_quota);"],
+    ),
+    "new_check": (
+        add(
+            "ALTER TABLE app.users ADD CONSTRAINT users_name_length_check"
+            " CHECK (length(name) < 300);"
+        ),
+        [
+            "CHECK (length(name) < 300) NOT VALID;",
+            "VALIDATE CONSTRAINT users_name_length_check;",
+        ],
+    ),
+    "new_partial_covering_index": (
+        add(
+            "-- For finance.\nCREATE INDEX messages_model_idx ON app.messages (model)"
+            " INCLUDE (credits)\nWHERE model <> 'x';"
+        ),
+        [
+            "-- transactional: false",
+            "-- For finance.\nCREATE INDEX CONCURRENTLY messages_model_idx ON"
+            " app.messages (model) INCLUDE (credits)\nWHERE model <> 'x';",
+        ],
+    ),
+    "dropped_index": (
+        replace("CREATE INDEX messages_user_id_idx ON app.messages (user_id);\n", ""),
+        [
+            "-- transactional: false",
+            "DROP INDEX CONCURRENTLY app.messages_user_id_idx;",
+        ],
+    ),
+    "new_check_value": (
+        replace("IN ('pending', 'completed'))", "IN ('pending', 'completed', 'void'))"),
+        ["DROP CONSTRAINT referrals_status_known_check;", "'void'", "NOT VALID"],
+    ),
+    "changed_function_body": (
+        replace("-- In key order, so that", "-- By key, so that"),
+        [
+            "CREATE OR REPLACE FUNCTION app.add_usage()\nRETURNS trigger",
+            "-- By key, so",
+        ],
+    ),
+    "changed_trigger": (
+        replace(
+            "messages_append_only BEFORE UPDATE OR DELETE OR TRUNCATE",
+            "messages_append_only BEFORE UPDATE OR DELETE",
+        ),
+        ["DROP TRIGGER messages_append_only ON app.messages;", "UPDATE OR DELETE ON"],
+    ),
+    "new_comments": (
+        add(
+            "COMMENT ON INDEX app.messages_user_id_idx IS 'Ours.';\n"
+            "COMMENT ON CONSTRAINT users_pkey ON app.users IS 'Theirs.';"
+        ),
+        ["messages_user_id_idx IS 'Ours.';", "users_pkey ON app.users IS 'Theirs.';"],
+    ),
+    "renamed_column": (
+        replace("email_verified_at", "email_checked_at"),
+        ["ALTER TABLE app.users RENAME COLUMN email_verified_at TO email_checked_at;"],
+    ),
+}
+RENAMES = {"renamed_column": [Rename("users", "email_verified_at", "email_checked_at")]}
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.url("postgres")
+
+
+@pytest.fixture(scope="module")
+def base(url: str) -> Iterator[tuple[str, Objects]]:
+    """Return a database with the migrations as they are, and its objects."""
+    with scratch_database(url) as database:
+        migrate(database)
+        yield database, read_objects(database)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a copy of the migrations."""
+    return shutil.copytree(migrations_dir(), tmp_path / "migrations")
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Callable[[Change], Path]:
+    """Return a function that writes a changed copy of schema.sql."""
+
+    def write(change: Change) -> Path:
+        path = tmp_path / "schema.sql"
+        path.write_text(change(SCHEMA), encoding="utf-8")
+        return path
+
+    return write
+
+
+def version(url: str) -> int:
+    with psycopg.connect(url) as conn:
+        return conn.info.server_version // 10000
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_change_is_drafted_applied_and_rolled_back(
+    url: str,
+    base: tuple[str, Objects],
+    folder: Path,
+    schema: Callable[[Change], Path],
+    name: str,
+) -> None:
+    change, expected = CHANGES[name]
+    database, before = base
+    path, known = schema(change), set(folder.iterdir())
+    arguments: Any = {"schema": path, "folder": folder, "base": database}
+    arguments["renames"] = RENAMES.get(name, ())
+    if name == "changed_generated_expression" and version(url) < 17:
+        # There it cannot change in place, and a column made anew is the last.
+        with pytest.raises(GenerateError, match=r"would lose app\.users\.quota"):
+            generate(url, name, **arguments)
+        with pytest.raises(GenerateError, match=r"leaves TABLE app\.users"):
+            generate(url, name, **arguments, allow_destructive=True)
+        assert set(folder.iterdir()) == known
+        return
+    written = generate(url, name, **arguments)
+    text = "".join(file.read_text(encoding="ascii") for file in written)
+    assert [part for part in expected if part not in text] == []
+    assert text.count("lock_timeout = '5s'") + text.count(": false") == len(written)
+    with (
+        scratch_database(url, template=database) as applied,
+        scratch_database(url) as wanted,
+    ):
+        migrate(applied, folder)
+        load_schema(wanted, path)
+        assert read_objects(applied) == read_objects(wanted)
+        rollback(applied, folder, count=len(written))
+        assert read_objects(applied) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            replace("email_verified_at", "email_checked_at"),
+            r"would lose app\.users\.email_verified_at: if it is a new name,"
+            r" --rename users\.email_verified_at=email_checked_at; else",
+        ),
+        (
+            replace("fillfactor = 70", "fillfactor = 60"),
+            r"leaves TABLE app\.usage_daily",
+        ),
+        (lambda schema: schema, "nothing to do"),
+    ],
+)
+def test_what_cannot_be_drafted_says_so_and_leaves_nothing(
+    url: str,
+    base: tuple[str, Objects],
+    folder: Path,
+    schema: Callable[[Change], Path],
+    change: Change,
+    complaint: str,
+) -> None:
+    known = set(folder.iterdir())
+    with pytest.raises(GenerateError, match=complaint):
+        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
+    assert set(folder.iterdir()) == known
+
+
+def test_destructive_step_is_marked_and_its_loss_told(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    start = SCHEMA.index("CREATE TABLE app.stripe_sync_runs")
+    (path,) = generate(
+        url,
+        "drop_sync_runs",
+        why="Nobody reads them.",
+        schema=schema(lambda text: text[:start]),
+        folder=folder,
+        base=base[0],
+        allow_destructive=True,
+    )
+    assert path.read_text(encoding="ascii") == (
+        "-- Nobody reads them.\n\nSET LOCAL lock_timeout = '5s';\n\n"
+        "-- Destructive: loses app.stripe_sync_runs.\n"
+        "DROP TABLE app.stripe_sync_runs;\n"
+    )
+    back = path.with_suffix(".rollback.sql").read_text(encoding="ascii")
+    assert "What app.stripe_sync_runs held does not come back." in back.splitlines()[0]
