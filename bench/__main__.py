@@ -88,11 +88,11 @@ def _database(url: str | None, parent: Path | None) -> Iterator[str]:
 def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
     """Run the parts in an order in which none disturbs the next."""
     accounts = _rank_accounts(url)
-    seconds = 4 if size >= 100_000 else 1
+    seconds = 4 if size >= 100_000 else 2
     rows = min(size, writing.COPIED)
     runs = {
         "quota": lambda: reading.measure_quota(url, accounts),
-        "session": lambda: reading.measure_session(url, accounts),
+        "session": lambda: reading.measure_session(url),
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
         "copy": lambda: writing.measure_copy(url, accounts, rows),
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),

@@ -1,10 +1,10 @@
 """Quota checks and sessions, against one row by its primary key."""
 
-import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import asdict
 from uuid import UUID
+
+import psycopg
 
 from bench.contest import Contestant, measure_latency
 from bench.load import query
@@ -44,18 +44,23 @@ def measure_quota(url: str, accounts: list[UUID]) -> Iterator[Measure]:
         )
 
 
-def measure_session(url: str, accounts: list[UUID]) -> Iterator[Measure]:
-    """The lookup of a session."""
-    numbers = random.Random(1).sample(range(1, len(accounts) + 1), 5)
+def measure_session(url: str) -> Iterator[Measure]:
+    """The lookup of a session, against its user's row."""
+    with psycopg.connect(url) as conn:
+        rows = conn.execute(query("list_session_owners").sql).fetchall()
     found = measure_latency(
         url,
         {
-            "floor": Contestant(query("select_session").source),
+            "floor": Contestant(query("select_account").source),
             "session": Contestant(QUERIES["find_session"].source),
         },
         [
-            {"token_hash": rf"\x{hashlib.sha256(str(n).encode()).hexdigest()}"}
-            for n in numbers
+            {
+                "user_id": str(user_id),
+                "token_hash": rf"\x{token_hash.hex()}",
+                "at": "now",
+            }
+            for token_hash, user_id in rows
         ],
     )
     yield compare_latency("session lookup", found["session"], found["floor"], 1.3)

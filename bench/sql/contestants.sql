@@ -8,14 +8,33 @@ SELECT
 FROM app.users AS u
 WHERE u.id = :user_id;
 
--- name: select_session :one
--- The floor for a session: one row by its primary key.
+-- name: select_account :one
+-- The floor for a session: its user by the primary key, as wide as its answer.
 SELECT
-    s.token_hash,
-    s.user_id,
-    s.expires_at
-FROM app.sessions AS s
-WHERE s.token_hash = :token_hash;
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.quota_anchor,
+    u.next_quota_reset,
+    u.quota_period_start,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at
+FROM app.users AS u
+WHERE u.id = :user_id;
 
 -- name: sum_plain :one
 -- The obvious design: join and sum over the messages of the period.

@@ -136,6 +136,16 @@ SELECT
     now() + interval '30 days' AS expires_at
 FROM bench.accounts AS a;
 
+-- name: list_session_owners :many
+-- Some of them.
+SELECT
+    s.token_hash,
+    s.user_id
+FROM app.sessions AS s
+INNER JOIN bench.accounts AS a ON s.user_id = a.id
+WHERE a.n BETWEEN 501 AND 505
+ORDER BY a.n;
+
 -- name: set_seed :one
 -- Makes random() repeat itself.
 SELECT setseed(0.5)::text AS seeded;
