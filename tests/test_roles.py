@@ -64,22 +64,28 @@ def test_reader_sees_all_that_is_no_secret(granted: psycopg.Connection):
     assert not [s for s in EVERYTHING if refused(granted, READONLY, s)]
 
 
-@pytest.mark.parametrize("query", QUERIES_OF_ROLES, ids=lambda query: query.name)
-def test_role_may_run_the_queries_of_its_work(
-    granted: psycopg.Connection, query: Query
-):
-    role = SYNC if query.path.stem.startswith("stripe") else APP
-    with acting_as(granted, role):
-        if "staged_messages" in query.sql and is_planned(query):
-            granted.execute(QUERIES["create_staged_messages"].sql)
-        if is_planned(query):
-            assert explain_query(granted, query)
-        elif query.sql.startswith("COPY"):
-            granted.execute(QUERIES["create_staged_messages"].sql)
-            with granted.cursor().copy(query.sql):
-                pass
-        else:
-            granted.execute(query.sql)
+def run_or_explain(conn: psycopg.Connection, query: Query) -> None:
+    """Have the server check what *query* may: it does so before it explains, too."""
+    if "staged_messages" in query.sql:
+        conn.execute(QUERIES["create_staged_messages"].sql)
+    if is_planned(query):
+        explain_query(conn, query)
+    elif query.sql.startswith("COPY"):
+        with conn.cursor().copy(query.sql):
+            pass
+
+
+def test_role_may_run_the_queries_of_its_work(granted: psycopg.Connection):
+    complaints = []
+    for query in QUERIES_OF_ROLES:
+        role = SYNC if query.path.stem.startswith("stripe") else APP
+        try:
+            with granted.transaction(force_rollback=True), acting_as(granted, role):
+                run_or_explain(granted, query)
+        except InsufficientPrivilege as exc:
+            complaints.append(f"{role} cannot {query.name}: {exc.diag.message_primary}")
+
+    assert not complaints, "\n".join(complaints)
 
 
 def test_no_role_writes_a_generated_column(granted: psycopg.Connection):
@@ -90,7 +96,6 @@ def test_no_role_writes_a_generated_column(granted: psycopg.Connection):
         INNER JOIN pg_class AS t ON t.oid = a.attrelid
         INNER JOIN pg_roles AS r ON r.rolname = ANY(%s)
         WHERE t.relnamespace = 'app'::regnamespace AND a.attgenerated <> ''
-            AND t.relname NOT LIKE 'stripe%%'
             AND has_column_privilege(r.oid, a.attrelid, a.attnum, 'INSERT, UPDATE')
         """,
         [list(ROLES)],
