@@ -84,6 +84,7 @@ def test_role_may_run_the_queries_of_its_work(granted: psycopg.Connection):
                 run_or_explain(granted, query)
         except InsufficientPrivilege as exc:
             complaints.append(f"{role} cannot {query.name}: {exc.diag.message_primary}")
+            granted.execute("DEALLOCATE ALL")
 
     assert not complaints, "\n".join(complaints)
 
