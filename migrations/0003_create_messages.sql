@@ -141,7 +141,7 @@ COMMENT ON COLUMN app.message_payloads.request IS
 COMMENT ON COLUMN app.message_payloads.response IS
     'The model''s answer; NULL if it was not kept.';
 COMMENT ON COLUMN app.message_payloads.last_message IS
-    'Last element of the request; NULL if that is empty or no array.';
+    'Last element of the request, or a bare value itself; NULL if empty or an object.';
 
 -- A month without a partition of its own lands here, so that nothing is ever refused.
 CREATE TABLE app.message_payloads_default

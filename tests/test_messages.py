@@ -226,6 +226,20 @@ def test_payload_is_optional(conn: psycopg.Connection, user_id: UUID):
     assert found == [None, MessagePayload([], None, None)]
 
 
+@pytest.mark.parametrize(
+    ("request_", "last"), [(["a", "b"], "b"), ("bare", "bare"), ({"a": 1}, None)]
+)
+def test_last_message_is_the_last_of_the_request(
+    conn: psycopg.Connection, user_id: UUID, request_: Any, last: Any
+):
+    result = record_message(
+        conn, user_id=user_id, model="m", cost=COST, request=request_
+    )
+
+    payload = find_message_payload(conn, subject_id=user_id, message_id=result.id)
+    assert payload == MessagePayload(request_, None, last)
+
+
 def test_what_an_erased_person_said_is_not_kept(
     conn: psycopg.Connection, user_id: UUID
 ):
