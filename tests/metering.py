@@ -29,9 +29,14 @@ USAGE_DIFFERENCES = """
             sum(m.cost) AS cost,
             sum(m.credits) AS credits
         FROM app.messages AS m
+        WHERE %(subjects)s::uuid[] IS NULL OR m.subject_id = ANY(%(subjects)s)
         GROUP BY 1, 2
     ) AS recorded
-    FULL JOIN app.usage_daily AS kept
+    FULL JOIN (
+        SELECT *
+        FROM app.usage_daily AS d
+        WHERE %(subjects)s::uuid[] IS NULL OR d.subject_id = ANY(%(subjects)s)
+    ) AS kept
         USING (
             subject_id, day, messages, input_tokens, cache_creation_input_tokens,
             cache_read_input_tokens, output_tokens, total_tokens, cost, credits
@@ -77,9 +82,11 @@ def new_message(**values: object) -> NewMessage:
     return NewMessage(**{**defaults, **values})  # type: ignore[arg-type]
 
 
-def usage_differences(conn: Connection) -> list[tuple[object, ...]]:
-    """Return what usage_daily has wrong; nothing, when its rule holds."""
-    return conn.execute(USAGE_DIFFERENCES).fetchall()
+def usage_differences(
+    conn: Connection, subjects: list[UUID] | None = None
+) -> list[tuple[object, ...]]:
+    """Return what usage_daily has wrong, of these payers or of all."""
+    return conn.execute(USAGE_DIFFERENCES, {"subjects": subjects}).fetchall()
 
 
 def add_months(anchor: datetime, months: int) -> datetime:

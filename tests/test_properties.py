@@ -5,7 +5,7 @@ jumps go through three sessions in three time zones. After every step each answe
 compared with a plain recount in Python.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -34,6 +34,7 @@ from pyapp.messages import record_message, record_messages
 from pyapp.quota import Quota, get_fingerprint_quota, get_user_quota
 from pyapp.records import NewMessage
 from pyapp.referrals import redeem_referral
+from pyapp.users import get_user
 from tests.metering import (
     MICROSECOND,
     add_fingerprint,
@@ -54,6 +55,7 @@ BROKEN_REFERRALS = """
     FROM app.users AS u
     LEFT JOIN app.referrals AS r
         ON u.id IN (r.referrer_id, r.referred_id) AND r.status = 'completed'
+    WHERE u.id = ANY(%s)
     GROUP BY u.id
     HAVING u.referral_count <> count(*) FILTER (WHERE r.referrer_id = u.id)
         OR u.referral_credits <> COALESCE(sum(r.credits), 0)
@@ -61,8 +63,8 @@ BROKEN_REFERRALS = """
 """
 
 sessions = st.integers(0, len(ZONES) - 1)
-payers = st.integers(0, 3)
-users = st.integers(0, 2)
+any_payer = st.integers(0, 3)
+any_user = st.integers(0, 2)
 # Around a boundary of the payer's periods, or anywhere near.
 instants = st.tuples(
     st.integers(-2, 5),
@@ -101,6 +103,7 @@ class Metering(RuleBasedStateMachine):
     """Three users and a device, seen by three sessions."""
 
     connections: list[psycopg.Connection]
+    payers: Sequence[Payer] = ()
 
     @initialize(anchor=anchors)
     def open_accounts(self, anchor: datetime) -> None:
@@ -108,16 +111,13 @@ class Metering(RuleBasedStateMachine):
         reset = add_months(anchor, 1)
         columns = {"quota_anchor": anchor, "next_quota_reset": reset, "base_quota": 90}
         self.referrals: list[tuple[UUID, UUID]] = []
-        self.payers = []
+        payers = []
         for _ in range(3):
             user_id = add_user(conn, referral_limit=LIMIT, **columns)
-            code = conn.execute(
-                "SELECT referral_code FROM app.users WHERE id = %s", (user_id,)
-            ).fetchone()
-            assert code is not None
-            self.payers.append(Payer(user_id, anchor, reset, 90, code[0]))
+            code = get_user(conn, user_id=user_id).referral_code
+            payers.append(Payer(user_id, anchor, reset, 90, code))
         device = add_fingerprint(conn, **columns)
-        self.payers.append(Payer(device, anchor, reset, 90))
+        self.payers = [*payers, Payer(device, anchor, reset, 90)]
         self.now = anchor + timedelta(days=10)
 
     def message(self, payer: Payer, instant: Instant, credits: Decimal) -> NewMessage:
@@ -127,7 +127,7 @@ class Metering(RuleBasedStateMachine):
             **{column: payer.id}, finished_at=finished_at, credits=credits
         )
 
-    @rule(session=sessions, n=payers, instant=instants, credits=amounts)
+    @rule(session=sessions, n=any_payer, instant=instants, credits=amounts)
     def record_one(
         self, session: int, n: int, instant: Instant, credits: Decimal
     ) -> None:
@@ -136,7 +136,7 @@ class Metering(RuleBasedStateMachine):
         self.record_alone(session, message)
         payer.messages[message.id] = message
 
-    @rule(session=sessions, n=payers, credits=amounts, choice=st.integers(0))
+    @rule(session=sessions, n=any_payer, credits=amounts, choice=st.integers(0))
     def record_again(self, session: int, n: int, credits: Decimal, choice: int) -> None:
         known = list(self.payers[n].messages.values())
         if known:
@@ -160,7 +160,7 @@ class Metering(RuleBasedStateMachine):
 
     @rule(
         session=sessions,
-        calls=st.lists(st.tuples(payers, instants, amounts), max_size=8),
+        calls=st.lists(st.tuples(any_payer, instants, amounts), max_size=8),
         is_kept=st.booleans(),
     )
     def record_many(
@@ -183,7 +183,7 @@ class Metering(RuleBasedStateMachine):
             for payer, message in new:
                 payer.messages[message.id] = message
 
-    @rule(session=sessions, n=payers, instant=instants, moves_anchor=st.booleans())
+    @rule(session=sessions, n=any_payer, instant=instants, moves_anchor=st.booleans())
     def move_reset(
         self, session: int, n: int, instant: Instant, moves_anchor: bool
     ) -> None:
@@ -193,7 +193,7 @@ class Metering(RuleBasedStateMachine):
             payer.anchor = payer.reset
         self.write_period(session, payer)
 
-    @rule(session=sessions, n=payers)
+    @rule(session=sessions, n=any_payer)
     def never_reset(self, session: int, n: int) -> None:
         self.payers[n].reset = None
         self.write_period(session, self.payers[n])
@@ -208,7 +208,7 @@ class Metering(RuleBasedStateMachine):
             (payer.anchor, payer.reset, payer.id),
         )
 
-    @rule(session=sessions, referrer=users, referred=users)
+    @rule(session=sessions, referrer=any_user, referred=any_user)
     def redeem(self, session: int, referrer: int, referred: int) -> None:
         by, who = self.payers[referrer], self.payers[referred]
         reasons = self.reasons_against(by.id, who.id)
@@ -237,19 +237,20 @@ class Metering(RuleBasedStateMachine):
         }
         return {error for error, applies in found.items() if applies}
 
-    @rule(n=payers, instant=instants)
+    @rule(n=any_payer, instant=instants)
     def jump(self, n: int, instant: Instant) -> None:
         self.now = self.payers[n].at(instant)
 
     @invariant()
     def rules_hold(self) -> None:
         conn = self.connections[0]
-        assert usage_differences(conn) == []
-        assert conn.execute(BROKEN_REFERRALS).fetchall() == []
+        ids = [payer.id for payer in self.payers]
+        assert usage_differences(conn, ids) == []
+        assert conn.execute(BROKEN_REFERRALS, (ids,)).fetchall() == []
 
     @invariant()
     def quota_equals_a_recount(self) -> None:
-        for n, payer in enumerate(getattr(self, "payers", [])):
+        for n, payer in enumerate(self.payers):
             conn = self.connections[n % len(self.connections)]
             end = period_at(payer.anchor, payer.reset, self.now).end
             for at in (self.now, end):
@@ -295,5 +296,5 @@ def test_rules_hold_and_quota_equals_a_recount_after_every_step(database: str):
         machine = type("Machine", (Metering,), {"connections": connections})
         run_state_machine_as_test(
             machine,
-            settings=settings(max_examples=25, stateful_step_count=20, deadline=None),
+            settings=settings(max_examples=20, stateful_step_count=20, deadline=None),
         )
