@@ -1,5 +1,7 @@
 """Connections as pyapp wants them: in UTC, named, with errors that say what to do."""
 
+from typing import Any
+
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
@@ -11,10 +13,19 @@ from pyapp.errors import ConfigError, DatabaseUnavailableError
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def connect(url: str | None = None) -> psycopg.Connection[TupleRow]:
+# How PgBouncer before 1.20 refuses a session's options.
+POOLER_REFUSAL = "unsupported startup parameter"
+
+
+def connect(
+    url: str | None = None, *, is_pooled: bool = False
+) -> psycopg.Connection[TupleRow]:
     """Return an open connection to *url*, else to the configured DATABASE_URL.
 
     Its session is in UTC and is called pyapp. The caller commits and closes it.
+    *is_pooled* says that a pooler may give every transaction another session: nothing
+    is then prepared on the server, and the time zone is the pooler's to set. A pooler
+    that refuses a session's options is known by that.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
@@ -22,13 +33,21 @@ def connect(url: str | None = None) -> psycopg.Connection[TupleRow]:
     """
     url = url or load_settings().database_url
     try:
-        return psycopg.connect(session_conninfo(url))
+        return psycopg.connect(
+            session_conninfo(url, has_options=not is_pooled), **_behaviour(is_pooled)
+        )
     except psycopg.OperationalError as exc:
+        if not is_pooled and POOLER_REFUSAL in str(exc):
+            return connect(url, is_pooled=True)
         raise unavailable(url, exc) from exc
 
 
 def pool(
-    url: str | None = None, *, min_size: int = 1, max_size: int = 10
+    url: str | None = None,
+    *,
+    min_size: int = 1,
+    max_size: int = 10,
+    is_pooled: bool = False,
 ) -> ConnectionPool[psycopg.Connection[TupleRow]]:
     """Return an open pool of such connections; close it, or use it in a `with`.
 
@@ -38,9 +57,14 @@ def pool(
     """
     url = url or load_settings().database_url
     # The pool itself would retry for half a minute before it says that nobody is there.
-    connect(url).close()
+    with connect(url, is_pooled=is_pooled) as conn:
+        is_pooled = conn.prepare_threshold is None
     connections = ConnectionPool(
-        session_conninfo(url), min_size=min_size, max_size=max_size, open=False
+        session_conninfo(url, has_options=not is_pooled),
+        kwargs=_behaviour(is_pooled),
+        min_size=min_size,
+        max_size=max_size,
+        open=False,
     )
     try:
         connections.open(wait=True, timeout=10)
@@ -50,7 +74,12 @@ def pool(
     return connections
 
 
-def session_conninfo(url: str) -> str:
+def _behaviour(is_pooled: bool) -> dict[str, Any]:
+    """Return what psycopg is told beside the conninfo."""
+    return {"prepare_threshold": None} if is_pooled else {}
+
+
+def session_conninfo(url: str, *, has_options: bool = True) -> str:
     """Return *url* with what every pyapp session sets added to it."""
     try:
         parts = conninfo_to_dict(url)
@@ -59,7 +88,8 @@ def session_conninfo(url: str) -> str:
         raise ConfigError("this is not a PostgreSQL URL or conninfo string") from None
     parts.setdefault("application_name", "pyapp")
     parts.setdefault("connect_timeout", 10)
-    parts["options"] = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
+    if has_options:
+        parts["options"] = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
     return make_conninfo("", **parts)
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import shutil
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -42,3 +44,8 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
         except SystemExit as exc:
             code = int(exc.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+def find_pgbouncer() -> str | None:
+    """Return the program, which distributions keep out of an ordinary PATH."""
+    return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")

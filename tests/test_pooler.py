@@ -1,0 +1,176 @@
+"""Behind PgBouncer in transaction mode, where sessions are shared, all goes on working.
+
+Needs `pgbouncer`; without it these tests are left out, except on CI as root.
+"""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from pyapp.connection import connect, pool
+from pyapp.devtools.binaries import as_account, server_account
+from pyapp.devtools.ports import free_port
+from pyapp.devtools.throwaway import open_folder
+from pyapp.messages import record_message, record_messages
+from pyapp.quota import get_user_quota
+from pyapp.records import NewMessage
+from pyapp.sessions import create_session, find_session
+from pyapp.users import create_user
+from tests.support import find_pgbouncer
+
+SESSIONS = 2
+CLIENTS = 6
+
+
+@pytest.fixture(scope="module", params=["refuses options", "ignores options"])
+def pooled(module_database: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the URL of a PgBouncer in front of the module's database."""
+    parts = conninfo_to_dict(module_database)
+    port = free_port()
+    folder = open_folder()
+    target = " ".join(
+        f"{name}={parts[name]}"
+        for name in ("host", "port", "user", "password", "dbname")
+        if parts.get(name)
+    )
+    ignored = "extra_float_digits"
+    if request.param == "ignores options":
+        ignored += ", options"
+    (folder / "pgbouncer.ini").write_text(
+        f"""
+[databases]
+pooled = {target} timezone=UTC
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {SESSIONS}
+ignore_startup_parameters = {ignored}
+""",
+        encoding="utf-8",
+    )
+    account = as_account(server_account(folder / "none"))
+    account.pop("check")
+    program = find_pgbouncer()
+    assert program, "pgbouncer is not installed"
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [program, folder / "pgbouncer.ini"], stdout=log, stderr=log, **account
+    )
+    url = f"postgresql://anybody@127.0.0.1:{port}/pooled"
+    try:
+        _wait_for(url, process, folder / "log")
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connect(url, is_pooled=True).close()
+        except Exception:
+            time.sleep(0.02)
+        else:
+            return
+    pytest.fail(log.read_text())
+
+
+def sessions_used(conn: psycopg.Connection, times: int) -> set[int]:
+    """Return the server processes that so many transactions ran in."""
+    found = set()
+    for _ in range(times):
+        row = conn.execute(sql.SQL("SELECT pg_backend_pid()")).fetchone()
+        assert row is not None
+        found.add(row[0])
+        conn.commit()
+    return found
+
+
+def spend(url: str, user_id: UUID) -> int:
+    """Write and read in many small transactions, each function more than six times."""
+    with pool(url, max_size=CLIENTS, is_pooled=True) as connections:
+
+        def work(number: int) -> int:
+            written = 0
+            for n in range(12):
+                with connections.connection() as conn:
+                    record_message(conn, **message(user_id))
+                    session = create_session(conn, user_id=user_id)
+                with connections.connection() as conn:
+                    assert find_session(conn, token=session.token)
+                    assert get_user_quota(conn, user_id=user_id).credits_used > 0
+                written += 1
+                if n % 4 == number % 4:
+                    with connections.connection() as conn:
+                        new = [NewMessage(**message(user_id)) for _ in range(3)]
+                        record_messages(conn, new)
+                    written += 3
+            return written
+
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            return sum(threads.map(work, range(CLIENTS)))
+
+
+def message(user_id: UUID) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "id": uuid4(),
+        "input_tokens": 900,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 4000,
+        "output_tokens": 300,
+        "finished_at": datetime.now(UTC),
+        "user_id": user_id,
+        "cost": Decimal("0.01"),
+        "credits": Decimal(1),
+        "request": [{"role": "user", "content": "hello"}],
+    }
+
+
+def test_clients_share_the_sessions_and_all_functions_work(pooled: str):
+    with connect(pooled, is_pooled=True) as conn:
+        user_id = create_user(conn, email=f"{uuid4()}@example.com").id
+
+    written = spend(pooled, user_id)
+
+    with connect(pooled, is_pooled=True) as conn:
+        quota = get_user_quota(conn, user_id=user_id)
+        assert quota.credits_used == written
+        assert quota.end_date.utcoffset() == timedelta(0)
+        conn.commit()
+        assert len(sessions_used(conn, 10)) <= SESSIONS
+
+
+@pytest.mark.parametrize("pooled", ["refuses options"], indirect=True)
+@pytest.mark.parametrize("open_it", [connect, pool])
+def test_pooler_is_known_by_refusing_options(pooled: str, open_it):
+    opened = open_it(pooled)
+    with opened as given:
+        conn = given.getconn() if open_it is pool else given
+        for _ in range(10):
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+            conn.commit()
+        if open_it is pool:
+            given.putconn(conn)
+
+
+def test_server_itself_is_asked_to_prepare(module_database: str):
+    with connect(module_database) as conn:
+        assert conn.prepare_threshold == 5
