@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,23 @@ def test_closed_folders_stay_closed_and_are_left_aside(
         assert server.start() is True
     finally:
         server.remove()
+
+
+def test_what_a_killed_run_has_left_is_swept_away(folder: Path) -> None:
+    """Its number is a dead process's; a living one's is left alone."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, kept = (
+        folder.with_name(f"pyapp-{number}-left") for number in (dead.pid, os.getpid())
+    )
+    for path in (left, kept):
+        (path / "data").mkdir(parents=True)
+
+    open_folder().rmdir()
+
+    assert not left.exists()
+    assert kept.exists()
+    shutil.rmtree(kept)
 
 
 def test_a_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

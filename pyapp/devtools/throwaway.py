@@ -10,6 +10,7 @@ from pathlib import Path
 from pyapp.devtools.binaries import can_enter, server_account, system_folder
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.ports import free_port
+from pyapp.errors import LocalServerError
 
 # Nothing has to survive a power cut.
 THROWAWAY = {
@@ -39,7 +40,9 @@ def throwaway_server(
 
 def open_folder() -> Path:
     """Return a new folder in which a server can keep its data, as root too."""
-    new = Path(tempfile.mkdtemp(prefix="pyapp-", dir=_memory_folder()))
+    place = _memory_folder() or Path(tempfile.gettempdir())
+    _sweep(place)
+    new = Path(tempfile.mkdtemp(prefix=f"pyapp-{os.getpid()}-", dir=place))
     new.chmod(0o755)
     account = server_account(new / "data")
     if account is None or can_enter(account, new):
@@ -48,9 +51,31 @@ def open_folder() -> Path:
     return system_folder("throwaway-")
 
 
-def _memory_folder() -> str | None:
+def _sweep(place: Path) -> None:
+    """Delete what runs that were killed have left in *place*, their servers too."""
+    for folder in place.glob("pyapp-*-*"):
+        pid = folder.name.split("-")[1]
+        # Another run may be sweeping too.
+        with contextlib.suppress(FileNotFoundError, LocalServerError):
+            ours = folder.stat().st_uid == os.geteuid()
+            if ours and pid.isdecimal() and not _is_alive(int(pid)):
+                EmbeddedServer(folder / "data", port=0).remove()
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _memory_folder() -> Path | None:
     """Return a folder in memory if there is a roomy one: clones are 20 times faster."""
-    shm = "/dev/shm"
+    shm = Path("/dev/shm")
     if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
         return shm
     return None
