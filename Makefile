@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint lint-sql lint-python format lock \
-	db-start db-stop db-status db-reset doctor docs clean
+	db-start db-stop db-status db-reset doctor docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,7 +48,7 @@ lint: install ## all checks except the tests
 	@$(MAKE) --no-print-directory -j 2 lint-sql lint-python
 
 lint-sql:
-	@$(BIN)/sqlfluff lint -q sql migrations
+	@$(BIN)/sqlfluff lint -q sql migrations bench
 	@$(BIN)/python .ci/lint_migrations.py
 
 lint-python:
@@ -86,6 +86,10 @@ doctor: install ## check every link from the files to the schema
 
 docs: install ## write docs/schema.md
 	@$(BIN)/pyapp db docs
+
+SIZE := 100000
+bench: install ## measure what is promised (SIZE=10000000 for the real one)
+	@$(BIN)/python -m bench --size $(SIZE)
 
 clean: ## remove .venv and caches; the local database stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -28,13 +28,15 @@ def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
     began = time.perf_counter()
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute((sql_dir() / "schema.sql").read_bytes())
-        for name in ("create_bench_schema", "create_accounts"):
+        for name in (
+            "create_bench_schema",
+            "create_accounts",
+            "create_dropped_indexes",
+            "drop_indexes",
+        ):
             conn.execute(query(name).source)
-        for name in ("create_dropped_indexes", "drop_indexes"):
-            conn.execute(query(name).source)
-        conn.execute("SET synchronous_commit = off")
-        conn.execute("SET session_replication_role = replica")
-        conn.execute(query("set_seed").sql)
+        for name in ("defer_commits", "trust_rows", "set_seed"):
+            conn.execute(query(name).sql)
         conn.execute(query("insert_users").sql, {"users": accounts})
         conn.execute(query("insert_accounts").sql)
         for first in range(1, messages + 1, BATCH):
@@ -44,8 +46,6 @@ def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
                 {"users": accounts, "first": first, "last": last, "total": messages},
             )
         conn.execute(query("restore_indexes").source)
-        conn.execute(query("insert_usage").sql)
-        conn.execute(query("insert_sessions").sql)
-        conn.execute("VACUUM (ANALYZE)")
-        conn.execute("CHECKPOINT")
+        for name in ("insert_usage", "insert_sessions", "vacuum", "checkpoint"):
+            conn.execute(query(name).sql)
     return time.perf_counter() - began

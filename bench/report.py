@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 
+from bench.load import query
 from bench.measures import Measure
 
 SETTINGS = (
@@ -28,7 +29,7 @@ def read_settings(url: str) -> dict[str, str]:
     with psycopg.connect(url) as conn:
         settings = {}
         for name in SETTINGS:
-            row = conn.execute("SELECT current_setting(%s)", [name]).fetchone()
+            row = conn.execute(query("read_setting").sql, {"name": name}).fetchone()
             assert row is not None
             settings[name] = row[0]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -29,19 +29,19 @@ def measure_retention(
     deleted, retired, last = (_months_before(this_month, n) for n in (5, 4, 3))
     create_payload_partitions(url)
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("SET synchronous_commit = off")
+        conn.execute(query("defer_commits").sql)
         for month in (deleted, retired, last):
             conn.execute(
                 query("create_payload_partitions").sql, {"first_month": month.date()}
             )
         # Its foreign key is not checked for what was just read from the messages.
-        conn.execute("SET session_replication_role = replica")
+        conn.execute(query("trust_rows").sql)
         for month in (deleted, retired, last):
             conn.execute(query("insert_payloads").sql, {"month": month})
-        conn.execute("SET session_replication_role = origin")
-        conn.execute("RESET synchronous_commit")
-        conn.execute("VACUUM (ANALYZE) app.message_payloads")
-        conn.execute("CHECKPOINT")
+        conn.execute(query("distrust_rows").sql)
+        conn.execute(query("reset_commits").sql)
+        conn.execute(query("vacuum").sql)
+        conn.execute(query("checkpoint").sql)
         began = time.perf_counter()
         rows = conn.execute(query("delete_payloads").sql, {"month": deleted}).rowcount
         delete_seconds = time.perf_counter() - began

@@ -158,3 +158,31 @@ SELECT
 FROM app.usage_daily AS d
 GROUP BY d.subject_id
 ORDER BY messages DESC, d.subject_id ASC;
+
+-- name: defer_commits :rowcount
+-- What is loaded need not survive.
+SET synchronous_commit = off;
+
+-- name: trust_rows :rowcount
+-- Without triggers and foreign keys: the load keeps their promises itself.
+SET session_replication_role = replica;
+
+-- name: distrust_rows :rowcount
+-- As it is.
+SET session_replication_role = origin;
+
+-- name: reset_commits :rowcount
+-- As it is.
+RESET synchronous_commit;
+
+-- name: vacuum :rowcount
+-- As autovacuum would in time.
+VACUUM (ANALYZE);
+
+-- name: checkpoint :rowcount
+-- So that nobody pays for the load.
+CHECKPOINT;
+
+-- name: read_setting :one
+-- What the server was told.
+SELECT current_setting(:name) AS setting;

@@ -1,0 +1,131 @@
+"""Draw cost against size: `python -m bench.plot bench/results/*.json -o plot.svg`."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT = 720, 440
+LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 60
+# A measure's name, which of its figures, its label, colour and dashes.
+LINES = (
+    (
+        "join and SUM, hottest user",
+        "contestant",
+        "join and SUM, hottest",
+        "#b2182b",
+        "",
+    ),
+    ("join and SUM, median user", "contestant", "join and SUM, median", "#ef8a62", ""),
+    ("quota check, hottest user", "contestant", "quota check, hottest", "#2166ac", ""),
+    ("quota check, median user", "contestant", "quota check, median", "#67a9cf", ""),
+    ("quota check, median user", "floor", "one row by its key", "#777777", "5 4"),
+)
+
+
+def main() -> None:
+    """Write the plot of the files given."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in options.files]
+    options.output.write_text(draw(runs), encoding="utf-8")
+
+
+def draw(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the plot of median milliseconds against messages, both logarithmic."""
+    ordered = sorted(runs, key=lambda run: run["size"])
+    lines = []
+    for name, part, label, colour, dashes in LINES:
+        points = [
+            (run["size"], measure["details"][part]["p50"])
+            for run in ordered
+            for measure in run["measures"]
+            if measure["name"] == name
+        ]
+        if points:
+            lines.append((label, colour, dashes, points))
+    if not lines:
+        raise SystemExit("error: no file holds a quota check")
+    every = [point for *_, points in lines for point in points]
+    x = _Axis([size for size, _ in every], LEFT, WIDTH - RIGHT)
+    y = _Axis([cost for _, cost in every], HEIGHT - BOTTOM, TOP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+        ' font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        _text(LEFT, 22, "Median time of one answer, by messages stored", size=15),
+    ]
+    for power in x.powers:
+        at = x.place(10.0**power)
+        parts.append(_stroke([(at, TOP), (at, HEIGHT - BOTTOM)], "#dddddd"))
+        parts.append(_text(at, HEIGHT - BOTTOM + 18, f"{10**power:,}", "middle"))
+    for power in y.powers:
+        at = y.place(10.0**power)
+        parts.append(_stroke([(LEFT, at), (WIDTH - RIGHT, at)], "#dddddd"))
+        parts.append(_text(LEFT - 8, at + 4, f"{10.0**power:g} ms", "end"))
+    parts.append(
+        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, "messages in all", "middle")
+    )
+    lowest = HEIGHT - BOTTOM + 16.0
+    for label, colour, dashes, points in sorted(lines, key=lambda line: line[3][-1][1]):
+        drawn = [(x.place(size), y.place(cost)) for size, cost in points]
+        parts.append(_stroke(drawn, colour, 2, dashes))
+        parts += [
+            f'<circle cx="{at:.1f}" cy="{height:.1f}" r="3" fill="{colour}"/>'
+            for at, height in drawn
+        ]
+        # Labels stand beside their line's end, and never on each other.
+        lowest = min(drawn[-1][1], lowest - 16)
+        parts.append(_text(WIDTH - RIGHT + 10, lowest + 4, label, fill=colour))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+class _Axis:
+    """Whole powers of ten around the values, and where a value lies."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        first = math.floor(math.log10(min(values)))
+        last = max(math.ceil(math.log10(max(values))), first + 1)
+        self.powers = range(first, last + 1)
+        self._first, self._last = first, last
+        self._start, self._end = start, end
+
+    def place(self, value: float) -> float:
+        share = (math.log10(value) - self._first) / (self._last - self._first)
+        return self._start + share * (self._end - self._start)
+
+
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    anchor: str = "start",
+    *,
+    size: int = 12,
+    fill: str = "#222222",
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+        f' fill="{fill}">{text}</text>'
+    )
+
+
+def _stroke(
+    points: Sequence[tuple[float, float]],
+    colour: str,
+    width: float = 1,
+    dashes: str = "",
+) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}"'
+        f' stroke-width="{width:g}" stroke-dasharray="{dashes}"/>'
+    )
+
+
+if __name__ == "__main__":
+    main()

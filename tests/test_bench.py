@@ -1,0 +1,67 @@
+"""The benchmark's load and its plot; nothing here is timed."""
+
+import xml.etree.ElementTree as ElementTree
+
+import psycopg
+
+from bench.contest import Latency
+from bench.load import load, query
+from bench.measures import at_least, compare_latency
+from bench.plot import draw
+from bench.report import WIDTH, render
+
+
+def test_load_is_whole_and_skewed(empty_database: str):
+    load(empty_database, 3000, accounts=50)
+
+    with psycopg.connect(empty_database) as conn:
+        ranked = conn.execute(query("list_ranked_accounts").sql).fetchall()
+        differences = conn.execute(query("count_usage_differences").sql).fetchone()
+        indexes = conn.execute(
+            "SELECT count(*) FROM pg_index WHERE indrelid = 'app.messages'::regclass"
+        ).fetchone()
+    assert sum(messages for _, messages in ranked) == 3000
+    assert ranked[0][1] > 5 * ranked[len(ranked) // 2][1]
+    assert differences == (0,)
+    assert indexes == (6,)
+
+
+def test_report_fits_on_a_page_and_says_what_is_missed():
+    found = [
+        compare_latency(
+            "quota check, hottest user",
+            Latency(0.3, 11.123, 12),
+            Latency(0.1, 1, 2),
+            2,
+        ),
+        at_least("join and SUM, hottest user", "17.583 ms", "check", 1170.5, 100, {}),
+    ]
+
+    lines = render(found, 10_000_000, {"server_version": "18.6"}).splitlines()
+
+    assert max(len(line) for line in lines) <= WIDTH
+    assert lines[2].endswith("3.00x  <= 2x    NO")
+    assert lines[3].endswith("1,170.50x  >= 100x  yes")
+
+
+def test_plot_has_a_line_for_each_design():
+    latency = {"p50": 0.1, "p99": 1.0, "worst": 2.0}
+    runs = [
+        {
+            "size": size,
+            "measures": [
+                {
+                    "name": f"{design}, {user} user",
+                    "details": {"contestant": latency, "floor": latency},
+                }
+                for design in ("quota check", "join and SUM")
+                for user in ("median", "hottest")
+            ],
+        }
+        for size in (10**6, 10**5)
+    ]
+
+    root = ElementTree.fromstring(draw(runs))
+
+    labels = [element.text for element in root if element.tag.endswith("text")]
+    assert {"quota check, hottest", "join and SUM, median", "1,000,000"} <= {*labels}
