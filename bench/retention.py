@@ -41,7 +41,7 @@ def measure_retention(
         conn.execute(query("distrust_rows").sql)
         conn.execute(query("reset_commits").sql)
         conn.execute(query("vacuum").sql)
-        conn.execute(query("checkpoint").sql)
+        conn.execute("CHECKPOINT")
         began = time.perf_counter()
         rows = conn.execute(query("delete_payloads").sql, {"month": deleted}).rowcount
         delete_seconds = time.perf_counter() - began

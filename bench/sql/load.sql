@@ -179,10 +179,6 @@ RESET synchronous_commit;
 -- As autovacuum would in time.
 VACUUM (ANALYZE);
 
--- name: checkpoint :rowcount
--- So that nobody pays for the load.
-CHECKPOINT;
-
 -- name: read_setting :one
 -- What the server was told.
 SELECT current_setting(:name) AS setting;
