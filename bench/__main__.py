@@ -15,13 +15,21 @@ from uuid import UUID
 
 import psycopg
 
-from bench import reading, report, retention, writing
+from bench import overhead, reading, report, retention, writing
 from bench.load import load, query
 from bench.measures import Measure
 from pyapp.devtools.throwaway import throwaway_server
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("quota", "session", "inserts", "copy", "mixture", "retention")
+PARTS = (
+    "quota",
+    "session",
+    "functions",
+    "inserts",
+    "copy",
+    "mixture",
+    "retention",
+)
 DURABLE = {
     "fsync": "on",
     "full_page_writes": "on",
@@ -93,6 +101,7 @@ def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
     runs = {
         "quota": lambda: reading.measure_quota(url, accounts),
         "session": lambda: reading.measure_session(url),
+        "functions": lambda: overhead.measure_overhead(url, 75 * seconds),
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
         "copy": lambda: writing.measure_copy(url, accounts, rows),
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),

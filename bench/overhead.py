@@ -1,0 +1,39 @@
+"""Every query function against its own SQL by bare psycopg: the usual, the worst."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from bench.functions import Figures, measure_functions
+from bench.measures import Measure, at_most
+
+
+def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
+    """Two lines of all functions, by the mean ratio of each."""
+    found = sorted(measure_functions(url, rounds), key=_ratio)
+    details = {"functions": [asdict(figures) for figures in found]}
+    for label, figures in (
+        (f"{len(found)} query functions, median", found[len(found) // 2]),
+        ("the slowest query function", found[-1]),
+    ):
+        floor = _floor(figures)
+        yield at_most(
+            label,
+            f"{figures.inside / 1000:.3f} ms {figures.name}",
+            f"bare {floor / 1000:.3f} ms",
+            _ratio(figures),
+            1.2,
+            details if figures is found[-1] else {},
+        )
+
+
+def _floor(figures: Figures) -> float:
+    """Return what bare psycopg takes for as much, inside a transaction."""
+    return figures.in_savepoint if figures.is_guarded else figures.bare_inside
+
+
+def _ratio(figures: Figures) -> float:
+    """Return the mean of the ratio inside a transaction and at its beginning."""
+    return statistics.mean(
+        [figures.first / figures.bare_first, figures.inside / _floor(figures)]
+    )
