@@ -242,11 +242,12 @@ def test_destructive_step_is_marked_and_its_loss_told(
     url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
 ) -> None:
     start = SCHEMA.index("CREATE TABLE app.stripe_sync_runs")
+    end = (SCHEMA + "\n-- ---").index("\n-- ---", start)
     (path,) = generate(
         url,
         "drop_sync_runs",
         why="Nobody reads them.",
-        schema=schema(lambda text: text[:start]),
+        schema=schema(lambda text: text[:start] + text[end:]),
         folder=folder,
         base=base[0],
         allow_destructive=True,

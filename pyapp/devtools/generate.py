@@ -146,7 +146,7 @@ def _converge(
 
     The texts as people wrote them are tried first, then those of the server.
     """
-    failures = []
+    failures: dict[str, _Failure] = {}
     bare = [Side(s.url, s.objects, Sources()) for s in (shop.old, shop.new)]
     for old, new in ((shop.old, shop.new), (bare[0], bare[1])):
         for way in WAYS:
@@ -157,11 +157,14 @@ def _converge(
                     f"this would lose {', '.join(loses)}: {shop.hint()}give"
                     " --allow-destructive if that is meant"
                 )
+            draft = repr((up, down))
+            if draft in failures:
+                continue
             result = _try(shop, name, why, up, down)
             if not isinstance(result, _Failure):
                 return result
-            failures.append(result)
-    best = min(failures, key=lambda failure: failure.left)
+            failures[draft] = result
+    best = min(failures.values(), key=lambda failure: failure.left)
     raise GenerateError(
         f"no complete draft, and nothing is written: {best.reason}; {shop.hint()}write"
         " the migration by hand",
