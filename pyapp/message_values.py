@@ -46,7 +46,7 @@ def message_values(
     model = _checked_text("model", message.model)
     if not model:
         raise InvalidUsageError("model must name a model, not be empty")
-    counts = {
+    counts: dict[str, Any] = {
         name: _checked_count(name, getattr(message, name))
         for name in (
             "input_tokens",

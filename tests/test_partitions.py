@@ -144,7 +144,7 @@ def test_nothing_is_lost_while_months_come_and_go(database: str, tmp_path: Path)
     done = threading.Event()
 
     def keep_writing(number: int) -> list[UUID]:
-        written = []
+        written: list[UUID] = []
         with connect(database) as conn:
             conn.autocommit = True
             while not done.is_set():
