@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 
-from bench import overhead, reading, report, retention, writing
+from bench import overhead, reading, report, retention, stripe, writing
 from bench.load import load, query
 from bench.measures import Measure
 from pyapp.devtools.throwaway import throwaway_server
@@ -29,6 +29,7 @@ PARTS = (
     "copy",
     "mixture",
     "retention",
+    "webhooks",
 )
 DURABLE = {
     "fsync": "on",
@@ -106,6 +107,7 @@ def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
         "copy": lambda: writing.measure_copy(url, accounts, rows),
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),
         "retention": lambda: retention.measure_retention(url, accounts, 3 * seconds),
+        "webhooks": lambda: stripe.measure_webhooks(url, 300 * seconds),
     }
     for name, run in runs.items():
         if name in parts:

@@ -30,7 +30,7 @@ from pyapp.paths import sql_dir
 from pyapp.queries import QUERIES
 
 Function = Callable[..., Any]
-ROUNDS = 1500
+ROUNDS = 300
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def measure_functions(url: str, rounds: int = ROUNDS) -> Iterator[Figures]:
 
 
 def main() -> int:
-    """Print the table; 1 when a function adds more than it may."""
+    """Measure and print the table."""
     table = Table(box=None, pad_edge=False, title="microseconds, medians")
     for column in (
         "function", "bare", "function", "ratio",

@@ -27,7 +27,7 @@ def measure_quota(url: str, accounts: list[UUID]) -> Iterator[Measure]:
         found = measure_latency(
             url,
             {
-                "floor": Contestant(query("select_user").source),
+                "floor": Contestant(query("select_account").source),
                 "quota": Contestant(QUERIES["get_user_quota"].source),
                 "plain": Contestant(query("sum_plain").source, weight=2),
             },

@@ -1,15 +1,5 @@
--- name: select_user :one
--- The floor for one answer: one row by its primary key.
-SELECT
-    u.id,
-    u.email,
-    u.quota,
-    u.subscription_active
-FROM app.users AS u
-WHERE u.id = :user_id;
-
 -- name: select_account :one
--- The floor for a session: its user by the primary key, as wide as its answer.
+-- The floor for one answer: the user's row by its primary key.
 SELECT
     u.id,
     u.email,
