@@ -24,6 +24,7 @@ from psycopg import AsyncConnection, Connection
 from pyapp import execution
 from pyapp.errors import PyappError, QueryFileError
 from pyapp.queries import QUERIES, Cardinality
+from pyapp.rows import row_maker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +51,10 @@ class Call(Generic[T]):
 
     def result(self, values: Sequence[Any], count: int) -> T:
         """Return what the values of the rows, or else their count, become."""
-        row = self.row
-        return self.finish([row(*v) for v in values] if row else (), count)
+        if self.row is None:
+            return self.finish((), count)
+        make = row_maker(self.row)
+        return self.finish([make(*row) for row in values], count)
 
     def map(self, function: Callable[[T], U]) -> "Call[U]":
         """Return the same call, its result passed through *function*."""

@@ -33,10 +33,12 @@ def run(
 ) -> Outcome:
     """Return what the statement gives; a refusal aborts the transaction."""
     cursor = conn.cursor(row_factory=tuple_row)
-    with _translated():
+    try:
         cursor.execute(sql, parameters)
         _catch_up(conn)
         return cursor.fetchall() if has_rows else (), cursor.rowcount
+    except psycopg.IntegrityError as exc:
+        raise translate(exc) from exc
 
 
 def run_guarded(
@@ -117,10 +119,12 @@ async def run_async(
 ) -> Outcome:
     """Return what the statement gives; a refusal aborts the transaction."""
     cursor = conn.cursor(row_factory=tuple_row)
-    with _translated():
+    try:
         await cursor.execute(sql, parameters)
         await _catch_up_async(conn)
         return await cursor.fetchall() if has_rows else (), cursor.rowcount
+    except psycopg.IntegrityError as exc:
+        raise translate(exc) from exc
 
 
 async def run_guarded_async(

@@ -10,6 +10,7 @@ from uuid import UUID
 from pyapp.calls import Call, one, optional, query, rowcount
 from pyapp.errors import UserNotFoundError
 from pyapp.fingerprints import Fingerprint
+from pyapp.rows import row_maker
 from pyapp.users import User
 
 DEFAULT_TTL = timedelta(days=30)
@@ -128,7 +129,7 @@ def _hash(token: str) -> bytes:
 def _valid_session(*values: Any) -> ValidSession:
     device = values[_DEVICE:]
     return ValidSession(
-        session=Session(*values[:_USER]),
-        user=User(*values[_USER:_DEVICE]),
-        fingerprint=None if device[0] is None else Fingerprint(*device),
+        session=row_maker(Session)(*values[:_USER]),
+        user=row_maker(User)(*values[_USER:_DEVICE]),
+        fingerprint=None if device[0] is None else row_maker(Fingerprint)(*device),
     )
