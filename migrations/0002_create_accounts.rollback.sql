@@ -6,3 +6,4 @@ DROP TABLE app.sessions;
 DROP TABLE app.fingerprints;
 DROP FUNCTION app.refuse_user_id();
 DROP TABLE app.users;
+DROP FUNCTION app.is_active_status(text);

@@ -2,6 +2,13 @@
 
 SET LOCAL lock_timeout = '5s';
 
+CREATE FUNCTION app.is_active_status(status text)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN COALESCE(status IN ('active', 'trialing', 'past_due'), FALSE);
+
+COMMENT ON FUNCTION app.is_active_status(text) IS
+    'Whether a subscription in this state entitles; unknown states and NULL do not.';
+
 CREATE TABLE app.users (
     id                     uuid NOT NULL DEFAULT gen_random_uuid(),
     email                  text,
@@ -27,7 +34,7 @@ CREATE TABLE app.users (
     subscription_status    text,
     subscription_active    boolean NOT NULL
     GENERATED ALWAYS AS (
-        COALESCE(subscription_status IN ('active', 'trialing', 'past_due'), FALSE)
+        app.is_active_status(subscription_status)
     ) STORED,
     created_at             timestamptz NOT NULL DEFAULT now(),
     updated_at             timestamptz NOT NULL DEFAULT now(),

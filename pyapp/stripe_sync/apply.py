@@ -6,7 +6,8 @@ whose own view cannot be put in order. Without a client the view that came last 
 and is flagged for the next reconciliation.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -17,7 +18,7 @@ from psycopg import Connection
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.api import fetch
 from pyapp.stripe_sync.envelope import Event
-from pyapp.stripe_sync.mirror import Judgement, Source, SyncedUser
+from pyapp.stripe_sync.mirror import Judgement, Noun, Verdict
 from pyapp.stripe_sync.shapes import (
     find_invoice_subscription,
     object_id,
@@ -27,59 +28,74 @@ from pyapp.stripe_sync.shapes import (
 )
 
 Applied = Literal["applied", "stale", "ignored"]
-Noun = Literal["customers", "subscriptions"]
 
-_SUBSCRIPTION_TYPES = frozenset(
-    f"customer.subscription.{verb}"
-    for verb in ("created", "updated", "deleted", "paused", "resumed")
-)
-_CUSTOMER_TYPES = frozenset(
-    {"customer.created", "customer.updated", "customer.deleted"}
-)
-_INVOICE_TYPES = frozenset({"invoice.paid", "invoice.payment_failed"})
-_CHECKOUT_TYPES = frozenset({"checkout.session.completed"})
 _READERS: dict[Noun, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "customers": read_customer,
     "subscriptions": read_subscription,
 }
-USED_TYPES = _SUBSCRIPTION_TYPES | _CUSTOMER_TYPES | _INVOICE_TYPES | _CHECKOUT_TYPES
+# What events of these types show.
+_SHOWN: dict[str, Noun] = {
+    "customer.created": "customers",
+    "customer.updated": "customers",
+    "customer.deleted": "customers",
+    "customer.subscription.created": "subscriptions",
+    "customer.subscription.updated": "subscriptions",
+    "customer.subscription.deleted": "subscriptions",
+    "customer.subscription.paused": "subscriptions",
+    "customer.subscription.resumed": "subscriptions",
+}
+_INVOICE_TYPES = frozenset({"invoice.paid", "invoice.payment_failed"})
+_CHECKOUT_TYPES = frozenset({"checkout.session.completed"})
+USED_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES | _SHOWN.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How an object was at a moment, ready for `upsert_views`."""
+
+    noun: Noun
+    row: Mapping[str, Any]
+
+
+def find_view(event: Event) -> View | None:
+    """Return the view of a customer or subscription that the event gives, if any."""
+    noun = _SHOWN.get(event.type)
+    if noun is None:
+        return None
+    row = read(noun, event.object, event.created_at)
+    if event.type == "customer.deleted":
+        row["is_deleted"] = True
+    return View(noun, row)
+
+
+def read(noun: Noun, shape: Mapping[str, Any], as_of: datetime) -> dict[str, Any]:
+    """Return what Stripe shows of an object, true as of then, for `upsert_views`."""
+    return _READERS[noun](shape) | {"as_of": as_of.isoformat()}
+
+
+def settle(
+    conn: Connection[Any],
+    client: stripe.StripeClient | None,
+    event: Event,
+    view: View,
+    verdict: Verdict | None,
+) -> Applied:
+    """Return what the event's view was worth; ask Stripe if that is unclear."""
+    if verdict == "unclear" and client is not None:
+        judged = refresh(
+            conn, client, view.noun, view.row["id"], event.created_at
+        ) or _put(conn, view, "event")
+        verdict = judged.verdict
+    return "applied" if verdict == "applied" else "stale"
 
 
 def apply(
-    conn: Connection[Any], event: Event, client: stripe.StripeClient | None
+    conn: Connection[Any], client: stripe.StripeClient | None, event: Event
 ) -> Applied:
-    """Apply the event in the transaction that is open, and return what it was worth."""
-    if event.type in _SUBSCRIPTION_TYPES:
-        row = read_subscription(event.object)
-        return _apply_view(conn, client, "subscriptions", row, event.created_at)
-    if event.type in _CUSTOMER_TYPES:
-        is_deleted = event.type == "customer.deleted"
-        row = read_customer(event.object, is_deleted=is_deleted)
-        return _apply_view(conn, client, "customers", row, event.created_at)
+    """Apply an event that gives no view itself, and return what it was worth."""
     if event.type in _INVOICE_TYPES:
         return _apply_invoice(conn, client, event)
     return _apply_checkout(conn, client, event)
-
-
-def _apply_view(
-    conn: Connection[Any],
-    client: stripe.StripeClient | None,
-    noun: Noun,
-    row: Mapping[str, Any],
-    as_of: datetime,
-) -> Applied:
-    can_ask = client is not None
-    (judged,) = upsert(conn, noun, [row], as_of, "event", can_ask=can_ask)
-    if judged.verdict == "unclear" and client is not None:
-        fresh = refresh(conn, client, noun, row["id"], not_before=as_of)
-        if fresh is None:
-            (judged,) = upsert(conn, noun, [row], as_of, "event", can_ask=False)
-        else:
-            judged = fresh
-    if judged.verdict != "applied":
-        return "stale"
-    sync(conn, [judged])
-    return "applied"
 
 
 def _apply_invoice(
@@ -96,13 +112,8 @@ def _apply_invoice(
             conn, id=subscription, as_of=event.created_at
         )
         return "applied" if marked else "ignored"
-    judged = refresh(
-        conn, client, "subscriptions", subscription, not_before=event.created_at
-    )
-    if judged is None:
-        return "ignored"
-    sync(conn, [judged])
-    return "applied"
+    found = refresh(conn, client, "subscriptions", subscription, event.created_at)
+    return "applied" if found else "ignored"
 
 
 def _apply_checkout(
@@ -111,23 +122,23 @@ def _apply_checkout(
     customer = object_id(event.object.get("customer"))
     if customer is None:
         return "ignored"
-    moment = event.created_at
-    judged = []
+    found = None
     if client is not None:
         known = mirror.find_customer(conn, id=customer)
         if known is None or known.created_at is None:
-            judged.append(refresh(conn, client, "customers", customer, moment))
+            found = refresh(conn, client, "customers", customer, event.created_at)
         bought = object_id(event.object.get("subscription"))
         if bought and mirror.find_subscription(conn, id=bought) is None:
-            judged.append(refresh(conn, client, "subscriptions", bought, moment))
-    linked = None
+            refresh(conn, client, "subscriptions", bought, event.created_at)
     user_id = read_user_id(event.object.get("client_reference_id"))
-    if user_id is not None:
-        linked = mirror.link_customer(
-            conn, id=customer, user_id=UUID(user_id), as_of=moment
-        )
-    sync(conn, judged, [linked.user_id] if linked else [])
-    return "applied" if judged or user_id else "ignored"
+    if user_id is None:
+        return "applied" if found else "ignored"
+    linked = mirror.link_customer(
+        conn, id=customer, user_id=UUID(user_id), as_of=event.created_at
+    )
+    if linked is not None:
+        mirror.sync_users(conn, user_ids=[linked.user_id])
+    return "applied"
 
 
 def refresh(
@@ -140,70 +151,35 @@ def refresh(
     match_email: bool = False,
     is_dry_run: bool = False,
 ) -> Judgement | None:
-    """Fetch an object under its customer's lock and write it; None if there is none.
+    """Fetch an object under its customer's lock and keep it; None if there is none.
 
     *not_before* is a moment that had passed when the fetch began.
     """
     answer = fetch(client, noun, object_id)
     if answer is None:
         return None
-    read = _READERS[noun]
-    (judged,) = upsert(
+    as_of = max(answer.as_of, not_before or answer.as_of)
+    view = View(noun, read(noun, answer.data, as_of))
+    return _put(conn, view, "object", match_email=match_email, is_dry_run=is_dry_run)
+
+
+def _put(
+    conn: Connection[Any],
+    view: View,
+    source: Literal["event", "object"],
+    *,
+    match_email: bool = False,
+    is_dry_run: bool = False,
+) -> Judgement:
+    """Keep the view if it counts, for its users too, without asking anybody."""
+    (judged,) = mirror.upsert_views(
         conn,
-        noun,
-        [read(answer.data)],
-        max(answer.as_of, not_before or answer.as_of),
-        "object",
+        noun=view.noun,
+        views=[view.row],
+        source=source,
         can_ask=False,
         match_email=match_email,
         is_dry_run=is_dry_run,
+        with_users=True,
     )
     return judged
-
-
-def upsert(
-    conn: Connection[Any],
-    noun: Noun,
-    rows: Sequence[Mapping[str, Any]],
-    as_of: datetime,
-    source: Source,
-    *,
-    can_ask: bool,
-    match_email: bool = False,
-    is_dry_run: bool = False,
-) -> list[Judgement]:
-    """Judge views of customers or of subscriptions, and write those worth it."""
-    if noun == "subscriptions":
-        return mirror.upsert_subscriptions(
-            conn,
-            rows=rows,
-            as_of=as_of,
-            source=source,
-            can_ask=can_ask,
-            is_dry_run=is_dry_run,
-        )
-    return mirror.upsert_customers(
-        conn,
-        rows=rows,
-        as_of=as_of,
-        source=source,
-        can_ask=can_ask,
-        match_email=match_email,
-        is_dry_run=is_dry_run,
-    )
-
-
-def sync(
-    conn: Connection[Any],
-    judged: Iterable[Judgement | None],
-    user_ids: Iterable[UUID] = (),
-    *,
-    is_dry_run: bool = False,
-) -> list[SyncedUser]:
-    """Give the users of what was judged, and *user_ids*, what the mirror says."""
-    ids = set(user_ids)
-    for one in filter(None, judged):
-        ids.update(filter(None, (one.user_id, one.released_user_id)))
-    if not ids:
-        return []
-    return mirror.sync_users(conn, user_ids=sorted(ids), is_dry_run=is_dry_run)

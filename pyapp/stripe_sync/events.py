@@ -1,15 +1,30 @@
 """The inbox: each verified event once, and what became of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from pyapp.calls import Call, many, optional, query, rowcount
+from pyapp.stripe_sync.mirror import Noun, Verdict, to_json
 
 
 @dataclass(frozen=True, slots=True)
 class EventAttempt:
-    """An event that is to be applied now; `attempts` counts this one."""
+    """An event that is entered; `attempts` counts this one.
+
+    `verdict` is what the view that it gives is worth: applied, stale or unclear; None
+    if it gives none.
+    """
+
+    id: str
+    attempts: int
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An event that could not be applied; `attempts` counts this time."""
 
     id: str
     attempts: int
@@ -57,8 +72,11 @@ def insert_event(
     payload: str,
     status: str,
     lock_key: str,
+    noun: Noun | None,
+    view: Mapping[str, Any] | None,
+    can_ask: bool,
 ) -> Call[EventAttempt | None]:
-    """Lock *lock_key* until the transaction ends and enter the event as *status*.
+    """Lock *lock_key* until the transaction ends; enter the event and its *view*.
 
     Return None for one that is done already; one that has failed is entered again.
     """
@@ -70,6 +88,9 @@ def insert_event(
         "payload": payload,
         "status": status,
         "lock_key": lock_key,
+        "noun": noun,
+        "view": None if view is None else to_json(view),
+        "can_ask": can_ask,
     }
     return optional(EventAttempt, parameters)
 
@@ -89,7 +110,7 @@ def upsert_failed_event(
     event_created_at: datetime,
     payload: str,
     last_error: str,
-) -> Call[EventAttempt | None]:
+) -> Call[FailedAttempt | None]:
     """Keep an event that could not be applied; return None if it is done meanwhile."""
     parameters = {
         "id": id,
@@ -99,7 +120,7 @@ def upsert_failed_event(
         "payload": payload,
         "last_error": last_error,
     }
-    return optional(EventAttempt, parameters)
+    return optional(FailedAttempt, parameters)
 
 
 @query

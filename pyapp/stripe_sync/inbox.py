@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from pyapp.errors import OpenTransactionError
 from pyapp.stripe_sync import events
 from pyapp.stripe_sync.api import describe
-from pyapp.stripe_sync.apply import USED_TYPES, apply
+from pyapp.stripe_sync.apply import USED_TYPES, apply, find_view, settle
 from pyapp.stripe_sync.envelope import Event
 
 Result = Literal["applied", "duplicate", "stale", "ignored", "failed"]
@@ -48,6 +48,7 @@ def take_in(
     is_used = event.type in USED_TYPES and event.is_ours
     try:
         with own_transaction(conn):
+            view = find_view(event) if is_used else None
             attempt = events.insert_event(
                 conn,
                 id=event.id,
@@ -57,11 +58,19 @@ def take_in(
                 payload=event.text,
                 status="applied" if is_used else "ignored",
                 lock_key=event.lock_key,
+                noun=view.noun if view else None,
+                view=view.row if view else None,
+                can_ask=client is not None,
             )
             if attempt is None:
                 return Outcome(event.id, event.type, "duplicate")
-            result = apply(conn, event, client) if is_used else "ignored"
-            if is_used and result != "applied":
+            if not is_used:
+                return Outcome(event.id, event.type, "ignored")
+            if view is None:
+                result = apply(conn, client, event)
+            else:
+                result = settle(conn, client, event, view, attempt.verdict)
+            if result != "applied":
                 events.mark_event(conn, id=event.id, status=result)
             return Outcome(event.id, event.type, result)
     except OpenTransactionError:
@@ -101,10 +110,11 @@ def own_transaction(conn: Connection[Any]) -> Iterator[None]:
             "the connection is in a transaction; commit it, or give another connection"
         )
     level = conn.isolation_level
-    conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    if level != psycopg.IsolationLevel.READ_COMMITTED:
+        conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     try:
         with conn.transaction():
             yield
     finally:
-        if not conn.closed:
+        if level != psycopg.IsolationLevel.READ_COMMITTED and not conn.closed:
             conn.isolation_level = level

@@ -1,6 +1,6 @@
 """Stripe's customers and subscriptions as last seen, and what users get from them.
 
-The order of views is decided by the queries; see sql/queries/stripe_customers.sql.
+What a view is worth, and what its user gets, is decided by functions of the schema.
 """
 
 import json
@@ -13,6 +13,8 @@ from uuid import UUID
 
 from pyapp.calls import Call, many, optional, query, rowcount
 
+Noun = Literal["customers", "subscriptions"]
+# A page is listed without locks; an object is fetched while its customer is locked.
 Source = Literal["event", "page", "object"]
 Verdict = Literal["applied", "stale", "unclear"]
 
@@ -64,12 +66,12 @@ class Judgement:
     `proposed_user_id` who has its e-mail and no customer.
     """
 
-    id: str
     verdict: Verdict
     differences: list[str]
+    user_id: UUID | None
     released_user_id: UUID | None
     proposed_user_id: UUID | None
-    user_id: UUID | None
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +101,12 @@ class Suspect:
     created_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """A lock that is held until the transaction ends."""
-
-    key: int
-    lock: str
-
-
 def to_json(value: Any) -> str:
     """Return JSON that jsonb can hold: without NULs and halves of characters."""
     text = json.dumps(value, ensure_ascii=False)
-    return _NUL.sub(r"\1", text).encode(errors="replace").decode()
+    if "\\u0000" in text:
+        text = _NUL.sub(r"\1", text)
+    return text.encode(errors="replace").decode()
 
 
 @query
@@ -126,55 +122,42 @@ def find_subscription(*, id: str) -> Call[Subscription | None]:
 
 
 @query
-def lock_customers(*, ids: Sequence[str]) -> Call[list[Lock]]:
-    """Take the locks of these customers, in the one order for all, and return them."""
-    return many(Lock, {"ids": list(ids)})
+def lock_customers(*, ids: Sequence[str]) -> Call[int]:
+    """Lock these customers until the transaction ends; return how many they are."""
+    return rowcount({"ids": list(ids)})
 
 
 @query
-def upsert_customers(
+def lock_customer_users(
+    *, customer_ids: Sequence[str], user_ids: Sequence[UUID]
+) -> Call[int]:
+    """Lock these users and those of these customers; return how many they are."""
+    return rowcount({"customer_ids": list(customer_ids), "user_ids": list(user_ids)})
+
+
+@query
+def upsert_views(
     *,
-    rows: Sequence[Mapping[str, Any]],
-    as_of: datetime,
+    noun: Noun,
+    views: Sequence[Mapping[str, Any]],
     source: Source,
     can_ask: bool,
     match_email: bool = False,
     is_dry_run: bool = False,
+    with_users: bool = False,
 ) -> Call[list[Judgement]]:
-    """Judge each view (of `shapes.read_customer`) and write it if it is worth it.
+    """Judge views, as of `shapes`, and keep those that count; by id.
 
-    The locks of the customers are held. Users named by the result need `sync_users`.
+    The customers are locked. Unless *with_users*, these need `sync_users`.
     """
     parameters = {
-        "rows": to_json(list(rows)),
-        "as_of": as_of,
+        "noun": noun,
+        "views": to_json(list(views)),
         "source": source,
         "can_ask": can_ask,
         "match_email": match_email,
         "is_dry_run": is_dry_run,
-    }
-    return many(Judgement, parameters)
-
-
-@query
-def upsert_subscriptions(
-    *,
-    rows: Sequence[Mapping[str, Any]],
-    as_of: datetime,
-    source: Source,
-    can_ask: bool,
-    is_dry_run: bool = False,
-) -> Call[list[Judgement]]:
-    """Judge each view (of `shapes.read_subscription`) and write it if it is worth it.
-
-    The locks of their customers are held. Users named by the result need `sync_users`.
-    """
-    parameters = {
-        "rows": to_json(list(rows)),
-        "as_of": as_of,
-        "source": source,
-        "can_ask": can_ask,
-        "is_dry_run": is_dry_run,
+        "with_users": with_users,
     }
     return many(Judgement, parameters)
 
@@ -195,10 +178,7 @@ def link_customer(*, id: str, user_id: UUID, as_of: datetime) -> Call[Link | Non
 def sync_users(
     *, user_ids: Sequence[UUID], is_dry_run: bool = False
 ) -> Call[list[SyncedUser]]:
-    """Give these users what the mirror says, and return them by id.
-
-    Their rows are locked, by an upsert or a link in the same transaction.
-    """
+    """Give these users, in order, what the mirror says, and return them by id."""
     return many(SyncedUser, {"user_ids": list(user_ids), "is_dry_run": is_dry_run})
 
 

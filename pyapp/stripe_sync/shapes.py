@@ -1,12 +1,13 @@
 """What Stripe's objects look like, before and since API 2025-03-31.
 
-Only what the mirror keeps is read, as Stripe says it: times are seconds since 1970.
+Only what the mirror keeps is read, under the names of its columns; times become text.
 An unknown status, an item without a price or a missing field is no error here; what
 a row cannot do without, the database refuses.
 """
 
 import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -20,7 +21,7 @@ def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
         "user_id": read_user_id(metadata.get("user_id")),
         "email": shape.get("email"),
         "is_deleted": is_deleted or bool(shape.get("deleted")),
-        "created": shape.get("created"),
+        "created_at": _moment(shape.get("created")),
     }
 
 
@@ -40,10 +41,10 @@ def read_subscription(shape: Json) -> dict[str, Any]:
         "price_id": object_id(price),
         "current_period_start": _period(item, shape, "current_period_start"),
         "current_period_end": _period(item, shape, "current_period_end"),
-        "billing_cycle_anchor": shape.get("billing_cycle_anchor"),
-        "cancel_at_period_end": shape.get("cancel_at_period_end"),
-        "canceled_at": shape.get("canceled_at"),
-        "created": shape.get("created"),
+        "billing_cycle_anchor": _moment(shape.get("billing_cycle_anchor")),
+        "cancel_at_period_end": bool(shape.get("cancel_at_period_end")),
+        "canceled_at": _moment(shape.get("canceled_at")),
+        "created_at": _moment(shape.get("created")),
     }
 
 
@@ -74,6 +75,12 @@ def _item_end(item: Json) -> float:
     return float("inf") if end is None else end
 
 
-def _period(item: Json, shape: Json, name: str) -> Any:
+def _period(item: Json, shape: Json, name: str) -> str | None:
     value = item.get(name)
-    return shape.get(name) if value is None else value
+    return _moment(shape.get(name) if value is None else value)
+
+
+def _moment(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
