@@ -34,7 +34,7 @@ def connect(
     url = url or load_settings().database_url
     try:
         return psycopg.connect(
-            session_conninfo(url, has_options=not is_pooled), **_behaviour(is_pooled)
+            session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
         )
     except psycopg.OperationalError as exc:
         if not is_pooled and POOLER_REFUSAL in str(exc):
@@ -61,7 +61,7 @@ def pool(
         is_pooled = conn.prepare_threshold is None
     connections = ConnectionPool(
         session_conninfo(url, has_options=not is_pooled),
-        kwargs=_behaviour(is_pooled),
+        kwargs=behaviour(is_pooled),
         min_size=min_size,
         max_size=max_size,
         open=False,
@@ -74,7 +74,7 @@ def pool(
     return connections
 
 
-def _behaviour(is_pooled: bool) -> dict[str, Any]:
+def behaviour(is_pooled: bool) -> dict[str, Any]:
     """Return what psycopg is told beside the conninfo."""
     return {"prepare_threshold": None} if is_pooled else {}
 

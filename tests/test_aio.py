@@ -1,6 +1,7 @@
 """The async half: the same answers, and the same refusals, from many tasks at once."""
 
 import asyncio
+import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
@@ -13,9 +14,12 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
+import pyapp
 from pyapp import aio
 from pyapp.connection import connect
+from pyapp.devtools.ports import free_port
 from pyapp.errors import (
+    DatabaseUnavailableError,
     EmailTakenError,
     PriceTakenError,
     PyappError,
@@ -73,6 +77,36 @@ def test_topics_work_together(shared_database: str, is_autocommit: bool):
         await conn.execute("ROLLBACK")
 
     run(shared_database, test, autocommit=is_autocommit, row_factory=dict_row)
+
+
+def test_connections_and_pools_are_those_of_the_sync_half(
+    shared_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("connect", "pool"):
+        sync, twin = getattr(pyapp, name), getattr(aio, name)
+        assert inspect.iscoroutinefunction(twin)
+        expected = inspect.signature(sync).parameters
+        assert inspect.signature(twin).parameters == expected
+    settings = "SELECT current_setting('TimeZone'), current_setting('application_name')"
+    monkeypatch.setenv("DATABASE_URL", shared_database)
+
+    async def test() -> None:
+        async with await aio.connect() as conn:
+            assert await (await conn.execute(settings)).fetchone() == ("UTC", "pyapp")
+        async with await aio.pool(max_size=2) as pool, pool.connection() as conn:
+            assert await (await conn.execute(settings)).fetchone() == ("UTC", "pyapp")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("open_it", [aio.connect, aio.pool])
+def test_nobody_there_is_an_error_without_the_password(open_it: Any):
+    url = f"postgresql://me:hunter2@localhost:{free_port()}/mine"
+
+    with pytest.raises(DatabaseUnavailableError, match="start it with") as caught:
+        asyncio.run(open_it(url))
+
+    assert "hunter2" not in str(caught.value)
 
 
 def test_many_messages_are_recorded_by_copy(shared_database: str):

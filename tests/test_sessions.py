@@ -156,6 +156,16 @@ def test_extension_counts_from_now_and_never_shortens(
     assert timedelta(days=3) < longer.expires_at - new.session.created_at < 4 * DAY
 
 
+def test_session_that_outlived_its_user_finds_nothing(
+    conn: psycopg.Connection, user_id: UUID
+):
+    new = create_session(conn, user_id=user_id)
+    # Whoever restores a backup of sessions does this.
+    conn.execute("UPDATE app.users SET email = NULL, anonymized_at = now()")
+
+    assert find_session(conn, token=new.token) is None
+
+
 def test_no_session_for_nobody(conn: psycopg.Connection, user_id: UUID):
     with pytest.raises(UserNotFoundError):
         create_session(conn, user_id=uuid4())

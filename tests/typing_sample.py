@@ -56,6 +56,10 @@ async def awaited(conn: psycopg.AsyncConnection[Any], user_id: UUID) -> None:
     quota: Quota = await aio.quota.get_user_quota(conn, user_id=user_id)
     assert_type(quota.credits_used, Decimal)
     assert_type(await aio.users.anonymize_user(conn, user_id=user_id), User)
+    async with await aio.connect() as own, await aio.pool() as pool:
+        assert_type(await aio.users.get_user(own, user_id=user_id), User)
+        async with pool.connection() as pooled:
+            assert_type(await aio.users.get_user(pooled, user_id=user_id), User)
 
 
 async def refused(

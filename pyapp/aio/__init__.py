@@ -12,11 +12,14 @@ from pyapp.aio import (
     sessions,
     users,
 )
+from pyapp.aio.connection import connect, pool
 
 __all__ = [
+    "connect",
     "fingerprints",
     "messages",
     "plans",
+    "pool",
     "quota",
     "referrals",
     "sessions",
