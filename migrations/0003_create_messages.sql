@@ -252,13 +252,18 @@ CREATE TABLE app.usage_daily (
     cost                        numeric NOT NULL,
     credits                     numeric NOT NULL,
 
-    CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day),
+    -- The credits ride along, so that the quota check reads whole days off the index.
+    CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day) INCLUDE (credits),
     CONSTRAINT usage_daily_messages_positive_check CHECK (messages > 0),
     CONSTRAINT usage_daily_cost_is_amount_check
         CHECK (cost >= 0 AND cost < 'Infinity'),
     CONSTRAINT usage_daily_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity')
-) WITH (fillfactor = 70); -- Today's rows change all day: room keeps that off the index.
+) WITH (
+    -- Today's rows change all day: room for that beside them, and vacuum soon after.
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0.02
+);
 
 COMMENT ON TABLE app.usage_daily IS
     'Sums of messages by payer and UTC day, kept by their trigger in the same commit.';
