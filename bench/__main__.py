@@ -52,14 +52,16 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=100_000, help="messages to load")
     parser.add_argument("--json", type=Path, help="the figures; else in bench/results")
     parser.add_argument("--url", help="an empty database to use; else one of its own")
+    parser.add_argument("--loaded", action="store_true", help="it has the load already")
     parser.add_argument("--folder", type=Path, help="for the server's data; else /tmp")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts"
     )
     options = parser.parse_args()
     with _database(options.url, options.folder) as url:
-        seconds = load(url, options.size)
-        say(f"{options.size:,} messages loaded in {seconds:.0f} s")
+        if not options.loaded:
+            seconds = load(url, options.size)
+            say(f"{options.size:,} messages loaded in {seconds:.0f} s")
         settings = report.read_settings(url)
         found = []
         for measure in _measure(url, options.size, options.only):

@@ -10,7 +10,6 @@ from pathlib import Path
 from pyapp.devtools.binaries import binaries
 
 Variables = Mapping[str, str]
-WARM_UP = 100
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A script of pgbench; *weight* says how often it runs among the others."""
+    """A script of pgbench, and what to do before it runs."""
 
     text: str
-    weight: int = 100
     prepare: Callable[[], object] | None = None
 
 
@@ -49,6 +47,7 @@ def measure_latency(
     *,
     executions: int = 600,
     rounds: int = 3,
+    warm_up: int = 100,
 ) -> dict[str, Latency]:
     """Run all contestants on one connection, drawn by lot for every single execution.
 
@@ -63,7 +62,7 @@ def measure_latency(
         for number, contestant in enumerate(contestants.values()):
             script = folder / f"{number}.sql"
             script.write_text(contestant.text, encoding="utf-8")
-            options.append(f"--file={script}@{contestant.weight}")
+            options.append(f"--file={script}")
         for _ in range(rounds):
             for case in cases:
                 run_pgbench(
@@ -71,7 +70,7 @@ def measure_latency(
                     f"--transactions={executions * len(names)}",
                     "--log", f"--log-prefix={folder / 'log'}",
                 )  # fmt: skip
-                for number, milliseconds in read_logs(folder)[WARM_UP:]:
+                for number, milliseconds in read_logs(folder)[warm_up:]:
                     samples[names[number]].append(milliseconds)
     return {name: latency_of(values) for name, values in samples.items()}
 
