@@ -1171,6 +1171,7 @@ CREATE FUNCTION app.sync_stripe_user(
     user_id uuid,
     is_dry_run boolean DEFAULT FALSE,
     OUT customer_id text,
+    OUT subscription_id text,
     OUT differences text[],
     OUT has_unknown_price boolean
 )
@@ -1267,6 +1268,7 @@ BEGIN
     );
 
     customer_id := wanted.stripe_customer_id;
+    subscription_id := wanted.stripe_subscription_id;
     differences := array_remove(ARRAY[
         CASE
             WHEN wanted.stripe_customer_id IS DISTINCT FROM held.stripe_customer_id

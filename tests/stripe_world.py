@@ -43,12 +43,6 @@ class StripeWorld:
 
     def __post_init__(self) -> None:
         self.client = self.fake.client()
-        for price in ("price_month", "price_other"):
-            self.fake.add_price(price)
-        self.fake.add_price("price_year", interval="year")
-        self.conn.execute(
-            "UPDATE app.plans SET stripe_price_id = 'price_month' WHERE id = 'paid'"
-        )
 
     def user(self, email: str | None = None) -> UUID:
         name = email or f"user{next(NUMBERS)}@example.com"
@@ -64,6 +58,15 @@ class StripeWorld:
     ) -> str:
         params |= {"customer": customer, "items": [{"price": price}]}
         return self.client.v1.subscriptions.create(params).id  # type: ignore[arg-type]
+
+    def change_price(self, subscription: str, *prices: str) -> None:
+        """Change the price of the subscription's item, several times if told so."""
+        shape = self.client.v1.subscriptions.retrieve(subscription)
+        item = shape["items"].data[0].id
+        for price in prices:
+            self.client.v1.subscriptions.update(
+                subscription, {"items": [{"id": item, "price": price}]}
+            )
 
     def take(self, *types: str) -> list[Delivery]:
         """All deliveries that are due; with *types*, only these are kept."""
@@ -140,6 +143,12 @@ def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
     options = {"seed": 1, "start": START} | options
     with FakeStripe(**options) as fake, connect(url) as conn:
         conn.autocommit = True
+        for price in ("price_month", "price_other"):
+            fake.add_price(price)
+        fake.add_price("price_year", interval="year")
+        conn.execute(
+            "UPDATE app.plans SET stripe_price_id = 'price_month' WHERE id = 'paid'"
+        )
         yield StripeWorld(fake, url, conn)
 
 

@@ -35,20 +35,10 @@ def world(database: str) -> Iterator[StripeWorld]:
         yield running
 
 
-def prices(world: StripeWorld, subscription: str, *changes: str) -> None:
-    """Change the price of the subscription's item."""
-    shape = world.client.v1.subscriptions.retrieve(subscription)
-    item = shape["items"].data[0].id
-    for price in changes:
-        world.client.v1.subscriptions.update(
-            subscription, {"items": [{"id": item, "price": price}]}
-        )
-
-
 def test_second_event_of_the_same_second_is_not_lost(world: StripeWorld):
     """Whichever comes last: the events cannot tell, so Stripe is asked."""
     subscription = world.subscribe(world.customer(world.user()))
-    prices(world, subscription, "price_other", "price_month", "price_year")
+    world.change_price(subscription, "price_other", "price_month", "price_year")
     *_, first, second, third = world.take(CREATED, UPDATED)
     for order in ([first, second, third], [third, first, second], [second, third]):
         world.forget()
@@ -63,7 +53,7 @@ def test_without_a_client_the_same_second_goes_by_arrival_and_is_flagged(
     world: StripeWorld,
 ):
     subscription = world.subscribe(world.customer(world.user()))
-    prices(world, subscription, "price_other", "price_year")
+    world.change_price(subscription, "price_other", "price_year")
     created, first, second = world.take(CREATED, UPDATED)
 
     assert world.handle(created).result == "applied"
@@ -84,7 +74,7 @@ def test_without_a_client_the_same_second_goes_by_arrival_and_is_flagged(
 def test_late_event_does_not_revive_a_removed_item(world: StripeWorld):
     subscription = world.subscribe(world.customer(world.user()))
     world.fake.advance(seconds=10)
-    prices(world, subscription, "price_other")
+    world.change_price(subscription, "price_other")
     created, updated = world.take(CREATED, UPDATED)
     assert world.handle(updated).result == "applied"
     assert world.handle(created).result == "stale"
@@ -95,7 +85,7 @@ def test_late_event_does_not_reopen_a_canceled_subscription(world: StripeWorld):
     user_id = world.user()
     subscription = world.subscribe(world.customer(user_id))
     world.fake.advance(seconds=10)
-    prices(world, subscription, "price_other")
+    world.change_price(subscription, "price_other")
     world.fake.advance(seconds=10)
     world.client.v1.subscriptions.cancel(subscription)
     customer, *late, deleted = world.take("customer.created", CREATED, UPDATED, DELETED)
@@ -155,7 +145,7 @@ def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
     subscription = world.subscribe(world.customer(world.user()))
     (created,) = world.take(CREATED)
     world.handle(created)
-    prices(world, subscription, "price_other")
+    world.change_price(subscription, "price_other")
     (first,) = world.take(UPDATED)
     fetching, go_on = threading.Event(), threading.Event()
 
@@ -177,7 +167,7 @@ def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(handle, first, Slow())
         assert fetching.wait(10)
-        prices(world, subscription, "price_year")
+        world.change_price(subscription, "price_year")
         (second,) = world.take(UPDATED)
         quick = pool.submit(handle, second, world.client)
         wait_for_lock(world.conn)
@@ -231,7 +221,7 @@ def test_answer_is_not_taken_for_newer_than_its_request(world: StripeWorld):
         def raw_request(self, method: str, url: str, **params: Any) -> Any:
             answer = world.client.raw_request(method, url, **params)
             world.fake.advance(seconds=30)
-            prices(world, subscription, "price_other")
+            world.change_price(subscription, "price_other")
             return answer
 
     client: Any = Late()
@@ -307,7 +297,7 @@ def live(world: StripeWorld, user_id: object, pause: int) -> list[Delivery]:
     world.client.v1.customers.update(customer, {"metadata": {"user_id": str(user_id)}})
     for price in ("price_other", "price_year"):
         wait()
-        prices(world, first, price)
+        world.change_price(first, price)
     wait()
     second = world.subscribe(customer, "price_other")
     wait()

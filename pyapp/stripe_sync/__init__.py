@@ -1,11 +1,17 @@
 """Stripe stays the truth: webhooks, replay and reconciliation keep the mirror so."""
 
 from pyapp.stripe_sync.api import make_client
+from pyapp.stripe_sync.differences import Difference, Progress, Reconciliation
 from pyapp.stripe_sync.inbox import Outcome
+from pyapp.stripe_sync.reconcile import reconcile
 from pyapp.stripe_sync.webhooks import handle_webhook
 
 __all__ = [
+    "Difference",
     "Outcome",
+    "Progress",
+    "Reconciliation",
     "handle_webhook",
     "make_client",
+    "reconcile",
 ]

@@ -64,7 +64,11 @@ def is_live(key: str) -> bool:
 
 
 def fetch(client: stripe.StripeClient, noun: str, object_id: str) -> Answer | None:
-    """Return the object of `/v1/<noun>` as it is now, None if Stripe has none."""
+    """Return the object of `/v1/<noun>` as it is now, None if Stripe has none.
+
+    Raises:
+        stripe.StripeError: it refuses, or is out of reach.
+    """
     try:
         return _get(client, f"/v1/{noun}/{object_id}")
     except stripe.InvalidRequestError as exc:
@@ -73,13 +77,26 @@ def fetch(client: stripe.StripeClient, noun: str, object_id: str) -> Answer | No
         raise
 
 
-def list_page(client: stripe.StripeClient, noun: str, **parameters: Any) -> Answer:
-    """Return one page of `/v1/<noun>`; waits as long as Stripe asks us to.
+def list_page(
+    client: stripe.StripeClient, noun: str, **parameters: Any
+) -> Answer | None:
+    """Return one page of `/v1/<noun>`, waiting as long as Stripe asks us to.
+
+    None if the object that it would start after is there no more.
 
     Raises:
         StripeRequestError: it refuses, or is out of reach for minutes.
     """
-    return patiently(lambda: _get(client, f"/v1/{noun}", **parameters))
+
+    def ask() -> Answer | None:
+        try:
+            return _get(client, f"/v1/{noun}", **parameters)
+        except stripe.InvalidRequestError as exc:
+            if exc.code == "resource_missing" and exc.param == "starting_after":
+                return None
+            raise
+
+    return patiently(ask)
 
 
 def patiently(ask: Callable[[], T]) -> T:

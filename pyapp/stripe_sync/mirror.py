@@ -76,10 +76,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class SyncedUser:
-    """A user, his customer, and what differed from the mirror until now."""
+    """A user, what he has of Stripe's, and what differed from the mirror until now."""
 
     id: UUID
     customer_id: str | None
+    subscription_id: str | None
     differences: list[str]
     has_unknown_price: bool
 
@@ -90,6 +91,14 @@ class Link:
 
     id: str
     user_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """An object and whose it is, if that is known."""
+
+    id: str
+    user_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +175,12 @@ def upsert_views(
 def mark_subscription_provisional(*, id: str, as_of: datetime) -> Call[int]:
     """Have the subscription looked at again, unless it is known as of later: then 0."""
     return rowcount({"id": id, "as_of": as_of})
+
+
+@query
+def mark_subscription_missing(*, id: str, as_of: datetime) -> Call[Owned | None]:
+    """Take the subscription for canceled; its user needs `sync_users`."""
+    return optional(Owned, {"id": id, "as_of": as_of})
 
 
 @query

@@ -25,6 +25,16 @@ WHERE
     s.id = :id
     AND date_trunc('second', s.as_of) <= :as_of::timestamptz;
 
+-- name: mark_subscription_missing :optional
+-- Stripe knows nothing of it any more, as when the data of a test account are deleted.
+UPDATE app.stripe_subscriptions AS s
+SET
+    status = 'canceled',
+    as_of = GREATEST(s.as_of, :as_of::timestamptz),
+    is_provisional = FALSE
+WHERE s.id = :id
+RETURNING s.id, s.user_id;
+
 -- name: list_unlisted_subscriptions :many
 -- The same for subscriptions; those that have ended here need no second look.
 SELECT

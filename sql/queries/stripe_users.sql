@@ -19,6 +19,7 @@ LIMIT jsonb_array_length(:views::jsonb);
 SELECT
     i.id,
     u.customer_id,
+    u.subscription_id,
     u.differences,
     u.has_unknown_price
 FROM unnest(:user_ids::uuid[]) AS i (id)

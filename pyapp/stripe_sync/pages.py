@@ -1,0 +1,116 @@
+"""Stripe's lists, page by page, newest first, from where one was left.
+
+The next page is asked for while this one is worked on; there are never more than two.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import stripe
+
+from pyapp.errors import StripeRequestError
+from pyapp.stripe_sync.api import Answer, list_page
+from pyapp.stripe_sync.mirror import Noun
+
+NOUNS: tuple[Noun, ...] = ("customers", "subscriptions")
+# Those created in the second at which a page was cut; more would only be fetched again.
+_LONGEST_TAIL = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """What has been listed: *noun* down to *created*, of that second *tail*."""
+
+    noun: Noun = "customers"
+    after: str | None = None
+    created: int | None = None
+    tail: Sequence[str] = field(default=())
+
+    def dump(self) -> str:
+        """Return it as text; `load` is the way back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str | None) -> "Cursor":
+        """Return the cursor that *text* describes, the beginning for None."""
+        return cls(**json.loads(text)) if text else cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page, true as of a moment, and the span of creation times that it covers.
+
+    Whatever was created in (since, until] and is there is in `ids`; `since` is None on
+    the last page. `cursor` is where to go on after it.
+    """
+
+    noun: Noun
+    shapes: Sequence[Mapping[str, Any]]
+    as_of: datetime
+    since: datetime | None
+    until: datetime
+    ids: Sequence[str]
+    cursor: Cursor
+
+
+def list_pages(
+    client: stripe.StripeClient, cursor: Cursor, page_size: int
+) -> Iterator[Page]:
+    """Return the pages of `cursor.noun` from *cursor* on.
+
+    Raises:
+        StripeRequestError: Stripe refuses, or is out of reach for minutes.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_ask, client, cursor, page_size)
+        while True:
+            answer = coming.result()
+            page = _read(cursor, answer)
+            cursor = page.cursor
+            if page.since is not None:
+                coming = pool.submit(_ask, client, cursor, page_size)
+            yield page
+            if page.since is None:
+                return
+
+
+def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> Answer:
+    parameters: dict[str, Any] = {"limit": page_size}
+    if cursor.noun == "subscriptions":
+        # Without it those that were canceled are left out.
+        parameters["status"] = "all"
+    after = {} if cursor.after is None else {"starting_after": cursor.after}
+    answer = list_page(client, cursor.noun, **parameters, **after)
+    if answer is None:
+        # The last one listed has been deleted since: its second is listed again.
+        answer = list_page(
+            client, cursor.noun, **parameters, created={"lte": cursor.created}
+        )
+    if answer is None:
+        raise StripeRequestError(f"Stripe does not list {cursor.noun}")
+    return answer
+
+
+def _read(cursor: Cursor, answer: Answer) -> Page:
+    shapes = answer.data["data"]
+    listed = [shape["id"] for shape in shapes]
+    # What was created within the last second may not have been there yet.
+    newest = answer.as_of - timedelta(seconds=1)
+    until = newest if cursor.created is None else _moment(cursor.created)
+    ids = [*cursor.tail, *listed]
+    if not shapes or not answer.data["has_more"]:
+        return Page(cursor.noun, shapes, answer.as_of, None, until, ids, cursor)
+    created = shapes[-1]["created"]
+    tail = [shape["id"] for shape in shapes if shape["created"] == created]
+    if created == cursor.created:
+        tail = [*cursor.tail, *tail]
+    there = Cursor(cursor.noun, listed[-1], created, tail[-_LONGEST_TAIL:])
+    return Page(cursor.noun, shapes, answer.as_of, _moment(created), until, ids, there)
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

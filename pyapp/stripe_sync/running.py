@@ -1,0 +1,92 @@
+"""A run from its beginning, or from where a killed one left it, to its end."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg import Connection
+
+from pyapp.errors import ReconcileRunningError
+from pyapp.stripe_sync import runs
+from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.inbox import own_transaction
+from pyapp.stripe_sync.runs import Kind
+
+# What an older run has seen may have changed since.
+RESUMED_WITHIN = timedelta(days=1)
+
+
+@dataclass(slots=True)
+class Started:
+    """A run under way: how far it is, and what it has counted."""
+
+    conn: Connection[Any]
+    id: int
+    cursor: str | None
+    counts: Counter[str]
+    is_resumed: bool
+
+    def save(self, cursor: str) -> None:
+        """Remember how far the run is."""
+        self.cursor = cursor
+        with own_transaction(self.conn):
+            runs.update_run(self.conn, id=self.id, cursor=cursor, counts=self.counts)
+
+
+@contextmanager
+def start_run(
+    conn: Connection[Any], kind: Kind, *, is_dry_run: bool = False
+) -> Iterator[Started]:
+    """Begin a run, or go on with the one that broke off; a dry run begins anew.
+
+    Raises:
+        ReconcileRunningError: another one is under way.
+        OpenTransactionError: the connection is in a transaction.
+    """
+    with own_transaction(conn):
+        is_held = runs.try_lock_runs(conn, kind=kind).is_held
+    if not is_held:
+        raise ReconcileRunningError(f"another {kind} is under way; wait for it")
+    try:
+        run = _open(conn, kind, is_dry_run)
+        try:
+            yield run
+        except Exception as exc:
+            if not conn.closed:
+                _end(conn, run, describe(exc))
+            raise
+        _end(conn, run, None)
+    finally:
+        if not conn.closed:
+            with own_transaction(conn):
+                runs.unlock_runs(conn, kind=kind)
+
+
+def _open(conn: Connection[Any], kind: Kind, is_dry_run: bool) -> Started:
+    with own_transaction(conn):
+        since = datetime.now(UTC) - RESUMED_WITHIN
+        left = None
+        if not is_dry_run:
+            left = runs.find_resumable_run(conn, kind=kind, started_after=since)
+        run = left or runs.insert_run(conn, kind=kind, is_dry_run=is_dry_run)
+        runs.mark_abandoned_runs(conn, kind=kind, id=run.id)
+        started = Started(
+            conn, run.id, run.cursor, Counter(run.counts), left is not None
+        )
+        runs.update_run(conn, id=run.id, cursor=run.cursor, counts=run.counts)
+        return started
+
+
+def _end(conn: Connection[Any], run: Started, error: str | None) -> None:
+    with own_transaction(conn):
+        runs.update_run(
+            conn,
+            id=run.id,
+            cursor=run.cursor,
+            counts=run.counts,
+            outcome="completed" if error is None else "failed",
+            last_error=error,
+        )
