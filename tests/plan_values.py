@@ -54,6 +54,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "counts": Jsonb({}),
         "credits": Decimal(500),
         "cursor": "cus_1",
+        "customer_ids": ["cus_4", "cus_5"],
         "email": f"user{user}@example.com",
         "event_created_at": NOW,
         "fingerprint_id": make_id("device", device),
@@ -75,6 +76,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "model": "model-1",
         "name": "Ada",
         "image_url": None,
+        "noun": "customers",
         "outcome": "completed",
         "output_tokens": 1,
         "payload": Jsonb({}),
@@ -83,7 +85,6 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "referred_id": make_id("user", 1400),
         "request": Jsonb([{"role": "user"}]),
         "response": None,
-        "rows": None,
         "sig_hash": "x",
         "since": NOW - timedelta(days=10),
         "source": "event",
@@ -97,16 +98,13 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "until": NOW,
         "user_id": make_id("user", user),
         "user_ids": [make_id("user", 4), make_id("user", 8)],
+        "view": None,
+        "views": None,
+        "with_users": True,
     }
 
 
 _CUSTOMER = {"id": "cus_4", "email": "user4@example.com", "is_deleted": False}
-_SUBSCRIPTION = {
-    "id": "sub_4",
-    "customer_id": "cus_4",
-    "status": "active",
-    "created": 1,
-}
 
 # Where a name means something else to one query than to the others.
 _OWN: dict[str, dict[str, Any]] = {
@@ -116,6 +114,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "find_customer": {"id": "cus_4"},
     "find_subscription": {"id": "sub_4"},
     "link_customer": {"id": "cus_5", "user_id": make_id("user", 5)},
+    "insert_event": {"view": Jsonb(_CUSTOMER)},
     "list_failed_events": {"after": NOW - timedelta(days=10), "after_id": "evt_7"},
     "list_events": {"before_id": "evt_7"},
     "list_name_only_customers": {"after_id": "cus_1"},
@@ -123,11 +122,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "list_unlisted_subscriptions": {"after_id": "sub_1"},
     "mark_abandoned_runs": {"id": 7},
     "mark_event": {"status": "stale"},
+    "mark_subscription_missing": {"id": "sub_4"},
     "mark_subscription_provisional": {"id": "sub_4"},
     "record_message": {"id": uuid4()},
     "set_user_email": {"email": "new@example.com"},
     "update_run": {"id": 7},
-    "upsert_customers": {"rows": Jsonb([_CUSTOMER])},
     "upsert_fingerprint": {"fingerprint_id": uuid4()},
-    "upsert_subscriptions": {"rows": Jsonb([_SUBSCRIPTION])},
+    "upsert_views": {"views": Jsonb([_CUSTOMER])},
 }
