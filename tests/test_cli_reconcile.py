@@ -1,0 +1,73 @@
+"""`pyapp stripe reconcile` tells a person, and a monitor, what differs."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import pyapp
+from pyapp import plans, users
+from tests.fake_stripe import TEST_KEY, FakeStripe
+from tests.fake_stripe.driving import subscribe
+from tests.support import run_cli
+
+
+@pytest.fixture
+def fake(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]:
+    with FakeStripe(seed=5) as fake:
+        fake.add_price("price_month", interval="month", unit_amount=2000)
+        monkeypatch.setenv("ENVIRONMENT", "local")
+        monkeypatch.setenv("DATABASE_URL", database)
+        monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)
+        monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+        yield fake
+
+
+def sign_up(fake: FakeStripe, database: str) -> str:
+    """Return the customer of a new user who subscribes, and of whom no news comes."""
+    with pyapp.connect(database) as conn:
+        user = users.create_user(conn, email="ada@example.com")
+        plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_month")
+    client = fake.client()
+    customer = client.v1.customers.create({"metadata": {"user_id": str(user.id)}})
+    subscribe(client, customer=customer.id)
+    return customer.id
+
+
+def test_dry_run_tells_and_changes_nothing_until_a_run_repairs(
+    fake: FakeStripe, database: str
+):
+    customer = sign_up(fake, database)
+
+    for _ in range(2):
+        code, out, _ = run_cli("stripe", "reconcile", "--dry-run")
+        assert code == 3
+        assert f"{customer} of user" in out
+        assert "missing here" in out
+
+    code, out, _ = run_cli("stripe", "reconcile")
+    assert code == 0
+    assert "1 customers, 1 subscriptions" in out
+    code, out, _ = run_cli("stripe", "reconcile", "--dry-run")
+    assert (code, out) == (0, "no differences: 1 customers, 1 subscriptions\n")
+    with pyapp.connect(database) as conn:
+        user = users.find_user_by_email(conn, email="ada@example.com")
+        assert user is not None
+        assert user.stripe_customer_id == customer
+        assert user.subscription_active
+
+
+def test_key_that_is_missing_or_live_is_refused_and_never_shown(
+    fake: FakeStripe, monkeypatch: pytest.MonkeyPatch
+):
+    for key, told in (("", "is not set"), ("sk_live_secret", "is a live key")):
+        monkeypatch.setenv("STRIPE_SECRET_KEY", key)
+        code, out, err = run_cli("stripe", "reconcile")
+        assert code == 1
+        assert told in err
+        assert "sk_live_secret" not in out + err
+
+
+def test_interval_that_is_none_is_refused(fake: FakeStripe):
+    code, _, err = run_cli("stripe", "reconcile", "--every", "soon")
+    assert code == 2
+    assert "1h" in err
