@@ -3,7 +3,17 @@
 import typer
 
 from pyapp import __version__
-from pyapp.cli import db, docs, doctor, quota, schema, usage, users
+from pyapp.cli import (
+    db,
+    docs,
+    doctor,
+    quota,
+    schema,
+    stripe,
+    stripe_reconcile,
+    usage,
+    users,
+)
 
 app = typer.Typer(
     help="The metering database: local server, schema, usage, quota, Stripe.",
@@ -22,6 +32,7 @@ def _group(name: str, help: str) -> typer.Typer:
 db_app = _group("db", "The local server and its schema.")
 import_app = _group("import", "Usage from elsewhere.")
 users_app = _group("users", "Accounts.")
+stripe_app = _group("stripe", "Webhooks and what became of them.")
 
 db.register(db_app)
 schema.register(db_app)
@@ -30,6 +41,8 @@ doctor.register(app)
 usage.register(import_app)
 users.register(users_app)
 quota.register(app)
+stripe.register(stripe_app)
+stripe_reconcile.register(stripe_app)
 
 
 def _print_version(wanted: bool) -> None:

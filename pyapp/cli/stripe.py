@@ -1,0 +1,165 @@
+"""`pyapp stripe`: the endpoint for webhooks, and the inbox behind it."""
+
+import logging
+import re
+import signal
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from stripe import StripeClient
+
+from pyapp.cli.console import printable, say
+from pyapp.config import Settings, load_settings
+from pyapp.connection import connect, pool
+from pyapp.errors import ConfigError, MissingExtraError
+from pyapp.stripe_sync import make_client
+from pyapp.stripe_sync.events import (
+    StoredEvent,
+    delete_event_payloads,
+    list_events,
+    list_failed_events,
+)
+from pyapp.stripe_sync.retry import retry_all_failed_events
+
+BATCH = 1000
+# Seconds that requests under way have to finish when the server is told to stop.
+GRACE = 20
+_SECONDS = {"d": 86400, "h": 3600, "m": 60}
+_FIELDS = ("event_id", "event_type", "result", "status", "kind")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        values = ((name, getattr(record, name, None)) for name in _FIELDS)
+        told = [f"{name}={value}" for name, value in values if value is not None]
+        return printable(" ".join([super().format(record), *told]))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(serve)
+    app.command()(events)
+    app.command()(retry)
+    app.command()(prune)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+) -> None:
+    """Take Stripe's deliveries at /stripe/webhook until told to stop."""
+    try:
+        import uvicorn
+
+        from pyapp.stripe_sync.web import create_app
+    except ModuleNotFoundError as exc:
+        if exc.name in {"starlette", "uvicorn"}:
+            raise MissingExtraError("web") from exc
+        raise
+    settings = load_settings()
+    if not settings.stripe_webhook_secrets:
+        raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
+    client = _client(settings)
+    _log_to_stderr()
+    with pool(settings.database_url) as connections:
+        app = create_app(connections, settings.stripe_webhook_secrets, client)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE,
+        )
+        # The server raises the signal again once it has stopped; that is no failure.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        uvicorn.Server(config).run()
+
+
+def events(
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Those to try again, the oldest first.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+) -> None:
+    """Show what was delivered and what became of it."""
+    with connect() as conn:
+        rows = (list_failed_events if failed else list_events)(conn, limit=limit)
+    if not rows:
+        say("there are no failed events" if failed else "there are no events")
+        return
+    table = [("event", "type", "created (UTC)", "status", "attempts", "error")]
+    table += map(_cells, rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (c.ljust(width) for c, width in zip(row, widths, strict=True))
+        say("  ".join(cells).rstrip())
+
+
+def retry() -> None:
+    """Try the failed events again; the status is 1 while some still fail."""
+    client = _client(load_settings())
+    counts: Counter[str] = Counter()
+    with connect() as conn:
+        for outcome in retry_all_failed_events(conn, client):
+            counts[outcome.result] += 1
+            if outcome.error is not None:
+                say(printable(f"{outcome.event_id}  {outcome.error}"))
+    if not counts:
+        say("there are no failed events")
+        return
+    say(", ".join(f"{count} {result}" for result, count in sorted(counts.items())))
+    if counts["failed"]:
+        raise typer.Exit(1)
+
+
+def prune(
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Such as 90d, 12h or 30m.")
+    ] = "90d",
+) -> None:
+    """Empty the payloads of events that were done before then; the events stay."""
+    before = datetime.now(UTC) - _age(older_than)
+    total = 0
+    with connect() as conn:
+        while True:
+            with conn.transaction():
+                count = delete_event_payloads(conn, before=before, limit=BATCH)
+            total += count
+            if count < BATCH:
+                break
+    say(f"emptied the payloads of {total} events")
+
+
+def _client(settings: Settings) -> StripeClient | None:
+    return make_client(settings) if settings.stripe_api_key else None
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,5})([dhm])", text, re.ASCII)
+    if found is None:
+        raise typer.BadParameter(f"{text} is no age; write it as 90d, 12h or 30m")
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+def _cells(event: StoredEvent) -> tuple[str, ...]:
+    error = event.last_error if event.status == "failed" else None
+    return (
+        printable(event.id),
+        printable(event.type),
+        f"{event.event_created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+        event.status,
+        str(event.attempts),
+        printable(error or ""),
+    )
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in ("pyapp", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -1,0 +1,157 @@
+"""The endpoint answers so that Stripe repeats exactly what should be repeated."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from pyapp.connection import pool
+from pyapp.stripe_sync.web import create_app
+from tests.fake_stripe import TEST_SECRET, sign
+from tests.stripe_world import (
+    StripeWorld,
+    make_customer,
+    make_event,
+    make_subscription,
+    stripe_world,
+)
+
+PATH = "/stripe/webhook"
+BODY = make_event("customer.created", make_customer("cus_1"))
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[StripeWorld]:
+    with stripe_world(database) as running:
+        yield running
+
+
+@pytest.fixture
+def web(world: StripeWorld) -> Iterator[TestClient]:
+    with pool(world.url, max_size=2) as connections:
+        yield TestClient(create_app(connections, [TEST_SECRET]))
+
+
+def post(web: TestClient, body: bytes, signature: str | None = None) -> tuple[int, str]:
+    headers = {"Stripe-Signature": signature or sign(body, [TEST_SECRET])}
+    answer = web.post(PATH, content=body, headers=headers)
+    return answer.status_code, answer.text
+
+
+def test_what_nobody_signed_is_refused_and_not_stored(
+    world: StripeWorld, web: TestClient, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    old = sign(BODY, [TEST_SECRET], int(time.time()) - 360)
+    answers = [
+        post(web, BODY, sign(BODY, ["whsec_other"])),
+        post(web, BODY, old),
+        (web.post(PATH, content=BODY).status_code, '{"error":"bad signature"}'),
+    ]
+
+    assert answers == [(400, '{"error":"bad signature"}')] * 3
+    assert world.events() == []
+    for secret in (TEST_SECRET, "whsec_other", "cus_1", old):
+        assert secret not in caplog.text
+
+
+def test_too_large_or_broken_body_is_refused(world: StripeWorld, web: TestClient):
+    large = b" " * 10_000_000
+    chunks = (large[:100_000] for _ in range(100))
+
+    assert post(web, large)[0] == 413
+    assert web.post(PATH, content=chunks).status_code == 413
+    assert post(web, b"{") == (400, '{"error":"no event"}')
+    assert world.events() == []
+
+
+def test_event_is_acknowledged_once_it_is_committed(
+    world: StripeWorld, web: TestClient
+):
+    assert post(web, BODY) == (200, '{"result":"applied"}')
+    assert post(web, BODY) == (200, '{"result":"duplicate"}')
+    unknown = make_event("moon.landed", {"id": "x_1", "object": "x"})
+    assert post(web, unknown) == (200, '{"result":"ignored"}')
+    assert len(world.events()) == 2
+
+
+def test_failed_event_is_kept_and_asked_for_again(
+    world: StripeWorld, web: TestClient, caplog: pytest.LogCaptureFixture
+):
+    user_id = world.user()
+    world.send("customer.created", make_customer("cus_1", user_id))
+    world.conn.execute(
+        "ALTER TABLE app.users ADD CHECK (stripe_price_id <> 'price_bad')"
+    )
+    shape = make_subscription("sub_1", "cus_1", price="price_bad")
+
+    body = make_event("customer.subscription.created", shape)
+    assert post(web, body) == (500, '{"result":"failed"}')
+    assert world.events()[-1][1] == "failed"
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.__dict__["event_id"] == json.loads(body)["id"]
+
+
+def test_lost_database_is_said_to_be_away(world: StripeWorld):
+    connections = pool(world.url)
+    connections.close()
+    web = TestClient(create_app(connections, [TEST_SECRET]))
+
+    assert post(web, BODY) == (503, '{"error":"database unavailable"}')
+    assert web.get("/healthz").status_code == 503
+
+
+def test_nothing_else_is_served(web: TestClient):
+    assert web.get("/healthz").json() == {"status": "ok"}
+    assert web.get(PATH).status_code == 405
+    assert web.get("/docs").status_code == 404
+
+
+def test_server_told_to_stop_finishes_what_is_under_way(world: StripeWorld):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "DATABASE_URL": world.url,
+        "STRIPE_WEBHOOK_SECRET": TEST_SECRET,
+        "STRIPE_SECRET_KEY": "",
+    }
+    command = "from pyapp.cli import main; main()"
+    server = subprocess.Popen(
+        [sys.executable, "-c", command, "stripe", "serve", "--port", str(port)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        assert any("running on" in line for line in iter(server.stderr.readline, ""))
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n"
+            f"Stripe-Signature: {sign(BODY, [TEST_SECRET])}\r\n"
+            "Expect: 100-continue\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+            line.sendall(head.encode())
+            # It waits for the body now.
+            assert b"100 Continue" in line.recv(1000)
+            server.send_signal(signal.SIGTERM)
+            assert any("Shutting" in text for text in iter(server.stderr.readline, ""))
+            line.sendall(BODY)
+            assert re.match(rb"HTTP/1.1 200 ", line.recv(1000))
+        rest = server.communicate(timeout=20)[1]
+        assert server.returncode == 0
+        assert TEST_SECRET not in rest
+    finally:
+        server.kill()
+        server.wait()
+    assert [event[1] for event in world.events()] == ["applied"]
