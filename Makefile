@@ -38,6 +38,7 @@ demo: install .env.local ## from nothing to a quota report on a real database
 	$(call show,pyapp db migrate)
 	$(call show,pyapp db check)
 	$(call show,python examples/demo.py)
+	$(call show,python -m examples.stripe_demo)
 	$(call show,pyapp import usage examples/ada/*.jsonl --at now --user ada@example.com)
 	$(call show,pyapp quota --all)
 
