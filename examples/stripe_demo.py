@@ -58,7 +58,7 @@ def buy(client: stripe.StripeClient, customer: str, price: str) -> stripe.Subscr
 
 
 def reconcile(*options: str) -> None:
-    print("$ pyapp stripe reconcile", *options, flush=True)
+    print("--", " ".join(["pyapp stripe reconcile", *options]), flush=True)
     # A dry run that finds differences exits with a status of its own.
     with contextlib.suppress(SystemExit):
         run_command(["stripe", "reconcile", *options])

@@ -41,8 +41,9 @@ def test_dry_run_tells_and_changes_nothing_until_a_run_repairs(
     for _ in range(2):
         code, out, _ = run_cli("stripe", "reconcile", "--dry-run")
         assert code == 3
-        assert f"{customer} of user" in out
+        assert f"{customer}: in Stripe, and not known here" in out
         assert "missing here" in out
+        assert all(len(line) <= 80 for line in out.splitlines())
 
     code, out, _ = run_cli("stripe", "reconcile")
     assert code == 0

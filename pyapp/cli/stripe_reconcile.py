@@ -92,8 +92,9 @@ def _report(found: Reconciliation, shown: list[Difference]) -> None:
         say(f"no differences: {seen}{resumed}")
         return
     for one in shown:
-        whose = "" if one.user_id is None else f" of user {one.user_id}"
-        say(f"{one.object_id}{whose}: {_MEANINGS[one.kind]}")
+        say(f"{one.object_id}: {_MEANINGS[one.kind]}")
+        if one.kind == "unlinked" and one.user_id and not one.is_repaired:
+            say(f"  its e-mail is that of user {one.user_id}")
     if found.number_found > len(shown):
         say(f"and {found.number_found - len(shown):,} more")
     say("")
