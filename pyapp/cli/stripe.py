@@ -91,7 +91,9 @@ def events(
     if not rows:
         say("there are no failed events" if failed else "there are no events")
         return
-    table = [("event", "type", "created (UTC)", "status", "attempts", "error")]
+    table: list[tuple[str, ...]] = [
+        ("event", "type", "created (UTC)", "status", "attempts", "error")
+    ]
     table += map(_cells, rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
