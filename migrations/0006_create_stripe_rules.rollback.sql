@@ -1,5 +1,8 @@
 SET LOCAL lock_timeout = '5s';
 
+DROP FUNCTION app.take_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+);
 DROP FUNCTION app.put_stripe_view(
     text, jsonb, text, boolean, boolean, boolean, boolean
 );

@@ -1135,9 +1135,7 @@ CREATE INDEX stripe_sync_runs_kind_idx ON app.stripe_sync_runs (kind, id);
 
 CREATE FUNCTION app.lock_stripe_customer(customer_id text)
 RETURNS void LANGUAGE sql
-BEGIN ATOMIC
-    SELECT pg_advisory_xact_lock(hashtextextended(lock_stripe_customer.customer_id, 0));
-END;
+RETURN pg_advisory_xact_lock(hashtextextended(customer_id, 0));
 
 COMMENT ON FUNCTION app.lock_stripe_customer(text) IS
     'Until the transaction ends nobody else changes what is known of the customer.';
@@ -1395,20 +1393,24 @@ BEGIN
     WHERE u.id IN (user_id, holder)
     ORDER BY u.id
     FOR NO KEY UPDATE;
-    INSERT INTO app.stripe_customers AS c (
-        id, user_id, is_deleted, created_at, as_of, is_provisional
-    )
-    VALUES (
-        given.id, put_stripe_customer.user_id, given.is_deleted, given.created_at,
-        GREATEST(given.as_of, known.as_of), given.is_provisional
-    )
-    ON CONFLICT (id) DO UPDATE
-    SET
-        user_id = excluded.user_id,
-        is_deleted = excluded.is_deleted,
-        created_at = excluded.created_at,
-        as_of = excluded.as_of,
-        is_provisional = excluded.is_provisional;
+    IF known.id IS NULL THEN
+        INSERT INTO app.stripe_customers (
+            id, user_id, is_deleted, created_at, as_of, is_provisional
+        )
+        VALUES (
+            given.id, put_stripe_customer.user_id, given.is_deleted, given.created_at,
+            given.as_of, given.is_provisional
+        );
+    ELSE
+        UPDATE app.stripe_customers AS c
+        SET
+            user_id = put_stripe_customer.user_id,
+            is_deleted = given.is_deleted,
+            created_at = given.created_at,
+            as_of = GREATEST(given.as_of, known.as_of),
+            is_provisional = given.is_provisional
+        WHERE c.id = given.id;
+    END IF;
     UPDATE app.stripe_subscriptions AS s
     SET user_id = put_stripe_customer.user_id
     WHERE s.customer_id = given.id
@@ -1481,38 +1483,44 @@ BEGIN
         RETURN;
     END IF;
 
-    PERFORM u.id FROM app.users AS u WHERE u.id = user_id FOR NO KEY UPDATE;
+    IF user_id IS DISTINCT FROM known.user_id THEN
+        PERFORM u.id FROM app.users AS u WHERE u.id = user_id FOR NO KEY UPDATE;
+    END IF;
     given.is_provisional := COALESCE(
         source = 'event'
         AND date_trunc('second', given.as_of) = date_trunc('second', known.as_of)
         AND (known.is_provisional OR differences <> '{}'),
         FALSE
     );
-    INSERT INTO app.stripe_subscriptions AS s (
-        id, customer_id, user_id, status, price_id, current_period_start,
-        current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
-        created_at, as_of, is_provisional
-    )
-    VALUES (
-        given.id, given.customer_id, put_stripe_subscription.user_id, given.status,
-        given.price_id, given.current_period_start, given.current_period_end,
-        given.billing_cycle_anchor, given.cancel_at_period_end, given.canceled_at,
-        given.created_at, GREATEST(given.as_of, known.as_of), given.is_provisional
-    )
-    ON CONFLICT (id) DO UPDATE
-    SET
-        customer_id = excluded.customer_id,
-        user_id = excluded.user_id,
-        status = excluded.status,
-        price_id = excluded.price_id,
-        current_period_start = excluded.current_period_start,
-        current_period_end = excluded.current_period_end,
-        billing_cycle_anchor = excluded.billing_cycle_anchor,
-        cancel_at_period_end = excluded.cancel_at_period_end,
-        canceled_at = excluded.canceled_at,
-        created_at = excluded.created_at,
-        as_of = excluded.as_of,
-        is_provisional = excluded.is_provisional;
+    IF known.id IS NULL THEN
+        INSERT INTO app.stripe_subscriptions (
+            id, customer_id, user_id, status, price_id, current_period_start,
+            current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
+            created_at, as_of, is_provisional
+        )
+        VALUES (
+            given.id, given.customer_id, put_stripe_subscription.user_id, given.status,
+            given.price_id, given.current_period_start, given.current_period_end,
+            given.billing_cycle_anchor, given.cancel_at_period_end, given.canceled_at,
+            given.created_at, given.as_of, given.is_provisional
+        );
+    ELSE
+        UPDATE app.stripe_subscriptions AS s
+        SET
+            customer_id = given.customer_id,
+            user_id = put_stripe_subscription.user_id,
+            status = given.status,
+            price_id = given.price_id,
+            current_period_start = given.current_period_start,
+            current_period_end = given.current_period_end,
+            billing_cycle_anchor = given.billing_cycle_anchor,
+            cancel_at_period_end = given.cancel_at_period_end,
+            canceled_at = given.canceled_at,
+            created_at = given.created_at,
+            as_of = GREATEST(given.as_of, known.as_of),
+            is_provisional = given.is_provisional
+        WHERE s.id = given.id;
+    END IF;
 END;
 $$;
 
@@ -1535,24 +1543,30 @@ CREATE FUNCTION app.put_stripe_view(
 )
 LANGUAGE plpgsql SET search_path = ''
 AS $$
+DECLARE
+    judged record;
+    synced record;
 BEGIN
     IF noun = 'customers' THEN
-        SELECT p.verdict, p.differences, p.user_id, p.released_user_id, p.proposed_user_id
-        INTO verdict, differences, user_id, released_user_id, proposed_user_id
-        FROM app.put_stripe_customer(
+        judged := app.put_stripe_customer(
             view, source, can_ask, match_email, is_dry_run
-        ) AS p;
+        );
+        released_user_id := judged.released_user_id;
+        proposed_user_id := judged.proposed_user_id;
     ELSIF noun = 'subscriptions' THEN
-        SELECT p.verdict, p.differences, p.user_id
-        INTO verdict, differences, user_id
-        FROM app.put_stripe_subscription(view, source, can_ask, is_dry_run) AS p;
+        judged := app.put_stripe_subscription(view, source, can_ask, is_dry_run);
+    ELSE
+        RETURN;
     END IF;
+    verdict := judged.verdict;
+    differences := judged.differences;
+    user_id := judged.user_id;
     IF with_users AND verdict = 'applied' AND NOT is_dry_run THEN
         IF released_user_id IS NOT NULL THEN
-            PERFORM app.sync_stripe_user(released_user_id);
+            synced := app.sync_stripe_user(released_user_id);
         END IF;
         IF user_id IS NOT NULL THEN
-            PERFORM app.sync_stripe_user(user_id);
+            synced := app.sync_stripe_user(user_id);
         END IF;
     END IF;
 END;
@@ -1562,3 +1576,67 @@ COMMENT ON FUNCTION app.put_stripe_view(
     text, jsonb, text, boolean, boolean, boolean, boolean
 ) IS
     'Judges a view of a customer or subscription, and syncs its users if told so.';
+
+CREATE FUNCTION app.take_stripe_event(
+    id text,
+    type text,
+    api_version text,
+    event_created_at timestamptz,
+    payload jsonb,
+    lock_key text,
+    noun text,
+    view jsonb,
+    can_ask boolean
+)
+RETURNS text LANGUAGE plpgsql SET search_path = ''
+AS $$
+#variable_conflict use_column
+DECLARE
+    result text := 'ignored';
+    judged record;
+BEGIN
+    -- What the lock waits for must be seen after it.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'app.take_stripe_event needs READ COMMITTED'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM app.lock_stripe_customer(lock_key);
+    IF EXISTS (
+        SELECT FROM app.stripe_events AS e
+        WHERE e.id = take_stripe_event.id
+            AND e.status IN ('applied', 'stale', 'ignored')
+    ) THEN
+        RETURN 'duplicate';
+    END IF;
+
+    IF noun IS NOT NULL THEN
+        judged := app.put_stripe_view(
+            noun, view, 'event', can_ask, FALSE, FALSE, TRUE
+        );
+        result := judged.verdict;
+        IF result = 'unclear' THEN
+            RETURN result;
+        END IF;
+    END IF;
+    INSERT INTO app.stripe_events AS e (
+        id, type, api_version, event_created_at, payload, status, attempts, processed_at
+    )
+    VALUES (
+        take_stripe_event.id, take_stripe_event.type, take_stripe_event.api_version,
+        take_stripe_event.event_created_at, take_stripe_event.payload, result, 1, now()
+    )
+    ON CONFLICT (id) DO UPDATE
+    SET
+        status = excluded.status,
+        payload = excluded.payload,
+        attempts = e.attempts + 1,
+        processed_at = excluded.processed_at
+    WHERE e.status IN ('received', 'failed');
+    RETURN result;
+END;
+$$;
+
+COMMENT ON FUNCTION app.take_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+) IS
+    'Enters an event once, with the view it gives; of an unclear one it says so only.';

@@ -52,10 +52,11 @@ def test_what_nobody_signed_is_refused_and_not_stored(
 ):
     caplog.set_level(logging.DEBUG)
     old = sign(BODY, [TEST_SECRET], int(time.time()) - 360)
+    missing = web.post(PATH, content=BODY)
     answers = [
         post(web, BODY, sign(BODY, ["whsec_other"])),
         post(web, BODY, old),
-        (web.post(PATH, content=BODY).status_code, '{"error":"bad signature"}'),
+        (missing.status_code, missing.text),
     ]
 
     assert answers == [(400, '{"error":"bad signature"}')] * 3
@@ -108,6 +109,20 @@ def test_lost_database_is_said_to_be_away(world: StripeWorld):
 
     assert post(web, BODY) == (503, '{"error":"database unavailable"}')
     assert web.get("/healthz").status_code == 503
+
+
+def test_delivery_on_a_cut_connection_is_asked_for_again(
+    world: StripeWorld, web: TestClient
+):
+    """As after a restart of the server: the pool has only what is no more."""
+    world.conn.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    assert post(web, BODY) == (503, '{"error":"database unavailable"}')
+    assert world.events() == []
+    assert post(web, BODY) == (200, '{"result":"applied"}')
 
 
 def test_nothing_else_is_served(web: TestClient):

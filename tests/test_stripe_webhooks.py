@@ -187,10 +187,13 @@ def test_connection_is_left_as_it_was(world: StripeWorld):
     with connect(world.url) as conn:
         conn.execute("SET TimeZone = 'Asia/Kolkata'")
         conn.commit()
+        conn.execute("SET default_transaction_isolation = 'serializable'")
+        conn.commit()
         conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
         done = handle_webhook(conn, delivery.payload, delivery.signature, [TEST_SECRET])
         assert done.result == "applied"
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert not conn.autocommit
         assert conn.isolation_level == psycopg.IsolationLevel.SERIALIZABLE
         assert conn.execute("SHOW TimeZone").fetchone() == ("Asia/Kolkata",)
         conn.rollback()

@@ -18,7 +18,7 @@ from psycopg import Connection
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.api import fetch
 from pyapp.stripe_sync.envelope import Event
-from pyapp.stripe_sync.mirror import Judgement, Noun, Verdict
+from pyapp.stripe_sync.mirror import Judgement, Noun
 from pyapp.stripe_sync.shapes import (
     find_invoice_subscription,
     object_id,
@@ -78,15 +78,13 @@ def settle(
     client: stripe.StripeClient | None,
     event: Event,
     view: View,
-    verdict: Verdict | None,
 ) -> Applied:
-    """Return what the event's view was worth; ask Stripe if that is unclear."""
-    if verdict == "unclear" and client is not None:
-        judged = refresh(
-            conn, client, view.noun, view.row["id"], event.created_at
-        ) or _put(conn, view, "event")
-        verdict = judged.verdict
-    return "applied" if verdict == "applied" else "stale"
+    """Ask Stripe about what the event's view left unclear."""
+    judged = client and refresh(
+        conn, client, view.noun, view.row["id"], event.created_at
+    )
+    judged = judged or _put(conn, view, "event")
+    return "applied" if judged.verdict == "applied" else "stale"
 
 
 def apply(

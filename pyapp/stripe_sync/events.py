@@ -3,28 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from pyapp.calls import Call, many, optional, query, rowcount
-from pyapp.stripe_sync.mirror import Noun, Verdict, to_json
+from pyapp.calls import Call, many, one, optional, query, rowcount
+from pyapp.stripe_sync.mirror import Noun, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of an event; an unclear one was not taken, Stripe has to be asked."""
+
+    result: Literal["applied", "stale", "ignored", "duplicate", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
 class EventAttempt:
-    """An event that is entered; `attempts` counts this one.
-
-    `verdict` is what the view that it gives is worth: applied, stale or unclear; None
-    if it gives none.
-    """
-
-    id: str
-    attempts: int
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True, slots=True)
-class FailedAttempt:
-    """An event that could not be applied; `attempts` counts this time."""
+    """An event and how often applying it was tried, this time included."""
 
     id: str
     attempts: int
@@ -63,6 +57,37 @@ class StoredEvent:
 
 
 @query
+def take_event(
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    lock_key: str,
+    noun: Noun | None,
+    view: Mapping[str, Any] | None,
+    can_ask: bool,
+) -> Call[Taken]:
+    """Enter the event with the view that it gives, or none, and return what it was.
+
+    Nobody else changes what is known of *lock_key* meanwhile.
+    """
+    parameters = {
+        "id": id,
+        "type": type,
+        "api_version": api_version,
+        "event_created_at": event_created_at,
+        "payload": payload,
+        "lock_key": lock_key,
+        "noun": noun,
+        "view": None if view is None else to_json(view),
+        "can_ask": can_ask,
+    }
+    return one(Taken, parameters)
+
+
+@query
 def insert_event(
     *,
     id: str,
@@ -70,13 +95,9 @@ def insert_event(
     api_version: str | None,
     event_created_at: datetime,
     payload: str,
-    status: str,
     lock_key: str,
-    noun: Noun | None,
-    view: Mapping[str, Any] | None,
-    can_ask: bool,
 ) -> Call[EventAttempt | None]:
-    """Lock *lock_key* until the transaction ends; enter the event and its *view*.
+    """Lock *lock_key* until the transaction ends, and enter the event as applied.
 
     Return None for one that is done already; one that has failed is entered again.
     """
@@ -86,11 +107,7 @@ def insert_event(
         "api_version": api_version,
         "event_created_at": event_created_at,
         "payload": payload,
-        "status": status,
         "lock_key": lock_key,
-        "noun": noun,
-        "view": None if view is None else to_json(view),
-        "can_ask": can_ask,
     }
     return optional(EventAttempt, parameters)
 
@@ -110,7 +127,7 @@ def upsert_failed_event(
     event_created_at: datetime,
     payload: str,
     last_error: str,
-) -> Call[FailedAttempt | None]:
+) -> Call[EventAttempt | None]:
     """Keep an event that could not be applied; return None if it is done meanwhile."""
     parameters = {
         "id": id,
@@ -120,7 +137,7 @@ def upsert_failed_event(
         "payload": payload,
         "last_error": last_error,
     }
-    return optional(FailedAttempt, parameters)
+    return optional(EventAttempt, parameters)
 
 
 @query

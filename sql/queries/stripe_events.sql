@@ -1,46 +1,50 @@
+-- name: take_event :one
+-- All of it in one statement: that is a transaction too. If it is unclear, nothing is
+-- done, for Stripe has to be asked while the customer is locked.
+SELECT
+    app.take_stripe_event(
+        :id,
+        :type,
+        :api_version,
+        :event_created_at,
+        :payload::jsonb,
+        :lock_key,
+        :noun,
+        :view::jsonb,
+        :can_ask
+    ) AS result;
+
 -- name: insert_event :optional
 -- Takes the lock on the event's customer until the transaction ends, then the event,
--- as if it were applied already: whatever fails afterwards takes this row with it. Then
--- the view that it gives of an object, if any. No row: the event is done. The lock is
--- taken before the row, so that nobody waits the other way round.
+-- as if it were applied already: whatever fails afterwards takes this row with it.
+-- No row: it is done. The lock is taken before the row, so nobody waits the other way.
 WITH held AS MATERIALIZED (
     SELECT
         app.lock_stripe_customer(:lock_key) AS lock,
         set_config('TimeZone', 'UTC', TRUE) AS time_zone
-),
-
-taken AS (
-    INSERT INTO app.stripe_events AS e (
-        id, type, api_version, event_created_at, payload, status, attempts, processed_at
-    )
-    SELECT
-        :id::text,
-        :type::text,
-        :api_version::text,
-        :event_created_at::timestamptz,
-        :payload::jsonb,
-        :status::text,
-        1 AS attempts,
-        now() AS processed_at
-    FROM held
-    ON CONFLICT (id) DO UPDATE
-    SET
-        status = excluded.status,
-        payload = excluded.payload,
-        attempts = e.attempts + 1,
-        processed_at = excluded.processed_at
-    WHERE e.status IN ('received', 'failed')
-    RETURNING e.id, e.attempts
 )
 
+INSERT INTO app.stripe_events AS e (
+    id, type, api_version, event_created_at, payload, status, attempts, processed_at
+)
 SELECT
-    t.id,
-    t.attempts,
-    p.verdict
-FROM taken AS t
-CROSS JOIN LATERAL app.put_stripe_view(
-    :noun, :view::jsonb, 'event', :can_ask, FALSE, FALSE, TRUE
-) AS p;
+    :id::text,
+    :type::text,
+    :api_version::text,
+    :event_created_at::timestamptz,
+    :payload::jsonb,
+    'applied' AS status,
+    1 AS attempts,
+    now() AS processed_at
+FROM held
+ON CONFLICT (id) DO UPDATE
+SET
+    status = excluded.status,
+    payload = excluded.payload,
+    attempts = e.attempts + 1,
+    processed_at = excluded.processed_at
+WHERE e.status IN ('received', 'failed')
+RETURNING e.id, e.attempts;
 
 -- name: mark_event :rowcount
 -- When applying it has shown that it was stale, or not needed.

@@ -1,0 +1,128 @@
+"""`pyapp stripe`: what it shows of the inbox, tries again, and empties."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stripe_world import (
+    StripeWorld,
+    make_customer,
+    make_subscription,
+    stripe_world,
+)
+from tests.support import run_cli
+
+CREATED = "customer.subscription.created"
+
+
+@pytest.fixture
+def world(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StripeWorld]:
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "")
+    with stripe_world(database) as running:
+        yield running
+
+
+def add_failed_event(world: StripeWorld, id: str = "evt_bad") -> None:
+    world.conn.execute(
+        "ALTER TABLE app.users ADD CONSTRAINT no_bad_price"
+        " CHECK (stripe_price_id <> 'price_bad')"
+    )
+    world.send("customer.created", make_customer("cus_1", world.user()), id="evt_good")
+    shape = make_subscription("sub_1", "cus_1", price="price_bad")
+    assert world.send(CREATED, shape, id=id).result == "failed"
+
+
+def repair(world: StripeWorld) -> None:
+    world.conn.execute("ALTER TABLE app.users DROP CONSTRAINT no_bad_price")
+
+
+def test_events_are_shown_the_newest_first_or_only_the_failed(world: StripeWorld):
+    assert run_cli("stripe", "events") == (0, "there are no events\n", "")
+    add_failed_event(world)
+
+    code, out, err = run_cli("stripe", "events")
+    assert (code, err) == (0, "")
+    header, *rows = out.splitlines()
+    assert re.split("  +", header) == [
+        "event",
+        "type",
+        "created (UTC)",
+        "status",
+        "attempts",
+        "error",
+    ]
+    assert [row.split()[0] for row in rows] == ["evt_bad", "evt_good"]
+    assert "  failed   1         " in rows[0]
+    assert "no_bad_price" in rows[0]
+    assert rows[1].split()[-2:] == ["applied", "1"]
+
+    assert len(run_cli("stripe", "events", "--limit", "1")[1].splitlines()) == 2
+    _, *failed = run_cli("stripe", "events", "--failed")[1].splitlines()
+    assert [row.split() for row in failed] == [rows[0].split()]
+
+
+def test_what_an_event_holds_does_not_steer_the_terminal(world: StripeWorld):
+    world.send("\x1b[2Jmoon", {"id": "x_1", "object": "x"}, id="evt_\x1b[1m")
+
+    assert "\x1b" not in run_cli("stripe", "events")[1]
+
+
+def test_retry_fails_while_an_event_still_does(world: StripeWorld):
+    assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
+    add_failed_event(world)
+
+    code, out, err = run_cli("stripe", "retry")
+    assert (code, err) == (1, "")
+    error, summary = out.splitlines()
+    assert error.startswith("evt_bad  ")
+    assert summary == "1 failed"
+    assert world.events()[1][1:3] == ("failed", 2)
+
+    repair(world)
+    assert run_cli("stripe", "retry") == (0, "1 applied\n", "")
+    assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
+    assert world.row("sub_1").price_id == "price_bad"
+
+
+def test_prune_empties_what_is_done_and_old_enough(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pyapp.cli.stripe.BATCH", 2)
+    add_failed_event(world)
+    for number in range(4):
+        world.send("moon.landed", {"id": f"x_{number}", "object": "x"})
+    world.conn.execute(
+        "UPDATE app.stripe_events SET processed_at = now() - interval '2 days'"
+        " WHERE id <> 'evt_good' AND status <> 'failed'"
+    )
+
+    def prune(*arguments: str) -> str:
+        code, out, err = run_cli("stripe", "prune", *arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    assert prune() == "emptied the payloads of 0 events\n"
+    assert prune("--older-than", "36h") == "emptied the payloads of 4 events\n"
+    kept = world.conn.execute(
+        "SELECT id FROM app.stripe_events WHERE payload IS NOT NULL ORDER BY id"
+    ).fetchall()
+    assert kept == [("evt_bad",), ("evt_good",)]
+    assert len(world.events()) == 6
+
+
+@pytest.mark.parametrize("age", ["90", "-1d", "1y", "d", ""])
+def test_age_without_a_unit_is_refused(age: str):
+    assert run_cli("stripe", "prune", f"--older-than={age}")[0] == 2
+
+
+def test_serving_without_a_secret_is_refused(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "")
+    code, out, err = run_cli("stripe", "serve")
+
+    assert (code, out) == (1, "")
+    assert err.startswith("error: STRIPE_WEBHOOK_SECRET is not set")
+    assert len(err.splitlines()) == 1
