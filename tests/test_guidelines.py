@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import typer
 
-from pyapp.cli.app import app
+from pyapp.cli.app import make_app
 from pyapp.devtools.catalog import read_catalog
 from pyapp.paths import sql_dir
 from pyapp.queries import QUERIES
@@ -40,7 +40,7 @@ def list_commands() -> set[str]:
     """Return every `pyapp ...` and `make ...` that there is."""
     found = set(re.findall(r"^([a-z-]+):.*##", read("Makefile"), re.MULTILINE))
     commands = {f"make {target}" for target in found}
-    groups = [("pyapp", typer.main.get_command(app))]
+    groups = [("pyapp", typer.main.get_command(make_app()))]
     for name, command in groups:
         commands.add(name)
         for word, below in getattr(command, "commands", {}).items():

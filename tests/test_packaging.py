@@ -107,6 +107,21 @@ def test_the_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
     assert shown == ("error: an optional part is missing: pip install 'pyapp[cli]'\n")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["quota", "--help"]])
+def test_a_command_does_not_load_what_only_others_need(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    heavy = {"yoyo", "stripe", "genai_prices", "results", "starlette", "uvicorn"}
+    shown = _python(
+        "import sys; from pyapp.cli import main\n"
+        f"try: main({arguments})\n"
+        f"except SystemExit: print({heavy} & sys.modules.keys())",
+        tmp_path,
+    )
+
+    assert shown.endswith("\nset()\n")
+
+
 def test_the_lock_names_no_host_and_no_path() -> None:
     lock = (REPOSITORY / "requirements-dev.lock").read_text()
 

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from pyapp import config
-from pyapp.cli.app import app
+from pyapp.cli.app import make_app
 from pyapp.cli.quota import HEADER
 from pyapp.connection import connect
 from pyapp.users import create_user
@@ -92,7 +92,7 @@ def test_the_commands_exist() -> None:
         if program == "make":
             assert words[0] in makefile_targets()
             continue
-        command = get_command(app)
+        command = get_command(make_app())
         while words and hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         assert not hasattr(command, "commands")

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a user can act on ends it with one line, status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _app()(arguments)
+        _app(arguments)(arguments)
     except PyappError as exc:
         _fail(str(exc))
     except psycopg.errors.InsufficientPrivilege as exc:
@@ -30,14 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"the database stopped answering: {str(exc).strip().splitlines()[0]}")
 
 
-def _app() -> "typer.Typer":
+def _app(arguments: list[str]) -> "typer.Typer":
     try:
-        from pyapp.cli.app import app
+        from pyapp.cli.app import make_app
+
+        return make_app(next(iter(arguments), "--help"))
     except ModuleNotFoundError as exc:
         if exc.name in {"typer", "rich"}:
             raise MissingExtraError("cli") from exc
         raise
-    return app
 
 
 def _fail(message: str) -> None:

@@ -4,7 +4,6 @@ import typer
 
 from pyapp.cli.console import say
 from pyapp.config import find_root
-from pyapp.devtools.doctor import Level, examine
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +13,9 @@ def register(app: typer.Typer) -> None:
 
 def doctor() -> None:
     """Check every link from the files to the schema; exit 1 on a problem."""
+    # Not at the top: the list of all commands is there sooner without it.
+    from pyapp.devtools.doctor import Level, examine
+
     problems = 0
     for finding in examine(find_root()):
         problems += finding.level is Level.PROBLEM
