@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint lint-sql lint-python format lock \
+.PHONY: help install demo test check lint lint-sql lint-python format freeze lock \
 	db-start db-stop db-status db-reset doctor docs bench clean
 
 help: ## list the targets
@@ -51,6 +51,7 @@ lint: install ## all checks except the tests
 lint-sql:
 	@$(BIN)/sqlfluff lint -q sql migrations bench
 	@$(BIN)/python .ci/lint_migrations.py
+	@$(BIN)/python .ci/migration_sums.py
 
 lint-python:
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
@@ -61,6 +62,9 @@ check: lint test ## exactly what CI runs: SQL and Python linters, types, tests
 
 format: install ## rewrite the Python files in the project's format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix --quiet .
+
+freeze: install ## list new migrations as final in migrations/SHA256SUMS
+	@$(BIN)/python .ci/migration_sums.py --add
 
 lock: install ## choose new versions for requirements-dev.lock
 	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && "$$python" -m venv $(VENV)/lock

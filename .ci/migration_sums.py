@@ -1,0 +1,49 @@
+"""Hold migrations/ to SHA256SUMS: what is listed there never changes any more.
+
+`--add` lists the files that are new. A line is never replaced: a commit that changes
+one shows its reviewer that a merged migration has changed.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+FOLDER = Path("migrations")
+SUMS = FOLDER / "SHA256SUMS"
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of the text of *path*, the same on every system."""
+    return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
+
+
+def read_sums() -> dict[str, str]:
+    """Return the checksum of each listed file."""
+    lines = SUMS.read_text(encoding="utf-8").splitlines() if SUMS.exists() else []
+    return {name: checksum for checksum, name in (line.split() for line in lines)}
+
+
+def main() -> int:
+    """Say which files have changed, vanished or are not listed; 1 if any."""
+    listed = read_sums()
+    found = {path.name: checksum(path) for path in sorted(FOLDER.glob("*.sql"))}
+    new = [name for name in found if name not in listed]
+    if "--add" in sys.argv:
+        listed |= {name: found[name] for name in new}
+        lines = (f"{listed[name]}  {name}\n" for name in sorted(listed))
+        SUMS.write_text("".join(lines), encoding="utf-8", newline="\n")
+        print(f"{SUMS}: {', '.join(new) or 'nothing'} added")
+        return 0
+    for name in new:
+        print(f"{FOLDER / name} is not in {SUMS.name}; once it is final: make freeze")
+    changed = [name for name in listed if found.get(name) != listed[name]]
+    for name in changed:
+        print(
+            f"{FOLDER / name} has changed since it was merged: undo that, and write a"
+            f" new migration (not merged yet? Take its line out of {SUMS})"
+        )
+    return 1 if new or changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
