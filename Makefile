@@ -42,8 +42,10 @@ demo: install .env.local ## from nothing to a quota report on a real database
 	$(call show,pyapp import usage examples/ada/*.jsonl --at now --user ada@example.com)
 	$(call show,pyapp quota --all)
 
+# Another server than the wheel's: make test PG_BIN=/usr/lib/postgresql/15/bin
 test: install ## run the tests (ARGS="-k name" to choose)
-	@$(BIN)/pytest -q -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -q -n auto --dist loadgroup \
+		$(if $(PG_BIN),--postgresql-exec=$(PG_BIN)/pg_ctl) $(ARGS)
 
 lint: install ## all checks except the tests
 	@$(MAKE) --no-print-directory -j 2 lint-sql lint-python

@@ -6,14 +6,16 @@
 `empty_database`  the URL of a fresh database without the schema
 `server`          the server itself
 
-Each test run (each worker of pytest-xdist) starts its own throwaway server; another
-one, of any version, is given by --postgresql-host, -port, -user and -password.
+Each test run (each worker of pytest-xdist) starts its own throwaway server: from the
+wheel, or by another version's pg_ctl, given by --postgresql-exec. A server that runs
+already is given by --postgresql-host, -port, -user and -password.
 """
 
 import contextlib
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -64,7 +66,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             password=option("postgresql_password") or "not-asked-for",
         )
         return
-    with throwaway_server(settings={"max_connections": "200"}) as started:
+    pg_ctl = option("postgresql_exec")
+    with throwaway_server(
+        settings={"max_connections": "200"},
+        programs=Path(pg_ctl).resolve().parent if pg_ctl else None,
+    ) as started:
         yield Server("localhost", started.port, started.user, started.password)
 
 

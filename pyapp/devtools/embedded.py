@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -31,6 +32,13 @@ from pyapp.devtools.postmaster import find_postmaster
 from pyapp.errors import LocalServerError
 
 ANEW = "`pyapp db reset` makes it anew, without its data"
+# The same order and letters everywhere; before 17 only the system has such a locale.
+BUILTIN_LOCALE = (
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+)
+SYSTEM_LOCALE = ("--locale=C.UTF-8",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class EmbeddedServer:
     password: str = field(default="pyapp", repr=False)
     database: str = "pyapp"
     settings: Mapping[str, str] = field(default_factory=dict)
+    # Where initdb, postgres and pg_ctl are, unless they are the wheel's.
+    programs: Path | None = None
 
     @property
     def url(self) -> str:
@@ -114,7 +124,7 @@ class EmbeddedServer:
                 f"the data folder {self.folder} belongs to {owner_name(self.folder)}:"
                 " start as that user, or delete the folder"
             ) from None
-        ours = self._run("postgres", "--version").split()[-1]
+        ours = self._version()
         if ours.split(".")[0] != version:
             raise LocalServerError(
                 f"the data folder {self.folder} is PostgreSQL {version}'s,"
@@ -122,9 +132,15 @@ class EmbeddedServer:
             )
         return True
 
+    def _version(self) -> str:
+        """Return the programs' version, like 18.6."""
+        # Distributions add their own: postgres (PostgreSQL) 15.18 (Debian ...)
+        return self._run("postgres", "--version").split()[2]
+
     def _make(self) -> None:
         """Make the data folder under another name, so that it is whole or absent."""
         account = server_account(self.folder)
+        major = int(self._version().split(".")[0])
         parent, prefix = self.folder.parent, f"{self.folder.name}.new-"
         for leftover in parent.glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -143,9 +159,7 @@ class EmbeddedServer:
                 f"--pwfile={secret}",
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
+                *(BUILTIN_LOCALE if major >= 17 else SYSTEM_LOCALE),
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
             )
             if self.folder.exists():
@@ -217,7 +231,7 @@ class EmbeddedServer:
         # Never through a pipe: the server inherits it and holds it open.
         return subprocess.run(
             [
-                server_binaries(account) / "pg_ctl",
+                self._program("pg_ctl", account),
                 action,
                 f"--pgdata={self.folder}",
                 "--wait",
@@ -233,7 +247,7 @@ class EmbeddedServer:
     def _run(self, program: str, *options: str) -> str:
         account = server_account(self.folder)
         run = subprocess.run(
-            [server_binaries(account) / program, *options],
+            [self._program(program, account), *options],
             capture_output=True,
             text=True,
             **as_account(account),
@@ -241,6 +255,9 @@ class EmbeddedServer:
         if run.returncode:
             raise LocalServerError(f"{program} failed: {last_line(run)}")
         return str(run.stdout)
+
+    def _program(self, name: str, account: pwd.struct_passwd | None) -> Path:
+        return (self.programs or server_binaries(account)) / name
 
 
 @contextlib.contextmanager

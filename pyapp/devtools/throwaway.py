@@ -23,12 +23,17 @@ THROWAWAY = {
 
 @contextlib.contextmanager
 def throwaway_server(
-    folder: Path | None = None, settings: Mapping[str, str] | None = None
+    folder: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    programs: Path | None = None,
 ) -> Iterator[EmbeddedServer]:
     """Give a fast server on a free port; delete it and its folder after."""
     parent = folder or open_folder()
     server = EmbeddedServer(
-        parent / "data", free_port(), settings={**THROWAWAY, **(settings or {})}
+        parent / "data",
+        free_port(),
+        settings={**THROWAWAY, **(settings or {})},
+        programs=programs,
     )
     try:
         server.start()
