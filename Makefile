@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint lint-sql lint-python format freeze lock \
-	db-start db-stop db-status db-reset doctor docs bench clean
+	db-start db-stop db-status db-reset doctor docs bench simulate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -97,6 +97,11 @@ docs: install ## write docs/schema.md
 SIZE := 100000
 bench: install ## measure what is promised (SIZE=10000000 for the real one)
 	@$(BIN)/python -m bench --size $(SIZE)
+
+SEEDS := 50
+FIRST := 1
+simulate: install ## put Stripe's mirror through random lives (SEEDS=50 FIRST=1)
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
 clean: ## remove .venv and caches; the local database stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

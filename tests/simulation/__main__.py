@@ -1,0 +1,51 @@
+"""python -m tests.simulation --seeds 50: a line for each seed, until one fails."""
+
+import argparse
+import sys
+
+from pyapp.connection import connect
+from pyapp.devtools.scratch import scratch_database
+from pyapp.devtools.throwaway import throwaway_server
+from pyapp.paths import sql_dir
+from tests.simulation.run import Report, SimulationError, simulate
+
+HEAD = "seed  events  applied  stale  duplicate  ignored  failed  reconciled  seconds"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seeds", type=int, default=50, help="how many")
+    parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--customers", type=int, default=300)
+    parser.add_argument("--changes", type=int, default=2000)
+    options = parser.parse_args()
+    schema = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+    print(HEAD, flush=True)
+    with throwaway_server() as server:
+        for seed in range(options.first, options.first + options.seeds):
+            with scratch_database(server.url) as url:
+                with connect(url) as conn:
+                    conn.execute(schema.encode())
+                try:
+                    report = simulate(url, seed, options.customers, options.changes)
+                except SimulationError as exc:
+                    print(exc)
+                    print(f"Again: make simulate SEEDS=1 FIRST={seed}")
+                    return 1
+            print(describe(seed, report), flush=True)
+    print(f"{options.seeds} seeds, and every one holds")
+    return 0
+
+
+def describe(seed: int, report: Report) -> str:
+    """One line under HEAD."""
+    kinds = ("applied", "stale", "duplicate", "ignored", "failed")
+    counts = [seed, report.events, *(report.outcomes[kind] for kind in kinds)]
+    words = HEAD.split()
+    cells = [*map(str, counts), str(report.reconciliations), f"{report.seconds:.1f}"]
+    widths = [len(words[0]), *(len(word) + 2 for word in words[1:])]
+    return "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""What customers do, and what time does to them: changes in the fake Stripe."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from uuid import UUID
+
+from tests.fake_stripe import ApiError, FakeStripe
+from tests.fake_stripe.driving import DECLINED
+from tests.fake_stripe.model import Subscription
+
+# The end of a month, so that boundaries fall on days that some months lack.
+START = int(datetime(2026, 1, 29, 23, 59, 30, tzinfo=UTC).timestamp())
+DAY = 86_400
+OLD_VERSION = "2024-06-20"
+UPDATED = "customer.subscription.updated"
+# Each with its interval in months; nobody has a plan for the last two.
+PRICES = {
+    "price_month": 1,
+    "price_quarter": 3,
+    "price_year": 12,
+    "price_other": 1,
+    "price_other_year": 12,
+}
+
+
+@dataclass(slots=True)
+class Life:
+    """`users` have no customer yet; each gets one at most that is not deleted."""
+
+    fake: FakeStripe
+    choose: Random
+    users: list[tuple[UUID, str]]
+    versions: Sequence[str]
+    customers: list[str] = field(default_factory=list)
+    settled: set[str] = field(default_factory=set)  # never deleted
+    owners: dict[str, UUID] = field(default_factory=dict)
+
+    def births(self, number: int) -> Iterator[None]:
+        """So many customers with one to three subscriptions, one after another."""
+        for _ in range(number):
+            customer = self._new_customer()
+            for _ in range(self.choose.choice((1, 1, 1, 2, 2, 3))):
+                self.subscribe(customer)
+            self.wait()
+            yield
+
+    def changes(self, number: int) -> Iterator[None]:
+        """So many changes, often several of one object in the same second."""
+        kinds, weights = zip(*_KINDS, strict=True)
+        while number > 0:
+            (kind,) = self.choose.choices(kinds, weights)
+            about = self.choose.choice(self.customers)
+            for _ in range(self.choose.choice((1, 1, 2, 3))):
+                # What is over cannot be changed: somebody else is chosen then.
+                with contextlib.suppress(ApiError, IndexError):
+                    kind(self, about)
+                    number -= 1
+                    yield
+                if self.choose.random() < 0.3:
+                    (kind,) = self.choose.choices(kinds, weights)
+            self.wait()
+
+    def wait(self) -> None:
+        """Half of the time no second passes, and now and then many days do."""
+        step = self.choose.choices((0, 1, 3600, 4 * DAY), weights=(50, 40, 9, 1))[0]
+        if step:
+            self.fake.advance(seconds=self.choose.randint(1, step))
+
+    # What they do
+
+    def subscribe(self, customer: str) -> None:
+        if len(self.fake.world.subscriptions_of[customer]) >= 3:
+            raise IndexError
+        options: dict[str, object] = {"customer": customer}
+        options["items"] = [{"price": self._price()}]
+        if self.choose.random() < 0.15:
+            options["trial_period_days"] = self.choose.randint(1, 40)
+        elif self.choose.random() < 0.1:
+            options["default_payment_method"] = DECLINED
+        self._post("subscriptions", options)
+
+    def change_price(self, customer: str) -> None:
+        subscription = self._subscription(customer)
+        item = self.choose.choice(subscription.items)
+        self._update(subscription, items=[{"id": item.id, "price": self._price()}])
+
+    def change_items(self, customer: str) -> None:
+        subscription = self._subscription(customer)
+        if len(subscription.items) == 1:
+            self._update(subscription, items=[{"price": self._price()}])
+        else:
+            item = self.choose.choice(subscription.items)
+            self._update(subscription, items=[{"id": item.id, "deleted": True}])
+
+    def cancel(self, customer: str) -> None:
+        self._delete("subscriptions", self._subscription(customer).id)
+
+    def cancel_later(self, customer: str) -> None:
+        subscription = self._subscription(customer)
+        at_end = not subscription.cancel_at_period_end
+        self._update(subscription, cancel_at_period_end=at_end)
+
+    def pause(self, customer: str) -> None:
+        subscription = self._subscription(customer)
+        verb = "resume" if subscription.status == "paused" else "pause"
+        self._post(f"subscriptions/{subscription.id}/{verb}", {})
+
+    def change_card(self, customer: str) -> None:
+        card = self.choose.choice((DECLINED, "pm_card_visa"))
+        subscription = self._subscription(customer)
+        self._update(subscription, default_payment_method=card)
+
+    def begin_period(self, customer: str) -> None:
+        self._update(self._subscription(customer), billing_cycle_anchor="now")
+
+    def try_out(self, customer: str) -> None:
+        end = self.fake.clock.now + self.choose.randint(1, 40) * DAY
+        self._update(self._subscription(customer), trial_end=end)
+
+    def meet_a_new_status(self, customer: str) -> None:
+        """Stripe adds a word that nobody has heard of, and takes it back."""
+        with self.fake.world.lock:
+            subscription = self._subscription(customer)
+            is_new = subscription.status == "hibernating"
+            with self.fake.world.updating(subscription, UPDATED):
+                subscription.status = "active" if is_new else "hibernating"
+
+    def meet_a_new_type(self, customer: str) -> None:
+        with self.fake.world.lock:
+            subscription = self._subscription(customer)
+            kind = self.choose.choice(("pending_update_expired", "hibernated"))
+            self.fake.world.emit(f"customer.subscription.{kind}", subscription)
+
+    def change_name(self, customer: str) -> None:
+        name = f"Name {self.choose.random()}"
+        self._post(f"customers/{customer}", {"name": name})
+
+    def change_owner(self, customer: str) -> None:
+        """Another user is named; whoever had it has none."""
+        if customer not in self.owners:
+            raise IndexError
+        user_id, _ = self.users.pop()
+        self._post(f"customers/{customer}", {"metadata": {"user_id": user_id}})
+        self.settled.add(customer)
+        self.owners[customer] = user_id
+
+    def delete(self, customer: str) -> None:
+        """It is gone; half of the time its user comes back as another."""
+        if customer in self.settled:
+            raise IndexError
+        self._delete("customers", customer)
+        self.settled.add(customer)
+        if customer in self.owners and self.choose.random() < 0.5:
+            metadata = {"user_id": self.owners[customer]}
+            back = self._post("customers", {"metadata": metadata})
+            self.settled.add(back)
+            self.customers.append(back)
+            self.owners[back] = self.owners[customer]
+            self.subscribe(back)
+
+    def buy_as_known(self, customer: str) -> None:
+        """A checkout of a customer that there is, and that may be linked already."""
+        if customer in self.owners:
+            self._check_out(customer=customer, user=str(self.owners[customer]))
+
+    def buy_as_stranger(self, _customer: str) -> None:
+        """A checkout that makes a customer, with somebody else's address."""
+        (user_id, _), (_, email) = self.users.pop(), self.choose.choice(self.users)
+        known = self.choose.random() < 0.7
+        self._check_out(user=str(user_id) if known else "nobody", email=email)
+        self.customers.append(list(self.fake.world.customers)[-1].id)
+
+    def change_version(self, _customer: str) -> None:
+        """What events look like from now on."""
+        with self.fake.world.lock:
+            self.fake.world.api_version = self.choose.choice(self.versions)
+
+    # How
+
+    def _new_customer(self) -> str:
+        user_id, email = self.users.pop()
+        dice = self.choose.random()
+        if dice < 0.9:
+            metadata = {"user_id": str(user_id)}
+        else:
+            # Nobody's, whatever the address says.
+            metadata = {"user_id": "me"} if dice < 0.95 else {}
+        customer = self._post("customers", {"metadata": metadata, "email": email})
+        self.customers.append(customer)
+        if dice < 0.9:
+            self.owners[customer] = user_id
+        return customer
+
+    def _subscription(self, customer: str) -> Subscription:
+        live = list(self.fake.world.live_subscriptions(customer))
+        return self.choose.choice(live)
+
+    def _price(self) -> str:
+        return self.choose.choice([*PRICES, "price_month"])
+
+    def _check_out(self, *, user: str, email: str = "", customer: str = "") -> None:
+        options: dict[str, object] = {
+            "mode": "subscription",
+            "line_items": [{"price": self._price()}],
+            "client_reference_id": user,
+        }
+        options |= {"customer": customer} if customer else {"customer_email": email}
+        self.fake.complete_checkout(self._post("checkout/sessions", options))
+
+    def _update(self, subscription: Subscription, **changes: object) -> None:
+        self._post(f"subscriptions/{subscription.id}", changes)
+
+    def _post(self, path: str, params: dict[str, object]) -> str:
+        name: str = self.fake.request("POST", f"/v1/{path}", params)["id"]
+        return name
+
+    def _delete(self, noun: str, name: str) -> None:
+        self.fake.request("DELETE", f"/v1/{noun}/{name}")
+
+
+_KINDS: list[tuple[Callable[[Life, str], None], int]] = [
+    (Life.change_price, 30),
+    (Life.change_items, 8),
+    (Life.cancel, 5),
+    (Life.cancel_later, 10),
+    (Life.pause, 8),
+    (Life.change_card, 6),
+    (Life.begin_period, 4),
+    (Life.try_out, 4),
+    (Life.subscribe, 6),
+    (Life.meet_a_new_status, 4),
+    (Life.meet_a_new_type, 3),
+    (Life.change_name, 4),
+    (Life.change_owner, 3),
+    (Life.delete, 3),
+    (Life.buy_as_known, 2),
+    (Life.buy_as_stranger, 3),
+    (Life.change_version, 3),
+]

@@ -1,0 +1,251 @@
+"""One seed: a life, its deliveries, and what became of them."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from queue import Queue
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import stripe
+from psycopg import Connection
+from stripe import StripeClient
+
+from pyapp.connection import connect
+from pyapp.stripe_sync import api, handle_webhook, reconcile
+from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
+from tests.simulation.checks import check_deliveries, check_equal, read_mirror
+from tests.simulation.history import (
+    CHECKOUT,
+    CUSTOMER_TYPES,
+    INVOICE_TYPES,
+    History,
+)
+from tests.simulation.life import OLD_VERSION, PRICES, START, Life
+from tests.simulation.users import CREDITS
+
+WORKERS = 8
+# What the endpoint asks for, and more than is used of it.
+TYPES = (*CUSTOMER_TYPES, *INVOICE_TYPES, CHECKOUT, "customer.subscription.*")
+# How Stripe fails on demand, by the names that end up in the inbox.
+PASSING = ("RateLimitError", "APIError", "APIConnectionError")
+
+
+class SimulationError(AssertionError):
+    """What was promised does not hold; the text says how to see it again."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What came and went."""
+
+    events: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    delivered: set[str] = field(default_factory=set)
+    reconciliations: int = 0
+    seconds: float = 0.0
+
+
+def simulate(url: str, seed: int, customers: int = 300, changes: int = 2000) -> Report:
+    """Live through *seed* in the empty database at *url*.
+
+    Every third seed has no key for Stripe's API in its webhooks; every second one is
+    reconciled all the while.
+
+    Raises:
+        SimulationError: something differs from what was true in Stripe.
+    """
+    began = time.monotonic()
+    choose = Random(seed)
+    with FakeStripe(seed=seed, start=START, enabled_events=TYPES) as fake:
+        life = _begin(url, fake, choose, customers + changes // 4)
+        users = {str(user_id): user_id for user_id, _ in life.users}
+        history = History(fake, users)
+        fake.world.on_event = history.note
+        trial = _Trial(url, fake, history, seed)
+        with patch.object(api, "sleep", lambda _seconds: None):
+            trial.run(life, customers, changes)
+        trial.report.events = len(fake.world.events)
+    trial.report.seconds = time.monotonic() - began
+    return trial.report
+
+
+def _begin(url: str, fake: FakeStripe, choose: Random, number: int) -> Life:
+    """Prices, plans, users, and how unreliable all of it is."""
+    for price, months in PRICES.items():
+        interval, count = ("year", 1) if months == 12 else ("month", months)
+        fake.add_price(price, interval=interval, interval_count=count)
+    faults = fake.deliveries.faults
+    faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
+    faults.shuffle = choose.choice((1, 5, 50))
+    # Only where one object is asked for; lists have their own below.
+    for path, share in (("/v1/subscriptions/", 0.04), ("/v1/customers", 0.04)):
+        for kind in ("rate_limit", "error", "cut"):
+            fake.faults.add(kind, path=path, share=share, times=None)
+    with connect(url) as conn:
+        conn.execute("DELETE FROM app.plans WHERE id = 'paid'")
+        with conn.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO app.plans (id, stripe_price_id, monthly_credits)"
+                " VALUES (%s, %s, %s)",
+                [(price, price, credits) for price, credits in CREDITS.items()],
+            )
+        users = conn.execute(
+            "INSERT INTO app.users (email) SELECT n || '@example.com'"
+            " FROM generate_series(1, %s) AS n RETURNING id, email",
+            [number],
+        ).fetchall()
+    versions = (stripe.api_version, OLD_VERSION)
+    return Life(fake, choose, users, versions)
+
+
+@dataclass(slots=True)
+class _Trial:
+    url: str
+    fake: FakeStripe
+    history: History
+    seed: int
+    report: Report = field(default_factory=Report)
+    effects: Counter[str] = field(default_factory=Counter)
+    work: "Queue[Delivery | None]" = field(default_factory=lambda: Queue(100))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    failure: BaseException | None = None
+
+    @property
+    def has_client(self) -> bool:
+        return self.seed % 3 != 0
+
+    def run(self, life: Life, customers: int, changes: int) -> None:
+        patience = life.choose.choice((0.02, 0.2, 0.7))
+        with self._workers() as settle:
+            for _ in chain(life.births(customers), life.changes(changes)):
+                if life.choose.random() < patience:
+                    self._send()
+            self.fake.deliveries.release()
+            settle()
+            self._check("after the deliveries", self._check_deliveries)
+            if life.choose.random() < 0.5:
+                self.fake.advance(seconds=life.choose.randint(1, 100))
+            self._reconcile()
+            self._check("after reconciliation", self._check_equal)
+            self._resend_lost(life.choose)
+            settle()
+            if not self.has_client:
+                # Where two of one second came late, the last one counts until then.
+                self._reconcile()
+            self._check("after what came too late", self._check_equal)
+
+    @contextmanager
+    def _workers(self) -> Iterator[Callable[[], None]]:
+        """Eight who handle deliveries, and one who reconciles; give their joint end."""
+        is_over = threading.Event()
+        with ThreadPoolExecutor(WORKERS + 1) as threads:
+            futures = [threads.submit(self._handle_all) for _ in range(WORKERS)]
+            mending = None
+            if self.seed % 2 == 0:
+                mending = threads.submit(self._reconcile_until, is_over)
+
+            def settle() -> None:
+                is_over.set()
+                if mending:
+                    mending.result()
+                self._settle()
+
+            try:
+                yield settle
+            finally:
+                is_over.set()
+                for _ in futures:
+                    self.work.put(None)
+            for future in futures:
+                future.result()
+
+    def _send(self) -> None:
+        while (delivery := self.fake.deliveries.take()) is not None:
+            self.work.put(delivery)
+        if self.failure:
+            raise self.failure
+
+    def _settle(self) -> None:
+        """Send until nothing fails any more."""
+        while True:
+            self._send()
+            self.work.join()
+            if self.failure:
+                raise self.failure
+            if not self.fake.deliveries.redeliver():
+                return
+
+    def _handle_all(self) -> None:
+        client = self.fake.client() if self.has_client else None
+        with connect(self.url) as conn:
+            while (delivery := self.work.get()) is not None:
+                try:
+                    if not self.failure:
+                        self._handle(conn, delivery, client)
+                except BaseException as exc:
+                    self.failure = exc
+                finally:
+                    self.work.task_done()
+            self.work.task_done()
+
+    def _handle(
+        self, conn: Connection[Any], delivery: Delivery, client: StripeClient | None
+    ) -> None:
+        outcome = handle_webhook(
+            conn, delivery.payload, delivery.signature, TEST_SECRET, client
+        )
+        with self.lock:
+            self.report.outcomes[outcome.result] += 1
+            if outcome.result != "failed":
+                self.report.delivered.add(outcome.event_id)
+                self.effects[outcome.event_id] += outcome.result != "duplicate"
+                delivery.succeed()
+                return
+        delivery.fail()
+        if not str(outcome.error).startswith(PASSING):
+            raise SimulationError(f"seed {self.seed}, a delivery failed: {outcome}")
+
+    def _reconcile(self, page_size: int = 100) -> None:
+        with connect(self.url) as conn:
+            reconcile(conn, self.fake.client(), page_size=page_size)
+        self.report.reconciliations += 1
+
+    def _reconcile_until(self, is_over: threading.Event) -> None:
+        while not is_over.is_set():
+            self._reconcile(page_size=20)
+
+    def _resend_lost(self, choose: Random) -> None:
+        """Half of what was lost comes after all, of what is known here."""
+        with connect(self.url) as conn:
+            known = read_mirror(conn).keys()
+        for delivery in self.fake.deliveries.all:
+            name, _ = self.history.shown.get(delivery.event.id, (None, 0))
+            is_known = name is None or name in known
+            if delivery.state == "dropped" and is_known and choose.random() < 0.5:
+                delivery.fail()
+        self.fake.deliveries.redeliver()
+
+    def _check_deliveries(self, conn: Connection[Any]) -> list[str]:
+        delivered = self.report.delivered
+        doubled = [event for event, number in self.effects.items() if number != 1]
+        return [f"{event} took effect twice" for event in doubled] + check_deliveries(
+            conn, self.history, delivered, has_client=self.has_client
+        )
+
+    def _check_equal(self, conn: Connection[Any]) -> list[str]:
+        return check_equal(conn, self.history, self.report.delivered)
+
+    def _check(self, when: str, check: Callable[[Connection[Any]], list[str]]) -> None:
+        with connect(self.url) as conn:
+            faults = check(conn)
+        if faults:
+            raise SimulationError(
+                f"seed {self.seed}, {when}, 1 of {len(faults)}: {faults[0]}"
+            )

@@ -1,0 +1,18 @@
+"""Hundreds of changes, eight workers, unreliable deliveries: nothing goes back.
+
+`make simulate SEEDS=50` does the same at full size.
+"""
+
+import pytest
+
+from tests.simulation.run import simulate
+
+
+# One that is reconciled meanwhile, one that has no client, one that is neither.
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_deliveries_and_reconciliation_leave_what_stripe_says(database: str, seed: int):
+    report = simulate(database, seed, customers=80, changes=500)
+
+    assert report.outcomes["applied"] > 200
+    assert report.outcomes["stale"] > 10
+    assert report.outcomes["duplicate"] > 50
