@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from pyapp.connection import connect
-from pyapp.stripe_sync import handle_webhook
+from pyapp.stripe_sync import handle_webhook, reconcile
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
@@ -47,6 +47,26 @@ def test_second_event_of_the_same_second_is_not_lost(world: StripeWorld):
         row = world.row(subscription)
         assert (row.price_id, row.is_provisional) == ("price_year", False)
         assert row.as_of.timestamp() == START
+
+
+def test_event_of_the_second_in_which_stripe_was_asked_is_not_newer_than_the_answer(
+    world: StripeWorld,
+):
+    subscription = world.subscribe(world.customer(world.user()))
+    world.deliver()
+    world.fake.advance(seconds=10)
+    world.change_price(subscription, "price_other", "price_year")
+    late, _lost = world.take(UPDATED)
+    reconcile(world.conn, world.client)
+    assert world.handle(late, world.client).result == "applied"
+    assert world.row(subscription).price_id == "price_year"
+
+    # One of the next second is newer, and nobody has to be asked.
+    world.fake.advance(seconds=1)
+    world.change_price(subscription, "price_month")
+    (newer,) = world.take(UPDATED)
+    assert world.handle(newer).result == "applied"
+    assert world.row(subscription).price_id == "price_month"
 
 
 def test_without_a_client_the_same_second_goes_by_arrival_and_is_flagged(
