@@ -9,6 +9,7 @@ from pyapp import (
     quota,
     referrals,
     sessions,
+    stats,
     users,
 )
 from pyapp.connection import connect, pool
@@ -26,5 +27,6 @@ __all__ = [
     "quota",
     "referrals",
     "sessions",
+    "stats",
     "users",
 ]

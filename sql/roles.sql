@@ -116,8 +116,9 @@ TO pyapp_readonly;
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)
 ON app.sessions TO pyapp_readonly;
 
+-- The default partition by itself, too: pyapp stats tells whether anything is in it.
 GRANT SELECT (subject_id, message_id, finished_at)
-ON app.message_payloads TO pyapp_readonly;
+ON app.message_payloads, app.message_payloads_default TO pyapp_readonly;
 
 GRANT SELECT (
     id, type, api_version, event_created_at, status, attempts, last_error, received_at,

@@ -54,7 +54,7 @@ END;
 $$;
 
 INSERT INTO app.messages (
-    subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
+    subject_id, id, user_id, fingerprint_id, finished_at, recorded_at, input_tokens,
     cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
     model, client_id, client_request_id, cost, credits
 )
@@ -64,6 +64,8 @@ SELECT
     m.user_id,
     m.fingerprint_id,
     now() - random() ^ 2 * interval '45 days',
+    now() - interval '13 seconds'
+    * (300000 - row_number() OVER (ORDER BY COALESCE(m.user_id, m.fingerprint_id))),
     100, 200, 300, 400, 500,
     'model-' || m.n % 7,
     CASE WHEN m.n % 2 = 0 THEN 'client-' || m.n % 5000 END,

@@ -85,7 +85,8 @@ class PlanReader:
 
     def _read(self, node: dict[str, Any], found: Found) -> None:
         indexes = [node.get("Index Name"), *node.get("Conflict Arbiter Indexes", [])]
-        found.indexes |= {self._names.get(name, name) for name in indexes if name}
+        # The catalog's own are nobody's promise.
+        found.indexes |= {self._names[name] for name in indexes if name in self._names}
         table = node.get("Relation Name", "")
         if node["Node Type"] == "Seq Scan" and table in self._large:
             found.scans.add(self._names[table])

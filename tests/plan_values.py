@@ -73,6 +73,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "lock_key": "cus_1",
         "match_email": True,
         "message_id": make_id("message", 7),
+        "milliseconds": 10_000,
         "model": "model-1",
         "name": "Ada",
         "image_url": None,

@@ -10,6 +10,7 @@ from pyapp.aio import (
     quota,
     referrals,
     sessions,
+    stats,
     users,
 )
 from pyapp.aio.connection import connect, pool
@@ -23,5 +24,6 @@ __all__ = [
     "quota",
     "referrals",
     "sessions",
+    "stats",
     "users",
 ]
