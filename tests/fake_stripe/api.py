@@ -6,6 +6,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 from . import (
@@ -95,6 +96,8 @@ class Api:
             except ApiError as error:
                 reply = Answer(error.status, to_json(error.body()))
             reply.headers["Request-Id"] = request_id
+            # The fake's time, as Stripe's tells Stripe's, however late this leaves.
+            reply.headers["Date"] = formatdate(self.world.now, usegmt=True)
             return reply
 
     def _answer(

@@ -65,8 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "nginx"
 
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        """The `Date` header tells the fake's time, as Stripe's tells Stripe's."""
+    def date(self) -> str:
         return formatdate(self.server.fake.clock.now, usegmt=True)
 
     def do_GET(self) -> None:
@@ -112,10 +111,11 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer, *, share: float = 1.0) -> None:
         body = answer.body.encode()
         self.server.fake.statuses[answer.status] += 1
-        self.send_response(answer.status)
+        self.send_response_only(answer.status)
+        self.send_header("Server", self.version_string())
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        for name, value in answer.headers.items():
+        for name, value in {"Date": self.date(), **answer.headers}.items():
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")

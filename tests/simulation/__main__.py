@@ -28,8 +28,8 @@ def main() -> int:
                     conn.execute(schema.encode())
                 try:
                     report = simulate(url, seed, options.customers, options.changes)
-                except SimulationError as exc:
-                    print(exc)
+                except Exception as exc:
+                    print(exc if isinstance(exc, SimulationError) else repr(exc))
                     print(f"Again: make simulate SEEDS=1 FIRST={seed}")
                     return 1
             print(describe(seed, report), flush=True)

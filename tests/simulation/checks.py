@@ -53,7 +53,7 @@ def read_mirror(conn: psycopg.Connection[Any]) -> dict[str, Row]:
     return {row.id: row for row in rows}
 
 
-def check_deliveries(
+def check_rows(
     conn: psycopg.Connection[Any],
     history: History,
     delivered: Set[str],
@@ -67,8 +67,9 @@ def check_deliveries(
     for two changes in one second, too; without one, any of that second's will do.
     """
     rows = read_mirror(conn)
-    linked = _list_linked(history, delivered)
-    faults = _check_inbox(conn, delivered)
+    # What is being delivered at this moment may show or not.
+    buyers = _list_linked(history, set(history.links))
+    faults = _check_owners(rows)
     for name, number in history.newest(delivered, has_client=has_client).items():
         versions, row = history.versions[name], rows.get(name)
         since = versions[number].since
@@ -79,18 +80,17 @@ def check_deliveries(
         elif int(row.as_of) < since:
             faults.append(f"{name} is older than a delivered event of {since}: {row}")
         elif not any(
-            _fits(row, versions, n, linked.get(name, set()))
+            _fits(row, versions, n, buyers.get(name, set()))
             for n in range(number, len(versions))
         ):
             faults.append(
                 f"{name} is not what it was at {since} or later: it is {row}, and the"
                 f" delivered event says {versions[number]}"
             )
-    for name, users in linked.items():
+    for name, users in _list_linked(history, delivered).items():
         claims = {claim.user_id for claim in history.list_claims(name)}
         if name not in rows or rows[name].user_id not in users | claims:
             faults.append(f"{name} is not linked to {users}: {rows.get(name)}")
-    faults += _check_owners(rows)
     return faults + find_faults(read_users(conn), _owned(rows))
 
 
@@ -149,7 +149,7 @@ def _fits(
     )
 
 
-def _check_inbox(conn: psycopg.Connection[Any], delivered: Set[str]) -> list[str]:
+def check_inbox(conn: psycopg.Connection[Any], delivered: Set[str]) -> list[str]:
     """Every delivered event is there and done; no other one is."""
     found = dict(
         conn.execute("SELECT id, processed_at IS NOT NULL FROM app.stripe_events")

@@ -38,16 +38,16 @@ class Life:
     settled: set[str] = field(default_factory=set)  # never deleted
     owners: dict[str, UUID] = field(default_factory=dict)
 
-    def births(self, number: int) -> Iterator[None]:
+    def births(self, number: int) -> Iterator[int]:
         """So many customers with one to three subscriptions, one after another."""
-        for _ in range(number):
+        for left in range(number, 0, -1):
             customer = self._new_customer()
             for _ in range(self.choose.choice((1, 1, 1, 2, 2, 3))):
                 self.subscribe(customer)
             self.wait()
-            yield
+            yield left
 
-    def changes(self, number: int) -> Iterator[None]:
+    def changes(self, number: int) -> Iterator[int]:
         """So many changes, often several of one object in the same second."""
         kinds, weights = zip(*_KINDS, strict=True)
         while number > 0:
@@ -58,7 +58,7 @@ class Life:
                 with contextlib.suppress(ApiError, IndexError):
                     kind(self, about)
                     number -= 1
-                    yield
+                    yield number
                 if self.choose.random() < 0.3:
                     (kind,) = self.choose.choices(kinds, weights)
             self.wait()
@@ -151,6 +151,8 @@ class Life:
         """It is gone; half of the time its user comes back as another."""
         if customer in self.settled:
             raise IndexError
+        if self.choose.random() < 0.5:
+            self.change_name(customer)
         self._delete("customers", customer)
         self.settled.add(customer)
         if customer in self.owners and self.choose.random() < 0.5:

@@ -14,13 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 import stripe
-from psycopg import Connection
+from psycopg import Connection, IsolationLevel
 from stripe import StripeClient
 
 from pyapp.connection import connect
 from pyapp.stripe_sync import api, handle_webhook, reconcile
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
-from tests.simulation.checks import check_deliveries, check_equal, read_mirror
+from tests.simulation.checks import check_equal, check_inbox, check_rows, read_mirror
 from tests.simulation.history import (
     CHECKOUT,
     CUSTOMER_TYPES,
@@ -31,6 +31,8 @@ from tests.simulation.life import OLD_VERSION, PRICES, START, Life
 from tests.simulation.users import CREDITS
 
 WORKERS = 8
+# How often all is looked at while it goes on.
+CHECKS = 20
 # What the endpoint asks for, and more than is used of it.
 TYPES = (*CUSTOMER_TYPES, *INVOICE_TYPES, CHECKOUT, "customer.subscription.*")
 # How Stripe fails on demand, by the names that end up in the inbox.
@@ -84,10 +86,9 @@ def _begin(url: str, fake: FakeStripe, choose: Random, number: int) -> Life:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
-    # Only where one object is asked for; lists have their own below.
-    for path, share in (("/v1/subscriptions/", 0.04), ("/v1/customers", 0.04)):
-        for kind in ("rate_limit", "error", "cut"):
-            fake.faults.add(kind, path=path, share=share, times=None)
+    for kind in ("rate_limit", "error", "cut", "slow"):
+        # A slow answer is an old one by the time it comes.
+        fake.faults.add(kind, method="GET", share=0.05, times=None, seconds=0.05)
     with connect(url) as conn:
         conn.execute("DELETE FROM app.plans WHERE id = 'paid'")
         with conn.cursor() as cursor:
@@ -123,10 +124,13 @@ class _Trial:
 
     def run(self, life: Life, customers: int, changes: int) -> None:
         patience = life.choose.choice((0.02, 0.2, 0.7))
+        often = (customers + changes) // CHECKS
         with self._workers() as settle:
-            for _ in chain(life.births(customers), life.changes(changes)):
+            for number in chain(life.births(customers), life.changes(changes)):
                 if life.choose.random() < patience:
                     self._send()
+                if number % often == 0:
+                    self._check("under way", self._check_rows)
             self.fake.deliveries.release()
             settle()
             self._check("after the deliveries", self._check_deliveries)
@@ -232,18 +236,25 @@ class _Trial:
                 delivery.fail()
         self.fake.deliveries.redeliver()
 
+    def _check_rows(self, conn: Connection[Any]) -> list[str]:
+        # In this order: whatever was delivered by now is to be seen.
+        delivered = set(self.report.delivered)
+        return check_rows(conn, self.history, delivered, has_client=self.has_client)
+
     def _check_deliveries(self, conn: Connection[Any]) -> list[str]:
-        delivered = self.report.delivered
         doubled = [event for event, number in self.effects.items() if number != 1]
-        return [f"{event} took effect twice" for event in doubled] + check_deliveries(
-            conn, self.history, delivered, has_client=self.has_client
-        )
+        return [
+            *(f"{event} took effect twice" for event in doubled),
+            *check_inbox(conn, self.report.delivered),
+            *self._check_rows(conn),
+        ]
 
     def _check_equal(self, conn: Connection[Any]) -> list[str]:
         return check_equal(conn, self.history, self.report.delivered)
 
     def _check(self, when: str, check: Callable[[Connection[Any]], list[str]]) -> None:
         with connect(self.url) as conn:
+            conn.isolation_level = IsolationLevel.REPEATABLE_READ
             faults = check(conn)
         if faults:
             raise SimulationError(
