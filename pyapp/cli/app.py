@@ -15,7 +15,7 @@ GROUPS = {
     "users": ("Accounts.", ("users",)),
     "stripe": ("Webhooks and what became of them.", ("stripe", "stripe_reconcile")),
 }
-COMMANDS = ("doctor", "quota")
+COMMANDS = ("doctor", "quota", "stats")
 
 
 def make_app(word: str | None = None) -> typer.Typer:

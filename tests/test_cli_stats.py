@@ -1,0 +1,161 @@
+"""`pyapp stats`: a page for a person, and keys and numbers for a monitor."""
+
+import json
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from pyapp.cli import stats as command
+from pyapp.connection import connect
+from pyapp.messages import record_messages
+from tests.metering import add_user, new_message
+from tests.support import run_cli
+
+KEYS = {
+    "at": None,
+    "unanswered": None,
+    "messages": "minute_messages minute_credits hour_messages hour_credits",
+    "users": "users subscribed blocked",
+    "events": "failed oldest_failed_at hour_received last_received_at",
+    "reconcile": "id started_at finished_at outcome last_error last_completed_at"
+    " differences repaired",
+    "replay": None,
+    "payloads": "partitions months_ahead oldest_month has_default_rows"
+    " has_retired_table",
+    "server": "connections max_connections waiting oldest_transaction_at started_at"
+    " counted_since",
+    "tables": "name estimated_rows table_bytes index_bytes",
+    "unused_indexes": "name bytes",
+}
+
+
+@pytest.fixture
+def conn(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection]:
+    """Return a connection that commits each statement, for `pyapp` to see it."""
+    monkeypatch.setenv("DATABASE_URL", database)
+    with connect(database) as connection:
+        connection.autocommit = True
+        yield connection
+
+
+def shown(*arguments: str) -> list[str]:
+    code, out, err = run_cli("stats", *arguments)
+
+    assert (code, err) == (0, "")
+    return out.splitlines()
+
+
+def add_a_bad_day(conn: psycopg.Connection) -> None:
+    """Have somebody blocked, an event failed, and a run ended by a long error."""
+    user_id = add_user(conn, base_quota=1)
+    record_messages(conn, [new_message(request=["x"])], user_id=user_id)
+    conn.execute(
+        "INSERT INTO app.stripe_events (id, type, event_created_at, payload, status,"
+        " last_error) VALUES ('evt_1', 'x', now() - interval '3 days', '{}', 'failed',"
+        " 'why')"
+    )
+    conn.execute(
+        "INSERT INTO app.stripe_sync_runs (kind, outcome, finished_at, last_error,"
+        " counts) VALUES ('reconcile', 'failed', now() - interval '4 hours', %s, %s)",
+        ["\x1b[2J" + "no answer " * 20, '{"status": 3, "status repaired": 2}'],
+    )
+
+
+def test_an_empty_database_is_told_within_80_columns(conn: psycopg.Connection):
+    lines = shown()
+
+    assert lines[:7] == [
+        "messages a minute    0 in the last minute, 0.00 over the last hour",
+        "credits a minute     0.00 in the last minute, 0.00 over the last hour",
+        "users                0: 0 subscribed, 0 blocked",
+        "events of Stripe     0 failed",
+        "                     0 in the last hour; none has ever come",
+        "last reconciliation  never",
+        "last replay          never",
+    ]
+    assert "no index of 1 MB or more is unused" in "\n".join(lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_bad_day_is_told_within_80_columns(conn: psycopg.Connection):
+    add_a_bad_day(conn)
+
+    lines = shown()
+
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
+    for line in (
+        "messages a minute    1 in the last minute, 0.02 over the last hour",
+        "users                1: 0 subscribed, 1 blocked",
+        "events of Stripe     1 failed, the oldest of 3 days ago",
+        "                     1 in the last hour; the last came 0 seconds ago",
+        "last reconciliation  failed 4 hours ago: 3 differences, 2 repaired",
+        "                     last completed never",
+        "payload partitions   this month has none: pyapp db maintain",
+        "                     payloads wait for their month's: pyapp db maintain",
+    ):
+        assert line in lines
+
+
+def test_json_has_the_promised_keys_and_plain_numbers(conn: psycopg.Connection):
+    add_a_bad_day(conn)
+
+    (line,) = shown("--json")
+    found = json.loads(line)
+
+    for section, names in KEYS.items():
+        value = found.pop(section)
+        first = value[0] if names and isinstance(value, list) else value
+        assert names is None or list(first) == names.split()
+        if section == "messages":
+            assert value == {
+                "minute_messages": 1,
+                "minute_credits": 1.0,
+                "hour_messages": 1,
+                "hour_credits": 1.0,
+            }
+        if section == "reconcile":
+            assert (value["differences"], value["repaired"]) == (3, 2)
+            assert value["finished_at"].endswith("+00:00")
+    assert found == {}
+
+
+def test_question_that_takes_too_long_is_left_out_and_named(
+    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody who changes a table holds up neither the page nor a monitor."""
+    monkeypatch.setattr(command, "MILLISECONDS", 20)
+    with conn.transaction():
+        conn.execute("LOCK TABLE app.users, app.sessions IN ACCESS EXCLUSIVE MODE")
+        (line,) = shown("--json")
+        lines = shown()
+
+    found = json.loads(line)
+    assert found["users"] is None
+    assert found["tables"] is None
+    assert set(found["unanswered"]) == {"users", "tables"}
+    assert f"users                {command.LATE}" in lines
+    assert found["events"]["failed"] == 0
+
+
+def test_it_waits_for_nobody_and_holds_up_nobody(conn: psycopg.Connection):
+    """Writers keep their locks, and none of its own outlives its question."""
+    with conn.transaction():
+        add_user(conn)
+        assert any("0 subscribed" in line for line in shown())
+        conn.execute("SET LOCAL lock_timeout = '1s'")
+        conn.execute("LOCK TABLE app.users IN ACCESS EXCLUSIVE MODE")
+
+
+def test_a_database_without_the_schema_names_the_command_that_helps(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+
+    code, out, err = run_cli("stats")
+
+    assert (code, out) == (1, "")
+    assert err.endswith("bring the schema up by: pyapp db migrate\n")
