@@ -68,7 +68,8 @@ def test_key_that_is_missing_or_live_is_refused_and_never_shown(
         assert "sk_live_secret" not in out + err
 
 
-def test_interval_that_is_none_is_refused(fake: FakeStripe):
-    code, _, err = run_cli("stripe", "reconcile", "--every", "soon")
+@pytest.mark.parametrize("interval", ["soon", "0s", "1"])
+def test_interval_that_is_none_is_refused(fake: FakeStripe, interval: str):
+    code, _, err = run_cli("stripe", "reconcile", "--every", interval)
     assert code == 2
-    assert "1h" in err
+    assert "such as 1h" in err or "90s" in err

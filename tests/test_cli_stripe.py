@@ -1,10 +1,12 @@
 """`pyapp stripe`: what it shows of the inbox, tries again, and empties."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.fake_stripe import TEST_KEY
 from tests.stripe_world import (
     StripeWorld,
     make_customer,
@@ -20,15 +22,21 @@ CREATED = "customer.subscription.created"
 def world(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StripeWorld]:
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("STRIPE_SECRET_KEY", "")
-    with stripe_world(database) as running:
+    # Of what lies more than 30 days back nothing can be replayed.
+    with stripe_world(database, start=int(time.time()) - 60) as running:
+        running.fake.add_price("price_bad")
         yield running
 
 
-def add_failed_event(world: StripeWorld, id: str = "evt_bad") -> None:
+def refuse_bad_price(world: StripeWorld) -> None:
     world.conn.execute(
         "ALTER TABLE app.users ADD CONSTRAINT no_bad_price"
         " CHECK (stripe_price_id <> 'price_bad')"
     )
+
+
+def add_failed_event(world: StripeWorld, id: str = "evt_bad") -> None:
+    refuse_bad_price(world)
     world.send("customer.created", make_customer("cus_1", world.user()), id="evt_good")
     shape = make_subscription("sub_1", "cus_1", price="price_bad")
     assert world.send(CREATED, shape, id=id).result == "failed"
@@ -86,6 +94,42 @@ def test_retry_fails_while_an_event_still_does(world: StripeWorld):
     assert world.row("sub_1").price_id == "price_bad"
 
 
+def test_replay_tells_in_a_line_what_became_of_lost_events(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    assert run_cli("stripe", "replay")[::2] == (
+        1,
+        "error: STRIPE_SECRET_KEY is not set; put it into .env.local\n",
+    )
+    monkeypatch.setenv("STRIPE_API_BASE", world.fake.base_url)
+    monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+    nothing = (0, "there are no undelivered events\n", "")
+    assert run_cli("stripe", "replay") == nothing
+
+    world.subscribe(world.customer(world.user()), "price_bad")
+    assert run_cli("stripe", "replay", "--since", "0s") == nothing
+    refuse_bad_price(world)
+    code, out, err = run_cli("stripe", "replay", "--since", "30d")
+    assert (code, err) == (1, "")
+    *errors, summary = out.splitlines()
+    assert [error.split()[0][:4] for error in errors] == ["evt_"] * 2
+    assert summary == "3 undelivered events: 1 applied, 2 failed"
+
+    repair(world)
+    summary = "3 undelivered events: 2 applied, 1 duplicate\n"
+    assert run_cli("stripe", "replay") == (0, summary, "")
+
+
+def test_replay_of_what_stripe_keeps_no_more_is_refused_in_a_line(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+    code, out, err = run_cli("stripe", "replay", "--since", "31d")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: Stripe keeps events for 30 days")
+    assert len(err.splitlines()) == 1
+
+
 def test_prune_empties_what_is_done_and_old_enough(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
@@ -112,7 +156,7 @@ def test_prune_empties_what_is_done_and_old_enough(
     assert len(world.events()) == 6
 
 
-@pytest.mark.parametrize("age", ["90", "-1d", "1y", "d", ""])
+@pytest.mark.parametrize("age", ["90", "-1d", "1y", "d", "", "1.5h", "٣d"])
 def test_age_without_a_unit_is_refused(age: str):
     assert run_cli("stripe", "prune", f"--older-than={age}")[0] == 2
 

@@ -1,6 +1,7 @@
-"""What commands are told: times, and who is meant."""
+"""What commands are told: times, how long, and who is meant."""
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +10,8 @@ from psycopg import Connection
 
 from pyapp.errors import PyappError
 from pyapp.users import User, find_user_by_email, get_user
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class ArgumentError(PyappError):
@@ -31,6 +34,16 @@ def parse_time(text: str | None) -> datetime | None:
         raise typer.BadParameter(
             f"{text!r} is not a time: write 2026-02-28T14:30 (in UTC), or now"
         ) from None
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return how long *text* is: a whole number of days, hours, minutes or seconds."""
+    found = re.fullmatch(r"(\d{1,5})([dhms])", text, re.ASCII)
+    if found is None:
+        raise typer.BadParameter(
+            f"{text!r} is no duration: write it as 90d, 12h, 30m or 90s"
+        )
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
 
 
 def parse_id(text: str) -> UUID | None:

@@ -1,32 +1,34 @@
 """`pyapp stripe`: the endpoint for webhooks, and the inbox behind it."""
 
 import logging
-import re
 import signal
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from stripe import StripeClient
 
+from pyapp.cli.arguments import parse_duration
 from pyapp.cli.console import printable, say
+from pyapp.cli.stripe_progress import show_progress
 from pyapp.config import Settings, load_settings
 from pyapp.connection import connect, pool
 from pyapp.errors import ConfigError, MissingExtraError
-from pyapp.stripe_sync import make_client
+from pyapp.stripe_sync import Outcome, make_client, replay_events
 from pyapp.stripe_sync.events import (
     StoredEvent,
     delete_event_payloads,
     list_events,
     list_failed_events,
 )
+from pyapp.stripe_sync.inbox import Result
 from pyapp.stripe_sync.retry import retry_all_failed_events
 
 BATCH = 1000
 # Seconds that requests under way have to finish when the server is told to stop.
 GRACE = 20
-_SECONDS = {"d": 86400, "h": 3600, "m": 60}
 _FIELDS = ("event_id", "event_type", "result", "status", "kind")
 
 
@@ -42,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(events)
     app.command()(retry)
+    app.command()(replay)
     app.command()(prune)
 
 
@@ -104,17 +107,38 @@ def events(
 def retry() -> None:
     """Try the failed events again; the status is 1 while some still fail."""
     client = _client(load_settings())
-    counts: Counter[str] = Counter()
+    counts: Counter[Result] = Counter()
     with connect() as conn:
         for outcome in retry_all_failed_events(conn, client):
             counts[outcome.result] += 1
-            if outcome.error is not None:
-                say(printable(f"{outcome.event_id}  {outcome.error}"))
+            _tell_error(outcome)
     if not counts:
         say("there are no failed events")
         return
-    say(", ".join(f"{count} {result}" for result, count in sorted(counts.items())))
+    say(_sum_up(counts))
     if counts["failed"]:
+        raise typer.Exit(1)
+
+
+def replay(
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Such as 3d or 12h; else all of 30 days."),
+    ] = None,
+) -> None:
+    """Take in what Stripe could not deliver; the status is 1 if some of it failed."""
+    moment = None if since is None else datetime.now(UTC) - parse_duration(since)
+    client = make_client(load_settings())
+    with connect() as conn, show_progress() as progress:
+        done = replay_events(
+            conn, client, since=moment, progress=progress, on_outcome=_tell_error
+        )
+    resumed = ", resumed" if done.is_resumed else ""
+    if not done.seen:
+        say(f"there are no undelivered events{resumed}")
+        return
+    say(f"{done.seen:,} undelivered events: {_sum_up(done.results)}{resumed}")
+    if done.results["failed"]:
         raise typer.Exit(1)
 
 
@@ -124,7 +148,7 @@ def prune(
     ] = "90d",
 ) -> None:
     """Empty the payloads of events that were done before then; the events stay."""
-    before = datetime.now(UTC) - _age(older_than)
+    before = datetime.now(UTC) - parse_duration(older_than)
     total = 0
     with connect() as conn:
         while True:
@@ -140,11 +164,14 @@ def _client(settings: Settings) -> StripeClient | None:
     return make_client(settings) if settings.stripe_api_key else None
 
 
-def _age(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,5})([dhm])", text, re.ASCII)
-    if found is None:
-        raise typer.BadParameter(f"{text} is no age; write it as 90d, 12h or 30m")
-    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+def _tell_error(outcome: Outcome) -> None:
+    if outcome.error is not None:
+        say(printable(f"{outcome.event_id}  {outcome.error}"))
+
+
+def _sum_up(counts: Mapping[Result, int]) -> str:
+    told = (f"{count:,} {result}" for result, count in sorted(counts.items()) if count)
+    return ", ".join(told)
 
 
 def _cells(event: StoredEvent) -> tuple[str, ...]:

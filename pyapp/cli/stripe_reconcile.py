@@ -1,18 +1,17 @@
 """`pyapp stripe reconcile`: what Stripe lists against what is known here."""
 
-import contextlib
-import re
 import time
-from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 from stripe import StripeClient
 
-from pyapp.cli.console import say, stderr
+from pyapp.cli.arguments import parse_duration
+from pyapp.cli.console import say
+from pyapp.cli.stripe_progress import show_progress
 from pyapp.config import load_settings
 from pyapp.connection import connect
-from pyapp.stripe_sync import Difference, Progress, Reconciliation, make_client
+from pyapp.stripe_sync import Difference, Reconciliation, make_client
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 
 # What a dry run exits with when there are differences; 1 is for errors.
@@ -30,7 +29,6 @@ _MEANINGS = {
     "unlinked": "a customer without a user, or of another one",
     "unknown_price": "a price that buys no plan",
 }
-_SECONDS = {"h": 3600, "m": 60, "s": 1}
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +52,9 @@ def reconcile(
     ] = None,
 ) -> None:
     """Compare all of Stripe with the database, and mend the database."""
-    pause = None if every is None else _seconds(every)
+    pause = None if every is None else parse_duration(every).total_seconds()
+    if pause == 0:
+        raise typer.BadParameter("again and again needs some time between: such as 1h")
     client = make_client(load_settings())
     while True:
         found = _run(client, dry_run, match_email)
@@ -72,7 +72,7 @@ def _run(client: StripeClient, dry_run: bool, match_email: bool) -> Reconciliati
         if len(shown) < SHOWN:
             shown.append(difference)
 
-    with connect() as conn, _progress() as progress:
+    with connect() as conn, show_progress() as progress:
         found = run_reconciliation(
             conn,
             client,
@@ -104,39 +104,3 @@ def _report(found: Reconciliation, shown: list[Difference]) -> None:
             repaired = found.repaired[kind]
             say(f"{kind.replace('_', ' '):<15}{number:>8,}{repaired:>10,}")
     say(f"in all of Stripe: {seen}{resumed}")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[Progress], None] | None]:
-    """Give what shows how far a run is, on a terminal only."""
-    if not stderr.is_terminal:
-        yield None
-        return
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(bar_width=30),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[rate]}"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=stderr, transient=True) as bar:
-        tasks: dict[str, bars.TaskID] = {}
-
-        def show(how_far: Progress) -> None:
-            if how_far.noun not in tasks:
-                tasks[how_far.noun] = bar.add_task(how_far.noun, rate="")
-            task = tasks[how_far.noun]
-            speed = bar.tasks[task].speed
-            rate = f"{speed:,.0f}/s" if speed else ""
-            bar.update(task, completed=how_far.seen, total=how_far.expected, rate=rate)
-
-        yield show
-
-
-def _seconds(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,5})([hms])", text, re.ASCII)
-    if found is None or int(found[1]) == 0:
-        raise typer.BadParameter(f"{text} is no interval; write it as 1h, 30m or 90s")
-    return int(found[1]) * _SECONDS[found[2]]

@@ -4,6 +4,7 @@ from pyapp.stripe_sync.api import make_client
 from pyapp.stripe_sync.differences import Difference, Progress, Reconciliation
 from pyapp.stripe_sync.inbox import Outcome
 from pyapp.stripe_sync.reconcile import reconcile
+from pyapp.stripe_sync.replay import Replay, replay_events
 from pyapp.stripe_sync.webhooks import handle_webhook
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Outcome",
     "Progress",
     "Reconciliation",
+    "Replay",
     "handle_webhook",
     "make_client",
     "reconcile",
+    "replay_events",
 ]

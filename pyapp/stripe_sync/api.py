@@ -25,6 +25,7 @@ T = TypeVar("T")
 # Waits of 1, 2, 4, ... seconds at most, unless Stripe says how long.
 _ATTEMPTS = 8
 _LONGEST_WAIT = 60.0
+_CURSORS = ("starting_after", "ending_before")
 _SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\w*[\w*]+")
 sleep: Callable[[float], None] = time.sleep
 
@@ -82,7 +83,7 @@ def list_page(
 ) -> Answer | None:
     """Return one page of `/v1/<noun>`, waiting as long as Stripe asks us to.
 
-    None if the object that it would start after is there no more.
+    None if the object that it would go on from is there no more.
 
     Raises:
         StripeRequestError: it refuses, or is out of reach for minutes.
@@ -92,7 +93,7 @@ def list_page(
         try:
             return _get(client, f"/v1/{noun}", **parameters)
         except stripe.InvalidRequestError as exc:
-            if exc.code == "resource_missing" and exc.param == "starting_after":
+            if exc.code == "resource_missing" and exc.param in _CURSORS:
                 return None
             raise
 
@@ -109,7 +110,7 @@ def patiently(ask: Callable[[], T]) -> T:
         try:
             return ask()
         except stripe.StripeError as exc:
-            if attempt + 1 == _ATTEMPTS or not _is_passing(exc):
+            if attempt + 1 == _ATTEMPTS or not is_passing(exc):
                 raise StripeRequestError(describe(exc)) from None
             sleep(_wait(exc, attempt))
     raise AssertionError("unreachable")
@@ -137,7 +138,8 @@ def _moment(headers: Mapping[str, str]) -> datetime:
         return datetime.now(UTC)
 
 
-def _is_passing(exc: stripe.StripeError) -> bool:
+def is_passing(exc: stripe.StripeError) -> bool:
+    """Say whether Stripe is busy or out of reach, and may answer later."""
     if isinstance(exc, stripe.RateLimitError | stripe.APIConnectionError):
         return True
     return exc.http_status is not None and exc.http_status >= 500

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 from pyapp.stripe_sync.mirror import Judgement, Noun, SyncedUser
@@ -35,9 +36,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is; `expected` is how many there were the last time."""
+    """How far a run is; `expected` is how many there are likely to be."""
 
-    noun: Noun
+    noun: Noun | Literal["events"]
     seen: int
     expected: int
 

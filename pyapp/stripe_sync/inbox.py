@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from pyapp.errors import OpenTransactionError
 from pyapp.stripe_sync import events
-from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.api import describe, is_passing, patiently
 from pyapp.stripe_sync.apply import USED_TYPES, View, apply, find_view, settle
 from pyapp.stripe_sync.envelope import Event
 
@@ -38,19 +38,40 @@ class Outcome:
 
 
 def take_in(
-    conn: Connection[Any], event: Event, client: stripe.StripeClient | None
+    conn: Connection[Any],
+    event: Event,
+    client: stripe.StripeClient | None,
+    *,
+    is_patient: bool = False,
 ) -> Outcome:
     """Apply *event* in a transaction of its own and return what became of it.
 
+    Whoever *is_patient* waits while Stripe is busy, without a lock; otherwise the event
+    has failed.
+
     Raises:
         OpenTransactionError: the connection is in a transaction.
+        StripeRequestError: somebody patient has waited for minutes.
         psycopg.OperationalError: the connection is lost; nothing is changed.
     """
+    if is_patient:
+        return patiently(lambda: _take_in(conn, event, client, keeps_busy=False))
+    return _take_in(conn, event, client, keeps_busy=True)
+
+
+def _take_in(
+    conn: Connection[Any],
+    event: Event,
+    client: stripe.StripeClient | None,
+    *,
+    keeps_busy: bool,
+) -> Outcome:
     _check_idle(conn)
     try:
         result = _take(conn, event, client)
     except Exception as exc:
-        if conn.closed:
+        is_busy = isinstance(exc, stripe.StripeError) and is_passing(exc)
+        if conn.closed or (is_busy and not keeps_busy):
             raise
         return _keep_failed(conn, event, describe(exc))
     return Outcome(event.id, event.type, result)

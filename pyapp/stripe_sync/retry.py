@@ -20,6 +20,7 @@ def retry_failed_events(
 
     Raises:
         OpenTransactionError: the connection is in a transaction.
+        StripeRequestError: Stripe is out of reach for minutes.
         psycopg.OperationalError: the connection is lost.
     """
     with own_transaction(conn):
@@ -36,6 +37,7 @@ def retry_all_failed_events(
 
     Raises:
         OpenTransactionError: the connection is in a transaction.
+        StripeRequestError: Stripe is out of reach for minutes.
         psycopg.OperationalError: the connection is lost.
     """
     after, after_id = None, None
@@ -59,4 +61,4 @@ def _retry(
         with own_transaction(conn):
             kept = events.find_event_payload(conn, id=event.id)
         if kept is not None and kept.payload is not None:
-            yield take_in(conn, read_event(kept.payload), client)
+            yield take_in(conn, read_event(kept.payload), client, is_patient=True)

@@ -29,6 +29,11 @@ class Started:
     counts: Counter[str]
     is_resumed: bool
 
+    def forget(self) -> None:
+        """Begin anew, whatever was found before."""
+        self.cursor, self.is_resumed = None, False
+        self.counts.clear()
+
     def save(self, cursor: str) -> None:
         """Remember how far the run is."""
         self.cursor = cursor
