@@ -22,6 +22,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 from psycopg import AsyncConnection, Connection
 
 from pyapp import execution
+from pyapp.arguments import argument_checks
 from pyapp.errors import PyappError, QueryFileError
 from pyapp.queries import QUERIES, Cardinality
 from pyapp.rows import row_maker
@@ -139,10 +140,11 @@ def query(
         where = f"{code.co_filename}:{code.co_firstlineno}"
         raise QueryFileError(f"{where}: no query is called {name}")
     sql = QUERIES[name].sql
+    checked = _checked(plan)
 
     @functools.wraps(plan)
     def function(conn: Connection[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _run(conn, sql, plan(*args, **kwargs))
+        return _run(conn, sql, checked(*args, **kwargs))
 
     return _describe(function, plan, Connection[Any])
 
@@ -151,10 +153,11 @@ def script(
     plan: Callable[P, Script[T]],
 ) -> Callable[Concatenate[Connection[Any], P], T]:
     """Make a generator of steps a function on a connection: all of them or none."""
+    checked = _checked(plan)
 
     @functools.wraps(plan)
     def function(conn: Connection[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        steps = plan(*args, **kwargs)
+        steps = checked(*args, **kwargs)
         with execution.unit(conn):
             result: Any = None
             while True:
@@ -172,19 +175,20 @@ def twin(
 ) -> Callable[Concatenate[AsyncConnection[Any], P], Coroutine[Any, Any, T]]:
     """Return the async half of a function made by `query` or `script`."""
     plan: Callable[P, Any] = inspect.unwrap(function)
+    checked = _checked(plan)
 
     @functools.wraps(plan)
     async def run_query(
         conn: AsyncConnection[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        call: Call[T] = plan(*args, **kwargs)
+        call: Call[T] = checked(*args, **kwargs)
         return await _run_async(conn, QUERIES[plan.__name__].sql, call)
 
     @functools.wraps(plan)
     async def run_script(
         conn: AsyncConnection[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        steps: Script[T] = plan(*args, **kwargs)
+        steps: Script[T] = checked(*args, **kwargs)
         async with execution.unit_async(conn):
             result: Any = None
             while True:
@@ -196,6 +200,19 @@ def twin(
 
     half = run_script if inspect.isgeneratorfunction(plan) else run_query
     return _describe(half, plan, AsyncConnection[Any])
+
+
+def _checked(plan: Callable[P, U]) -> Callable[P, U]:
+    """Return *plan* with its keyword arguments checked by their annotations."""
+    checks = argument_checks(plan)
+
+    def checked(*args: P.args, **kwargs: P.kwargs) -> U:
+        for name, value in kwargs.items():
+            if name in checks:
+                checks[name](name, value)
+        return plan(*args, **kwargs)
+
+    return checked
 
 
 def _describe(function: F, plan: Callable[..., Any], connection: Any) -> F:

@@ -62,8 +62,8 @@ class UnknownModelError(PyappError):
     """No published price for this model; give the cost, or mend the model's name."""
 
 
-class InvalidUsageError(PyappError):
-    """A count, cost or time that no call can have; mend what the message names."""
+class InvalidValueError(PyappError):
+    """A value that cannot be meant, and was not sent; mend what the message names."""
 
 
 class MessageNotFoundError(PyappError):

@@ -26,6 +26,7 @@ from pyapp.errors import (
 )
 from pyapp.message_values import message_values, staged_rows
 from pyapp.records import JSON, NewMessage
+from pyapp.storable import storable_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def record_message(
     can be, and not at all for a user who has been anonymized.
 
     Raises:
-        InvalidUsageError: a value that no message can have; nothing has been sent.
+        InvalidValueError: a value that no message can have; nothing has been sent.
         UnknownModelError: *cost* is not given and the model has no published price.
         UserNotFoundError, FingerprintNotFoundError: none such; nothing is recorded,
             and the transaction can go on.
@@ -229,13 +230,9 @@ def get_message(*, subject_id: UUID, message_id: UUID) -> Call[Message]:
     Raises:
         MessageNotFoundError: the payer has none with this id.
     """
-    return one(
-        Message,
-        {"subject_id": subject_id, "message_id": message_id},
-        missing=lambda: MessageNotFoundError(
-            f"{subject_id} has no message {message_id}"
-        ),
-    )
+    error = MessageNotFoundError(f"{subject_id} has no message {message_id}")
+    parameters = {"subject_id": subject_id, "message_id": message_id}
+    return one(Message, parameters, missing=lambda: error)
 
 
 @query
@@ -272,7 +269,8 @@ def get_request_usage(
 
     Clients choose the id, so give *subject_id* to count one payer's calls only.
     """
-    parameters = {"client_request_id": client_request_id, "subject_id": subject_id}
+    stored = storable_text(client_request_id)
+    parameters = {"client_request_id": stored, "subject_id": subject_id}
     return many(ModelUsage, parameters).map(_usage)
 
 
@@ -282,7 +280,7 @@ def get_client_usage(*, client_id: str, subject_id: UUID | None = None) -> Call[
 
     Clients choose the id, so give *subject_id* to count one payer's calls only.
     """
-    parameters = {"client_id": client_id, "subject_id": subject_id}
+    parameters = {"client_id": storable_text(client_id), "subject_id": subject_id}
     return many(ModelUsage, parameters).map(_usage)
 
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
+from pyapp.arguments import shown, storable_id
 from pyapp.calls import Call, many, one, query
 from pyapp.errors import PlanNotFoundError
+from pyapp.storable import storable_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ def get_plan(*, plan_id: str) -> Call[Plan]:
     Raises:
         PlanNotFoundError: there is none.
     """
-    parameters = {"plan_id": plan_id}
+    parameters = {"plan_id": storable_text(plan_id)}
     return one(Plan, parameters, missing=lambda: _not_found(plan_id))
 
 
@@ -45,11 +47,14 @@ def set_plan_price(*, plan_id: str, stripe_price_id: str | None) -> Call[Plan]:
     """
     return one(
         Plan,
-        {"plan_id": plan_id, "stripe_price_id": stripe_price_id},
+        {
+            "plan_id": storable_text(plan_id),
+            "stripe_price_id": storable_id("stripe_price_id", stripe_price_id),
+        },
         missing=lambda: _not_found(plan_id),
         is_guarded=True,
     )
 
 
 def _not_found(plan_id: str) -> PlanNotFoundError:
-    return PlanNotFoundError(f"no plan {plan_id}")
+    return PlanNotFoundError(f"no plan {shown(plan_id)}")

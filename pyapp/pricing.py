@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
-from pyapp.errors import InvalidUsageError, MissingExtraError, UnknownModelError
+from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -68,7 +68,7 @@ def price_usage(
     Without *provider*, the model's name decides it.
 
     Raises: UnknownModelError when the model, or a unit it used, has no published
-    price; InvalidUsageError; MissingExtraError.
+    price; InvalidValueError; MissingExtraError.
     """
     units = {
         "input_tokens": input_tokens,
@@ -97,11 +97,11 @@ def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
 
     *cost* is in USD; a margin of 0.2 adds a fifth. A tie goes to the even digit.
 
-    Raises: InvalidUsageError when either is negative, NaN or infinite.
+    Raises: InvalidValueError when either is negative, NaN or infinite.
     """
     for name, value in (("cost", cost), ("margin", margin)):
         if not value.is_finite() or value < 0:
-            raise InvalidUsageError(f"{name} must be a number from 0 up, not {value}")
+            raise InvalidValueError(f"{name} must be a number from 0 up, not {value}")
     with localcontext(_EXACT):
         return (cost * 100 * (1 + margin)).quantize(_MICRO)
 
@@ -109,12 +109,12 @@ def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
 def _check(units: Mapping[str, int], finished_at: datetime) -> None:
     for name, count in units.items():
         if type(count) is not int or count < 0:
-            raise InvalidUsageError(f"{name} must be a count from 0 up, not {count!a}")
+            raise InvalidValueError(f"{name} must be a count from 0 up, not {count!a}")
     hour = units.get("cache_write_1h_tokens", 0)
     if hour > units["cache_write_tokens"]:
-        raise InvalidUsageError(f"cache_write_1h_tokens ({hour}) exceed all written")
+        raise InvalidValueError(f"cache_write_1h_tokens ({hour}) exceed all written")
     if finished_at.tzinfo is None:
-        raise InvalidUsageError("finished_at must carry its time zone")
+        raise InvalidValueError("finished_at must carry its time zone")
 
 
 def _snapshot() -> DataSnapshot:
@@ -137,7 +137,7 @@ def _price(
     try:
         at = finished_at.astimezone(UTC)
     except OverflowError as exc:
-        raise InvalidUsageError(f"{finished_at} is out of range in UTC") from exc
+        raise InvalidValueError(f"{finished_at} is out of range in UTC") from exc
     # As genai-prices has it: a context means nothing for another provider's model.
     own = context and any(info is model for model in provider.models)
     prices = info.get_prices(at, context if own else None)
@@ -193,4 +193,4 @@ def _ask(prices: ModelPrice, units: Mapping[str, int]) -> Decimal:
     try:
         return prices.calc_price(Usage(**units))["total_price"]
     except ValueError as exc:
-        raise InvalidUsageError(str(exc)) from exc
+        raise InvalidValueError(str(exc)) from exc

@@ -6,7 +6,11 @@ from decimal import Decimal
 from uuid import UUID
 
 from pyapp.calls import Call, many, one, query
-from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
+from pyapp.errors import (
+    FingerprintNotFoundError,
+    InvalidValueError,
+    UserNotFoundError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def get_user_quota(*, user_id: UUID, at: datetime | None = None) -> Call[Quota]:
     """
     return one(
         Quota,
-        {"user_id": user_id, "at": at},
+        {"user_id": user_id, "at": _instant(at)},
         missing=lambda: UserNotFoundError(f"no user {user_id}"),
     )
 
@@ -73,7 +77,7 @@ def get_fingerprint_quota(
     """
     return one(
         Quota,
-        {"fingerprint_id": fingerprint_id, "at": at},
+        {"fingerprint_id": fingerprint_id, "at": _instant(at)},
         missing=lambda: FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
     )
 
@@ -86,7 +90,7 @@ def list_user_quotas(
 
     Start again with *after* the last one's `subject_id` to get the next page.
     """
-    return many(UserQuota, {"at": at, "after": after, "limit": limit})
+    return many(UserQuota, {"at": _instant(at), "after": after, "limit": limit})
 
 
 @query
@@ -97,4 +101,11 @@ def list_fingerprint_quotas(
 
     Start again with *after* the last one's `subject_id` to get the next page.
     """
-    return many(Quota, {"at": at, "after": after, "limit": limit})
+    return many(Quota, {"at": _instant(at), "after": after, "limit": limit})
+
+
+def _instant(at: datetime | None) -> datetime | None:
+    # The period around it must begin and end in years that Python has.
+    if at is not None and not 2 <= at.year <= 9998:
+        raise InvalidValueError(f"at must be in the years 2 to 9998, not {at}")
+    return at

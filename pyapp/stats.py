@@ -6,6 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
 
+from pyapp.arguments import MAX_INTEGER, check_count
 from pyapp.calls import Call, many, one, optional, query
 
 
@@ -125,6 +126,7 @@ def limit_time(*, milliseconds: int) -> Call[TimeLimit]:
 
     It then raises psycopg's QueryCanceled; 0 is for no limit.
     """
+    check_count("milliseconds", milliseconds, MAX_INTEGER)
     return one(TimeLimit, {"milliseconds": milliseconds})
 
 

@@ -51,6 +51,8 @@ def _plain_json(value: Any) -> str | None:
     """Return the JSON of a value that is storable as it is, as nearly all are."""
     try:
         text = _to_json(value)
+        if len(text) > MAX_JSON_CHARACTERS:
+            return text  # of which only the length is told
         text.encode()
     except (RecursionError, TypeError, ValueError):
         return None

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from pyapp.errors import InvalidUsageError, UnknownModelError
+from pyapp.errors import InvalidValueError, UnknownModelError
 from pyapp.pricing import price_usage
 from pyapp.records import NewMessage
 from pyapp.usage_fields import BadUsageError
@@ -136,7 +136,7 @@ def _messages(
                 counts.repeats += 1
                 continue
             message = _message(response, source.time)
-        except (BadUsageError, InvalidUsageError, UnknownModelError) as exc:
+        except (BadUsageError, InvalidValueError, UnknownModelError) as exc:
             counts.broken += 1
             yield BrokenLine(source.name, number, str(exc))
         else:

@@ -11,7 +11,7 @@ import pytest
 
 from pyapp.errors import (
     FingerprintNotFoundError,
-    InvalidUsageError,
+    InvalidValueError,
     UnknownModelError,
     UserNotFoundError,
 )
@@ -180,7 +180,7 @@ def test_impossible_value_is_refused_before_anything_is_sent(
 ):
     message = {"user_id": user_id, "model": "m", "cost": COST, **values}
 
-    with pytest.raises(InvalidUsageError, match=reason):
+    with pytest.raises(InvalidValueError, match=reason):
         record_message(conn, **message)
 
     assert list_messages(conn, subject_id=user_id) == []

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyapp import pricing
-from pyapp.errors import InvalidUsageError, MissingExtraError, UnknownModelError
+from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 from pyapp.pricing import credits_for_cost, price_usage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -171,23 +171,23 @@ def test_missing_extra_is_named(monkeypatch):
 
 @pytest.mark.parametrize("count", [-1, 1.0, True, "1", None])
 def test_a_count_is_a_whole_number_from_zero(count):
-    with pytest.raises(InvalidUsageError, match="output_tokens"):
+    with pytest.raises(InvalidValueError, match="output_tokens"):
         price(counts=(0, 0, 0, count))
 
 
 def test_parts_do_not_exceed_their_whole():
-    with pytest.raises(InvalidUsageError, match="exceed"):
+    with pytest.raises(InvalidValueError, match="exceed"):
         price(counts=(0, 5, 0, 0), details={"cache_write_1h_tokens": 6})
 
 
 def test_a_time_without_a_zone_is_refused():
-    with pytest.raises(InvalidUsageError, match="time zone"):
+    with pytest.raises(InvalidValueError, match="time zone"):
         price(at=datetime(2026, 6, 1))  # noqa: DTZ001
 
 
 def test_a_time_outside_the_calendar_in_utc_is_refused():
     east = timezone(timedelta(hours=5))
-    with pytest.raises(InvalidUsageError, match="out of range"):
+    with pytest.raises(InvalidValueError, match="out of range"):
         price(at=datetime(1, 1, 1, tzinfo=east))
 
 
@@ -226,7 +226,7 @@ def test_credits_are_exact_to_six_decimals(cost, margin, credit):
 
 @pytest.mark.parametrize("bad", ["NaN", "sNaN", "Infinity", "-Infinity", "-0.01"])
 def test_credits_refuse_what_is_not_an_amount(bad):
-    with pytest.raises(InvalidUsageError, match="cost"):
+    with pytest.raises(InvalidValueError, match="cost"):
         credits_for_cost(Decimal(bad), Decimal("0.2"))
-    with pytest.raises(InvalidUsageError, match="margin"):
+    with pytest.raises(InvalidValueError, match="margin"):
         credits_for_cost(Decimal(1), Decimal(bad))

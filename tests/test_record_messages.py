@@ -13,7 +13,7 @@ import pytest
 
 from pyapp.errors import (
     FingerprintNotFoundError,
-    InvalidUsageError,
+    InvalidValueError,
     UnknownModelError,
     UserNotFoundError,
 )
@@ -146,7 +146,7 @@ def test_price_and_margin_are_those_of_single_messages(
 @pytest.mark.parametrize(
     ("message", "error", "reason"),
     [
-        (new_message(output_tokens=-1), InvalidUsageError, "message 2: output_tokens"),
+        (new_message(output_tokens=-1), InvalidValueError, "message 2: output_tokens"),
         (
             new_message(cost=None, model="no-such-model"),
             UnknownModelError,
@@ -175,7 +175,7 @@ def test_one_that_cannot_be_leaves_none_and_the_transaction_goes_on(
 
 
 def test_somebody_must_pay(conn: psycopg.Connection):
-    with pytest.raises(InvalidUsageError, match="message 1: nobody pays"):
+    with pytest.raises(InvalidValueError, match="message 1: nobody pays"):
         record_messages(conn, [new_message()])
 
 

@@ -9,11 +9,11 @@ import pytest
 from pyapp.connection import connect
 from pyapp.errors import (
     AlreadyReferredError,
+    InvalidValueError,
     MutualReferralError,
     ReferralCodeNotFoundError,
     ReferralLimitReachedError,
     ReferralNotFoundError,
-    RuleError,
     SelfReferralError,
     UserNotFoundError,
 )
@@ -75,7 +75,7 @@ def test_bonus_is_an_amount(
 ):
     code = code_of(conn, ada)
 
-    with pytest.raises(RuleError, match="referrals_credits_is_amount_check"):
+    with pytest.raises(InvalidValueError, match="credits must be from 0"):
         redeem_referral(
             conn, referral_code=code, referred_id=bob, credits=Decimal(credits)
         )

@@ -1,0 +1,1 @@
+"""A catalogue of wrong, huge and hostile values, and what each is given to."""

@@ -1,0 +1,149 @@
+"""Every public function, each of its parameters, and arguments that fit them."""
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg import Connection
+
+from pyapp.config import DEFAULT_MARGIN
+from pyapp.fingerprints import upsert_fingerprint
+from pyapp.message_values import staged_rows
+from pyapp.messages import record_message, record_messages
+from pyapp.records import JSON, NewMessage
+from pyapp.referrals import create_referral
+from pyapp.sessions import create_session
+from pyapp.users import create_user
+from tests.bad_input.values import DAY, JSONS, MESSAGES, NOON, values_for
+from tests.metering import new_message
+from tests.query_parity import find_functions, split_optional
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a function, or a field of what it is given in bulk."""
+
+    function: Callable[..., Any]
+    name: str
+    hint: Any
+
+    @property
+    def function_name(self) -> str:
+        """Return the name by which it is known."""
+        return f"{self.function.__module__}.{self.function.__name__}"
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """Yield what it is to be given, by name."""
+        if self.hint == JSON:
+            return iter(JSONS.items())
+        if self.name == "messages":
+            return iter(MESSAGES.items())
+        kinds, is_optional = split_optional(self.hint)
+        return values_for(kinds[0], is_optional=is_optional)
+
+
+def public_parameters() -> list[Parameter]:
+    """Return those of every query function that scripts import."""
+    return [
+        Parameter(getattr(importlib.import_module(found.module), found.name), *pair)
+        for found in find_functions()
+        if found.module.count(".") == 1
+        for pair in _hints(found.plan)
+    ]
+
+
+def message_fields() -> list[Parameter]:
+    """Return the fields of a message recorded in bulk."""
+    return [Parameter(record_in_bulk, *pair) for pair in _hints(NewMessage)]
+
+
+def record_in_bulk(conn: Connection[Any], **fields: Any) -> Any:
+    """Record one message of these fields, unless it cannot be sent."""
+    messages = [NewMessage(**fields)]
+    list(staged_rows(messages, None, None, DEFAULT_MARGIN))
+    return record_messages(conn, messages)
+
+
+def _hints(thing: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(thing)
+    return ((name, hints[name]) for name in inspect.signature(thing).parameters)
+
+
+def fitting_arguments(conn: Connection[Any]) -> Arguments:
+    """Return by name an argument that fits each parameter, and add what they mean."""
+    ada = create_user(conn, email="ada@catalogue.example", name="Ada")
+    bob = create_user(conn, email="bob@catalogue.example")
+    device = upsert_fingerprint(conn, sig_hash="hash")
+    session = create_session(conn, user_id=ada.id)
+    cost = Decimal("0.5")
+    message = record_message(conn, user_id=ada.id, model="m", cost=cost, request=["a"])
+    create_referral(conn, referral_code=ada.referral_code, referred_id=bob.id)
+    cleo = create_user(conn, email="cleo@catalogue.example")
+    return {
+        "user_id": ada.id,
+        "subject_id": ada.id,
+        "referred_id": cleo.id,
+        "fingerprint_id": device.id,
+        "message_id": message.id,
+        "id": uuid4(),
+        "after": UUID(int=0),
+        "before_id": UUID(int=2**128 - 1),
+        "token": session.token,
+        "referral_code": ada.referral_code,
+        "email": "ada@catalogue.example",
+        "name": "Ada",
+        "image_url": "https://example.com/a.png",
+        "sig_hash": "hash",
+        "plan_id": "paid",
+        "stripe_price_id": "price_1",
+        "model": "gpt-4o-mini",
+        "client_id": "run-1",
+        "client_request_id": "request-1",
+        "input_tokens": 1,
+        "cache_creation_input_tokens": 1,
+        "cache_read_input_tokens": 1,
+        "output_tokens": 1,
+        "latency_ms": 1,
+        "limit": 10,
+        "milliseconds": 5000,
+        "kind": "reconcile",
+        "cost": cost,
+        "credits": cost,
+        "margin": cost,
+        "finished_at": NOON,
+        "at": None,
+        "before": NOON,
+        "first_day": DAY,
+        "last_day": DAY,
+        "ttl": timedelta(days=1),
+        "request": ["a"],
+        "response": {"a": 1},
+        "messages": [new_message(client_id="run-1")],
+    }
+
+
+# Where the argument of this name would fit in another way.
+FITTING_ELSEWHERE: Mapping[str, Arguments] = {
+    "create_user": {"email": "new@example.com"},
+    "set_user_email": {"email": "new@example.com"},
+}
+
+
+def arguments_for(parameter: Parameter, fitting: Arguments) -> dict[str, Any]:
+    """Return fitting arguments for all of the function's parameters."""
+    name = parameter.function.__name__
+    names = (
+        [field for field, _ in _hints(NewMessage)]
+        if parameter.function is record_in_bulk
+        else list(inspect.signature(parameter.function).parameters)[1:]
+    )
+    found = {**fitting, **FITTING_ELSEWHERE.get(name, {})}
+    return {name: found[name] for name in names}

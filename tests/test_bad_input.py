@@ -1,0 +1,215 @@
+"""Whatever a function is given, it answers, or says in one line what is wrong.
+
+The catalogue is in tests/bad_input. A refusal leaves all rows as they were, and the
+caller's transaction goes on.
+"""
+
+import importlib.util
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+from pyapp.connection import connect
+from pyapp.errors import InvalidValueError, PyappError
+from pyapp.messages import find_message_payload, get_client_usage, record_message
+from pyapp.storable import storable_text
+from pyapp.users import create_user, get_user, set_user_profile
+from tests.bad_input.functions import (
+    Arguments,
+    Parameter,
+    arguments_for,
+    fitting_arguments,
+    message_fields,
+    public_parameters,
+)
+from tests.bad_input.values import TEN_MEGABYTES, TEXTS, WRONG_TYPES
+
+COUNTS = """
+    SELECT
+        (SELECT count(*) FROM app.users),
+        (SELECT count(*) FROM app.fingerprints),
+        (SELECT count(*) FROM app.sessions),
+        (SELECT count(*) FROM app.messages),
+        (SELECT count(*) FROM app.message_payloads),
+        (SELECT sum(messages) FROM app.usage_daily),
+        (SELECT count(*) FROM app.referrals),
+        (SELECT count(stripe_price_id) FROM app.plans),
+        (SELECT max(updated_at) FROM app.users)
+"""
+MOST = 200  # characters of a message
+CALL: Any = {"model": "m", "cost": Decimal("0.5")}
+BY_FUNCTION = {
+    function: list(parameters)
+    for function, parameters in itertools.groupby(
+        [*public_parameters(), *message_fields()], lambda found: found.function_name
+    )
+}
+
+
+class Untouched:
+    """A connection of which nothing can be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+@pytest.fixture(scope="module")
+def world(shared_database: str) -> Iterator[tuple[psycopg.Connection[Any], Arguments]]:
+    """Return a connection, and arguments that fit what it finds."""
+    with connect(shared_database) as conn:
+        yield conn, fitting_arguments(conn)
+        conn.rollback()
+
+
+def shortcomings(
+    conn: psycopg.Connection[Any], fitting: Arguments, parameter: Parameter
+) -> Iterator[str]:
+    """Yield what goes wrong with which value of *parameter*."""
+    before = conn.execute(COUNTS).fetchone()
+    conn.execute("SAVEPOINT untouched")
+    for name, value in parameter.values():
+        case = f"{parameter.name}, {name}"
+        is_sent, result = attempt(conn, parameter, fitting, value)
+        if isinstance(result, PyappError):
+            text = str(result)
+            if not text.isprintable() or len(text) > MOST:
+                yield f"{case}: its message is {text[:MOST]!a}"
+            if is_sent and conn.execute(COUNTS).fetchone() != before:
+                yield f"{case}: refused, and not without a trace"
+        elif isinstance(result, Exception):
+            yield f"{case}: {type(result).__name__}: {result}"
+        elif value is WRONG_TYPES.get(name) and not is_meant(parameter, value):
+            yield f"{case}: taken"
+        if is_sent:
+            if conn.info.transaction_status != TransactionStatus.INTRANS:
+                yield f"{case}: the transaction is broken off"
+            conn.execute("ROLLBACK TO untouched")
+
+
+def attempt(
+    conn: psycopg.Connection[Any], parameter: Parameter, fitting: Arguments, value: Any
+) -> tuple[bool, Any]:
+    """Return whether anything was sent, and the result or what was raised."""
+    arguments = arguments_for(parameter, fitting) | {parameter.name: value}
+    nobody: Any = Untouched()
+    for given in (nobody, conn):
+        try:
+            return True, parameter.function(given, **arguments)
+        except LookupError:
+            continue
+        except InvalidValueError as exc:
+            return given is conn, exc
+        except Exception as exc:
+            return True, exc
+    raise AssertionError("unreachable")
+
+
+def is_meant(parameter: Parameter, value: Any) -> bool:
+    """Say whether *value* is right although it has not the parameter's type."""
+    is_whole_amount = parameter.name in {"cost", "credits", "margin"} and value == 7
+    return is_whole_amount or parameter.name in {"request", "response"}
+
+
+@pytest.mark.parametrize("function", BY_FUNCTION)
+def test_bad_argument_is_answered_or_refused_in_a_line(
+    world: tuple[psycopg.Connection[Any], Arguments], function: str
+):
+    found = [
+        fault
+        for parameter in BY_FUNCTION[function]
+        for fault in shortcomings(*world, parameter)
+    ]
+
+    assert found == []
+
+
+def test_every_parameter_of_every_function_has_its_cases():
+    cases = {
+        function: [len(list(parameter.values())) for parameter in parameters]
+        for function, parameters in BY_FUNCTION.items()
+    }
+
+    assert len(cases) > 30
+    assert min(map(min, cases.values())) > 15
+    assert sum(map(sum, cases.values())) > 2500
+
+
+def test_text_is_kept_as_nearly_as_it_can_be(conn: psycopg.Connection[Any]):
+    user = create_user(conn, email="ada@example.com")
+    kept = {}
+    for name, text in TEXTS.items():
+        profile = {"name": text, "image_url": text}
+        set_user_profile(conn, user_id=user.id, **profile)
+        found = get_user(conn, user_id=user.id)
+        kept[name] = (found.name, found.image_url)
+
+    assert kept == {name: (storable_text(text),) * 2 for name, text in TEXTS.items()}
+
+
+def test_flawed_client_id_finds_what_it_was_recorded_under(
+    conn: psycopg.Connection[Any],
+):
+    user = create_user(conn, email="ada@example.com")
+    record_message(conn, user_id=user.id, client_id="run\0\ud800", **CALL)
+
+    assert get_client_usage(conn, client_id="run\0\ud800").total.messages == 1
+
+
+def test_ten_megabytes_are_kept(conn: psycopg.Connection[Any]):
+    user = create_user(conn, email="ada@example.com", name=TEN_MEGABYTES)
+    call = record_message(conn, user_id=user.id, request=[TEN_MEGABYTES], **CALL)
+
+    kept = find_message_payload(conn, subject_id=user.id, message_id=call.id)
+    assert kept is not None
+    assert (user.name, kept.last_message) == (TEN_MEGABYTES, TEN_MEGABYTES)
+
+
+def test_hundred_megabytes_of_payload_do_not_lose_the_message(
+    conn: psycopg.Connection[Any],
+):
+    user = create_user(conn, email="ada@example.com")
+    said = [TEN_MEGABYTES] * 10
+    call = record_message(conn, user_id=user.id, request=said, **CALL)
+
+    kept = find_message_payload(conn, subject_id=user.id, message_id=call.id)
+    assert kept is not None
+    assert str(kept.request).startswith("(not stored: 1000000")
+
+
+def test_async_half_refuses_the_same_before_anything_is_sent(
+    world: tuple[psycopg.Connection[Any], Arguments],
+):
+    found, refused = [], 0
+    for parameter in public_parameters():
+        module = parameter.function.__module__.replace("pyapp.", "pyapp.aio.")
+        if importlib.util.find_spec(module) is None:
+            continue
+        half = getattr(importlib.import_module(module), parameter.function.__name__)
+        for name, value in parameter.values():
+            arguments = arguments_for(parameter, world[1]) | {parameter.name: value}
+            outcomes = [outcome(call, arguments) for call in (parameter.function, half)]
+            refused += outcomes[0] is InvalidValueError
+            if outcomes[0] is not outcomes[1]:
+                found.append((module, parameter.name, name, outcomes))
+
+    assert found == []
+    assert refused > 1000
+
+
+def outcome(
+    function: Callable[..., Any], arguments: Arguments
+) -> type[Exception] | None:
+    """Return what the function raises before it needs its connection, or there."""
+    try:
+        result = function(Untouched(), **arguments)
+        if inspect.iscoroutine(result):
+            result.send(None)
+    except Exception as exc:
+        return type(exc)
+    return None
