@@ -14,7 +14,7 @@ import stripe
 
 from pyapp import users
 from pyapp.connection import connect
-from pyapp.stripe_sync import Outcome, handle_webhook, mirror
+from pyapp.stripe_sync import Difference, Outcome, handle_webhook, mirror, reconcile
 from pyapp.users import User
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe, sign
 
@@ -97,6 +97,21 @@ class StripeWorld:
         return handle_webhook(
             self.conn, body, sign(body, [TEST_SECRET]), [TEST_SECRET], client
         )
+
+    def reconcile(self, **options: Any) -> list[Difference]:
+        """Reconcile two seconds later; return what was found."""
+        self.fake.advance(seconds=2)
+        found: list[Difference] = []
+        reconcile(self.conn, self.client, on_difference=found.append, **options)
+        return found
+
+    def subscribed(self) -> tuple[UUID, str, str]:
+        """A user with a customer and an active subscription that both sides know."""
+        user_id = self.user()
+        customer = self.customer(user_id)
+        subscription = self.subscribe(customer)
+        self.deliver()
+        return user_id, customer, subscription
 
     def get(self, user_id: UUID) -> User:
         return users.get_user(self.conn, user_id=user_id)

@@ -1,6 +1,5 @@
 """Reconciliation finds each difference, says its kind, and mends it."""
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,8 +7,7 @@ import psycopg
 import pytest
 
 from pyapp.connection import connect
-from pyapp.errors import ReconcileRunningError, StripeRequestError
-from pyapp.stripe_sync import Difference, Reconciliation, api, reconcile
+from pyapp.stripe_sync import Difference, api, reconcile
 from tests.fake_stripe import seeded_user_id
 from tests.stripe_world import START, StripeWorld, make_subscription, stripe_world
 
@@ -28,14 +26,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return told
 
 
-def run(world: StripeWorld, **options: Any) -> list[Difference]:
-    """Reconcile a second later; return what was found."""
-    world.fake.advance(seconds=2)
-    found: list[Difference] = []
-    reconcile(world.conn, world.client, on_difference=found.append, **options)
-    return found
-
-
 def kinds(found: list[Difference]) -> list[tuple[str, str, bool]]:
     return sorted((d.kind, d.object_id, d.is_repaired) for d in found)
 
@@ -43,11 +33,13 @@ def kinds(found: list[Difference]) -> list[tuple[str, str, bool]]:
 def both(world: StripeWorld, *expected: tuple[str, str]) -> None:
     """A dry run finds *expected* and changes nothing; a run mends it; none is left."""
     before = snapshot(world.conn)
-    dry = kinds(run(world, dry_run=True))
+    dry = kinds(world.reconcile(dry_run=True))
     assert dry == sorted((kind, name, False) for kind, name in expected)
     assert snapshot(world.conn) == before
-    assert kinds(run(world)) == sorted((kind, name, True) for kind, name in expected)
-    assert run(world) == []
+    assert kinds(world.reconcile()) == sorted(
+        (kind, name, True) for kind, name in expected
+    )
+    assert world.reconcile() == []
 
 
 def snapshot(conn: psycopg.Connection[Any]) -> list[Any]:
@@ -57,17 +49,8 @@ def snapshot(conn: psycopg.Connection[Any]) -> list[Any]:
     ]
 
 
-def subscribed(world: StripeWorld) -> tuple[Any, str, str]:
-    """A user with an active subscription that both sides know."""
-    user_id = world.user()
-    customer = world.customer(user_id)
-    subscription = world.subscribe(customer)
-    world.deliver()
-    return user_id, customer, subscription
-
-
 def test_nothing_to_do_is_nothing_found(world: StripeWorld):
-    subscribed(world)
+    world.subscribed()
     both(world)
 
 
@@ -86,13 +69,13 @@ def test_canceled_subscriptions_are_backfilled(world: StripeWorld):
     customer = world.customer(user_id)
     subscription = world.subscribe(customer)
     world.client.v1.subscriptions.cancel(subscription)
-    run(world)
+    world.reconcile()
     assert world.row(subscription).status == "canceled"
     assert world.get(user_id).subscription_status == "canceled"
 
 
 def test_customer_deleted_there_is_found(world: StripeWorld):
-    user_id, customer, subscription = subscribed(world)
+    user_id, customer, subscription = world.subscribed()
     world.fake.advance(seconds=60)
     world.client.v1.customers.delete(customer)
     both(world, ("missing_there", customer), ("status", subscription))
@@ -119,25 +102,25 @@ def test_customer_known_by_a_checkout_only_is_looked_at(world: StripeWorld):
 
 
 def test_status_price_and_period_are_told_apart(world: StripeWorld):
-    _, _, paused = subscribed(world)
-    _, _, other = subscribed(world)
-    _, _, renewed = subscribed(world)
+    _, _, paused = world.subscribed()
+    _, _, other = world.subscribed()
+    _, _, renewed = world.subscribed()
     world.fake.advance(seconds=60)
     world.change_price(other, "price_other")
     world.client.v1.subscriptions.pause(paused)
     world.client.v1.subscriptions.update(renewed, {"cancel_at_period_end": True})
-    dry = run(world, dry_run=True)
+    dry = world.reconcile(dry_run=True)
     assert {
         ("status", paused, False),
         ("price", other, False),
         ("period", renewed, False),
     } <= set(kinds(dry))
-    run(world)
-    assert [d for d in run(world) if d.kind != "unknown_price"] == []
+    world.reconcile()
+    assert [d for d in world.reconcile() if d.kind != "unknown_price"] == []
 
 
 def test_creation_date_is_compared(world: StripeWorld):
-    user_id, customer, _ = subscribed(world)
+    user_id, customer, _ = world.subscribed()
     world.conn.execute("UPDATE app.stripe_customers SET created_at = now()")
     world.conn.execute("UPDATE app.users SET created_at = now()")
     both(world, ("created_at", customer))
@@ -145,7 +128,7 @@ def test_creation_date_is_compared(world: StripeWorld):
 
 
 def test_user_who_differs_from_the_mirror_is_found(world: StripeWorld):
-    user_id, _, _ = subscribed(world)
+    user_id, _, _ = world.subscribed()
     world.conn.execute(
         "UPDATE app.users SET subscription_status = 'paused', base_quota = 7"
     )
@@ -156,14 +139,14 @@ def test_unknown_price_is_told_each_time(world: StripeWorld):
     subscription = world.subscribe(world.customer(world.user()), "price_other")
     world.deliver()
     for dry_run in (True, False, True):
-        found = kinds(run(world, dry_run=dry_run))
+        found = kinds(world.reconcile(dry_run=dry_run))
         assert found == [("unknown_price", subscription, False)]
 
 
 def test_customer_that_names_nobody_is_unlinked(world: StripeWorld):
     customer = world.customer()
-    run(world)
-    assert kinds(run(world)) == [("unlinked", customer, False)]
+    world.reconcile()
+    assert kinds(world.reconcile()) == [("unlinked", customer, False)]
 
 
 def test_user_who_came_after_his_customer_is_linked(world: StripeWorld):
@@ -181,10 +164,10 @@ def test_user_who_came_after_his_customer_is_linked(world: StripeWorld):
 
 
 def test_second_customer_of_a_user_is_told_as_unlinked(world: StripeWorld):
-    user_id, customer, _ = subscribed(world)
+    user_id, customer, _ = world.subscribed()
     second = world.customer(user_id)
     world.deliver()
-    assert kinds(run(world)) == [("unlinked", second, False)]
+    assert kinds(world.reconcile()) == [("unlinked", second, False)]
     assert world.get(user_id).stripe_customer_id == customer
 
 
@@ -194,31 +177,31 @@ def test_email_proposes_a_link_and_makes_it_when_told(world: StripeWorld):
     subscription = world.subscribe(customer)
     world.deliver()
 
-    (found,) = run(world)
+    (found,) = world.reconcile()
     assert found == Difference("unlinked", customer, user_id, False)
     assert world.get(user_id).stripe_customer_id is None
-    (found,) = run(world, dry_run=True, match_email=True)
+    (found,) = world.reconcile(dry_run=True, match_email=True)
     assert not found.is_repaired
-    (found,) = run(world, match_email=True)
+    (found,) = world.reconcile(match_email=True)
     assert found == Difference("unlinked", customer, user_id, True)
     assert world.get(user_id).stripe_subscription_id == subscription
-    assert run(world) == []
+    assert world.reconcile() == []
 
 
 def test_email_of_two_customers_links_the_first(world: StripeWorld):
     user_id = world.user("ada@example.com")
     customers = [world.customer(email="ada@example.com") for _ in range(2)]
-    run(world, match_email=True)
+    world.reconcile(match_email=True)
     linked = world.get(user_id).stripe_customer_id
     assert linked in customers
     (other,) = set(customers) - {linked}
-    assert kinds(run(world)) == [("unlinked", other, False)]
+    assert kinds(world.reconcile()) == [("unlinked", other, False)]
 
 
 def test_page_fetched_before_a_cancellation_does_not_revive_it(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
-    user_id, _, subscription = subscribed(world)
+    user_id, _, subscription = world.subscribed()
     world.fake.advance(seconds=60)
     list_page = api.list_page
 
@@ -234,14 +217,14 @@ def test_page_fetched_before_a_cancellation_does_not_revive_it(
         return page
 
     monkeypatch.setattr("pyapp.stripe_sync.pages.list_page", cancel_meanwhile)
-    assert run(world) == []
+    assert world.reconcile() == []
     assert not world.get(user_id).subscription_active
 
 
 def test_provisional_rows_are_looked_at_again(world: StripeWorld):
-    _, _, subscription = subscribed(world)
+    _, _, subscription = world.subscribed()
     world.conn.execute("UPDATE app.stripe_subscriptions SET is_provisional = TRUE")
-    assert run(world) == []
+    assert world.reconcile() == []
     assert not world.row(subscription).is_provisional
     # In the second in which it was flagged, the page cannot tell: it is fetched.
     world.conn.execute("UPDATE app.stripe_subscriptions SET is_provisional = TRUE")
@@ -250,7 +233,7 @@ def test_provisional_rows_are_looked_at_again(world: StripeWorld):
 
 
 def test_change_of_the_same_second_is_fetched(world: StripeWorld):
-    _, _, subscription = subscribed(world)
+    _, _, subscription = world.subscribed()
     world.client.v1.subscriptions.cancel(subscription)
     found: list[Difference] = []
     reconcile(world.conn, world.client, on_difference=found.append)
@@ -258,14 +241,14 @@ def test_change_of_the_same_second_is_fetched(world: StripeWorld):
 
 
 def test_late_event_does_not_undo_a_reconciliation(world: StripeWorld):
-    user_id, _, subscription = subscribed(world)
+    user_id, _, subscription = world.subscribed()
     world.fake.advance(seconds=60)
     world.client.v1.subscriptions.pause(subscription)
     (late,) = world.take()
     world.fake.advance(seconds=60)
     world.client.v1.subscriptions.resume(subscription)
     world.take()
-    run(world)
+    world.reconcile()
     assert world.handle(late).result == "stale"
     assert world.get(user_id).subscription_active
 
@@ -285,142 +268,9 @@ def test_pages_of_any_size_find_what_was_deleted(world: StripeWorld, same_second
         world.client.v1.customers.delete(customer)
     world.fake.reset_stats()
 
-    found = run(world, page_size=4)
+    found = world.reconcile(page_size=4)
     assert {d.object_id for d in found} == gone
     requests = world.fake.stats()["requests"]
     assert requests["GET /v1/customers"] == 3
     assert requests["GET /v1/customers/:id"] == 3
-    assert run(world, page_size=4) == []
-
-
-def test_only_one_runs_at_a_time(world: StripeWorld):
-    subscribed(world)
-    with connect(world.url) as other, contextlib.ExitStack() as stack:
-
-        def try_another(_: object) -> None:
-            with pytest.raises(ReconcileRunningError):
-                reconcile(other, world.client, dry_run=True)
-            stack.callback(lambda: None)
-
-        reconcile(world.conn, world.client, progress=try_another)
-        assert not reconcile(other, world.client).is_resumed
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing is tidied up after it."""
-
-
-def killed_at(world: StripeWorld, page: int, **options: Any) -> None:
-    """Begin a run and leave it at its *page*-th page, its session gone."""
-    left = [page]
-
-    def die(_: object) -> None:
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    with connect(world.url) as conn, contextlib.suppress(Killed):
-        reconcile(conn, world.client, progress=die, page_size=3, **options)
-
-
-def test_killed_run_goes_on_from_where_it_was(world: StripeWorld):
-    for _ in range(8):
-        world.subscribe(world.customer(world.user()))
-    world.fake.advance(seconds=2)
-    killed_at(world, 2)
-    world.fake.reset_stats()
-
-    done = reconcile(world.conn, world.client, page_size=3)
-    assert done.is_resumed
-    assert done.seen == {"customers": 8, "subscriptions": 8}
-    assert done.found["missing_here"] == 16
-    assert world.fake.stats()["requests"] == {
-        "GET /v1/customers": 1,
-        "GET /v1/subscriptions": 3,
-    }
-    outcomes = world.conn.execute(
-        "SELECT id, outcome FROM app.stripe_sync_runs"
-    ).fetchall()
-    assert outcomes == [(done.run_id, "completed")]
-    assert run(world) == []
-
-
-def test_killed_dry_run_begins_anew(world: StripeWorld):
-    for _ in range(4):
-        world.customer(world.user())
-    world.fake.advance(seconds=2)
-    killed_at(world, 1, dry_run=True)
-    done = reconcile(world.conn, world.client, dry_run=True)
-    assert not done.is_resumed
-    assert done.found["missing_here"] == 4
-    outcomes = world.conn.execute(
-        "SELECT outcome, last_error FROM app.stripe_sync_runs ORDER BY id"
-    ).fetchall()
-    assert outcomes == [("failed", "it was killed"), ("completed", None)]
-
-
-def test_run_that_is_too_old_is_not_resumed(world: StripeWorld):
-    for _ in range(4):
-        world.customer(world.user())
-    killed_at(world, 1)
-    world.conn.execute(
-        "UPDATE app.stripe_sync_runs SET started_at = now() - interval '25 hours'"
-    )
-    assert not reconcile(world.conn, world.client).is_resumed
-
-
-def test_run_goes_on_although_its_cursor_was_deleted(world: StripeWorld):
-    customers = [world.customer(world.user()) for _ in range(8)]
-    world.fake.advance(seconds=2)
-    killed_at(world, 1)
-    world.client.v1.customers.delete(customers[-3])
-    run(world, page_size=3)
-    rows = world.conn.execute(
-        "SELECT id FROM app.stripe_customers WHERE NOT is_deleted"
-    ).fetchall()
-    assert {name for (name,) in rows} >= set(customers) - {customers[-3]}
-    run(world)
-    assert run(world) == []
-
-
-def test_rate_limit_is_waited_for_as_long_as_told(
-    world: StripeWorld, waits: list[float]
-):
-    subscribed(world)
-    world.fake.faults.add("rate_limit", times=2, retry_after=7)
-    world.fake.faults.add("rate_limit")
-    world.fake.faults.add("error", status=503)
-    world.fake.faults.add("cut")
-    assert run(world) == []
-    assert waits[:2] == [7, 7]
-    assert [0 < wait <= 16 for wait in waits[2:]] == [True] * 3
-
-
-def test_refusal_ends_the_run_with_a_reason_and_no_key(world: StripeWorld):
-    with pytest.raises(StripeRequestError, match="Invalid API Key") as caught:
-        reconcile(world.conn, world.fake.client("sk_test_not!a_key_at_all"))
-    assert "sk_test" not in str(caught.value)
-    ends = world.conn.execute(
-        "SELECT outcome, last_error FROM app.stripe_sync_runs"
-    ).fetchall()
-    assert [(outcome, "sk_test" in error) for outcome, error in ends] == [
-        ("failed", False)
-    ]
-    assert not reconcile(world.conn, world.client).is_resumed
-
-
-def test_progress_says_how_many_to_expect(world: StripeWorld):
-    for _ in range(5):
-        world.customer(world.user())
-    world.deliver()
-    world.fake.advance(seconds=2)
-    told: list[Any] = []
-    done = reconcile(world.conn, world.client, progress=told.append, page_size=2)
-    assert [(p.noun, p.seen, p.expected) for p in told] == [
-        ("customers", 2, 5),
-        ("customers", 4, 5),
-        ("customers", 5, 5),
-        ("subscriptions", 0, 0),
-    ]
-    assert isinstance(done, Reconciliation)
-    assert done.number_found == 0
+    assert world.reconcile(page_size=4) == []

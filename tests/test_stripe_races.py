@@ -1,0 +1,114 @@
+"""Deliveries that are handled at the same time wait for each other where they must."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from pyapp.connection import connect
+from pyapp.stripe_sync import handle_webhook
+from tests.fake_stripe import TEST_SECRET, Delivery
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    make_customer,
+    make_subscription,
+    stripe_world,
+)
+
+CREATED = "customer.subscription.created"
+UPDATED = "customer.subscription.updated"
+DELETED = "customer.subscription.deleted"
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[StripeWorld]:
+    with stripe_world(database) as running:
+        yield running
+
+
+def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
+    """The fetch happens under the lock: the second one waits, and fetches later."""
+    subscription = world.subscribe(world.customer(world.user()))
+    (created,) = world.take(CREATED)
+    world.handle(created)
+    world.change_price(subscription, "price_other")
+    (first,) = world.take(UPDATED)
+    fetching, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        """Holds back what it has fetched until told to go on."""
+
+        def raw_request(self, method: str, url: str, **params: Any) -> Any:
+            answer = world.client.raw_request(method, url, **params)
+            fetching.set()
+            assert go_on.wait(10)
+            return answer
+
+    def handle(delivery: Delivery, client: Any) -> str:
+        with connect(world.url) as conn:
+            return handle_webhook(
+                conn, delivery.payload, delivery.signature, TEST_SECRET, client
+            ).result
+
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(handle, first, Slow())
+        assert fetching.wait(10)
+        world.change_price(subscription, "price_year")
+        (second,) = world.take(UPDATED)
+        quick = pool.submit(handle, second, world.client)
+        wait_for_lock(world.conn)
+        go_on.set()
+        assert [slow.result(10), quick.result(10)] == ["applied", "applied"]
+    assert world.row(subscription).price_id == "price_year"
+
+
+def test_two_customers_of_one_user_queue_up(world: StripeWorld):
+    """Their locks differ; that of the user keeps the second from looking too early."""
+    user_id = world.user()
+    for customer in ("cus_1", "cus_2"):
+        world.send(CREATED, make_subscription(f"sub_{customer}", customer))
+    kinds = [("cus_1", START), ("cus_2", START + 1)]
+
+    def link(customer: str, created: int) -> str:
+        with stripe_world(world.url, seed=2) as other:
+            shape = make_customer(customer, user_id, created=created)
+            return other.send("customer.created", shape).result
+
+    for _ in range(5):
+        world.conn.execute("DELETE FROM app.stripe_customers")
+        world.conn.execute("UPDATE app.users SET stripe_customer_id = NULL")
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(lambda k: link(*k), kinds)) == ["applied"] * 2
+        user = world.get(user_id)
+        assert user.stripe_subscription_id == f"sub_{user.stripe_customer_id}"
+
+
+def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
+    world.customer(world.user())
+    (delivery,) = world.take()
+
+    def handle(_: int) -> str:
+        with connect(world.url) as conn:
+            return handle_webhook(
+                conn, delivery.payload, delivery.signature, TEST_SECRET
+            ).result
+
+    with ThreadPoolExecutor(6) as pool:
+        results = sorted(pool.map(handle, range(6)))
+    assert results == ["applied", *["duplicate"] * 5]
+
+
+def wait_for_lock(conn: psycopg.Connection[Any]) -> None:
+    """Return once somebody waits for a customer's lock."""
+    for _ in range(1000):
+        found = conn.execute(
+            "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        ).fetchone()
+        if found is not None:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("nobody waits")
