@@ -28,14 +28,16 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_only_one_runs_at_a_time(world: StripeWorld):
     world.subscribed()
-    with connect(world.url) as other, contextlib.ExitStack() as stack:
+    refused = []
+    with connect(world.url) as other:
 
         def try_another(_: object) -> None:
-            with pytest.raises(ReconcileRunningError):
+            with pytest.raises(ReconcileRunningError) as caught:
                 reconcile(other, world.client, dry_run=True)
-            stack.callback(lambda: None)
+            refused.append(caught.value)
 
         reconcile(world.conn, world.client, progress=try_another)
+        assert len(refused) == 2
         assert not reconcile(other, world.client).is_resumed
 
 
