@@ -31,17 +31,19 @@ from tests.support import Server, find_pgbouncer
 
 NUMBERS = itertools.count(1)
 
-# On CI they are needed: there they fail without it, where root could install it.
-collect_ignore = (
-    []
-    if find_pgbouncer() or (os.environ.get("CI") and os.geteuid() == 0)
-    else ["test_pooler.py"]
-)
+# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer
+# must be there, where root could install it; .ci/run starts an engine for Docker's.
+LEFT_OUT: dict[str, str] = {}
+if not (find_pgbouncer() or (os.environ.get("CI") and os.geteuid() == 0)):
+    LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
+if "COMPOSE_2" not in os.environ:
+    LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
+collect_ignore = list(LEFT_OUT)
 
 
 def pytest_report_header() -> list[str]:
-    """Say what is left out, and how to have it."""
-    return [f"left out, for pgbouncer is not installed: {x}" for x in collect_ignore]
+    """Say what is left out, and why."""
+    return [f"left out: {name}, {reason}" for name, reason in LEFT_OUT.items()]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """When Docker is chosen, and what it is asked, by a stand-in that records it."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pyapp.devtools import docker
 from pyapp.devtools.server import Kind, reset, start, stop
 from pyapp.devtools.target import local_target
 from pyapp.errors import LocalServerError
-from tests.support import Server
+from tests.support import Server, run_cli
 
 URL = "postgresql://me:p%40ss@localhost:6543/mine"
 STAND_IN = """#!/bin/sh
@@ -18,7 +19,11 @@ echo "$PYAPP_DB_USER $PYAPP_DB_PASSWORD $PYAPP_DB_NAME $PYAPP_DB_PORT: $*" >>cal
 case "$*" in
 info*) if [ -e engine ]; then echo 29.0; else exit 1; fi ;;
 "compose version") [ -e compose ] ;;
+*" ps --all --quiet "*) echo 4f1d ;;
 *" ps "*) if [ -e running ]; then echo db; fi ;;
+inspect*) read state <states; echo $state
+    { read state; cat; } <states >rest; [ ! -s rest ] || cat rest >states ;;
+logs*) echo "initdb: making it"; echo "FATAL:  no space left" >&2 ;;
 *) [ ! -e failure ] || { cat failure >&2; exit 1; } ;;
 esac
 """
@@ -33,6 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _install(programs / "docker")
     for name in ("sh", "cat"):
         (programs / name).symlink_to(shutil.which(name) or name)
+    (tmp_path / "states").write_text("healthy\n")
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.chdir(tmp_path)
     for name in ("engine", "compose"):
@@ -53,7 +59,7 @@ def settings(project: Path, url: str) -> Settings:
 def _calls(project: Path) -> list[str]:
     """Return the calls but those that only look."""
     lines = (project / "calls").read_text().splitlines()
-    looks = (" info", " compose version", " ps ")
+    looks = (" info", " compose version", " ps ", ": inspect")
     return [line for line in lines if not any(look in line for look in looks)]
 
 
@@ -90,13 +96,67 @@ def test_a_project_without_a_compose_file_is_not(project: Path) -> None:
 
 
 def test_compose_serves_the_url_and_waits_for_the_healthcheck(project: Path) -> None:
+    (project / "states").write_text("created\nstarting\nhealthy\n")
+
     docker.up(project, local_target(URL))
 
     file = project / "docker-compose.yml"
     assert _calls(project) == [
-        f"me p@ss mine 6543: compose --file {file} up --detach --wait"
-        " --wait-timeout 120 db"
+        f"me p@ss mine 6543: compose --file {file} up --detach db"
     ]
+    assert (project / "states").read_text() == "healthy\n"
+
+
+@pytest.mark.parametrize("state", ["exited", "unhealthy", "dead"])
+def test_a_container_that_does_not_come_shows_its_log(
+    project: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    (project / "states").write_text(f"starting\n{state}\n")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+
+    assert run_cli("db", "start", "--docker") == (
+        1,
+        "",
+        "initdb: making it\nFATAL:  no space left\n"
+        f"error: the database in Docker does not come up: its container is {state};"
+        " the end of its log is above\n",
+    )
+
+
+def test_a_container_that_stays_on_its_way_is_given_up(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "states").write_text("starting\n")
+    monkeypatch.setattr(docker, "PATIENCE", 0)
+
+    with pytest.raises(LocalServerError, match="its container is starting"):
+        docker.up(project, local_target(URL))
+
+
+def test_a_container_without_a_healthcheck_has_to_run(project: Path) -> None:
+    (project / "states").write_text("created\nrunning\n")
+
+    docker.up(project, local_target(URL))
+
+
+def test_an_engine_that_hangs_is_not_usable(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*arguments: object, timeout: float, **options: object) -> None:
+        raise subprocess.TimeoutExpired("docker", timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+
+    assert not docker.is_usable(project)
+    with pytest.raises(LocalServerError, match="no answer within 600 seconds"):
+        docker.stop(project)
+
+
+def test_a_docker_that_cannot_be_run_is_not_usable(project: Path) -> None:
+    (project / "bin" / "docker").write_text("no program")
+
+    assert not docker.is_usable(project)
 
 
 def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
@@ -118,8 +178,7 @@ def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
         ),
         (
             "Pulling db\nmanifest for postgres:18 not found\n",
-            "Docker did not start the database: manifest for postgres:18 not found;"
-            " more by: docker compose logs db",
+            "Docker did not start the database: manifest for postgres:18 not found",
         ),
     ],
 )
@@ -175,5 +234,5 @@ def test_stop_and_reset_reach_the_running_container(
     assert actions == [
         "stop db",
         "down --volumes",
-        "up --detach --wait --wait-timeout 120 db",
+        "up --detach db",
     ]

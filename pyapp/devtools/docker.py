@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from pyapp.devtools.binaries import last_line
@@ -10,16 +11,22 @@ from pyapp.devtools.target import Target
 from pyapp.errors import LocalServerError
 
 SERVICE = "db"
+STATE = (
+    "{{if and .State.Running .State.Health}}{{.State.Health.Status}}"
+    "{{else}}{{.State.Status}}{{end}}"
+)
+HEALTHY = ("healthy", "running")
+COMING = ("created", "starting")
+# Seconds that a container has to become healthy, and lines shown when it does not.
+PATIENCE = 120
+LOG_LINES = 20
 
 
 def engine_answers() -> bool:
     """Say whether a Docker engine answers; the client alone is not enough."""
     if shutil.which("docker") is None:
         return False
-    try:
-        run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
     return run.returncode == 0 and bool(run.stdout.strip())
 
 
@@ -47,20 +54,40 @@ def up(root: Path, target: Target) -> None:
         raise LocalServerError(
             "Docker has no compose: install it, or: pyapp db start --embedded"
         )
-    # Compose 1 cannot wait; the caller waits for the URL to answer anyway.
-    waits = ["--wait", "--wait-timeout", "120"] if len(command) == 2 else []
-    run = _compose(root, "up", "--detach", *waits, SERVICE, target=target)
-    if run.returncode == 0:
-        return
+    run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
         raise LocalServerError(
             f"port {target.port} is taken by another program: stop that,"
             " or choose another port in DATABASE_URL"
         )
-    raise LocalServerError(
-        f"Docker did not start the database: {last_line(run)};"
-        f" more by: docker compose logs {SERVICE}"
-    )
+    if run.returncode:
+        raise LocalServerError(f"Docker did not start the database: {last_line(run)}")
+    _wait_for_health(_must(_compose(root, "ps", "--all", "--quiet", SERVICE)))
+
+
+def _wait_for_health(container: str) -> None:
+    """Wait for the healthcheck of *container*; Compose 1 cannot, nor can early 2."""
+    deadline = time.monotonic() + PATIENCE
+    while (state := _state(container)) not in HEALTHY:
+        if state not in COMING or time.monotonic() > deadline:
+            failure = LocalServerError(
+                f"the database in Docker does not come up: its container is {state};"
+                " the end of its log is above"
+            )
+            failure.add_note(_log(container))
+            raise failure
+        time.sleep(0.2)
+
+
+def _state(container: str) -> str:
+    """Return what the healthcheck of *container* says; else how the container is."""
+    return _must(_run(["docker", "inspect", "--format", STATE, container], timeout=15))
+
+
+def _log(container: str) -> str:
+    """Return the last lines of what *container* has said."""
+    run = _run(["docker", "logs", "--tail", str(LOG_LINES), container], timeout=15)
+    return (run.stdout + run.stderr).rstrip()
 
 
 def stop(root: Path) -> None:
@@ -98,17 +125,26 @@ def _compose_command() -> list[str] | None:
 def _run(
     command: list[str], variables: dict[str, str] | None = None, *, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | (variables or {}),
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=os.environ | (variables or {}),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        late = f"no answer within {timeout:.0f} seconds"
+        return subprocess.CompletedProcess(command, 124, "", late)
+    except OSError as exc:  # it is there and cannot be run
+        return subprocess.CompletedProcess(command, 126, "", str(exc))
 
 
-def _must(run: subprocess.CompletedProcess[str]) -> None:
+def _must(run: subprocess.CompletedProcess[str]) -> str:
+    """Return what a call has printed; it must not have failed."""
     if run.returncode:
-        raise LocalServerError(f"docker compose failed: {last_line(run)}")
+        raise LocalServerError(f"Docker failed: {last_line(run)}")
+    return run.stdout.strip()

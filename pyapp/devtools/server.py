@@ -181,7 +181,7 @@ def _start_embedded(embedded: EmbeddedServer) -> None:
 def _wait_for_docker(target: Target) -> str:
     """Return the version once the container takes connections.
 
-    Its port is open before its server is, and Compose 1 waits for no healthcheck.
+    A compose file without a healthcheck tells of a server before it is there.
     """
     deadline = time.monotonic() + 120
     while True:
