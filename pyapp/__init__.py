@@ -1,5 +1,7 @@
 """A PostgreSQL schema for metered AI usage, with a thin Python layer over it."""
 
+import logging
+
 from pyapp import (
     aio,
     errors,
@@ -13,6 +15,9 @@ from pyapp import (
     users,
 )
 from pyapp.connection import connect, pool
+
+# Whoever imports this decides what becomes of its log.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Literal, cast, get_args
 from urllib.parse import quote
 
 from dotenv import dotenv_values
@@ -11,6 +12,8 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp.errors import ConfigError
+
+LogFormat = Literal["text", "json"]
 
 DEFAULT_MARGIN = Decimal("0.2")
 DEFAULT_REFERRAL_BONUS = Decimal(500)
@@ -29,6 +32,7 @@ class Settings:
     stripe_api_base: str | None = None
     margin: Decimal = DEFAULT_MARGIN
     referral_bonus: Decimal = DEFAULT_REFERRAL_BONUS
+    log_format: LogFormat | None = None
 
 
 def load_settings(root: Path | None = None) -> Settings:
@@ -50,7 +54,17 @@ def load_settings(root: Path | None = None) -> Settings:
         stripe_api_base=values.get("STRIPE_API_BASE"),
         margin=_amount(values, "PYAPP_MARGIN", DEFAULT_MARGIN),
         referral_bonus=_amount(values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS),
+        log_format=_log_format(values),
     )
+
+
+def load_log_format(root: Path | None = None) -> LogFormat | None:
+    """Return the format of the log, which needs no database; None if it is not set.
+
+    Raises:
+        ConfigError: PYAPP_LOG is something else, or a file cannot be read.
+    """
+    return _log_format(read_values(root or find_root()))
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -120,3 +134,10 @@ def _amount(values: dict[str, str], name: str, default: Decimal) -> Decimal:
     if not amount.is_finite() or amount < 0:
         raise ConfigError(f"{name} is {text!r}; it must be a number, zero or more")
     return amount
+
+
+def _log_format(values: dict[str, str]) -> LogFormat | None:
+    text = values.get("PYAPP_LOG")
+    if text not in (None, *get_args(LogFormat)):
+        raise ConfigError(f"PYAPP_LOG is {text!r}; it must be text or json")
+    return cast("LogFormat | None", text)

@@ -49,8 +49,10 @@ class InboxCounts:
 class LastRun:
     """The newest run of a kind; `outcome` is running, completed or failed.
 
-    A run that was killed is running until the next one finds it. `last_completed_at`
-    is this run's end or an earlier one's, None if none has ever come to its end.
+    `counts` are what it has seen and found, by kind; `differences` and `repaired` are
+    sums over the kinds of a reconciliation. A run that was killed is running until the
+    next one finds it. `last_completed_at` is this run's end or an earlier one's, None
+    if none has ever come to its end.
     """
 
     id: int
@@ -59,6 +61,8 @@ class LastRun:
     outcome: str
     counts: Mapping[str, int]
     last_error: str | None
+    differences: int
+    repaired: int
     last_completed_at: datetime | None
 
 

@@ -18,8 +18,8 @@ KEYS = {
     "messages": "minute_messages minute_credits hour_messages hour_credits",
     "users": "users subscribed blocked",
     "events": "failed oldest_failed_at hour_received last_received_at",
-    "reconcile": "id started_at finished_at outcome last_error last_completed_at"
-    " differences repaired",
+    "reconcile": "id started_at finished_at outcome counts last_error differences"
+    " repaired last_completed_at",
     "replay": None,
     "payloads": "partitions months_ahead oldest_month has_default_rows"
     " has_retired_table",

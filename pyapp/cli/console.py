@@ -16,11 +16,6 @@ def say(line: str) -> None:
     console.print(line)
 
 
-def printable(text: str) -> str:
-    """Return *text* without what would steer the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def confirmed(question: str) -> bool:
     """Ask; where nobody can answer, the answer is no."""
     try:

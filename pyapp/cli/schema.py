@@ -1,5 +1,6 @@
 """`pyapp db migrate | rollback | check | generate | maintain`."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from pyapp.devtools.schema_diff import SchemaCheck
 from pyapp.devtools.schema_diff import check as check_schema
 from pyapp.errors import ConfigError, GenerateError, SchemaCheckError
 from pyapp.sessions import delete_expired_sessions
+
+log = logging.getLogger("pyapp.sessions")
 
 SWEEP = 10_000
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
@@ -190,4 +193,5 @@ def _sweep_sessions(url: str) -> int:
         while deleted := delete_expired_sessions(conn, limit=SWEEP):
             conn.commit()
             swept += deleted
+    log.info("expired sessions deleted", extra={"count": swept})
     return swept

@@ -12,9 +12,9 @@ import psycopg
 import typer
 
 from pyapp import stats as ask
-from pyapp.cli.console import console, printable, say
+from pyapp.cli.console import console, say
+from pyapp.cli.text import printable
 from pyapp.connection import connect
-from pyapp.stripe_sync.differences import KINDS
 
 Connection = psycopg.Connection[Any]
 # The sections of the answer, in their order.
@@ -109,13 +109,6 @@ def _as_object(answers: _Answers) -> dict[str, Any]:
             whole[name] = [asdict(one) for one in found]
         else:
             whole[name] = None if found is None else asdict(found)
-    for name in ("reconcile", "replay"):
-        if run := answers.found[name]:
-            del whole[name]["counts"]
-            whole[name] |= {
-                "differences": _differences(run),
-                "repaired": _differences(run, " repaired"),
-            }
     return whole
 
 
@@ -124,10 +117,6 @@ def _exact(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     return value.isoformat()
-
-
-def _differences(run: ask.LastRun, word: str = "") -> int:
-    return sum(run.counts.get(f"{kind}{word}", 0) for kind in KINDS)
 
 
 def _lines(answers: _Answers) -> Iterator[_Line]:
@@ -180,8 +169,10 @@ def _run(label: str, run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
         return
     moment = run.finished_at or run.started_at
     begun = "" if run.finished_at else ", begun"
-    found, repaired = _differences(run), _differences(run, " repaired")
-    counts = f"{found:,} differences, {repaired:,} repaired"
+    counts = f"{run.differences:,} differences, {run.repaired:,} repaired"
+    if "seen" in run.counts:
+        failed = run.counts.get("failed", 0)
+        counts = f"{run.counts['seen']:,} events, {failed:,} failed"
     is_failed = run.outcome == "failed"
     yield _Line(label, f"{run.outcome}{begun} {_ago(now, moment)}: {counts}", is_failed)
     if is_failed:

@@ -1,6 +1,5 @@
 """`pyapp stripe`: the endpoint for webhooks, and the inbox behind it."""
 
-import logging
 import signal
 from collections import Counter
 from collections.abc import Mapping
@@ -11,8 +10,10 @@ import typer
 from stripe import StripeClient
 
 from pyapp.cli.arguments import parse_duration
-from pyapp.cli.console import printable, say
+from pyapp.cli.console import say
+from pyapp.cli.logs import start_logging
 from pyapp.cli.stripe_progress import show_progress
+from pyapp.cli.text import printable
 from pyapp.config import Settings, load_settings
 from pyapp.connection import connect, pool
 from pyapp.errors import ConfigError, MissingExtraError
@@ -29,14 +30,6 @@ from pyapp.stripe_sync.retry import retry_all_failed_events
 BATCH = 1000
 # Seconds that requests under way have to finish when the server is told to stop.
 GRACE = 20
-_FIELDS = ("event_id", "event_type", "result", "status", "kind")
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        values = ((name, getattr(record, name, None)) for name in _FIELDS)
-        told = [f"{name}={value}" for name, value in values if value is not None]
-        return printable(" ".join([super().format(record), *told]))
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +58,7 @@ def serve(
     if not settings.stripe_webhook_secrets:
         raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
     client = _client(settings)
-    _log_to_stderr()
+    start_logging("text")
     with pool(settings.database_url) as connections:
         app = create_app(connections, settings.stripe_webhook_secrets, client)
         config = uvicorn.Config(
@@ -184,11 +177,3 @@ def _cells(event: StoredEvent) -> tuple[str, ...]:
         str(event.attempts),
         printable(error or ""),
     )
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name in ("pyapp", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.INFO)

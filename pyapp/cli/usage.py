@@ -1,6 +1,7 @@
 """`pyapp import usage`: what usage logs say, as messages."""
 
 import itertools
+import logging
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_messages
 from pyapp.records import NewMessage
 from pyapp.usage_logs import BrokenLine, LineCounts, read_usage_logs
+
+log = logging.getLogger("pyapp.imports")
 
 BATCH = 5_000
 SHOWN_BROKEN_LINES = 20
@@ -196,6 +199,9 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
         if isinstance(exc, OSError):
             raise ArgumentError(f"cannot read {exc.filename}: {exc.strerror}") from exc
         raise
+    finally:
+        counts = {"recorded": tally.recorded, "duplicates": tally.known}
+        log.info("usage imported", extra=counts | {"broken": tally.lines.broken})
 
 
 def _summary(tally: _Tally) -> Iterator[str]:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pyapp.cli.console import printable, say
+from pyapp.cli.console import say
+from pyapp.cli.text import printable
 from pyapp.connection import connect
 from pyapp.users import create_user, list_users
 

@@ -1,5 +1,6 @@
 """What the database needs now and then: partitions ahead, and old payloads retired."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pyapp.connection import connect
 from pyapp.devtools.archives import archive
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
 from pyapp.errors import MaintenanceError
+
+log = logging.getLogger("pyapp.maintenance")
 
 T = TypeVar("T")
 ATTEMPTS = 20
@@ -63,6 +66,7 @@ def create_payload_partitions(url: str, *, months: int = 3) -> int:
         conn.autocommit = True
         for month in fetch(conn, "list_missing_months", _Month, months=months):
             created += _patiently(conn, partial(_create, conn, month.first_day))
+            log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
     return created
 
 
@@ -110,6 +114,8 @@ def _drop(
     if archive_folder is not None and name is not None:
         archive(conn, archive_folder, name)
     _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
+    fields = {"partition": name, "is_archived": archive_folder is not None}
+    log.info("month retired", extra=fields)
 
 
 def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:

@@ -7,6 +7,8 @@ ends with it. The text of what is applied is kept as a checksum, to find later e
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +22,8 @@ from pyapp.devtools.migration_files import MigrationFile, index_work, read_migra
 from pyapp.devtools.migration_session import Backend, Bookkeeping, migration_session
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
 from pyapp.errors import MigrationError
+
+log = logging.getLogger("pyapp.migrations")
 
 State = Literal["applied", "edited", "pending", "unknown"]
 Report = Callable[[MigrationFile], None]
@@ -197,12 +201,17 @@ def _run(
     for file in files:
         if report is not None:
             report(file)
+        began = time.monotonic()
         with _explained(file, verb):
             if verb == "applied":
                 _apply(backend, file)
             else:
                 _roll_back(backend, file)
         backend.reset()
+        seconds = round(time.monotonic() - began, 3)
+        log.info(
+            "migration %s", verb, extra={"migration": file.name, "seconds": seconds}
+        )
     return [file.name for file in files]
 
 

@@ -1,5 +1,7 @@
 """A run from its beginning, or from where a killed one left it, to its end."""
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from pyapp.stripe_sync import runs
 from pyapp.stripe_sync.api import describe
 from pyapp.stripe_sync.inbox import own_transaction
 from pyapp.stripe_sync.runs import Kind
+
+log = logging.getLogger("pyapp.stripe")
 
 # What an older run has seen may have changed since.
 RESUMED_WITHIN = timedelta(days=1)
@@ -57,13 +61,20 @@ def start_run(
         raise ReconcileRunningError(f"another {kind} is under way; wait for it")
     try:
         run = _open(conn, kind, is_dry_run)
+        log.info("run started", extra={"kind": kind, "run_id": run.id})
+        began = time.monotonic()
         try:
             yield run
-        except Exception as exc:
+        except (Exception, KeyboardInterrupt) as exc:
+            error = "it was stopped by Ctrl-C"
+            if not isinstance(exc, KeyboardInterrupt):
+                error = describe(exc)
             if not conn.closed:
-                _end(conn, run, describe(exc))
+                _end(conn, run, error)
+            _log_end(kind, run, began, error)
             raise
         _end(conn, run, None)
+        _log_end(kind, run, began, None)
     finally:
         if not conn.closed:
             with own_transaction(conn):
@@ -83,6 +94,20 @@ def _open(conn: Connection[Any], kind: Kind, is_dry_run: bool) -> Started:
         )
         runs.update_run(conn, id=run.id, cursor=run.cursor, counts=run.counts)
         return started
+
+
+def _log_end(kind: Kind, run: Started, began: float, error: str | None) -> None:
+    fields = {
+        "kind": kind,
+        "run_id": run.id,
+        "seconds": round(time.monotonic() - began, 3),
+        "is_resumed": run.is_resumed,
+        "counts": dict(run.counts),
+    }
+    if error is None:
+        log.info("run completed", extra=fields)
+    else:
+        log.error("run failed", extra={**fields, "error": error})
 
 
 def _end(conn: Connection[Any], run: Started, error: str | None) -> None:

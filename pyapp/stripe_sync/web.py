@@ -18,7 +18,7 @@ from pyapp.errors import InvalidPayloadError, InvalidSignatureError
 from pyapp.stripe_sync.inbox import Outcome
 from pyapp.stripe_sync.webhooks import MAX_BODY, handle_webhook
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pyapp.stripe")
 
 Pool = ConnectionPool[Connection[Any]]
 

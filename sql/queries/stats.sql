@@ -89,6 +89,17 @@ SELECT
     r.outcome,
     r.counts,
     r.last_error,
+    -- Each kind of difference is counted twice: found, and repaired.
+    (
+        SELECT COALESCE(sum(n.value::bigint), 0)::bigint
+        FROM jsonb_each_text(r.counts) AS n
+        WHERE r.counts ? (n.key || ' repaired')
+    ) AS differences,
+    (
+        SELECT COALESCE(sum(n.value::bigint), 0)::bigint
+        FROM jsonb_each_text(r.counts) AS n
+        WHERE n.key LIKE '% repaired'
+    ) AS repaired,
     (
         SELECT c.finished_at
         FROM app.stripe_sync_runs AS c

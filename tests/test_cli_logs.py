@@ -1,0 +1,154 @@
+"""What the commands log: one record a line, nothing secret, and only if asked."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import stripe
+
+import pyapp
+from pyapp.cli.logs import start_logging
+from pyapp.connection import connect
+from pyapp.users import create_user
+from tests.support import run_cli
+from tests.usage_import import calls, write_log
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Leave the process's logging as it was."""
+    root, package = logging.getLogger(), logging.getLogger("pyapp")
+    handlers, levels = root.handlers[:], (root.level, package.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
+
+
+@pytest.fixture
+def url(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    return empty_database
+
+
+def records(err: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in err.splitlines()]
+
+
+def test_every_piece_of_work_is_one_record_in_json(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PYAPP_LOG", "json")
+    log = write_log(tmp_path / "ada.jsonl", *calls(3))
+
+    code, _, err = run_cli("db", "migrate")
+    migrated = records(err)
+    assert code == 0
+    with connect(url) as conn:
+        create_user(conn, email="ada@example.com")
+    maintained = records(run_cli("db", "maintain")[2])
+    imported = records(
+        run_cli("import", "usage", str(log), "--user=ada@example.com")[2]
+    )
+    rolled_back = records(run_cli("db", "rollback", "--yes")[2])
+
+    first, *_, last = migrated
+    assert first["logger"] == "pyapp.migrations"
+    assert first["message"] == "migration applied"
+    assert first["migration"] == "0001_create_plans"
+    assert isinstance(first["seconds"], float)
+    assert str(first["at"]).endswith("+00:00")
+    assert (last["logger"], last["message"]) == ("pyapp.maintenance", "month prepared")
+    assert [(r["logger"], r["count"]) for r in maintained] == [("pyapp.sessions", 0)]
+    (one,) = imported
+    told = {"recorded": 3, "duplicates": 0, "broken": 0}
+    assert {name: one[name] for name in told} == told
+    assert (one["logger"], one["message"]) == ("pyapp.imports", "usage imported")
+    assert "ada" not in json.dumps(imported)
+    assert [r["message"] for r in rolled_back] == ["migration rolled back"]
+
+
+@pytest.mark.parametrize("form", ["text", ""])
+def test_text_has_the_fields_after_the_message_and_is_there_only_if_asked(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("PYAPP_LOG", form)
+    logging.getLogger().handlers.clear()
+    start_logging()
+    fields = {"migration": "0001_create_plans", "seconds": 0.5}
+    logging.getLogger("pyapp.migrations").info("migration applied", extra=fields)
+
+    lines = capsys.readouterr().err.splitlines()
+
+    told = "INFO migration applied migration=0001_create_plans seconds=0.5"
+    assert [line.split(" ", 1)[1] for line in lines] == ([told] if form else [])
+
+
+def test_failure_is_a_record_where_all_others_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYAPP_LOG", "json")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://ada:secret@localhost:1/none")
+
+    code, _, err = run_cli("quota", "--all")
+
+    (record,) = records(err)
+    assert code == 1
+    assert record["level"] == "ERROR"
+    assert str(record["error"]).startswith(
+        "no database at postgresql://ada@localhost:1"
+    )
+    assert "secret" not in err
+
+
+def test_unknown_format_is_refused_by_whoever_needs_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("PYAPP_LOG", "xml")
+
+    told = "error: PYAPP_LOG is 'xml'; it must be text or json\n"
+    assert run_cli("quota", "--all") == (1, "", told)
+    assert run_cli("--version")[0] == 0
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_record_neither_steers_a_terminal_nor_quotes_an_error(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The text of a database's error may hold a row, and with it an e-mail."""
+    monkeypatch.setenv("PYAPP_LOG", form)
+    start_logging()
+    log = logging.getLogger("pyapp.stripe")
+    try:
+        raise psycopg.errors.CheckViolation("Failing row contains (ada@example.com)")
+    except psycopg.Error:
+        log.exception("refused", extra={"event_type": "a\x1b[2J\nINFO forged"})
+
+    err = capsys.readouterr().err
+
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+    assert "ada@" not in err
+    assert "CheckViolation" in err
+    assert "test_cli_logs.py:" in err
+
+
+def test_other_libraries_log_neither_their_fields_nor_what_is_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("PYAPP_LOG", "json")
+    start_logging()
+    stripe_log = logging.getLogger(stripe.__name__)
+    stripe_log.info("request", extra={"body": "card 4242"})
+    stripe_log.warning("slow", extra={"body": "card 4242"})
+
+    (record,) = records(capsys.readouterr().err)
+
+    assert set(record) == {"at", "level", "logger", "message"}
+
+
+def test_program_that_imports_the_package_decides_about_its_log():
+    handlers = logging.getLogger(pyapp.__name__).handlers
+
+    assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
