@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal, cast, get_args
-from urllib.parse import quote
 
 from dotenv import dotenv_values
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
 
+from pyapp.database_url import read_url
 from pyapp.errors import ConfigError
 
 LogFormat = Literal["text", "json"]
@@ -90,36 +88,13 @@ def read_values(root: Path) -> dict[str, str]:
     return {name: value.strip() for name, value in values.items() if value}
 
 
-def redact_url(url: str) -> str:
-    """Return *url* without its password and parameters, for messages."""
-    try:
-        parts = conninfo_to_dict(url)
-    except ProgrammingError:
-        return "(unreadable DATABASE_URL)"
-    host = str(parts.get("host") or parts.get("hostaddr") or "")
-    socket = f"?host={host}" if host.startswith("/") else ""
-    address = "" if socket else f"[{host}]" if ":" in host else host
-    port = f":{parts['port']}" if "port" in parts else ""
-    user = f"{quote(str(parts['user']), safe='')}@" if "user" in parts else ""
-    name = quote(str(parts.get("dbname", "")), safe="")
-    return f"postgresql://{user}{address}{port}/{name}{socket}"
-
-
 def _database_url(root: Path, values: dict[str, str]) -> str:
     url = values.get("DATABASE_URL")
     if not url:
         example = ".env.local.example"
         remedy = f"cp {example} .env.local" if (root / example).is_file() else "set it"
         raise ConfigError(f"DATABASE_URL is not set (looked in {root}); {remedy}")
-    try:
-        conninfo_to_dict(url)
-    except ProgrammingError:
-        # libpq's own message may quote the password.
-        raise ConfigError(
-            "DATABASE_URL is not a PostgreSQL URL; write"
-            " postgresql://user:password@host:port/database,"
-            " with special characters percent-encoded"
-        ) from None
+    read_url(url)
     return url
 
 

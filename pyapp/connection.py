@@ -3,12 +3,13 @@
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from pyapp.config import load_settings, redact_url
-from pyapp.errors import ConfigError, DatabaseUnavailableError
+from pyapp.config import load_settings
+from pyapp.database_url import read_url, redact_url
+from pyapp.errors import DatabaseUnavailableError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -81,11 +82,7 @@ def behaviour(is_pooled: bool) -> dict[str, Any]:
 
 def session_conninfo(url: str, *, has_options: bool = True) -> str:
     """Return *url* with what every pyapp session sets added to it."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        # libpq's own message may quote the password.
-        raise ConfigError("this is not a PostgreSQL URL or conninfo string") from None
+    parts = read_url(url)
     parts.setdefault("application_name", "pyapp")
     parts.setdefault("connect_timeout", 10)
     if has_options:
@@ -95,7 +92,7 @@ def session_conninfo(url: str, *, has_options: bool = True) -> str:
 
 def is_local(url: str) -> bool:
     """Say whether *url* means a server on this machine, over TCP."""
-    return conninfo_to_dict(url).get("host") in LOOPBACK
+    return read_url(url).get("host") in LOOPBACK
 
 
 def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.config import find_root, load_settings, redact_url
+from pyapp.config import find_root, load_settings
+from pyapp.database_url import redact_url
 from pyapp.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyapp.config import redact_url
+from pyapp.database_url import redact_url
 from pyapp.devtools.binaries import binaries
 from pyapp.errors import MissingExtraError, SchemaCheckError
 

@@ -1,12 +1,14 @@
 """The local server: Docker's when an engine answers, else the embedded one."""
 
+import logging
 import time
 from enum import StrEnum
 
 from psycopg.conninfo import make_conninfo
 
-from pyapp.config import Settings, redact_url
+from pyapp.config import Settings
 from pyapp.connection import connect
+from pyapp.database_url import redact_url
 from pyapp.devtools import docker
 from pyapp.devtools.binaries import run_client, state_folder
 from pyapp.devtools.embedded import ANEW, EmbeddedServer
@@ -19,6 +21,8 @@ from pyapp.errors import (
     LocalServerError,
     MissingExtraError,
 )
+
+log = logging.getLogger("pyapp.server")
 
 
 class Kind(StrEnum):
@@ -51,12 +55,15 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
         by_docker = not embedded.is_running() and docker.is_usable(settings.root)
         kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
     require_password(target)
+    began = time.monotonic()
     if kind is Kind.DOCKER:
         docker.up(settings.root, target)
         version = _wait_for_docker(target)
     else:
         _start_embedded(embedded)
         version = _version(target)
+    seconds = round(time.monotonic() - began, 3)
+    log.info("server started", extra={"server": kind.value, "seconds": seconds})
     return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
 
 
@@ -70,6 +77,7 @@ def stop(settings: Settings) -> str:
         if kind is Kind.OTHER:
             return f"the server on port {target.port} is {kind}; left alone"
         return "PostgreSQL is not running"
+    log.info("server stopped", extra={"server": (kind or Kind.EMBEDDED).value})
     return f"PostgreSQL is stopped ({kind or Kind.EMBEDDED}); its data stays"
 
 
@@ -109,6 +117,7 @@ def reset(settings: Settings) -> str:
     else:
         run_client("dropdb", target.url, "--force", "--if-exists", target.database)
         run_client("createdb", target.url, target.database)
+    log.info("database made anew", extra={"server": kind.value})
     return f"the database at {_name(settings)} is new and empty ({kind})"
 
 

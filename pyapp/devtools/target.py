@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from psycopg.conninfo import conninfo_to_dict
 
-from pyapp.config import redact_url
 from pyapp.connection import is_local
+from pyapp.database_url import redact_url
 from pyapp.errors import ConfigError
 
 
