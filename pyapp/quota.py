@@ -104,8 +104,9 @@ def list_fingerprint_quotas(
     return many(Quota, {"at": _instant(at), "after": after, "limit": limit})
 
 
-def _instant(at: datetime | None) -> datetime | None:
+def _instant(at: datetime | None) -> datetime | str:
     # The period around it must begin and end in years that Python has.
     if at is not None and not 2 <= at.year <= 9998:
         raise InvalidValueError(f"at must be in the years 2 to 9998, not {at}")
-    return at
+    # PostgreSQL's own word for the time of the transaction.
+    return at or "now"

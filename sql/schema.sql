@@ -85,6 +85,25 @@ END;
 COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
     'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
 
+CREATE FUNCTION app.get_start_date(
+    anchor timestamptz,
+    reset timestamptz,
+    moment timestamptz,
+    known_start timestamptz
+)
+RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    -- A reset moved off the boundaries must not begin a period too late.
+    WHEN reset > moment AND known_start <= moment THEN known_start
+    WHEN reset IS NULL THEN anchor
+    ELSE app.get_period_start(anchor, moment)
+END;
+
+COMMENT ON FUNCTION app.get_start_date(
+    timestamptz, timestamptz, timestamptz, timestamptz
+) IS
+    'The start of the period at the moment: the one known, where it still holds.';
+
 -- ---------------------------------------------------------------------------
 -- Shared trigger functions
 -- ---------------------------------------------------------------------------
@@ -408,6 +427,9 @@ CREATE TABLE app.messages (
         REFERENCES app.users (id) ON DELETE RESTRICT,
     CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
         REFERENCES app.fingerprints (id) ON DELETE RESTRICT
+) WITH (
+    -- The quota check reads its index alone only where vacuum has been.
+    autovacuum_vacuum_insert_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.messages IS
@@ -730,8 +752,8 @@ CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
 FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
 
--- The two below return a row each, for only such a function is inlined with its
--- subqueries. LIMIT ALL keeps a subquery whole, so that it is computed once.
+-- This and get_period_usage return a row each, for only such a function is inlined with
+-- its subqueries. UTC is written as an interval, for a name has to be looked up.
 CREATE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
 )
@@ -739,34 +761,35 @@ RETURNS TABLE (credits_used numeric) LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT COALESCE(sum(
         CASE
-            WHEN d.day >= utc.period_start AND d.day + 1 <= utc.period_end
+            WHEN d.day >= sum_credits.period_start AT TIME ZONE interval '0'
+                AND d.day + 1 <= sum_credits.period_end AT TIME ZONE interval '0'
                 THEN d.credits
             ELSE (
                 SELECT sum(m.credits)
                 FROM app.messages AS m
                 WHERE m.subject_id = d.subject_id
-                    AND m.finished_at >= d.day::timestamp AT TIME ZONE 'UTC'
-                    AND m.finished_at < (d.day + 1)::timestamp AT TIME ZONE 'UTC'
-                    AND m.finished_at >= sum_credits.period_start
-                    AND m.finished_at < sum_credits.period_end
+                    AND m.finished_at >= GREATEST(
+                        d.day::timestamp AT TIME ZONE interval '0',
+                        sum_credits.period_start
+                    )
+                    AND m.finished_at < LEAST(
+                        (d.day + 1)::timestamp AT TIME ZONE interval '0',
+                        sum_credits.period_end
+                    )
             )
         END
     ), 0)
-    FROM (
-        SELECT
-            sum_credits.period_start AT TIME ZONE 'UTC' AS period_start,
-            sum_credits.period_end AT TIME ZONE 'UTC' AS period_end
-        LIMIT ALL -- noqa: AM09
-    ) AS utc
-    INNER JOIN app.usage_daily AS d
-        ON utc.period_start - interval '1 day' < d.day
-        AND utc.period_end > d.day
-    WHERE d.subject_id = sum_credits.subject;
+    FROM app.usage_daily AS d
+    WHERE d.subject_id = sum_credits.subject
+        AND d.day
+        > (sum_credits.period_start AT TIME ZONE interval '0') - interval '1 day'
+        AND d.day < sum_credits.period_end AT TIME ZONE interval '0';
 END;
 
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
     'Exact credits of a payer in [start, end): whole days, and messages of cut days.';
 
+-- LIMIT ALL keeps the subquery whole, so that the period is computed once.
 CREATE FUNCTION app.get_period_usage(
     subject uuid,
     anchor timestamptz,
@@ -787,12 +810,7 @@ BEGIN ATOMIC
         s.credits_used
     FROM (
         SELECT
-            CASE
-                WHEN reset IS NULL THEN anchor
-                -- A reset moved off the boundaries must not begin a period too late.
-                WHEN reset > moment AND known_start <= moment THEN known_start
-                ELSE app.get_period_start(anchor, moment)
-            END AS period_start,
+            app.get_start_date(anchor, reset, moment, known_start) AS period_start,
             COALESCE(app.get_next_reset(anchor, reset, moment), moment) AS end_date
         LIMIT ALL -- noqa: AM09
     ) AS p
