@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 
-from bench import overhead, reading, report, retention, stripe, writing
+from bench import overhead, reading, reconciling, report, retention, stripe, writing
 from bench.load import load, query
 from bench.measures import Measure
 from pyapp.devtools.throwaway import throwaway_server
@@ -30,6 +30,7 @@ PARTS = (
     "mixture",
     "retention",
     "webhooks",
+    "reconciliation",
 )
 DURABLE = {
     "fsync": "on",
@@ -101,6 +102,7 @@ def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
     accounts = _rank_accounts(url)
     seconds = 4 if size >= 100_000 else 2
     rows = min(size, writing.COPIED)
+    customers = min(size // 10, 100_000)
     runs = {
         "quota": lambda: reading.measure_quota(url, accounts),
         "session": lambda: reading.measure_session(url),
@@ -110,6 +112,7 @@ def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),
         "retention": lambda: retention.measure_retention(url, accounts, 3 * seconds),
         "webhooks": lambda: stripe.measure_webhooks(url, 300 * seconds),
+        "reconciliation": lambda: reconciling.measure_reconciliation(url, customers),
     }
     for name, run in runs.items():
         if name in parts:

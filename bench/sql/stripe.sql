@@ -20,3 +20,37 @@ ON CONFLICT (id) DO NOTHING;
 UPDATE app.users AS u
 SET subscription_status = :status, stripe_price_id = :price_id
 WHERE u.stripe_customer_id = :customer_id;
+
+-- name: forget_stripe :rowcount
+-- As before the first reconciliation.
+WITH subscriptions AS (
+    DELETE FROM app.stripe_subscriptions
+    RETURNING id
+),
+
+customers AS (
+    DELETE FROM app.stripe_customers
+    RETURNING id
+),
+
+runs AS (
+    DELETE FROM app.stripe_sync_runs
+    RETURNING id
+)
+
+UPDATE app.users AS u
+SET
+    stripe_customer_id = NULL,
+    stripe_subscription_id = NULL,
+    stripe_price_id = NULL,
+    subscription_status = NULL
+WHERE u.stripe_customer_id IS NOT NULL;
+
+-- name: insert_seeded_users :rowcount
+-- Those whom the customers of the stand-in name.
+INSERT INTO app.users AS u (id, email)
+SELECT
+    ('5eed0000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid AS id,
+    'seed' || n || '@example.com' AS email
+FROM generate_series(0, :users::integer - 1) AS n
+ON CONFLICT (id) DO NOTHING;
