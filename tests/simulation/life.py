@@ -1,12 +1,16 @@
 """What customers do, and what time does to them: changes in the fake Stripe."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from random import Random
 from uuid import UUID
 
+import stripe
+
+from pyapp.connection import connect
 from tests.fake_stripe import ApiError, FakeStripe
 from tests.fake_stripe.driving import DECLINED
 from tests.fake_stripe.model import Subscription
@@ -14,15 +18,20 @@ from tests.fake_stripe.model import Subscription
 # The end of a month, so that boundaries fall on days that some months lack.
 START = int(datetime(2026, 1, 29, 23, 59, 30, tzinfo=UTC).timestamp())
 DAY = 86_400
-OLD_VERSION = "2024-06-20"
+VERSIONS = (stripe.api_version, "2024-06-20")
 UPDATED = "customer.subscription.updated"
-# Each with its interval in months; nobody has a plan for the last two.
+# Each with its interval in months; the last two buy no plan of ours.
 PRICES = {
     "price_month": 1,
     "price_quarter": 3,
     "price_year": 12,
     "price_other": 1,
     "price_other_year": 12,
+}
+CREDITS = {
+    "price_month": Decimal(50_000),
+    "price_quarter": Decimal(60_000),
+    "price_year": Decimal(70_000),
 }
 
 
@@ -33,7 +42,6 @@ class Life:
     fake: FakeStripe
     choose: Random
     users: list[tuple[UUID, str]]
-    versions: Sequence[str]
     customers: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)  # never deleted
     owners: dict[str, UUID] = field(default_factory=dict)
@@ -178,7 +186,7 @@ class Life:
     def change_version(self, _customer: str) -> None:
         """What events look like from now on."""
         with self.fake.world.lock:
-            self.fake.world.api_version = self.choose.choice(self.versions)
+            self.fake.world.api_version = self.choose.choice(VERSIONS)
 
     # How
 
@@ -242,3 +250,23 @@ _KINDS: list[tuple[Callable[[Life, str], None], int]] = [
     (Life.buy_as_stranger, 3),
     (Life.change_version, 3),
 ]
+
+
+def begin(url: str, fake: FakeStripe, choose: Random, users: int) -> Life:
+    """So many users in the empty database at *url*, and prices and their plans."""
+    for price, months in PRICES.items():
+        interval, count = ("year", 1) if months == 12 else ("month", months)
+        fake.add_price(price, interval=interval, interval_count=count)
+    with connect(url) as conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM app.plans WHERE id = 'paid'")
+        cursor.executemany(
+            "INSERT INTO app.plans (id, stripe_price_id, monthly_credits)"
+            " VALUES (%s, %s, %s)",
+            [(price, price, credits) for price, credits in CREDITS.items()],
+        )
+        found = cursor.execute(
+            "INSERT INTO app.users (email) SELECT n || '@example.com'"
+            " FROM generate_series(1, %s) AS n RETURNING id, email",
+            [users],
+        ).fetchall()
+    return Life(fake, choose, found)

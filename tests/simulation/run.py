@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
-import stripe
 from psycopg import Connection, IsolationLevel
 from stripe import StripeClient
 
@@ -27,8 +26,7 @@ from tests.simulation.history import (
     INVOICE_TYPES,
     History,
 )
-from tests.simulation.life import OLD_VERSION, PRICES, START, Life
-from tests.simulation.users import CREDITS
+from tests.simulation.life import START, Life, begin
 
 WORKERS = 8
 # How often all is looked at while it goes on.
@@ -66,7 +64,8 @@ def simulate(url: str, seed: int, customers: int = 300, changes: int = 2000) -> 
     began = time.monotonic()
     choose = Random(seed)
     with FakeStripe(seed=seed, start=START, enabled_events=TYPES) as fake:
-        life = _begin(url, fake, choose, customers + changes // 4)
+        life = begin(url, fake, choose, customers + changes // 4)
+        _be_unreliable(fake, choose)
         users = {str(user_id): user_id for user_id, _ in life.users}
         history = History(fake, users)
         fake.world.on_event = history.note
@@ -78,32 +77,13 @@ def simulate(url: str, seed: int, customers: int = 300, changes: int = 2000) -> 
     return trial.report
 
 
-def _begin(url: str, fake: FakeStripe, choose: Random, number: int) -> Life:
-    """Prices, plans, users, and how unreliable all of it is."""
-    for price, months in PRICES.items():
-        interval, count = ("year", 1) if months == 12 else ("month", months)
-        fake.add_price(price, interval=interval, interval_count=count)
+def _be_unreliable(fake: FakeStripe, choose: Random) -> None:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
     for kind in ("rate_limit", "error", "cut", "slow"):
         # A slow answer is an old one by the time it comes.
         fake.faults.add(kind, method="GET", share=0.05, times=None, seconds=0.05)
-    with connect(url) as conn:
-        conn.execute("DELETE FROM app.plans WHERE id = 'paid'")
-        with conn.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO app.plans (id, stripe_price_id, monthly_credits)"
-                " VALUES (%s, %s, %s)",
-                [(price, price, credits) for price, credits in CREDITS.items()],
-            )
-        users = conn.execute(
-            "INSERT INTO app.users (email) SELECT n || '@example.com'"
-            " FROM generate_series(1, %s) AS n RETURNING id, email",
-            [number],
-        ).fetchall()
-    versions = (stripe.api_version, OLD_VERSION)
-    return Life(fake, choose, users, versions)
 
 
 @dataclass(slots=True)
