@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 
 from pyapp.connection import connect
-from pyapp.errors import (
-    InvalidValueError,
-    ReconcileRunningError,
-    StripeRequestError,
-)
+from pyapp.errors import InvalidValueError, ReconcileRunningError, StripeRequestError
 from pyapp.stripe_sync import Outcome, Replay, api, replay_events
 from pyapp.stripe_sync.replay import RESULTS
 from tests.stripe_world import StripeWorld, stripe_world
@@ -29,14 +25,6 @@ def world(module_database: str) -> Iterator[StripeWorld]:
     with stripe_world(module_database, start=int(time.time()) - HOUR) as running:
         running.forget()
         yield running
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been waited."""
-    told: list[float] = []
-    monkeypatch.setattr(api, "sleep", told.append)
-    return told
 
 
 def lose_customers(world: StripeWorld, number: int) -> list[str]:
@@ -93,10 +81,8 @@ def test_delivered_events_are_not_asked_for(world: StripeWorld):
 
 
 def test_what_has_failed_here_is_tried_again(world: StripeWorld):
-    world.conn.execute(
-        "ALTER TABLE app.stripe_customers ADD CONSTRAINT no_customer CHECK (id <> id)"
-        " NOT VALID"
-    )
+    change = "ALTER TABLE app.stripe_customers"
+    world.conn.execute(f"{change} ADD CONSTRAINT none CHECK (id = '') NOT VALID")
     world.customer(world.user())
     (delivery,) = world.take()
     assert world.handle(delivery).result == "failed"
@@ -104,7 +90,7 @@ def test_what_has_failed_here_is_tried_again(world: StripeWorld):
 
     done, (outcome,) = run(world)
     assert (counts(done), bool(outcome.error)) == ({"failed": 1}, True)
-    world.conn.execute("ALTER TABLE app.stripe_customers DROP CONSTRAINT no_customer")
+    world.conn.execute(f"{change} DROP CONSTRAINT none")
     assert counts(run(world)[0]) == {"applied": 1}
     assert world.events()[0][1:3] == ("applied", 3)
 
@@ -265,27 +251,30 @@ def test_only_one_replay_runs_at_a_time(world: StripeWorld):
     assert replay_events(world.conn, world.client, on_outcome=try_another).seen == 1
 
 
-def test_rate_limit_fails_no_event(world: StripeWorld, waits: list[float]):
+def test_rate_limit_fails_no_event(world: StripeWorld, monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
     world.subscribe(world.customer(world.user()))
     world.fake.faults.add("rate_limit", path="/v1/events", retry_after=7)
     world.fake.faults.add("rate_limit", path="/v1/subscriptions/", retry_after=9)
     world.fake.faults.add("error", path="/v1/subscriptions/", status=503)
 
-    def locks(seconds: float) -> None:
-        held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
+    def look(seconds: float) -> None:
         # The lock on the replay itself, and none on a customer.
+        held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
         assert len(world.conn.execute(held).fetchall()) == 1
         waits.append(seconds)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "sleep", locks)
-        done, _ = run(world)
+    monkeypatch.setattr(api, "sleep", look)
+    done, _ = run(world)
     assert counts(done) == {"applied": done.seen}
     assert waits[:2] == [7, 9]
     assert len(waits) == 3
 
 
-def test_outage_ends_the_replay_and_fails_no_event(world: StripeWorld):
+def test_outage_ends_the_replay_and_fails_no_event(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(api, "sleep", lambda _: None)
     subscription = world.subscribe(world.customer(world.user()))
     outage = world.fake.faults.add("error", path="/v1/subscriptions/", times=None)
     with pytest.raises(StripeRequestError):
