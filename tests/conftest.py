@@ -32,12 +32,14 @@ from tests.support import Server, find_pgbouncer
 NUMBERS = itertools.count(1)
 
 # What needs a program that is not everywhere, and why it is left out. On CI pgbouncer
-# must be there, where root could install it; .ci/run starts an engine for Docker's.
+# must be there, where root could install it; .ci/run gives the others what they need.
 LEFT_OUT: dict[str, str] = {}
 if not (find_pgbouncer() or (os.environ.get("CI") and os.geteuid() == 0)):
     LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
 if "COMPOSE_2" not in os.environ:
     LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
+if "PYAPP_WHEELS" not in os.environ:
+    LEFT_OUT["test_installed.py"] = "no folder of packages in PYAPP_WHEELS"
 collect_ignore = list(LEFT_OUT)
 
 

@@ -4,7 +4,10 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -49,3 +52,14 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
 def find_pgbouncer() -> str | None:
     """Return the program, which distributions keep out of an ordinary PATH."""
     return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel and the source distribution in *folder*; return it."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+    )
+    return folder

