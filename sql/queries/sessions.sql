@@ -22,6 +22,7 @@ RETURNING
 
 -- name: find_session :optional
 -- A transaction may be open for long, so that now() would keep a session alive in it.
+-- The user is joined last: his columns then pass through one join, not two.
 SELECT
     s.user_id AS session_user_id,
     s.fingerprint_id AS session_fingerprint_id,
@@ -51,8 +52,8 @@ SELECT
     f.base_quota AS fingerprint_base_quota,
     f.created_at AS fingerprint_created_at
 FROM app.sessions AS s
-INNER JOIN app.users AS u ON s.user_id = u.id
 LEFT JOIN app.fingerprints AS f ON s.fingerprint_id = f.id
+INNER JOIN app.users AS u ON s.user_id = u.id
 WHERE s.token_hash = :token_hash
     AND s.expires_at > COALESCE(:at, statement_timestamp())
     AND u.anonymized_at IS NULL;
