@@ -18,3 +18,17 @@ def wait_for_lock(
             return
         time.sleep(0.002)
     raise AssertionError("the other connection never waited")
+
+
+def wait_for_waiter(conn: psycopg.Connection, seconds: float = 20) -> int:
+    """Return the process of the first session that waits for *conn*."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        row = conn.execute(
+            "SELECT l.pid FROM pg_locks AS l"
+            " WHERE NOT l.granted AND pg_backend_pid() = ANY(pg_blocking_pids(l.pid))"
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+        time.sleep(0.01)
+    raise AssertionError("nobody ever waited")

@@ -1,24 +1,36 @@
 """The command `pyapp`."""
 
+import io
 import logging
 import sys
 from typing import TYPE_CHECKING
 
 import psycopg
 
+from pyapp.cli.failures import explain
 from pyapp.cli.logs import is_logging_json, start_logging
+from pyapp.cli.text import printable
 from pyapp.errors import MissingExtraError, PyappError
 
 if TYPE_CHECKING:
     import typer
 
+# Characters of an error; what was typed may be of any length.
+_MOST = 500
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what a user can act on ends it with one line, status 1."""
+    """Run the command line; what a user can act on ends it with one line.
+
+    The status is then 1, or 2 if the line itself was wrong.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does it with what its encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         start_logging()
-        _app(arguments)(arguments)
+        _app(arguments)(arguments, prog_name="pyapp")
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit as exc:
@@ -29,18 +41,14 @@ def main(arguments: list[str] | None = None) -> None:
     except PyappError as exc:
         for note in getattr(exc, "__notes__", ()):
             print(note, file=sys.stderr)
-        _fail(str(exc))
-    except psycopg.errors.InsufficientPrivilege as exc:
-        _fail(f"the user of DATABASE_URL may not do this: {exc.diag.message_primary}")
-    except (
-        psycopg.errors.InvalidSchemaName,
-        psycopg.errors.UndefinedColumn,
-        psycopg.errors.UndefinedFunction,
-        psycopg.errors.UndefinedTable,
-    ) as exc:
-        _fail(f"{exc.diag.message_primary}; bring the schema up by: pyapp db migrate")
-    except psycopg.OperationalError as exc:
-        _fail(f"the database stopped answering: {str(exc).strip().splitlines()[0]}")
+        _fail(str(exc), getattr(exc, "exit_code", 1))
+    except OSError as exc:
+        _fail(f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc))
+    except psycopg.Error as exc:
+        meaning = explain(exc)
+        if meaning is None:
+            raise
+        _fail(meaning)
 
 
 def _app(arguments: list[str]) -> "typer.Typer":
@@ -58,7 +66,14 @@ def _end_interrupted() -> None:
     _fail("stopped by Ctrl-C; what was reported as done stays", 130)
 
 
+def _first_line(exc: Exception) -> str:
+    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
+
+
 def _fail(message: str, code: int = 1) -> None:
+    message = printable(" ".join(message.splitlines()))
+    if len(message) > _MOST:
+        message = f"{message[:_MOST]}..."
     if is_logging_json():
         logging.getLogger("pyapp.cli").error("failed", extra={"error": message})
     else:

@@ -1,0 +1,251 @@
+"""Connections that break, time-outs and a clock that jumps: one line, and nothing lost.
+
+Each command is stopped while it waits for a lock that the test holds, and is then run
+again.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pyapp.cli import quota as quota_command
+from pyapp.connection import connect
+from pyapp.messages import list_messages, record_message
+from pyapp.quota import get_user_quota, list_user_quotas
+from pyapp.sessions import (
+    create_session,
+    delete_expired_sessions,
+    extend_session,
+    find_session,
+)
+from pyapp.stats import get_message_rates
+from pyapp.users import create_user, find_user_by_email
+from tests.metering import add_user, usage_differences
+from tests.proxy import Proxy
+from tests.support import run_cli
+from tests.usage_import import ADA, calls, write_log
+from tests.waiting import wait_for_waiter
+
+# Each with the table whose lock stops it in its middle.
+COMMANDS = {
+    "quota --all": "users",
+    "stats": "users",
+    "users add new@example.com": "users",
+    "import usage {log} --user ada@example.com": "messages",
+    "db maintain": "message_payloads_default",
+    "stripe events": "stripe_events",
+    "stripe prune": "stripe_events",
+}
+every_command = pytest.mark.parametrize("command", COMMANDS)
+Result = tuple[int, str, str]
+
+
+@pytest.fixture
+def conn(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection]:
+    monkeypatch.setenv("DATABASE_URL", database)
+    with connect(database) as connection:
+        connection.autocommit = True
+        create_user(connection, email=ADA)
+        yield connection
+
+
+@pytest.fixture
+def proxied(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Return a proxy through which the commands reach the database."""
+    port = int(str(conninfo_to_dict(database)["port"]))
+    with Proxy(port) as proxy:
+        url = make_conninfo(database, port=proxy.port)
+        monkeypatch.setenv("DATABASE_URL", url)
+        yield proxy
+
+
+def words(command: str, folder: Path) -> list[str]:
+    log = write_log(folder / "log.jsonl", *calls(3))
+    return [word.format(log=log) for word in command.split()]
+
+
+def run_stopped(
+    conn: psycopg.Connection,
+    table: str,
+    arguments: list[str],
+    stop: Callable[[int], object],
+) -> Result:
+    """Run a command, and call *stop* with its session when it waits for *table*."""
+    with ThreadPoolExecutor(1) as pool, conn.transaction():
+        conn.execute(
+            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(
+                sql.Identifier("app", table)
+            )
+        )
+        running = pool.submit(run_cli, *arguments)
+        stop(wait_for_waiter(conn))
+        return running.result(timeout=20)
+
+
+def assert_one_line(result: Result, *parts: str) -> None:
+    """Check that the command failed and said so, in one line after what it did."""
+    code, out, err = result
+    *told, line = err.splitlines()
+    assert code == 1
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+    assert not told or (len(told) == 1 and told[0].startswith("stopped: "))
+    assert "Traceback" not in out + err
+
+
+@every_command
+def test_command_whose_session_is_ended_says_so_and_works_again(
+    conn: psycopg.Connection, tmp_path: Path, command: str
+):
+    arguments = words(command, tmp_path)
+
+    def end(pid: int) -> None:
+        conn.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+    result = run_stopped(conn, COMMANDS[command], arguments, end)
+
+    assert_one_line(result, "the database stopped answering: terminating connection")
+    assert run_cli(*arguments)[0] == 0
+    assert usage_differences(conn) == []
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "stats"])
+def test_command_whose_connection_is_cut_says_so_and_works_again(
+    conn: psycopg.Connection, proxied: Proxy, tmp_path: Path, command: str
+):
+    arguments = words(command, tmp_path)
+    result = run_stopped(conn, COMMANDS[command], arguments, lambda _: proxied.cut())
+
+    assert_one_line(result, "the database stopped answering: ")
+    assert run_cli(*arguments)[0] == 0
+    assert usage_differences(conn) == []
+
+
+def test_answer_that_is_lost_after_the_commit_is_billed_once(
+    conn: psycopg.Connection, proxied: Proxy, database: str
+):
+    """Nobody can know whether it was recorded: the same id makes trying again safe."""
+    ada = find_user_by_email(conn, email=ADA)
+    assert ada is not None
+    through = make_conninfo(database, port=proxied.port)
+    record = partial(
+        record_message, id=uuid4(), model="m", cost=Decimal(1), credits=Decimal(5)
+    )
+    proxied.cut_after(b"COMMIT")
+
+    with pytest.raises(psycopg.OperationalError), connect(through) as broken:
+        record(broken, user_id=ada.id)
+    with connect(through) as again:
+        second = record(again, user_id=ada.id)
+
+    assert not second.is_new
+    assert len(list_messages(conn, subject_id=ada.id)) == 1
+    assert get_user_quota(conn, user_id=ada.id).credits_used == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("statement_timeout", "the database gave this up (canceling statement due to"),
+        ("lock_timeout", "others kept locked what this needs (canceling statement"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", ["quota --all", "import usage {log} --user ada@example.com"]
+)
+def test_time_out_of_the_database_is_told_and_keeps_nothing(
+    conn: psycopg.Connection, tmp_path: Path, command: str, setting: str, told: str
+):
+    arguments = words(command, tmp_path)
+    set_for_all = "ALTER DATABASE {} SET {} = {}"
+    name = sql.Identifier(conn.info.dbname)
+
+    def limit(value: str) -> None:
+        statement = sql.SQL(set_for_all).format(name, sql.SQL(setting), value)
+        conn.execute(statement)
+
+    limit("100ms")
+    result = run_stopped(conn, COMMANDS[command], arguments, lambda _: None)
+    limit("0")
+
+    assert_one_line(result, told, "run it again")
+    assert run_cli(*arguments)[0] == 0
+    assert usage_differences(conn) == []
+
+
+def test_session_that_idles_in_a_transaction_is_told_apart(
+    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    """As when the reader of a long table goes to lunch."""
+    add_user(conn)
+    name = sql.Identifier(conn.info.dbname)
+    statement = sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout={}")
+    conn.execute(statement.format(name, "50ms"))
+
+    def dawdle(session: psycopg.Connection, **arguments: object) -> object:
+        page = list_user_quotas(session, **arguments)  # type: ignore[arg-type]
+        alive = "SELECT FROM pg_stat_activity WHERE pid = %s"
+        while conn.execute(alive, [session.info.backend_pid]).fetchone() is not None:
+            conn.execute("SELECT pg_sleep(0.01)")
+        return page
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quota_command, "list_user_quotas", dawdle)
+        code, _, err = run_cli("quota", "--all")
+
+    assert code == 1
+    assert re.fullmatch(r"error: the database .*idle-in-transaction.*\n", err)
+    conn.execute(statement.format(name, "0"))
+    assert run_cli("quota", "--all")[0] == 0
+
+
+def test_database_that_takes_no_changes_is_told(conn: psycopg.Connection):
+    name = sql.Identifier(conn.info.dbname)
+    statement = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+    conn.execute(statement.format(name, "on"))
+
+    assert_one_line(run_cli("users", "add", "new@example.com"), "takes no changes")
+    assert run_cli("quota", "--all")[0] == 0
+
+
+def test_clock_that_jumps_back_loses_no_session_and_no_bill(conn: psycopg.Connection):
+    """What was written before the jump is then of the future."""
+    ada = find_user_by_email(conn, email=ADA)
+    assert ada is not None
+    now, jump = datetime.now(UTC), timedelta(hours=3)
+    record = partial(record_message, model="m", cost=Decimal(1), credits=Decimal(5))
+    record(conn, user_id=ada.id, finished_at=now + jump)
+    session = create_session(conn, user_id=ada.id, ttl=timedelta(hours=1))
+    conn.execute(
+        "UPDATE app.sessions SET created_at = created_at + %(jump)s,"
+        " expires_at = expires_at + %(jump)s",
+        {"jump": jump},
+    )
+    end = session.session.expires_at + jump
+
+    record(conn, user_id=ada.id, finished_at=now)
+    extended = extend_session(conn, token=session.token, ttl=timedelta(hours=1))
+
+    assert find_session(conn, token=session.token) is not None
+    assert extended is not None
+    assert extended.expires_at == end
+    assert delete_expired_sessions(conn) == 0
+    assert get_user_quota(conn, user_id=ada.id).credits_used == 10
+    assert usage_differences(conn) == []
+    assert get_message_rates(conn).hour_messages == 2
+    code, out, err = run_cli("stats")
+    assert (code, err) == (0, "")
+    assert "-" not in re.sub(r"\d{4}-\d{2}", "", out)
