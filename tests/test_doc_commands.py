@@ -1,0 +1,139 @@
+"""Every command of README.md and docs/ is run: here, or where RUN_BY says."""
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyapp.connection import connect
+from pyapp.users import create_user
+from tests.fake_stripe import TEST_KEY, FakeStripe
+from tests.support import run_cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = ("pyapp ", "make ", "yoyo ", "python ", "docker ", "psql ")
+
+# What cannot be run against a database of a test's own, and who runs it instead.
+RUN_BY = {
+    "make demo": ".ci/run",
+    "make check": ".ci/run",
+    "make lint": "Makefile",
+    "make test": "Makefile",
+    "make freeze": "tests/test_migration_sums.py",
+    "make bench": "tests/test_bench.py",
+    "make simulate": "tests/test_stripe_simulation.py",
+    "make soak": ".ci/run",
+    "make audit": ".ci/run",
+    "python -m bench": "tests/test_bench.py",
+    "python -m examples.stripe_demo": "Makefile",
+    "python examples/demo.py": "Makefile",
+    "yoyo apply": "tests/test_migrations.py",
+    "pyapp db start": "tests/test_server_cli.py",
+    "pyapp db generate": "tests/test_generate.py",
+    "pyapp db plan": "tests/test_schema_docs.py",
+    "pyapp stripe serve": "tests/test_stripe_web.py",
+}
+
+
+def list_commands() -> dict[str, str]:
+    """Return each command as it is written, with the page where it is."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        written = [" ".join(code.split()) for code in CODE.findall(text)]
+        for block in CONSOLE.findall(text):
+            written += re.findall(r"^\$ (.+)$", block, re.MULTILINE)
+        for command in written:
+            if command.startswith(PROGRAMS):
+                found.setdefault(command, page.name)
+    return found
+
+
+COMMANDS = list_commands()
+
+
+def runner(command: str) -> str | None:
+    """Return the file that runs *command*, if that is another."""
+    begins = (name for name in RUN_BY if f"{command} ".startswith(f"{name} "))
+    return RUN_BY.get(next(begins, ""))
+
+
+def variants(command: str) -> set[str]:
+    """Return *command* without and with its options, which are in brackets."""
+    bare = re.sub(r" \[[^]]*\]", "", command)
+    full = re.sub(r"[][]", "", command)
+    return {bare, re.sub(r" --every \S+", "", full)}  # which would run for ever
+
+
+@pytest.fixture
+def stripe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]:
+    """Return the Stripe that the commands ask."""
+    with FakeStripe(seed=1) as fake:
+        monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)
+        monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+        monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_test")
+        yield fake
+
+
+def test_every_command_of_the_pages_is_run(
+    tmp_path: Path,
+    empty_database: str,
+    stripe: FakeStripe,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("stack.env", "docker-compose.yml", ".env.local.example"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / ".env.local").write_bytes((ROOT / ".env.local.example").read_bytes())
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("db", "migrate")[0] == 0
+    with connect(empty_database) as conn:
+        create_user(conn, email="ada@example.com")
+
+    ours = [command for command in COMMANDS if not runner(command)]
+    failed = [
+        (variant, COMMANDS[command], *done[1:])
+        for command in ours
+        for variant in sorted(variants(command))
+        if (done := run_cli(*words_of(variant)))[0]
+    ]
+
+    assert not failed
+    assert len(ours) > 10
+    assert all(command.startswith("pyapp ") for command in ours)
+
+
+def words_of(command: str) -> list[str]:
+    """Return the arguments, file names expanded as a shell does."""
+    _, *words = shlex.split(command)
+    return list(
+        itertools.chain.from_iterable(
+            sorted(map(str, Path().glob(word))) if "*" in word else [word]
+            for word in words
+        )
+    )
+
+
+@pytest.mark.parametrize("command", sorted(filter(runner, COMMANDS)))
+def test_what_others_run_is_run_there(command: str) -> None:
+    file = ROOT / str(runner(command))
+    name = next(name for name in RUN_BY if f"{command} ".startswith(f"{name} "))
+
+    assert name.split()[-1] in file.read_text(encoding="utf-8")
+
+
+def test_only_commands_of_the_pages_are_left_to_others() -> None:
+    names = {name for name in RUN_BY if not name.startswith("make ")}
+
+    assert not [
+        name
+        for name in names
+        if not any(f"{command} ".startswith(f"{name} ") for command in COMMANDS)
+    ]
