@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint lint-sql lint-python format freeze lock \
-	db-start db-stop db-status db-reset doctor docs bench simulate clean
+	db-start db-stop db-status db-reset doctor docs bench simulate soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -104,6 +104,10 @@ SEEDS := 50
 FIRST := 1
 simulate: install ## put Stripe's mirror through random lives (SEEDS=50 FIRST=1)
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+SECONDS := 600
+soak: install ## load while the server is killed each minute (SECONDS=600)
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 clean: ## remove .venv and caches; the local database stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

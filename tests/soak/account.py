@@ -1,0 +1,130 @@
+"""Stripe meanwhile: a random life, its webhooks, reconciliations and replays."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from random import Random
+
+from pyapp.connection import connect
+from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
+from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
+from tests.simulation.checks import check_equal, check_inbox, check_rows
+from tests.simulation.history import History
+from tests.simulation.life import START, Life, begin
+from tests.simulation.run import TYPES
+from tests.soak.ledger import BrokenRuleError, Client, Connection, Ledger
+
+USERS = 3000
+
+
+@dataclass(slots=True)
+class Account:
+    """A fake Stripe and what was delivered of its events."""
+
+    ledger: Ledger
+    fake: FakeStripe
+    life: Life
+    history: History
+    delivered: set[str] = field(default_factory=set)
+    waiting: deque[Delivery] = field(default_factory=deque)
+    lives: Iterator[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lives = self._live()
+
+    def live(self, client: Client) -> None:
+        """A change, and what there is to deliver; what has failed comes again."""
+        next(self.lives)
+        if client.choose.random() < 0.05:
+            self.fake.deliveries.redeliver()
+        self._send()
+        # No faster than the deliveries are handled.
+        self.ledger.is_over.wait(0.005 if len(self.waiting) < 100 else 0.5)
+
+    def deliver(self, client: Client) -> None:
+        """Handle one, as the server of webhooks does."""
+        try:
+            delivery = self.waiting.popleft()
+        except IndexError:
+            self.ledger.is_over.wait(0.05)
+            return
+        # Unless it is confirmed, Stripe sends it again.
+        delivery.fail()
+        if client.conn is None or client.conn.closed:
+            client.conn = connect(self.ledger.url)
+        outcome = handle_webhook(
+            client.conn,
+            delivery.payload,
+            delivery.signature,
+            TEST_SECRET,
+            self.fake.client(),
+        )
+        if outcome.result == "failed":
+            raise BrokenRuleError(f"a delivery failed: {outcome}")
+        delivery.succeed()
+        with self.ledger.lock:
+            self.delivered.add(outcome.event_id)
+            self.ledger.counts["deliveries"] += 1
+
+    def mend(self, client: Client) -> None:
+        """Reconcile and replay."""
+        self.ledger.is_over.wait(client.choose.random() * 3)
+        if client.conn is None or client.conn.closed:
+            client.conn = connect(self.ledger.url)
+        if client.choose.random() < 0.5:
+            reconcile(client.conn, self.fake.client(), page_size=50)
+            self.ledger.note("reconciliations")
+        else:
+            replay_events(client.conn, self.fake.client())
+            self.ledger.note("replays")
+
+    def settle(self) -> None:
+        """All deliveries come in the end, and what was lost by replay."""
+        client = Client(self.ledger, "deliveries", Random())
+        self.fake.deliveries.release()
+        while self.waiting or self.fake.deliveries.redeliver():
+            self._send()
+            while self.waiting:
+                self.deliver(client)
+        client.close()
+        with connect(self.ledger.url) as conn:
+            replay_events(conn, self.fake.client())
+            reconcile(conn, self.fake.client())
+
+    def check(self, conn: Connection) -> list[str]:
+        """What Stripe's mirror has wrong; rule 8."""
+        known = {event.id for event in self.fake.world.events}
+        found = {row[0] for row in conn.execute("SELECT id FROM app.stripe_events")}
+        # A replay takes in more than what was delivered.
+        taken = self.delivered | (found & known)
+        return [
+            *check_inbox(conn, taken),
+            *check_rows(conn, self.history, taken, has_client=True),
+            *check_equal(conn, self.history, taken),
+        ]
+
+    def _live(self) -> Iterator[int]:
+        while True:
+            yield from chain(self.life.births(2), self.life.changes(30))
+
+    def _send(self) -> None:
+        self.waiting.extend(iter(self.fake.deliveries.take, None))
+
+
+def open_account(ledger: Ledger, fake: FakeStripe) -> Account:
+    """In the empty database, with a few customers to begin with."""
+    life = begin(ledger.url, fake, Random(ledger.seed), USERS)
+    users = {str(user_id): user_id for user_id, _ in life.users}
+    history = History(fake, users)
+    fake.world.on_event = history.note
+    faults = fake.deliveries.faults
+    faults.duplicate, faults.drop, faults.delay, faults.shuffle = 0.1, 0.05, 0.1, 20
+    account = Account(ledger, fake, life, history)
+    for _ in life.births(20):
+        pass
+    return account
+
+
+def make_fake(seed: int) -> FakeStripe:
+    return FakeStripe(seed=seed, start=START, enabled_events=TYPES)

@@ -1,0 +1,99 @@
+"""What was confirmed to clients, and what they never heard of again."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from random import Random
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+
+from pyapp.connection import connect
+from pyapp.errors import DatabaseUnavailableError
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+Key = tuple[UUID, UUID]  # a message's payer and id
+
+# A server that is killed; nobody may see any other error of the database.
+LOST = (psycopg.OperationalError, DatabaseUnavailableError)
+NEVER = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
+
+
+class BrokenRuleError(AssertionError):
+    """A promise is broken; the text names it."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Shared by all clients; each write is noted once its commit has returned."""
+
+    url: str
+    seed: int
+    is_over: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    messages: dict[Key, tuple[Decimal, bool]] = field(default_factory=dict)
+    given_up: list[list[Key]] = field(default_factory=list)
+    users: dict[UUID, str] = field(default_factory=dict)  # with their codes
+    referrals: dict[UUID, UUID] = field(default_factory=dict)  # referred: referrer
+    sessions: dict[str, UUID] = field(default_factory=dict)
+    signed_out: set[str] = field(default_factory=set)
+    failure: BaseException | None = None
+
+    def note(self, kind: str, number: int = 1) -> None:
+        with self.lock:
+            self.counts[kind] += number
+
+    def fail(self, failure: BaseException) -> None:
+        """Let all end; the first failure is told."""
+        with self.lock:
+            self.failure = self.failure or failure
+        self.is_over.set()
+
+
+@dataclass(slots=True)
+class Client:
+    """A connection that is made again whenever it is lost."""
+
+    ledger: Ledger
+    name: str
+    choose: Random
+    conn: Connection | None = None
+
+    def run(self, work: Callable[["Client"], None]) -> None:
+        """Repeat *work* until all is over; losing the connection is no failure."""
+        while not self.ledger.is_over.is_set():
+            try:
+                work(self)
+            except LOST:
+                self.note_lost()
+            except BaseException as exc:
+                self.ledger.fail(exc)
+        self.close()
+
+    def commit(self, work: Callable[[Connection], T]) -> T:
+        """Do *work* in a transaction of its own; once this returns, it is done."""
+        if self.conn is None or self.conn.closed:
+            self.conn = connect(self.ledger.url)
+        try:
+            with self.conn.transaction():
+                return work(self.conn)
+        except NEVER as exc:
+            raise BrokenRuleError(f"a client had to see this: {exc}") from exc
+
+    def note_lost(self) -> None:
+        with self.ledger.lock:
+            self.ledger.lost[self.name] += 1
+        self.close()
+        time.sleep(0.05)
+
+    def close(self) -> None:
+        if self.conn is not None:
+            self.conn.close()
+            self.conn = None
