@@ -1,0 +1,41 @@
+"""Compare what `make demo` has printed, on the standard input, with the README."""
+
+import difflib
+import re
+import sys
+from pathlib import Path
+
+# What is another one on each machine and day.
+VARIES = (
+    (r"(?<=Installing into \.venv with ).*", "PYTHON"),
+    (r"(?<=^PostgreSQL )\d+\.\d+", "VERSION"),
+    (r"(?<=@localhost:)\d+", "PORT"),
+    (r"\d{4}-\d\d-\d\d( \d\d:\d\d)?", "TIME"),
+    # A terminal shortens what a file gets in full.
+    (r"d0d0d0d0-0000-4000-8000\S+", "DEVICE"),
+    (r"  +", "  "),
+)
+
+
+def lasting(text: str) -> list[str]:
+    """Return the lines of *text* without what varies."""
+    for pattern, word in VARIES:
+        text = re.sub(pattern, word, text, flags=re.MULTILINE)
+    return text.splitlines()
+
+
+def main() -> int:
+    """Print how the two differ; 1 if they do."""
+    readme = Path("README.md").read_text(encoding="utf-8")
+    begin, end = "```console\n$ make demo\n", "```"
+    shown = lasting(readme.partition(begin)[2].partition(end)[0])
+    printed = lasting(sys.stdin.read())
+    difference = list(
+        difflib.unified_diff(shown, printed, "README.md", "make demo", lineterm="")
+    )
+    print("\n".join(difference) or "README.md shows what make demo prints")
+    return 1 if difference else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
