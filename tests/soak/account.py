@@ -15,8 +15,6 @@ from tests.simulation.life import START, Life, begin
 from tests.simulation.run import TYPES
 from tests.soak.ledger import BrokenRuleError, Client, Connection, Ledger
 
-USERS = 3000
-
 
 @dataclass(slots=True)
 class Account:
@@ -112,11 +110,10 @@ class Account:
         self.waiting.extend(iter(self.fake.deliveries.take, None))
 
 
-def open_account(ledger: Ledger, fake: FakeStripe) -> Account:
+def open_account(ledger: Ledger, fake: FakeStripe, users: int = 3000) -> Account:
     """In the empty database, with a few customers to begin with."""
-    life = begin(ledger.url, fake, Random(ledger.seed), USERS)
-    users = {str(user_id): user_id for user_id, _ in life.users}
-    history = History(fake, users)
+    life = begin(ledger.url, fake, Random(ledger.seed), users)
+    history = History(fake, {str(user_id): user_id for user_id, _ in life.users})
     fake.world.on_event = history.note
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay, faults.shuffle = 0.1, 0.05, 0.1, 20

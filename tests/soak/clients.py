@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from pyapp.errors import (
     AlreadyReferredError,
     MutualReferralError,
+    ReferralCodeNotFoundError,
     ReferralLimitReachedError,
 )
 from pyapp.fingerprints import upsert_fingerprint
@@ -91,6 +92,8 @@ def refer(client: Client, codes: list[tuple[UUID, str]]) -> None:
         user = create_user(conn, email=f"{uuid4()}@soak.example")
         try:
             redeem_referral(conn, referral_code=code, referred_id=user.id)
+        except ReferralCodeNotFoundError as exc:
+            raise BrokenRuleError("a user that was confirmed is not there") from exc
         except ReferralLimitReachedError:
             return user.id, user.referral_code, False
         try:

@@ -89,7 +89,7 @@ def _try_to_change(conn: Connection) -> list[object]:
     allowed: list[object] = []
     for statement in REFUSED:
         try:
-            with conn.transaction():
+            with conn.transaction(force_rollback=True):
                 conn.execute(statement.encode())
                 allowed.append(statement)
         except psycopg.errors.RestrictViolation:
