@@ -48,6 +48,8 @@ def start_logging(otherwise: LogFormat | None = None) -> None:
     with suppress(ConfigError):
         chosen = load_log_format() or otherwise
     if chosen is None:
+        # What it goes on after it would print, beside the command's own line.
+        logging.getLogger("psycopg").addHandler(logging.NullHandler())
         return
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if chosen == "json" else _TextFormatter())

@@ -4,10 +4,11 @@ The next page is asked for while this one is worked on; there are never more tha
 """
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
 from typing import Any
 
 import stripe
@@ -65,17 +66,34 @@ def list_pages(
     Raises:
         StripeRequestError: Stripe refuses, or is out of reach for minutes.
     """
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_ask, client, cursor, page_size)
+    questions: SimpleQueue[Cursor | None] = SimpleQueue()
+    answers: SimpleQueue[Answer | Exception] = SimpleQueue()
+
+    def ask() -> None:
+        while (wanted := questions.get()) is not None:
+            try:
+                answers.put(_ask(client, wanted, page_size))
+            except Exception as exc:
+                answers.put(exc)
+
+    # One thread, which keeps its connection; a daemon, for whoever presses Ctrl-C does
+    # not wait until Stripe has time again.
+    threading.Thread(target=ask, daemon=True).start()
+    questions.put(cursor)
+    try:
         while True:
-            answer = coming.result()
+            answer = answers.get()
+            if isinstance(answer, Exception):
+                raise answer
             page = _read(cursor, answer)
             cursor = page.cursor
             if page.since is not None:
-                coming = pool.submit(_ask, client, cursor, page_size)
+                questions.put(cursor)
             yield page
             if page.since is None:
                 return
+    finally:
+        questions.put(None)
 
 
 def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> Answer:
