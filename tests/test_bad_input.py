@@ -28,20 +28,9 @@ from tests.bad_input.functions import (
     message_fields,
     public_parameters,
 )
+from tests.bad_input.rows import COUNTS
 from tests.bad_input.values import TEN_MEGABYTES, TEXTS, WRONG_TYPES
 
-COUNTS = """
-    SELECT
-        (SELECT count(*) FROM app.users),
-        (SELECT count(*) FROM app.fingerprints),
-        (SELECT count(*) FROM app.sessions),
-        (SELECT count(*) FROM app.messages),
-        (SELECT count(*) FROM app.message_payloads),
-        (SELECT sum(messages) FROM app.usage_daily),
-        (SELECT count(*) FROM app.referrals),
-        (SELECT count(stripe_price_id) FROM app.plans),
-        (SELECT max(updated_at) FROM app.users)
-"""
 MOST = 200  # characters of a message
 CALL: Any = {"model": "m", "cost": Decimal("0.5")}
 BY_FUNCTION = {

@@ -1,11 +1,15 @@
 """All commands, put together: each module registers its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from pyapp import __version__
+from pyapp.errors import PyappError
 
 # By the first word of a command line: its help, and the modules of its commands. They
 # are imported for that word alone, for what one command needs slows all others down.
@@ -18,12 +22,47 @@ GROUPS = {
 COMMANDS = ("doctor", "quota", "stats")
 
 
+# The error of a command line, in whatever module typer keeps it.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class CommandLineError(PyappError):
+    """What was typed is no command, or no value of an option; the status is 2."""
+
+    exit_code = 2
+
+
+class _Commands(TyperGroup):
+    """All commands; what is wrong with a command line is one line, too."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as exc:
+        if type(exc).__name__ == "NoArgsIsHelpError":
+            raise
+        reason = exc.format_message().strip().removesuffix(".")
+        command = exc.ctx.command_path if exc.ctx else "pyapp"
+        raise CommandLineError(f"{reason}; see: {command} --help") from None
+
+
 def make_app(word: str | None = None) -> typer.Typer:
     """Return the command line; with *word*, what one that begins with it needs.
 
     Every group is listed all the same.
     """
     app = typer.Typer(
+        cls=_Commands,
         help="The metering database: local server, schema, usage, quota, Stripe.",
         no_args_is_help=True,
         add_completion=False,

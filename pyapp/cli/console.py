@@ -3,6 +3,8 @@
 import typer
 from rich.console import Console
 
+from pyapp.cli.text import printable
+
 # Paths and addresses may hold brackets and colons; here they are text, not markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 # What is not the answer: progress, and what could not be read.
@@ -13,7 +15,12 @@ stderr = Console(
 
 def say(line: str) -> None:
     """Print one line of the command's answer."""
-    console.print(line)
+    console.print(printable(line))
+
+
+def warn(line: str) -> None:
+    """Print one line about the answer, where it is not taken for one."""
+    stderr.print(printable(line))
 
 
 def confirmed(question: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 import psycopg
 import typer
 
+from pyapp.cli.arguments import ArgumentError
 from pyapp.cli.console import say
 from pyapp.config import load_settings
 from pyapp.connection import connect
@@ -33,13 +34,16 @@ def docs(
     name = path.relative_to(settings.root) if output is None else path
     with connect(settings.database_url) as conn:
         page = render_schema(conn)
-    is_fresh = path.is_file() and path.read_text(encoding="utf-8") == page
+    try:
+        is_fresh = path.is_file() and path.read_bytes() == page.encode()
+        if not is_fresh and not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as exc:
+        raise ArgumentError(f"cannot write {path}: {exc.strerror}") from exc
     if check and not is_fresh:
         say(f"{name} is stale; run: pyapp db docs")
         raise typer.Exit(1)
-    if not is_fresh:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8", newline="\n")
     say(f"{name} {'is up to date' if is_fresh else 'written'}")
 
 

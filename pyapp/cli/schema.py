@@ -130,8 +130,8 @@ def generate(
             allow_destructive=allow_destructive,
         )
     except GenerateError as exc:
-        if exc.draft:
-            say(exc.draft)
+        for line in exc.draft.splitlines():
+            say(line)
         raise
     for path in paths:
         say(f"Wrote {path.name} and its rollback: proved up and down")

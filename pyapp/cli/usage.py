@@ -16,7 +16,7 @@ import psycopg
 import typer
 
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
-from pyapp.cli.console import say, stderr
+from pyapp.cli.console import say, stderr, warn
 from pyapp.config import load_settings
 from pyapp.connection import connect
 from pyapp.errors import PyappError
@@ -103,9 +103,11 @@ def _device_id(user: str | None, fingerprint: str | None) -> UUID | None:
 def _check_files(files: list[Path]) -> None:
     """Refuse what cannot be read before anything is recorded."""
     for path in files:
-        if path.is_dir():
-            raise ArgumentError(f"{path} is a folder; name its files: {path}/*.jsonl")
         try:
+            if path.is_dir():
+                raise ArgumentError(
+                    f"{path} is a folder; name its files: {path}/*.jsonl"
+                )
             if stat.S_ISREG(path.stat().st_mode):
                 path.open("rb").close()
         except OSError as exc:
@@ -154,9 +156,9 @@ def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
             continue
         broken += 1
         if broken <= SHOWN_BROKEN_LINES:
-            stderr.print(f"{line.file}:{line.line}: {line.reason}")
+            warn(f"{line.file}:{line.line}: {line.reason}")
         elif broken == SHOWN_BROKEN_LINES + 1:
-            stderr.print("more broken lines are counted, not shown")
+            warn("more broken lines are counted, not shown")
 
 
 def _record(
@@ -190,7 +192,7 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, OSError, PyappError, psycopg.Error) as exc:
-        stderr.print(
+        warn(
             f"stopped: {tally.recorded:,} new messages are recorded and stay;"
             " the same command goes on from there"
         )

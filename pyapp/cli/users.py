@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from pyapp.cli.console import say
-from pyapp.cli.text import printable
 from pyapp.connection import connect
 from pyapp.users import create_user, list_users
 
@@ -36,4 +35,4 @@ def list_all() -> None:
             after = page[-1].id
             for user in page:
                 known = (user.email or "(anonymized)", user.name or "")
-                say(printable("  ".join((str(user.id), *known)).rstrip()))
+                say("  ".join((str(user.id), *known)).rstrip())

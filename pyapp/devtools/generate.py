@@ -31,7 +31,7 @@ from pyapp.devtools.sql_source import Sources, read_sources
 from pyapp.errors import GenerateError, MigrationError
 from pyapp.paths import migrations_dir, sql_dir
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ def generate(
     """
     if not _NAME.fullmatch(name):
         raise GenerateError(f"{name!r} is no name: write verb_object, like add_notes")
+    if why and not (why.isascii() and why.isprintable()):
+        raise GenerateError("the reason is a comment: one line, in ASCII")
     why = why or f"{name.replace('_', ' ').capitalize()}."
     with _workshop(url, renames, schema, folder, base) as shop:
         pieces = _converge(shop, name, why, allow_destructive)

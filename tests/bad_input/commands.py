@@ -1,0 +1,205 @@
+"""Every command, each of its options, and arguments that fit the others."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from pyapp.cli.app import make_app
+from tests.bad_input.urls import NOBODY_THERE, UNREADABLE
+from tests.bad_input.values import ESCAPE, TEXTS
+
+Values = Mapping[str, str]
+
+# Of the texts those that a shell can hand over and a command may stumble on.
+WORDS: Values = {
+    name: TEXTS[name]
+    for name in (
+        "empty",
+        "a space",
+        "a quote",
+        "DROP TABLE",
+        "a dollar quote",
+        "placeholders",
+        "parameters",
+        "backslashes",
+        "right to left",
+        "combining",
+        "outside the first plane",
+        "an escape sequence",
+        "carriage return",
+        "lines",
+        "markup",
+        "a path",
+        "long",
+    )
+} | {"bytes that are no UTF-8": "\udcff\udc80", "an option": "--nope"}
+
+NUMBERS: Values = {
+    "no number": "seven",
+    "nothing": "",
+    "minus one": "-1",
+    "a fraction": "1.5",
+    "an exponent": "1e3",
+    "beyond int4": str(2**31),
+    "beyond int8": str(2**63),
+    "of 5,001 digits": "9" * 5001,
+    "NaN": "NaN",
+    "digits of another script": "\u0661\u0662",
+    "with a quote": "1'; --",
+    "an escape sequence": ESCAPE,
+}
+
+DURATIONS: Values = {
+    "no unit": "90",
+    "no number": "d",
+    "nothing": "",
+    "minus one day": "-1d",
+    "a fraction": "1.5d",
+    "another unit": "1y",
+    "two": "1d12h",
+    "huge": "9" * 400 + "d",
+    "the most that is read": "99999d",
+    "digits of another script": "\u0661d",
+    "an escape sequence": ESCAPE,
+    "with a quote": "1d'",
+}
+
+TIMES: Values = {
+    "no time": "yesterday",
+    "nothing": "",
+    "year 0": "0000-01-01",
+    "year 10000": "10000-01-01",
+    "before the first": "0001-01-01T00:00+14:00",
+    "after the last": "9999-12-31T23:59-14:00",
+    "a 30th of February": "2026-02-30",
+    "minus infinity": "-infinity",
+    "infinity": "infinity",
+    "a number": "1777888999",
+    "an unknown zone": "2026-01-01T00:00+99:99",
+    "an escape sequence": ESCAPE,
+    "with a quote": "2026-01-01'; --",
+}
+
+WHO: Values = {
+    **WORDS,
+    "nobody's UUID": "00000000-0000-4000-8000-000000000000",
+    "half a UUID": "00000000-0000-4000",
+    "a UUID in braces": "{00000000-0000-4000-8000-000000000000}",
+    "digits of another script": "\u0661" * 32,
+    "nobody's address": "nobody@example.com",
+    "an address with a quote": "o'brien@example.com",
+    "two at signs": "a@b@c",
+    "only an at sign": "@",
+    "an address with an escape sequence": f"a@b{ESCAPE}",
+    "an address that is no UTF-8": "a\udcff@example.com",
+    "an address of right to left": "\u202ea@example.com",
+}
+
+# The empty one stands for DATABASE_URL.
+URLS: Values = {**UNREADABLE, **NOBODY_THERE}
+
+SCRATCH_URLS: Values = {
+    name: URLS[name]
+    for name in ("a word", "a slash in the password", "port x", "nobody there")
+}
+
+# None can be written or read as a file; `{folder}` is an empty one.
+PATHS: Values = {
+    "nothing": "",
+    "a folder": "{folder}",
+    "below a file": "/dev/null/x",
+    "below a file, with an escape sequence": f"/dev/null/{ESCAPE}",
+    "below a file, in bytes that are no UTF-8": "/dev/null/\udcff",
+    "in a folder that takes no files": "/proc/x",
+    "of a name too long": "{folder}/" + "x" * 300,
+    "a file that cannot be read": "/proc/self/mem",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option or argument of a command, as it is typed."""
+
+    command: tuple[str, ...]
+    name: str
+    flag: str
+    is_switch: bool
+
+    @property
+    def key(self) -> str:
+        return f"{' '.join(self.command)} {self.name}"
+
+
+def list_options() -> Iterator[Option]:
+    """Yield every option and argument of every command, from what typer knows."""
+    groups: list[tuple[tuple[str, ...], Any]]
+    groups = [((), typer.main.get_command(make_app()))]
+    for words, command in groups:
+        below = getattr(command, "commands", {})
+        groups += [((*words, word), part) for word, part in below.items()]
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            is_option = parameter.param_type_name == "option"
+            yield Option(
+                command=words,
+                name=parameter.name,
+                flag=max(parameter.opts, key=len) if is_option else "",
+                is_switch=is_option and parameter.is_flag,
+            )
+
+
+HOSTS: Values = {
+    "nothing": "",
+    "a space": " ",
+    "no address": "256.256.256.256",
+    "another machine": "192.0.2.1",
+    "a URL": "http://localhost",
+    "with a port": "localhost:80",
+    "a long name": "a" * 64 + ".example",
+    "an escape sequence": ESCAPE,
+    "bytes that are no UTF-8": "\udcff",
+    "with a quote": "localhost'",
+}
+RENAMES: Values = {
+    **WORDS,
+    "no table": ".a=b",
+    "three parts": "a.b.c=d",
+    "with a quote": "users.name=x'; --",
+}
+ADA = ("--user", "{user}")
+LOG = "{log}"  # the name of a log without usage
+
+# What is typed for each option, beside what is bad; `{}` is where that goes.
+CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
+    "quota who": (WHO, ("quota", "{}")),
+    "stats within": (NUMBERS, ("stats", "--within", "{}")),
+    "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
+    "db check url": (URLS, ("db", "check", "--url", "{}")),
+    "db check scratch": (SCRATCH_URLS, ("db", "check", "--scratch", "{}")),
+    "db generate name": (WORDS, ("db", "generate", "{}")),
+    "db generate why": (WORDS, ("db", "generate", "not a name", "--why", "{}")),
+    "db generate rename": (RENAMES, ("db", "generate", "add_x", "--rename", "{}")),
+    "db maintain keep_months": (NUMBERS, ("db", "maintain", "--keep-months", "{}")),
+    "db maintain archive": (
+        PATHS,
+        ("db", "maintain", "--keep-months", "1", "--archive", "{}"),
+    ),
+    "db docs output": (PATHS, ("db", "docs", "--output", "{}")),
+    "db plan query": (WORDS, ("db", "plan", "{}")),
+    "db plan values": (WORDS, ("db", "plan", "get_user", "--set", "{}")),
+    "import usage files": (PATHS, ("import", "usage", "{}", *ADA)),
+    "import usage user": (WHO, ("import", "usage", LOG, "--user", "{}")),
+    "import usage fingerprint": (WHO, ("import", "usage", LOG, "--fingerprint", "{}")),
+    "import usage at": (TIMES, ("import", "usage", LOG, *ADA, "--at", "{}")),
+    "users add email": (WHO, ("users", "add", "{}")),
+    "users add name": (WORDS, ("users", "add", "{address}", "--name", "{}")),
+    "stripe serve host": (HOSTS, ("stripe", "serve", "--host", "{}")),
+    "stripe serve port": (NUMBERS, ("stripe", "serve", "--port", "{}")),
+    "stripe events limit": (NUMBERS, ("stripe", "events", "--limit", "{}")),
+    "stripe replay since": (DURATIONS, ("stripe", "replay", "--since", "{}")),
+    "stripe prune older_than": (DURATIONS, ("stripe", "prune", "--older-than", "{}")),
+    "stripe reconcile every": (DURATIONS, ("stripe", "reconcile", "--every", "{}")),
+}
