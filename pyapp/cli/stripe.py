@@ -1,6 +1,7 @@
 """`pyapp stripe`: the endpoint for webhooks, and the inbox behind it."""
 
 import signal
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from stripe import StripeClient
 
-from pyapp.cli.arguments import parse_duration
+from pyapp.cli.arguments import ArgumentError, parse_duration
 from pyapp.cli.console import say
 from pyapp.cli.logs import start_logging
 from pyapp.cli.stripe_progress import show_progress
@@ -59,6 +60,7 @@ def serve(
         raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
     client = _client(settings)
     start_logging("text")
+    _check_address(host, port)
     with pool(settings.database_url) as connections:
         app = create_app(connections, settings.stripe_webhook_secrets, client)
         config = uvicorn.Config(
@@ -67,6 +69,7 @@ def serve(
             port=port,
             log_config=None,
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=GRACE,
         )
         # The server raises the signal again once it has stopped; that is no failure.
@@ -153,13 +156,29 @@ def prune(
     say(f"emptied the payloads of {total} events")
 
 
+def _check_address(host: str, port: int) -> None:
+    """Refuse where nobody can listen, and an empty host, which is every address."""
+    if not host.strip():
+        raise ArgumentError("--host is empty: name an address, or 0.0.0.0 for all")
+    try:
+        (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        socket.create_server((host, port), family=family).close()
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+    except UnicodeError:
+        reason = "this is no name of a host"
+    else:
+        return
+    raise ArgumentError(f"cannot listen on {host} port {port}: {reason}")
+
+
 def _client(settings: Settings) -> StripeClient | None:
     return make_client(settings) if settings.stripe_api_key else None
 
 
 def _tell_error(outcome: Outcome) -> None:
     if outcome.error is not None:
-        say(printable(f"{outcome.event_id}  {outcome.error}"))
+        say(f"{outcome.event_id}  {outcome.error}")
 
 
 def _sum_up(counts: Mapping[Result, int]) -> str:
