@@ -9,7 +9,9 @@ from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
 from tests.simulation.run import Report, SimulationError, simulate
 
-HEAD = "seed  events  applied  stale  duplicate  ignored  failed  reconciled  seconds"
+HEAD = (
+    "seed  events  applied  stale  duplicate  ignored  failed  runs  replayed  seconds"
+)
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def describe(seed: int, report: Report) -> str:
     kinds = ("applied", "stale", "duplicate", "ignored", "failed")
     counts = [seed, report.events, *(report.outcomes[kind] for kind in kinds)]
     words = HEAD.split()
-    cells = [*map(str, counts), str(report.reconciliations), f"{report.seconds:.1f}"]
+    counts += [report.runs, report.replayed]
+    cells = [*map(str, counts), f"{report.seconds:.1f}"]
     widths = [len(words[0]), *(len(word) + 2 for word in words[1:])]
     return "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 

@@ -17,7 +17,7 @@ from psycopg import Connection, IsolationLevel
 from stripe import StripeClient
 
 from pyapp.connection import connect
-from pyapp.stripe_sync import api, handle_webhook, reconcile
+from pyapp.stripe_sync import Outcome, api, handle_webhook, reconcile, replay_events
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
 from tests.simulation.checks import check_equal, check_inbox, check_rows, read_mirror
 from tests.simulation.history import (
@@ -48,7 +48,8 @@ class Report:
     events: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     delivered: set[str] = field(default_factory=set)
-    reconciliations: int = 0
+    runs: int = 0
+    replayed: int = 0
     seconds: float = 0.0
 
 
@@ -120,6 +121,7 @@ class _Trial:
             self._check("after reconciliation", self._check_equal)
             self._resend_lost(life.choose)
             settle()
+            self._replay()
             if not self.has_client:
                 # Where two of one second came late, the last one counts until then.
                 self._reconcile()
@@ -187,19 +189,31 @@ class _Trial:
         )
         with self.lock:
             self.report.outcomes[outcome.result] += 1
-            if outcome.result != "failed":
-                self.report.delivered.add(outcome.event_id)
-                self.effects[outcome.event_id] += outcome.result != "duplicate"
-                delivery.succeed()
-                return
+        if outcome.result != "failed":
+            delivery.succeed()
+            self._note(outcome)
+            return
         delivery.fail()
         if not str(outcome.error).startswith(PASSING):
             raise SimulationError(f"seed {self.seed}, a delivery failed: {outcome}")
 
+    def _note(self, outcome: Outcome) -> None:
+        with self.lock:
+            self.report.delivered.add(outcome.event_id)
+            self.effects[outcome.event_id] += outcome.result != "duplicate"
+
+    def _replay(self) -> None:
+        """The other half of what was lost is fetched."""
+        with connect(self.url) as conn:
+            replay = replay_events(conn, self.fake.client(), on_outcome=self._note)
+        self.report.replayed = replay.seen
+        if replay.results["failed"]:
+            raise SimulationError(f"seed {self.seed}, a replay failed: {replay}")
+
     def _reconcile(self, page_size: int = 100) -> None:
         with connect(self.url) as conn:
             reconcile(conn, self.fake.client(), page_size=page_size)
-        self.report.reconciliations += 1
+        self.report.runs += 1
 
     def _reconcile_until(self, is_over: threading.Event) -> None:
         while not is_over.is_set():
@@ -222,15 +236,16 @@ class _Trial:
         return check_rows(conn, self.history, delivered, has_client=self.has_client)
 
     def _check_deliveries(self, conn: Connection[Any]) -> list[str]:
-        doubled = [event for event, number in self.effects.items() if number != 1]
-        return [
-            *(f"{event} took effect twice" for event in doubled),
-            *check_inbox(conn, self.report.delivered),
-            *self._check_rows(conn),
-        ]
+        return [*self._check_effects(conn), *self._check_rows(conn)]
 
     def _check_equal(self, conn: Connection[Any]) -> list[str]:
-        return check_equal(conn, self.history, self.report.delivered)
+        equal = check_equal(conn, self.history, self.report.delivered)
+        return [*self._check_effects(conn), *equal]
+
+    def _check_effects(self, conn: Connection[Any]) -> list[str]:
+        doubled = [event for event, number in self.effects.items() if number != 1]
+        inbox = check_inbox(conn, self.report.delivered)
+        return [*(f"{event} took effect twice" for event in doubled), *inbox]
 
     def _check(self, when: str, check: Callable[[Connection[Any]], list[str]]) -> None:
         with connect(self.url) as conn:
