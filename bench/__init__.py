@@ -1,1 +1,1 @@
-"""Measurements of DESIGN's promises, as ratios within one run."""
+"""Measurements of what is promised, as ratios within one run."""

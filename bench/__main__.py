@@ -1,7 +1,8 @@
 """Measure what is promised: `python -m bench --size 100000`.
 
-Fills a database of its own on disk, with fsync on, runs everything, and prints one
-table. Ratios hold within one run; the times beside them are this machine's.
+Fills databases of its own on disk, of that size and of a tenth and a hundredth of it,
+with fsync on, runs everything, and prints one table. Ratios hold within one run; the
+times beside them are this machine's.
 """
 
 import argparse
@@ -9,18 +10,17 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from uuid import UUID
-
-import psycopg
 
 from bench import overhead, reading, reconciling, report, retention, stripe, writing
-from bench.load import load, query
+from bench.load import load
 from bench.measures import Measure
+from pyapp.devtools.scratch import scratch_database
 from pyapp.devtools.throwaway import throwaway_server
 
 RESULTS = Path(__file__).parent / "results"
+LEAST_SIZE = 10_000
 PARTS = (
     "quota",
     "session",
@@ -59,13 +59,13 @@ def main() -> int:
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts"
     )
     options = parser.parse_args()
-    with _database(options.url, options.folder) as url:
-        if not options.loaded:
-            seconds = load(url, options.size)
-            say(f"{options.size:,} messages loaded in {seconds:.0f} s")
-        settings = report.read_settings(url)
+    with _databases(options.url, options.folder, options.size) as urls:
+        for size, url in urls.items():
+            if not options.loaded:
+                say(f"{size:,} messages loaded in {load(url, size):.0f} s")
+        settings = report.read_settings(urls[options.size])
         found = []
-        for measure in _measure(url, options.size, options.only):
+        for measure in _measure(urls, options.size, options.only):
             found.append(measure)
             ratio = "" if measure.ratio is None else f" {measure.ratio:.2f}x"
             say(f"  {measure.name}:{ratio} {measure.value} ({measure.floor})")
@@ -82,29 +82,42 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _database(url: str | None, parent: Path | None) -> Iterator[str]:
-    """Give the database of *url*, else a durable server's that is deleted after."""
+def _databases(
+    url: str | None, parent: Path | None, size: int
+) -> Iterator[dict[int, str]]:
+    """Give the database of *url*, else those of a durable server that is deleted after.
+
+    The latter are of this size and of some tenths of it, so that one run shows growth.
+    """
     if url is not None:
-        yield url
+        yield {size: url}
         return
     folder = Path(tempfile.mkdtemp(prefix="pyapp-bench-", dir=parent))
     # The server has an account of its own where root runs this.
     folder.chmod(0o755)
     try:
-        with throwaway_server(folder, DURABLE) as server:
-            yield server.url
+        with (
+            throwaway_server(folder, DURABLE) as server,
+            contextlib.ExitStack() as databases,
+        ):
+            yield {
+                n: databases.enter_context(scratch_database(server.url))
+                for n in (size // 100, size // 10)
+                if n >= LEAST_SIZE
+            } | {size: server.url}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
+def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[Measure]:
     """Run the parts in an order in which none disturbs the next."""
-    accounts = _rank_accounts(url)
+    url = urls[size]
+    accounts = reading.rank_accounts(url)
     seconds = 4 if size >= 100_000 else 2
     rows = min(size, writing.COPIED)
     customers = min(size // 10, 100_000)
     runs = {
-        "quota": lambda: reading.measure_quota(url, accounts),
+        "quota": lambda: reading.measure_quota(urls),
         "session": lambda: reading.measure_session(url),
         "functions": lambda: overhead.measure_overhead(url, 75 * seconds),
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
@@ -117,12 +130,6 @@ def _measure(url: str, size: int, parts: list[str]) -> Iterator[Measure]:
     for name, run in runs.items():
         if name in parts:
             yield from run()
-
-
-def _rank_accounts(url: str) -> list[UUID]:
-    with psycopg.connect(url) as conn:
-        rows = conn.execute(query("list_ranked_accounts").sql).fetchall()
-    return [row[0] for row in rows]
 
 
 if __name__ == "__main__":

@@ -50,21 +50,22 @@ def latency_of(values: Sequence[float]) -> Latency:
 
 
 def measure_latency(
-    url: str,
+    places: Mapping[str, Sequence[Variables]],
     contestants: Mapping[str, Contestant],
-    cases: Sequence[Variables],
     *,
-    executions: int = 600,
-    rounds: int = 3,
-    warm_up: int = 100,
-) -> dict[str, Latency]:
-    """Run all contestants on one connection, drawn by lot for every single execution.
+    executions: int = 300,
+    rounds: int = 6,
+    warm_up: int = 50,
+) -> dict[str, dict[str, Latency]]:
+    """Run all contestants in each place, a database's URL with the cases to run there.
 
-    Whatever else the machine does thus meets them all alike. Each case gets its turn in
-    every round.
+    They share one connection and are drawn by lot for every single execution, and the
+    places take turns: whatever else the machine does thus meets them all alike.
     """
     names = list(contestants)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, dict[str, list[float]]] = {
+        url: {name: [] for name in names} for url in places
+    }
     with tempfile.TemporaryDirectory() as temporary, _processors_awake():
         folder = Path(temporary)
         options = []
@@ -72,16 +73,18 @@ def measure_latency(
             script = folder / f"{number}.sql"
             script.write_text(contestant.text, encoding="utf-8")
             options.append(f"--file={script}")
-        for _ in range(rounds):
-            for case in cases:
-                run_pgbench(
-                    url, case, *options,
-                    f"--transactions={executions * len(names)}",
-                    "--log", f"--log-prefix={folder / 'log'}",
-                )  # fmt: skip
-                for number, milliseconds in read_logs(folder)[warm_up:]:
-                    samples[names[number]].append(milliseconds)
-    return {name: latency_of(values) for name, values in samples.items()}
+        turns = [(url, case) for url, cases in places.items() for case in cases]
+        for url, case in turns * rounds:
+            run_pgbench(
+                url, case, *options, f"--transactions={executions * len(names)}",
+                "--log", f"--log-prefix={folder / 'log'}",
+            )  # fmt: skip
+            for number, milliseconds in read_logs(folder)[warm_up:]:
+                samples[url][names[number]].append(milliseconds)
+    return {
+        url: {name: latency_of(values) for name, values in found.items()}
+        for url, found in samples.items()
+    }
 
 
 @contextlib.contextmanager

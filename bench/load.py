@@ -31,6 +31,7 @@ def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
         for name in (
             "create_bench_schema",
             "create_accounts",
+            "create_text_function",
             "create_dropped_indexes",
             "drop_indexes",
         ):
@@ -38,7 +39,8 @@ def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
         for name in ("defer_commits", "trust_rows", "set_seed"):
             conn.execute(query(name).sql)
         conn.execute(query("insert_users").sql, {"users": accounts})
-        conn.execute(query("insert_accounts").sql)
+        for name in ("insert_accounts", "heat_account"):
+            conn.execute(query(name).sql)
         for first in range(1, messages + 1, BATCH):
             last = min(first + BATCH - 1, messages)
             conn.execute(

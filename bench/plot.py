@@ -1,9 +1,10 @@
-"""Draw cost against size: `python -m bench.plot bench/results/*.json -o plot.svg`."""
+"""Draw cost against size: `python -m bench.plot bench/results/N.json -o plot.svg`."""
 
 import argparse
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +12,40 @@ WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 60
 # A measure's name, which of its figures, its label, colour and dashes.
 LINES = (
-    (
-        "join and SUM, hottest user",
-        "contestant",
-        "join and SUM, hottest",
-        "#b2182b",
-        "",
-    ),
-    ("join and SUM, median user", "contestant", "join and SUM, median", "#ef8a62", ""),
-    ("quota check, hottest user", "contestant", "quota check, hottest", "#2166ac", ""),
-    ("quota check, median user", "contestant", "quota check, median", "#67a9cf", ""),
-    ("quota check, median user", "floor", "one row by its key", "#777777", "5 4"),
+    ("join and SUM, hottest user", "contestant", "#b2182b", ""),
+    ("join and SUM, median user", "contestant", "#ef8a62", ""),
+    ("quota check, hottest user", "contestant", "#2166ac", ""),
+    ("quota check, median user", "contestant", "#67a9cf", ""),
+    ("quota check, median user", "floor", "#777777", "5 4"),
 )
 
 
 def main() -> None:
-    """Write the plot of the files given."""
+    """Write the plot of one run."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("file", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in options.files]
-    options.output.write_text(draw(runs), encoding="utf-8")
+    run = json.loads(options.file.read_text(encoding="utf-8"))
+    options.output.write_text(draw(run), encoding="utf-8")
 
 
-def draw(runs: Sequence[dict[str, Any]]) -> str:
+def draw(run: Mapping[str, Any]) -> str:
     """Return the plot of median milliseconds against messages, both logarithmic."""
-    ordered = sorted(runs, key=lambda run: run["size"])
     lines = []
-    for name, part, label, colour, dashes in LINES:
-        points = [
-            (run["size"], measure["details"][part]["p50"])
-            for run in ordered
+    for name, part, colour, dashes in LINES:
+        points = sorted(
+            (_size_of(measure["name"], run["size"]), measure["details"][part]["p50"])
             for measure in run["measures"]
-            if measure["name"] == name
-        ]
+            if measure["name"].startswith(name)
+        )
         if points:
+            label = (
+                "one row by its key" if part == "floor" else name.removesuffix(" user")
+            )
             lines.append((label, colour, dashes, points))
     if not lines:
-        raise SystemExit("error: no file holds a quota check")
+        raise SystemExit("error: the file holds no quota check")
     every = [point for *_, points in lines for point in points]
     x = _Axis([size for size, _ in every], LEFT, WIDTH - RIGHT)
     y = _Axis([cost for _, cost in every], HEIGHT - BOTTOM, TOP)
@@ -82,6 +78,12 @@ def draw(runs: Sequence[dict[str, Any]]) -> str:
         lowest = min(drawn[-1][1], lowest - 16)
         parts.append(_text(WIDTH - RIGHT + 10, lowest + 4, label, fill=colour))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _size_of(name: str, largest: int) -> int:
+    """Return the size that a measure's name ends with; the largest's has none."""
+    found = re.search(r", ([\d,]+)$", name)
+    return int(found[1].replace(",", "")) if found else largest
 
 
 class _Axis:

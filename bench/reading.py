@@ -1,75 +1,121 @@
 """Quota checks and sessions, against one row by its primary key."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from uuid import UUID
 
 import psycopg
 
-from bench.contest import Contestant, measure_latency
+from bench.contest import Contestant, Latency, Variables, measure_latency
 from bench.load import query
-from bench.measures import Measure, at_least, compare_latency
+from bench.measures import Measure, at_least, at_most, compare_latency
 from pyapp.queries import QUERIES
 
+GROWTH = 1.5
 
-def measure_quota(url: str, accounts: list[UUID]) -> Iterator[Measure]:
-    """The quota check of median users and of the hottest.
+
+def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
+    """The quota check of median users and of the hottest, in databases by their size.
 
     The plain design, a join and a sum over the messages with an index on user_id alone,
-    runs beside both.
+    runs beside both. Last comes how the check has grown from the least size on.
     """
-    middle = len(accounts) // 2
-    groups = {
-        "median user": accounts[middle : middle + 5],
-        "hottest user": accounts[:1] * 3,
-    }
-    for name, users in groups.items():
-        cases = [{"user_id": str(user), "at": "now"} for user in users]
+    users = {size: _choose_users(url) for size, url in urls.items()}
+    largest = max(urls)
+    for group in ("median user", "hottest user"):
+        places = {url: users[size][group] for size, url in urls.items()}
         found = measure_latency(
-            url,
+            places,
             {
                 "floor": Contestant(query("select_account").source),
                 "quota": Contestant(QUERIES["get_user_quota"].source),
             },
-            cases,
         )
         # On its own, for it leaves no cache as it was.
-        found |= measure_latency(
-            url,
+        plain = measure_latency(
+            places,
             {"plain": Contestant(query("sum_plain").source)},
-            cases,
             executions=8,
             rounds=1,
             warm_up=2,
         )
-        yield compare_latency(f"quota check, {name}", found["quota"], found["floor"], 2)
-        yield at_least(
-            f"join and SUM, {name}",
-            f"{found['plain'].p50:.3f} ms, p99 {found['plain'].p99:.3f}",
-            f"check {found['quota'].p50:.3f} ms",
-            found["plain"].p50 / found["quota"].p50,
-            100,
-            {"contestant": asdict(found["plain"]), "floor": asdict(found["quota"])},
-        )
+        for size, url in urls.items():
+            name = group if size == largest else f"{group}, {size:,}"
+            yield from _compare(name, found[url] | plain[url])
+        if len(urls) > 1:
+            yield _grow(
+                group, min(urls), *(found[urls[n]] for n in (largest, min(urls)))
+            )
 
 
 def measure_session(url: str) -> Iterator[Measure]:
     """The lookup of a session, against its user's row."""
     with psycopg.connect(url) as conn:
         rows = conn.execute(query("list_session_owners").sql).fetchall()
+    cases = [
+        {
+            "user_id": str(user_id),
+            "token_hash": rf"\x{token_hash.hex()}",
+            "at": "now",
+        }
+        for token_hash, user_id in rows
+    ]
     found = measure_latency(
-        url,
+        {url: cases},
         {
             "floor": Contestant(query("select_account").source),
             "session": Contestant(QUERIES["find_session"].source),
         },
-        [
-            {
-                "user_id": str(user_id),
-                "token_hash": rf"\x{token_hash.hex()}",
-                "at": "now",
-            }
-            for token_hash, user_id in rows
-        ],
-    )
+    )[url]
     yield compare_latency("session lookup", found["session"], found["floor"], 1.3)
+
+
+def rank_accounts(url: str) -> list[UUID]:
+    """Return the accounts by their messages, the busiest first."""
+    with psycopg.connect(url) as conn:
+        rows = conn.execute(query("list_ranked_accounts").sql).fetchall()
+    return [row[0] for row in rows]
+
+
+def _choose_users(url: str) -> dict[str, list[Variables]]:
+    ranked = rank_accounts(url)
+    middle = len(ranked) // 2
+    chosen = {
+        "median user": ranked[middle : middle + 5],
+        "hottest user": ranked[:1] * 3,
+    }
+    return {
+        group: [{"user_id": str(user), "at": "now"} for user in users]
+        for group, users in chosen.items()
+    }
+
+
+def _compare(name: str, found: Mapping[str, Latency]) -> Iterator[Measure]:
+    quota, plain = found["quota"], found["plain"]
+    yield compare_latency(f"quota check, {name}", quota, found["floor"], 2)
+    yield at_least(
+        f"join and SUM, {name}",
+        f"{plain.p50:.3f} ms, p99 {plain.p99:.3f}",
+        f"check {quota.p50:.3f} ms",
+        plain.p50 / quota.p50,
+        100,
+        {"contestant": asdict(plain), "floor": asdict(quota)},
+    )
+
+
+def _grow(
+    group: str, size: int, last: Mapping[str, Latency], first: Mapping[str, Latency]
+) -> Measure:
+    """How much dearer the check is than it was at the least size."""
+    return at_most(
+        f"its growth, {group}",
+        f"{last['quota'].p50:.3f} ms",
+        f"at {size:,} {first['quota'].p50:.3f} ms",
+        last["quota"].p50 / first["quota"].p50,
+        GROWTH,
+        {
+            "contestant": asdict(last["quota"]),
+            "floor": asdict(first["quota"]),
+            "rows_by_key": last["floor"].p50 / first["floor"].p50,
+        },
+    )

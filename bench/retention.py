@@ -17,6 +17,8 @@ from bench.measures import Measure, at_least
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 
 LONGEST_WAIT_MS = 200
+# More say nothing new, and take a disk of many gigabytes.
+PAYLOADS = 200_000
 
 
 def measure_retention(
@@ -37,7 +39,8 @@ def measure_retention(
         # Its foreign key is not checked for what was just read from the messages.
         conn.execute(query("trust_rows").sql)
         for month in (deleted, retired, last):
-            conn.execute(query("insert_payloads").sql, {"month": month})
+            values = {"month": month, "rows": PAYLOADS}
+            conn.execute(query("insert_payloads").sql, values)
         conn.execute(query("distrust_rows").sql)
         conn.execute(query("reset_commits").sql)
         conn.execute(query("vacuum").sql)

@@ -7,7 +7,7 @@ import psycopg
 from bench.contest import Latency
 from bench.load import load, query
 from bench.measures import at_least, compare_latency
-from bench.plot import draw
+from bench.plot import LINES, draw
 from bench.report import WIDTH, render
 
 
@@ -21,9 +21,9 @@ def test_load_is_whole_and_skewed(empty_database: str):
             "SELECT count(*) FROM pg_index WHERE indrelid = 'app.messages'::regclass"
         ).fetchone()
     assert sum(messages for _, messages in ranked) == 3000
-    assert ranked[0][1] > 5 * ranked[len(ranked) // 2][1]
+    assert max(messages for _, messages in ranked[1:]) > 30
     assert differences == (0,)
-    assert indexes == (6,)
+    assert indexes == (7,)
 
 
 def test_report_fits_on_a_page_and_says_what_is_missed():
@@ -46,22 +46,21 @@ def test_report_fits_on_a_page_and_says_what_is_missed():
 
 def test_plot_has_a_line_for_each_design():
     latency = {"p50": 0.1, "p99": 1.0, "worst": 2.0}
-    runs = [
-        {
-            "size": size,
-            "measures": [
-                {
-                    "name": f"{design}, {user} user",
-                    "details": {"contestant": latency, "floor": latency},
-                }
-                for design in ("quota check", "join and SUM")
-                for user in ("median", "hottest")
-            ],
-        }
-        for size in (10**6, 10**5)
-    ]
+    run = {
+        "size": 10**6,
+        "measures": [
+            {
+                "name": f"{design}, {user} user{size}",
+                "details": {"contestant": latency, "floor": latency},
+            }
+            for design in ("quota check", "join and SUM")
+            for user in ("median", "hottest")
+            for size in ("", ", 100,000")
+        ],
+    }
 
-    root = ElementTree.fromstring(draw(runs))
+    root = ElementTree.fromstring(draw(run))
 
     labels = [element.text for element in root if element.tag.endswith("text")]
     assert {"quota check, hottest", "join and SUM, median", "1,000,000"} <= {*labels}
+    assert sum(element.tag.endswith("circle") for element in root) == 2 * len(LINES)

@@ -100,7 +100,7 @@ SELECT
     n.id AS message_id,
     n.finished_at,
     jsonb_build_array(
-        jsonb_build_object('role', 'user', 'content', repeat(md5(n.id::text), 64))
+        jsonb_build_object('role', 'user', 'content', bench.make_text(n.id::text))
     ) AS request
 FROM new_message AS n;
 
@@ -116,18 +116,20 @@ COPY app.messages (
 SELECT app.create_payload_partitions(:first_month::date, 1) AS created;
 
 -- name: insert_payloads :rowcount
--- Payloads of two kilobytes for the messages of a month.
+-- Payloads for the messages of a month, or for so many of them.
 INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
 SELECT
     m.subject_id,
     m.id AS message_id,
     m.finished_at,
     jsonb_build_array(
-        jsonb_build_object('role', 'user', 'content', repeat(md5(m.id::text), 64))
+        jsonb_build_object('role', 'user', 'content', bench.make_text(m.id::text))
     ) AS request
 FROM app.messages AS m
 WHERE m.finished_at >= :month::timestamptz
-    AND m.finished_at < :month::timestamptz + interval '1 month';
+    AND m.finished_at < :month::timestamptz + interval '1 month'
+ORDER BY m.finished_at
+LIMIT :rows;
 
 -- name: delete_payloads :rowcount
 -- What a table without partitions would do when retention ends.
