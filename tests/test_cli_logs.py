@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pyapp.connection import connect
 from pyapp.users import create_user
 from tests.support import run_cli
 from tests.usage_import import calls, write_log
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +155,16 @@ def test_program_that_imports_the_package_decides_about_its_log():
     handlers = logging.getLogger(pyapp.__name__).handlers
 
     assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+@pytest.mark.parametrize("column", [0, 2])
+def test_loggers_and_fields_are_those_of_the_documentation(column: int):
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in ROOT.glob("pyapp/**/*.py")
+    )
+    rows = text.partition("| Logger |")[2].partition("\n\n")[0].splitlines()[2:]
+    for row in rows:
+        cell = row.strip("|").split("|")[column]
+        for name in re.findall(r"`([a-z_.]+)`", cell):
+            assert f'"{name}"' in sources, name

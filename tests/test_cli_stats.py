@@ -1,7 +1,9 @@
 """`pyapp stats`: a page for a person, and keys and numbers for a monitor."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,6 +14,7 @@ from pyapp.messages import record_messages
 from tests.metering import add_user, new_message
 from tests.support import run_cli
 
+PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 KEYS = {
     "at": None,
     "unanswered": None,
@@ -159,3 +162,11 @@ def test_a_database_without_the_schema_names_the_command_that_helps(
 
     assert (code, out) == (1, "")
     assert err.endswith("bring the schema up by: pyapp db migrate\n")
+
+
+def test_promised_keys_are_those_of_the_documentation():
+    text = PAGE.read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z_]+)`", text.partition("For a monitor")[2]))
+
+    keys = {name for names in KEYS.values() if names for name in names.split()}
+    assert KEYS.keys() | keys <= told
