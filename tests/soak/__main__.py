@@ -46,7 +46,9 @@ def main() -> int:
     for line in broken:
         print(line)
     if not broken:
-        print(f"{kills} kills: rules 1 to 9 hold, every confirmed write is there once")
+        print(
+            f"Kills: {kills}. Rules 1 to 9 hold, and every confirmed write is there once"
+        )
     return 1 if broken else 0
 
 
@@ -103,8 +105,8 @@ def _maintain(client: Client) -> None:
 
 def _kill(server: EmbeddedServer, ledger: Ledger, seconds: int, every: float) -> int:
     """Kill the server again and again, and say how it goes; return how often."""
-    began = time.monotonic()
-    kills, told = 0, began
+    began = told = time.monotonic()
+    kills = written = 0
     while not ledger.is_over.wait(0.2) and time.monotonic() < began + seconds:
         now = time.monotonic()
         if now > began + (kills + 1) * every:
@@ -112,20 +114,17 @@ def _kill(server: EmbeddedServer, ledger: Ledger, seconds: int, every: float) ->
             server.start()
             kills += 1
         if now > told + min(10, every / 2):
-            told = now
-            _print_progress(ledger, now - began, kills)
+            with ledger.lock:
+                counts = ledger.counts.copy()
+            before, written = written, sum(counts[kind] for kind in clients.MESSAGES)
+            rate, told = (written - before) / (now - told), now
+            print(
+                f"{now - began:4.0f} s: {written:,} messages ({rate:.0f}/s),"
+                f" {counts['referrals']:,} referrals,"
+                f" {counts['deliveries']:,} deliveries, kills: {kills}",
+                flush=True,
+            )
     return kills
-
-
-def _print_progress(ledger: Ledger, seconds: float, kills: int) -> None:
-    with ledger.lock:
-        counts, lost = ledger.counts.copy(), ledger.lost.total()
-    written = sum(counts[kind] for kind in ("alone", "in batches", "by COPY"))
-    print(
-        f"{seconds:4.0f} s: {written:,} messages, {counts['referrals']:,} referrals,"
-        f" {counts['deliveries']:,} deliveries; {kills} kills, {lost} lost",
-        flush=True,
-    )
 
 
 def _judge(ledger: Ledger, account: Account) -> list[str]:
@@ -139,6 +138,7 @@ def _judge(ledger: Ledger, account: Account) -> list[str]:
 
 
 def _print_table(ledger: Ledger, seconds: int) -> None:
+    # Lost are the attempts that found nobody there, and those that were cut off.
     print(f"\n{'confirmed':22}{'number':>10}{'a second':>10}{'lost':>7}")
     for kind, number in sorted(ledger.counts.items()):
         rate, lost = number / seconds, ledger.lost[kind]

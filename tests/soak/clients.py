@@ -31,6 +31,7 @@ from tests.soak.ledger import LOST, BrokenRuleError, Client, Connection, Key
 PAYERS = 12
 DAYS = 70
 CODES = 4
+MESSAGES = ("alone", "in batches", "by COPY")
 Send = Callable[..., int]
 
 
