@@ -10,11 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from starlette.testclient import TestClient
 
+from pyapp.config import load_settings
 from pyapp.connection import pool
+from pyapp.stripe_sync import handle_webhook
+from pyapp.stripe_sync.api import find_livemode
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import (
@@ -24,6 +31,7 @@ from tests.stripe_world import (
     make_subscription,
     stripe_world,
 )
+from tests.support import run_cli
 
 PATH = "/stripe/webhook"
 BODY = make_event("customer.created", make_customer("cus_1"))
@@ -111,18 +119,80 @@ def test_lost_database_is_said_to_be_away(world: StripeWorld):
     assert web.get("/healthz").status_code == 503
 
 
-def test_delivery_on_a_cut_connection_is_asked_for_again(
-    world: StripeWorld, web: TestClient
-):
-    """As after a restart of the server: the pool has only what is no more."""
-    world.conn.execute(
+def cut_connections(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
 
-    assert post(web, BODY) == (503, '{"error":"database unavailable"}')
-    assert world.events() == []
-    assert post(web, BODY) == (200, '{"result":"applied"}')
+
+def test_restart_of_the_database_costs_no_delivery(world: StripeWorld):
+    """All that the pool has is dead then."""
+    with pool(world.url, min_size=3) as connections:
+        web = TestClient(create_app(connections, [TEST_SECRET]))
+        connections.wait()
+        cut_connections(world.conn)
+        assert post(web, BODY) == (200, '{"result":"applied"}')
+        cut_connections(world.conn)
+        assert web.get("/healthz").status_code == 200
+    assert len(world.events()) == 1
+
+
+def test_connection_that_dies_under_the_work_costs_no_delivery(
+    world: StripeWorld, web: TestClient, monkeypatch: pytest.MonkeyPatch
+):
+    deaths: list[str] = []
+
+    def die_once(conn: psycopg.Connection[Any], *arguments: Any, **options: Any) -> Any:
+        outcome = handle_webhook(conn, *arguments, **options)
+        if not deaths:
+            deaths.append(outcome.result)
+            cut_connections(world.conn)
+            conn.execute("SELECT")
+        return outcome
+
+    monkeypatch.setattr("pyapp.stripe_sync.web.handle_webhook", die_once)
+    assert post(web, BODY) == (200, '{"result":"duplicate"}')
+    assert deaths == ["applied"]
+
+
+def test_events_of_the_other_mode_are_acknowledged_and_ignored(world: StripeWorld):
+    shape = make_customer("cus_1", world.user())
+    live = make_event("customer.created", shape, livemode=True)
+    test = make_event("customer.created", shape)
+    ours = {True: (live, test), False: (test, live)}
+    with pool(world.url) as connections:
+        for livemode, (mine, other) in ours.items():
+            world.forget()
+            app = create_app(connections, [TEST_SECRET], livemode=livemode)
+            web = TestClient(app)
+            assert post(web, other) == (200, '{"result":"ignored"}')
+            assert world.conn.execute("TABLE app.stripe_customers").fetchall() == []
+            assert post(web, mine) == (200, '{"result":"applied"}')
+
+
+@pytest.mark.parametrize(
+    ("key", "environment", "livemode"),
+    [
+        ("sk_test_1", "production", False),
+        ("rk_live_1", "production", True),
+        (None, "local", False),
+        (None, "production", None),
+    ],
+)
+def test_key_or_environment_tells_the_mode(
+    key: str | None, environment: str, livemode: bool | None, tmp_path: Path
+):
+    settings = replace(
+        load_settings(tmp_path), stripe_api_key=key, environment=environment
+    )
+    assert find_livemode(settings) is livemode
+
+
+def test_missing_extra_is_named_in_a_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    line = "error: an optional part is missing: pip install 'pyapp[web]'\n"
+    assert run_cli("stripe", "serve") == (1, "", line)
 
 
 def test_nothing_else_is_served(web: TestClient):
@@ -131,7 +201,10 @@ def test_nothing_else_is_served(web: TestClient):
     assert web.get("/docs").status_code == 404
 
 
-def test_server_told_to_stop_finishes_what_is_under_way(world: StripeWorld):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_server_told_to_stop_finishes_what_is_under_way(
+    world: StripeWorld, told: signal.Signals
+):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -159,7 +232,7 @@ def test_server_told_to_stop_finishes_what_is_under_way(world: StripeWorld):
             line.sendall(head.encode())
             # It waits for the body now.
             assert b"100 Continue" in line.recv(1000)
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(told)
             assert any("Shutting" in text for text in iter(server.stderr.readline, ""))
             line.sendall(BODY)
             assert re.match(rb"HTTP/1.1 200 ", line.recv(1000))

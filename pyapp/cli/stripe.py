@@ -19,6 +19,7 @@ from pyapp.config import Settings, load_settings
 from pyapp.connection import connect, pool
 from pyapp.errors import ConfigError, MissingExtraError
 from pyapp.stripe_sync import Outcome, make_client, replay_events
+from pyapp.stripe_sync.api import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
     delete_event_payloads,
@@ -62,7 +63,12 @@ def serve(
     start_logging("text")
     _check_address(host, port)
     with pool(settings.database_url) as connections:
-        app = create_app(connections, settings.stripe_webhook_secrets, client)
+        app = create_app(
+            connections,
+            settings.stripe_webhook_secrets,
+            client,
+            livemode=find_livemode(settings),
+        )
         config = uvicorn.Config(
             app,
             host=host,

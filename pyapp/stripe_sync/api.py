@@ -64,6 +64,17 @@ def is_live(key: str) -> bool:
     return key.startswith(("sk_live_", "rk_live_"))
 
 
+def find_livemode(settings: Settings) -> bool | None:
+    """Return whether live events are ours, or test ones; None if nothing tells it.
+
+    The key's mode decides. Without a key, only test events belong to a local
+    environment.
+    """
+    if settings.stripe_api_key:
+        return is_live(settings.stripe_api_key)
+    return False if settings.environment == "local" else None
+
+
 def fetch(client: stripe.StripeClient, noun: str, object_id: str) -> Answer | None:
     """Return the object of `/v1/<noun>` as it is now, None if Stripe has none.
 

@@ -1,13 +1,13 @@
 """The endpoint that Stripe delivers to, as an application to serve or to mount."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import psycopg
 import stripe
 from psycopg import Connection
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import ConnectionPool
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -20,11 +20,11 @@ from pyapp.stripe_sync.webhooks import MAX_BODY, handle_webhook
 
 log = logging.getLogger("pyapp.stripe")
 
+T = TypeVar("T")
 Pool = ConnectionPool[Connection[Any]]
 
 # Seconds to wait for a connection; Stripe gives up on a delivery after about ten.
 _PATIENCE = 5.0
-_AWAY = (psycopg.OperationalError, PoolTimeout, PoolClosed, TooManyRequests)
 
 
 def create_app(
@@ -32,21 +32,26 @@ def create_app(
     secrets: Sequence[str] | str,
     client: stripe.StripeClient | None = None,
     max_body: int = MAX_BODY,
+    livemode: bool | None = None,
 ) -> Starlette:
     """Return an application with POST /stripe/webhook and GET /healthz.
 
     It says 200 only after the commit, 400 to what nobody signed or is no event, 413 to
     more than *max_body* bytes, 500 if the event could not be applied, and 503 while the
-    database is away; Stripe repeats the last two. The *pool* stays the caller's.
+    database is away; Stripe repeats the last two. *livemode* is as in handle_webhook.
+    The *pool* stays the caller's.
     """
 
     def take(payload: bytes, signature: str | None) -> Outcome:
-        with pool.connection(timeout=_PATIENCE) as conn:
-            return handle_webhook(conn, payload, signature, secrets, client)
+        return _use(
+            pool,
+            lambda conn: handle_webhook(
+                conn, payload, signature, secrets, client, livemode=livemode
+            ),
+        )
 
     def ask() -> None:
-        with pool.connection(timeout=_PATIENCE) as conn:
-            conn.execute("")
+        _use(pool, lambda conn: conn.execute(""))
 
     async def webhook(request: Request) -> Response:
         try:
@@ -62,7 +67,7 @@ def create_app(
             return _refuse(400, "bad signature")
         except InvalidPayloadError:
             return _refuse(400, "no event")
-        except _AWAY:
+        except psycopg.OperationalError:
             return _refuse(503, "database unavailable")
         except Exception as exc:
             # Its text may hold anything; its kind does not.
@@ -72,7 +77,7 @@ def create_app(
     async def healthz(_request: Request) -> Response:
         try:
             await run_in_threadpool(ask)
-        except _AWAY:
+        except psycopg.OperationalError:
             return _refuse(503, "database unavailable")
         return JSONResponse({"status": "ok"})
 
@@ -82,6 +87,23 @@ def create_app(
             Route("/healthz", healthz, methods=["GET"]),
         ]
     )
+
+
+def _use(pool: Pool, work: Callable[[Connection[Any]], T]) -> T:
+    """Return what *work*, which may be done twice, does with a connection.
+
+    After a restart of the server all those in the pool are dead, and this one may die
+    under the work, too: another one is tried once, with the others looked through.
+    """
+    with pool.connection(timeout=_PATIENCE) as conn:
+        try:
+            return work(conn)
+        except psycopg.OperationalError:
+            if not conn.closed:
+                raise
+    pool.check()
+    with pool.connection(timeout=_PATIENCE) as conn:
+        return work(conn)
 
 
 async def _read(request: Request, max_body: int) -> bytes | None:

@@ -22,13 +22,16 @@ def handle_webhook(
     signature: str | None,
     secrets: Sequence[str] | str,
     client: stripe.StripeClient | None = None,
+    *,
+    livemode: bool | None = None,
 ) -> Outcome:
     """Verify a delivery, apply it in one transaction, and return what became of it.
 
     *payload* is the body as it came, *signature* the `Stripe-Signature` header; several
     *secrets* are for the time of a rotation. With a *client*, what events leave open is
-    fetched; without one, reconciliation settles it. Answer 2xx unless the result is
-    `failed`, and 400 to the errors below, which store nothing.
+    fetched; without one, reconciliation settles it. With *livemode*, an event of the
+    other mode, test or live, is ignored: its objects are not ours. Answer 2xx unless
+    the result is `failed`, and 400 to the errors below, which store nothing.
 
     Raises:
         InvalidSignatureError: nobody who knows a secret sent this, or not just now.
@@ -39,7 +42,7 @@ def handle_webhook(
     if len(payload) > MAX_BODY:
         raise InvalidPayloadError(f"the body has more than {MAX_BODY} bytes")
     verify_signature(payload, signature, secrets)
-    return take_in(conn, read_event(payload.decode()), client)
+    return take_in(conn, read_event(payload.decode(), livemode), client)
 
 
 def verify_signature(
