@@ -5,20 +5,24 @@ which must be able to reach them and the data: folders of root's are often close
 folder's permissions are changed for it; what it cannot reach is kept elsewhere.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp.errors import LocalServerError, MissingExtraError
+
+if TYPE_CHECKING:
+    import pwd
 
 # Where root keeps what the server's account cannot reach in the project.
 SYSTEM_FOLDER = Path("/var/lib/pyapp")
@@ -39,8 +43,10 @@ def binaries() -> Path:
 
 def server_account(data: Path) -> pwd.struct_passwd | None:
     """Return the account that runs the server on *data*; None means the caller's."""
-    if os.geteuid() != 0:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
+    import pwd  # which Windows has not
+
     if data.exists() and data.stat().st_uid != 0:
         try:
             return pwd.getpwuid(data.stat().st_uid)
@@ -110,8 +116,10 @@ def owner_name(path: Path) -> str:
     """Return the account's name that owns *path*, or its number."""
     uid = path.stat().st_uid
     try:
+        import pwd
+
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (ImportError, KeyError):
         return str(uid)
 
 

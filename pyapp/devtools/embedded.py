@@ -1,9 +1,9 @@
 """The embedded PostgreSQL: a server of our own in a folder, without Docker."""
 
+from __future__ import annotations
+
 import contextlib
-import fcntl
 import os
-import pwd
 import shlex
 import shutil
 import signal
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import psycopg
@@ -30,6 +31,9 @@ from pyapp.devtools.binaries import (
 from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
 from pyapp.errors import LocalServerError
+
+if TYPE_CHECKING:
+    import pwd
 
 ANEW = "`pyapp db reset` makes it anew, without its data"
 # The same order and letters everywhere; before 17 only the system has such a locale.
@@ -182,7 +186,7 @@ class EmbeddedServer:
         }
         options = shlex.join(f"--{name}={value}" for name, value in settings.items())
         deadline = time.monotonic() + 20
-        while self._pg_ctl("start", f"--log={self.log}", f"--options={options}"):
+        while self._pg_ctl("start", f"--log={self.log.name}", f"--options={options}"):
             reason = self._failure()
             # The last processes of a server that crashed need a moment to see it.
             if "still in use" not in reason or time.monotonic() > deadline:
@@ -228,12 +232,14 @@ class EmbeddedServer:
 
     def _pg_ctl(self, action: str, *options: str) -> int:
         account = server_account(self.folder)
+        call = as_account(account)
+        # Its arguments go through a shell, which paths need not survive.
+        call |= {"cwd": self.folder, "env": call["env"] | {"PGDATA": str(self.folder)}}
         # Never through a pipe: the server inherits it and holds it open.
         return subprocess.run(
             [
                 self._program("pg_ctl", account),
                 action,
-                f"--pgdata={self.folder}",
                 "--wait",
                 "--timeout=60",
                 *options,
@@ -241,7 +247,7 @@ class EmbeddedServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            **as_account(account),
+            **call,
         ).returncode
 
     def _run(self, program: str, *options: str) -> str:
@@ -263,6 +269,13 @@ class EmbeddedServer:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one start at a time work in *folder*."""
+    try:
+        import fcntl
+    except ImportError:
+        raise LocalServerError(
+            "the embedded server is for Linux and macOS: start Docker,"
+            " or: pyapp db start --docker"
+        ) from None
     make_folder(folder)
     try:
         lock = (folder / "lock").open("w")

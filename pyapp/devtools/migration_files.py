@@ -4,7 +4,7 @@ import glob
 import hashlib
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yoyo
@@ -77,10 +77,15 @@ def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
         MigrationError: there are none, or one breaks a rule; the message names it.
     """
     folder = folder or migrations_dir()
-    found = yoyo.read_migrations(glob.escape(str(folder)))
+    found = yoyo.read_migrations(source_of(folder))
     if not found:
         raise MigrationError(f"there are no migrations in {folder}")
     return [_read(step) for step in sorted(found, key=lambda step: str(step.id))]
+
+
+def source_of(folder: PurePath) -> str:
+    """Return *folder* as yoyo wants it: a pattern, with forward slashes everywhere."""
+    return glob.escape(folder.as_posix())
 
 
 def index_work(text: str) -> IndexWork | None:

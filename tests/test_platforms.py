@@ -1,0 +1,108 @@
+"""Paths and locales of other systems: Windows, odd folders, the C locale."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+
+import pytest
+
+from pyapp.devtools.migration_files import source_of
+from pyapp.devtools.ports import free_port
+from pyapp.devtools.throwaway import open_folder
+
+REPOSITORY = Path(__file__).parents[1]
+MAIN = "import sys; from pyapp.cli import main; main(sys.argv[1:])"
+# What Python has on Unix only.
+AS_ON_WINDOWS = f"""
+import os, sys
+sys.modules["fcntl"] = sys.modules["pwd"] = None
+del os.geteuid
+{MAIN}
+"""
+
+
+@pytest.fixture
+def parent() -> Iterator[Path]:
+    """Return a folder that the server's account can reach."""
+    new = open_folder()
+    yield new
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def run(code: str, folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Return the exit code and the words of a Python that has little but *folder*."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), **variables},
+        capture_output=True,
+    )
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+def copy_project(folder: Path) -> Path:
+    """Return *folder* with all of the project that runs."""
+    for name in ("pyapp", "sql", "migrations"):
+        shutil.copytree(
+            REPOSITORY / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    for name in ("stack.env", "docker-compose.yml"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        (r"C:\Users\Zoë\app\migrations", "C:/Users/Zoë/app/migrations"),
+        (r"D:\my [old] app\migrations", "D:/my [[]old] app/migrations"),
+        (r"\\server\share\app", "//server/share/app"),
+    ],
+)
+def test_yoyo_gets_forward_slashes_on_windows(folder: str, source: str) -> None:
+    assert source_of(PureWindowsPath(folder)) == source
+
+
+def test_a_project_in_any_folder_serves_migrates_and_checks_in_a_c_locale(
+    parent: Path,
+) -> None:
+    folder = copy_project(parent / "it's a [new] {app} at $HOME, naïve 日本")
+    url = f"postgresql://pyapp:pyapp@localhost:{free_port()}/pyapp"
+
+    def pyapp(*words: str) -> tuple[int, str]:
+        return run(MAIN, folder, *words, DATABASE_URL=url, LC_ALL="C")
+
+    try:
+        code, shown = pyapp("db", "start", "--embedded")
+        assert (code, shown.endswith(" (embedded)\n")) == (0, True), shown
+        code, shown = pyapp("db", "migrate")
+        assert (code, shown.startswith("Applying 0001_create_plans\n")) == (0, True)
+        code, shown = pyapp("db", "check")
+        assert (code, "are equal" in shown) == (0, True), shown
+        code, shown = pyapp("users", "add", "zoë@example.com", "--name", "Zoë 日本")
+        assert (code, shown.startswith("zoë@example.com is user ")) == (0, True), shown
+        assert "Zoë 日本" in pyapp("users", "list")[1]
+    finally:
+        pyapp("db", "stop")
+
+
+def test_windows_has_all_but_the_embedded_server(parent: Path) -> None:
+    """Its Python has neither fcntl nor pwd, and no user numbers."""
+    folder = copy_project(parent / "app")
+    url = f"postgresql://pyapp:pyapp@localhost:{free_port()}/pyapp"
+
+    def pyapp(*words: str) -> tuple[int, str]:
+        return run(AS_ON_WINDOWS, folder, *words, DATABASE_URL=url)
+
+    assert pyapp("db", "start", "--embedded") == (
+        1,
+        "error: the embedded server is for Linux and macOS: start Docker,"
+        " or: pyapp db start --docker\n",
+    )
+    assert pyapp("db", "stop") == (0, "PostgreSQL is not running\n")
+    code, shown = pyapp("doctor")
+    assert (code, "start it with: pyapp db start" in shown) == (1, True)
