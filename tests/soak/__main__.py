@@ -46,9 +46,7 @@ def main() -> int:
     for line in broken:
         print(line)
     if not broken:
-        print(
-            f"Kills: {kills}. Rules 1 to 9 hold, and every confirmed write is there once"
-        )
+        print(f"kills: {kills}; rules 1 to 9 hold, every confirmed write is there once")
     return 1 if broken else 0
 
 
