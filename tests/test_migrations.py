@@ -12,6 +12,7 @@ import pytest
 
 from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.migrator import list_migrations, migrate, pending, rollback
+from pyapp.devtools.schema_diff import check
 from pyapp.errors import DatabaseUnavailableError, MigrationError
 from pyapp.paths import migrations_dir
 
@@ -170,6 +171,21 @@ def test_lock_of_a_killed_yoyo_does_not_stop_the_next_run(
     dead.wait()
     query(empty_database, f"INSERT INTO yoyo_lock VALUES (1, now(), {dead.pid})")
     assert len(migrate(empty_database, folder)) == 2
+
+
+def test_migration_that_a_killed_yoyo_did_not_mark_says_how_to_go_on(
+    empty_database: str,
+) -> None:
+    migrate(empty_database, count=1)
+    query(empty_database, (migrations_dir() / f"{NAMES[1]}.sql").read_text())
+
+    told = f"{NAMES[1]} was not applied: .* already exists .*: yoyo mark -m {NAMES[1]}$"
+    with pytest.raises(MigrationError, match=told):
+        migrate(empty_database)
+
+    yoyo(empty_database, "mark", f"--match={NAMES[1]}")
+    assert migrate(empty_database) == NAMES[2:]
+    assert check(empty_database).differences == 0
 
 
 def test_two_runs_at_once_apply_each_migration_once(

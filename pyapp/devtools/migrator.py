@@ -25,6 +25,15 @@ from pyapp.errors import MigrationError
 
 log = logging.getLogger("pyapp.migrations")
 
+# What a migration gets to hear whose work is done.
+_THERE_ALREADY = (
+    psycopg.errors.DuplicateColumn,
+    psycopg.errors.DuplicateFunction,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateSchema,
+    psycopg.errors.DuplicateTable,
+)
+
 State = Literal["applied", "edited", "pending", "unknown"]
 Report = Callable[[MigrationFile], None]
 
@@ -268,6 +277,13 @@ def _explained(file: MigrationFile, verb: str) -> Iterator[None]:
         raise MigrationError(
             f"{file.name} was not {verb}: it waited too long for a lock, and nothing"
             " of it was kept; run it again at a quieter moment"
+        ) from exc
+    except _THERE_ALREADY as exc:
+        # Plain yoyo applies and marks in two transactions.
+        raise MigrationError(
+            f"{file.name} was not {verb}: {exc.diag.message_primary} (nothing of it was"
+            " kept); if a plain yoyo was killed before it marked it, and pyapp db check"
+            f" shows all of it there: yoyo mark -m {file.name}"
         ) from exc
     except psycopg.Error as exc:
         kept = "nothing of it was kept" if file.is_transactional else "run it again"
