@@ -180,8 +180,9 @@ def test_a_command_does_not_load_what_only_others_need(
     assert shown.endswith("\nset()\n")
 
 
-def test_the_lock_names_no_host_and_no_path() -> None:
-    lock = (REPOSITORY / "requirements-dev.lock").read_text()
+@pytest.mark.parametrize("name", ["dev", "servers"])
+def test_a_lock_names_hashes_and_no_host_or_path(name: str) -> None:
+    lock = (REPOSITORY / f"requirements-{name}.lock").read_text()
 
     assert "://" not in lock
     assert "file:" not in lock
