@@ -1,5 +1,6 @@
 """Ctrl-C in the middle of each command, sent to a real process and what it started."""
 
+import logging
 import os
 import shutil
 import signal
@@ -155,7 +156,9 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_interrupted_start_leaves_no_half_made_server(project: Path):
+def test_interrupted_start_leaves_no_half_made_server(
+    project: Path, caplog: pytest.LogCaptureFixture
+):
     process = start("db", "start", "--embedded")
     wait_until(lambda: any(project.glob(".pyapp/postgres.new-*/data/base/1")))
 
@@ -163,13 +166,19 @@ def test_interrupted_start_leaves_no_half_made_server(project: Path):
 
     assert (code, out, err) == (130, "", STOPPED)
     assert not any(project.glob(".pyapp/postgres*"))
-    code, out, err = run_cli("db", "start", "--embedded")
+    with caplog.at_level(logging.INFO, "pyapp.server"):
+        code, out, err = run_cli("db", "start", "--embedded")
     assert (code, err) == (0, "")
     assert out.startswith("PostgreSQL ")
+    (record,) = caplog.records
+    assert record.getMessage() == "server started"
+    assert vars(record)["server"] == "embedded"
 
 
 def test_interrupted_wait_for_stripe_ends_at_once(
-    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    conn: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     """It would try again for minutes."""
     with FakeStripe(seed=1) as fake:
@@ -190,4 +199,9 @@ def test_interrupted_wait_for_stripe_ends_at_once(
             "SELECT outcome, last_error FROM app.stripe_sync_runs"
         ).fetchone()
         assert run == ("failed", "it was stopped by Ctrl-C")
-        assert run_cli("stripe", "reconcile")[0] == 0
+        with caplog.at_level(logging.INFO, "pyapp.stripe"):
+            assert run_cli("stripe", "reconcile")[0] == 0
+    begun, ended = caplog.records
+    assert [begun.getMessage(), ended.getMessage()] == ["run started", "run completed"]
+    assert vars(ended)["run_id"] == vars(begun)["run_id"]
+    assert vars(ended)["counts"]["customers"] == 1
