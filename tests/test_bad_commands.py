@@ -60,7 +60,7 @@ def test_bad_value_ends_in_a_line(
 ):
     values, pattern = CASES[key]
     create_user(conn, email=f"{key.replace(' ', '-')}@example.com")
-    found = []
+    found: list[str] = []
     for number, (name, value) in enumerate(values.items()):
         places = {
             "{}": value.replace("{folder}", str(tmp_path)),

@@ -44,7 +44,7 @@ def read_event(body: str | Mapping[str, Any], livemode: bool | None = None) -> E
         InvalidPayloadError: it does not describe one.
     """
     try:
-        shape = _read_json(body) if isinstance(body, str) else body
+        shape = _object(_read_json(body) if isinstance(body, str) else body)
         text = body if isinstance(body, str) and _is_storable(body) else to_json(shape)
         version = shape.get("api_version")
         return Event(

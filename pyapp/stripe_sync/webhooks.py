@@ -6,7 +6,13 @@ from typing import Any
 import stripe
 from psycopg import Connection
 
-from pyapp.errors import ConfigError, InvalidPayloadError, InvalidSignatureError
+from pyapp.arguments import check_text, shown
+from pyapp.errors import (
+    ConfigError,
+    InvalidPayloadError,
+    InvalidSignatureError,
+    InvalidValueError,
+)
 from pyapp.stripe_sync.envelope import read_event
 from pyapp.stripe_sync.inbox import Outcome, take_in
 
@@ -37,8 +43,15 @@ def handle_webhook(
         InvalidSignatureError: nobody who knows a secret sent this, or not just now.
         InvalidPayloadError: it is too large, or no event.
         OpenTransactionError: the connection is in a transaction.
-        ConfigError: there is no secret.
+        ConfigError: there is no secret, or an empty one.
+        InvalidValueError: the payload or the signature has another type.
     """
+    if not isinstance(payload, bytes):
+        raise InvalidValueError(
+            f"payload must be the body's bytes, not {shown(payload)}"
+        )
+    if signature is not None:
+        check_text("signature", signature)
     if len(payload) > MAX_BODY:
         raise InvalidPayloadError(f"the body has more than {MAX_BODY} bytes")
     verify_signature(payload, signature, secrets)
@@ -56,12 +69,15 @@ def verify_signature(
     """
     if isinstance(secrets, str):
         secrets = [secrets]
-    if not secrets:
+    # With an empty one anybody could sign.
+    if not secrets or not all(secret.strip() for secret in secrets):
         raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; Stripe shows it")
     try:
         text = payload.decode()
     except UnicodeDecodeError:
         raise InvalidSignatureError("the body is not UTF-8") from None
+    if signature is not None and not signature.isascii():
+        raise InvalidSignatureError("the Stripe-Signature header is not ASCII")
     for secret in secrets:
         try:
             stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE)
