@@ -26,7 +26,7 @@ T = TypeVar("T")
 _ATTEMPTS = 8
 _LONGEST_WAIT = 60.0
 _CURSORS = ("starting_after", "ending_before")
-_SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\w*[\w*]+")
+_SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\S+")
 sleep: Callable[[float], None] = time.sleep
 
 
