@@ -1,5 +1,7 @@
 """Every error that pyapp raises for a caller to act on."""
 
+import re
+
 import psycopg
 
 
@@ -197,6 +199,9 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
 }
 
 
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def translate(error: psycopg.IntegrityError) -> RuleError:
     """Return the domain error for the rule that *error* says was violated."""
     diag = error.diag
@@ -205,11 +210,15 @@ def translate(error: psycopg.IntegrityError) -> RuleError:
         # NOT NULL has had a name since PostgreSQL 18 only, and reports it never.
         rule = f"{diag.table_name}_{diag.column_name}_not_null"
     if rule in _RULES:
-        return refusal(rule)
+        # Of a missing row the detail holds the id, in whatever language.
+        found = (
+            _ID.search(diag.message_detail or "") if rule.endswith("_fkey") else None
+        )
+        return refusal(rule, found and found[0])
     return RuleError(diag.message_primary or str(error), rule)
 
 
-def refusal(rule: str) -> RuleError:
-    """Return the domain error for a *rule* that has one."""
+def refusal(rule: str, id: str | None = None) -> RuleError:
+    """Return the domain error for a *rule* that has one, and the *id* at fault."""
     kind, message = _RULES[rule]
-    return kind(message, rule)
+    return kind(message if id is None else f"{message}: {id}", rule)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -29,6 +29,8 @@ from pyapp.messages import (
 from pyapp.records import NewMessage
 from pyapp.users import anonymize_user
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
+
+NOBODY = UUID(int=404)
 
 
 @pytest.fixture
@@ -152,11 +154,15 @@ def test_price_and_margin_are_those_of_single_messages(
             UnknownModelError,
             "message 2: .*no-such-model",
         ),
-        (new_message(user_id=uuid4()), UserNotFoundError, "no such user"),
         (
-            new_message(fingerprint_id=uuid4()),
+            new_message(user_id=NOBODY),
+            UserNotFoundError,
+            f"no such user: {NOBODY}",
+        ),
+        (
+            new_message(fingerprint_id=NOBODY),
             FingerprintNotFoundError,
-            "no such fingerprint",
+            f"no such fingerprint: {NOBODY}",
         ),
     ],
 )
