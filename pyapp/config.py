@@ -8,8 +8,9 @@ from typing import Literal, cast, get_args
 
 from dotenv import dotenv_values
 
+from pyapp.arguments import check_amount, shown
 from pyapp.database_url import read_url
-from pyapp.errors import ConfigError
+from pyapp.errors import ConfigError, InvalidValueError
 
 LogFormat = Literal["text", "json"]
 
@@ -103,16 +104,15 @@ def _amount(values: dict[str, str], name: str, default: Decimal) -> Decimal:
     if text is None:
         return default
     try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0:
-        raise ConfigError(f"{name} is {text!r}; it must be a number, zero or more")
-    return amount
+        return check_amount(name, Decimal(text))
+    except (InvalidOperation, InvalidValueError):
+        raise ConfigError(
+            f"{name} is {shown(text)}; it must be a number, zero or more"
+        ) from None
 
 
 def _log_format(values: dict[str, str]) -> LogFormat | None:
     text = values.get("PYAPP_LOG")
     if text not in (None, *get_args(LogFormat)):
-        raise ConfigError(f"PYAPP_LOG is {text!r}; it must be text or json")
+        raise ConfigError(f"PYAPP_LOG is {shown(text)}; it must be text or json")
     return cast("LogFormat | None", text)
