@@ -23,7 +23,7 @@ from pyapp.connection import pool
 from pyapp.stripe_sync import handle_webhook
 from pyapp.stripe_sync.api import find_livemode
 from pyapp.stripe_sync.web import create_app
-from tests.fake_stripe import TEST_SECRET, sign
+from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 from tests.stripe_world import (
     StripeWorld,
     make_customer,
@@ -32,8 +32,10 @@ from tests.stripe_world import (
     stripe_world,
 )
 from tests.support import run_cli
+from tests.test_docs import DOCS, blocks_of
 
 PATH = "/stripe/webhook"
+STRIPE_PAGE = DOCS / "stripe.md"
 BODY = make_event("customer.created", make_customer("cus_1"))
 
 
@@ -193,6 +195,24 @@ def test_missing_extra_is_named_in_a_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     line = "error: an optional part is missing: pip install 'pyapp[web]'\n"
     assert run_cli("stripe", "serve") == (1, "", line)
+
+
+def test_endpoint_is_mounted_in_fastapi_as_documented(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DATABASE_URL", world.url)
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", TEST_SECRET)
+    monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+    (script,) = (code for _, code in blocks_of(STRIPE_PAGE) if "fastapi" in code)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(script, names)
+
+    headers = {"Stripe-Signature": sign(BODY, [TEST_SECRET])}
+    with TestClient(names["app"]) as web:
+        answer = web.post(f"/billing{PATH}", content=BODY, headers=headers)
+        assert answer.json() == {"result": "applied"}
+        assert web.get("/billing/healthz").status_code == 200
+    assert len(world.events()) == 1
 
 
 def test_nothing_else_is_served(web: TestClient):
