@@ -13,10 +13,11 @@ import psycopg
 import pytest
 
 from pyapp.connection import connect
+from pyapp.devtools import maintenance
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.errors import ArchiveError
 from pyapp.messages import record_message
-from pyapp.users import create_user
+from pyapp.users import anonymize_user, create_user
 
 NOW = datetime.now(UTC)
 MANY_MONTHS_AGO = NOW - timedelta(days=400)
@@ -167,3 +168,100 @@ def test_nothing_is_lost_while_months_come_and_go(database: str, tmp_path: Path)
     assert written == kept.keys() | gone.keys()
     assert not kept.keys() & gone.keys()
     assert gone
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "MOST_UNDER_LOCK", 5)
+    monkeypatch.setattr(maintenance, "BATCH", 3)
+
+
+def fill_default(url: str, user_id: UUID) -> dict[UUID, datetime]:
+    """Record messages of months without a partition; return when they were."""
+    moments = [NOW - timedelta(days=31 * (n % 3)) for n in range(20)]
+    with connect(url) as conn:
+        return {write(conn, user_id, moment): moment for moment in moments}
+
+
+def shape_of_default(url: str) -> list[tuple[object, ...]]:
+    """Return what a dump would tell of the default partition."""
+    with connect(url) as conn:
+        return conn.execute(
+            """
+            SELECT obj_description(c.oid), k.conname, pg_get_constraintdef(k.oid)
+            FROM pg_class AS c
+            INNER JOIN pg_constraint AS k ON k.conrelid = c.oid
+            WHERE c.oid = 'app.message_payloads_default'::regclass
+            ORDER BY k.conname
+            """
+        ).fetchall()
+
+
+def test_many_move_in_batches_that_lock_out_nobody(
+    database: str, few_at_once: None, monkeypatch: pytest.MonkeyPatch
+):
+    written = fill_default(database, add_user(database))
+    shape = shape_of_default(database)
+    moved: list[int] = []
+    move_batch = maintenance._move_batch
+
+    def move_and_write(conn: psycopg.Connection) -> int:
+        with conn.transaction():
+            moved.append(move_batch(conn))
+            # Others write, change and read whatever they like before it commits.
+            user_id = add_user(database)
+            with connect(database) as other:
+                for days in (0, 31, 500):
+                    moment = NOW - timedelta(days=days)
+                    written[write(other, user_id, moment)] = moment
+        return moved[-1]
+
+    monkeypatch.setattr(maintenance, "_move_batch", move_and_write)
+    create_payload_partitions(database)
+    monkeypatch.undo()
+    create_payload_partitions(database)
+
+    assert moved == [3] * 6 + [2, 0]
+    assert places(database) == {i: partition_of(m) for i, m in written.items()}
+    assert shape_of_default(database) == shape
+
+
+def test_move_that_was_killed_is_finished_by_the_next_run(
+    database: str, few_at_once: None, monkeypatch: pytest.MonkeyPatch
+):
+    written = fill_default(database, add_user(database))
+    batches = iter([maintenance._move_batch] * 2)
+    monkeypatch.setattr(maintenance, "_move_batch", lambda conn: next(batches)(conn))
+    with pytest.raises(StopIteration):
+        create_payload_partitions(database)
+    assert len(places(database)) == 6
+    monkeypatch.undo()
+
+    create_payload_partitions(database)
+
+    assert places(database) == {i: partition_of(m) for i, m in written.items()}
+    with connect(database) as conn:
+        row = conn.execute("SELECT to_regclass('app.waiting_payloads')").fetchone()
+    assert row == (None,)
+
+
+def test_nothing_is_kept_of_who_is_anonymized_while_payloads_move(
+    database: str, few_at_once: None, monkeypatch: pytest.MonkeyPatch
+):
+    user_id = add_user(database)
+    fill_default(database, user_id)
+    move_batch = maintenance._move_batch
+    moved: list[int] = []
+
+    def anonymize_and_move(conn: psycopg.Connection) -> int:
+        if not moved:
+            with connect(database) as other:
+                anonymize_user(other, user_id=user_id)
+        moved.append(move_batch(conn))
+        return moved[-1]
+
+    monkeypatch.setattr(maintenance, "_move_batch", anonymize_and_move)
+    create_payload_partitions(database)
+
+    assert sum(moved) == 20
+    assert places(database) == {}

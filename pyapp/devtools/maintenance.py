@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,9 @@ ATTEMPTS = 20
 SHORT_WAIT_MS = 50
 LONG_WAIT_MS = 1500
 LONG_WAITS = 3
+# So many payloads move at once: while writers are locked out, and while they are not.
+MOST_UNDER_LOCK = 200
+BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ def create_payload_partitions(url: str, *, months: int = 3) -> int:
     """Make the partitions of this month and those after it; return how many are new.
 
     Also those of the months that wait in the default partition, which move there. Each
-    is a transaction of its own, so that no lock is held for long.
+    is a transaction of its own, so that no lock is held for long. Where many wait, the
+    default partition is first put aside whole, and they move in batches, during which
+    writers go on; until its batch, such a payload is not found. A run that is ended
+    meanwhile is finished by the next.
 
     Raises:
         MaintenanceError: others kept the table locked; earlier months are made.
@@ -64,9 +70,19 @@ def create_payload_partitions(url: str, *, months: int = 3) -> int:
     created = 0
     with connect(url) as conn:
         conn.autocommit = True
-        for month in fetch(conn, "list_missing_months", _Month, months=months):
+        is_aside = fetch_one(conn, "find_waiting_table", _Found).is_there
+        if not is_aside:
+            many = fetch_one(conn, "has_many_waiting", _Found, most=MOST_UNDER_LOCK)
+            if is_aside := many.is_there:
+                created += _patiently(conn, partial(_put_aside, conn))
+        missing = fetch(conn, "list_missing_months", _Month, months=months)
+        if is_aside:
+            missing += fetch(conn, "list_waiting_months", _Month)
+        for month in missing:
             created += _patiently(conn, partial(_create, conn, month.first_day))
             log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
+        if is_aside:
+            _move_waiting(conn)
     return created
 
 
@@ -99,6 +115,28 @@ def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
     return fetch_one(
         conn, "create_payload_partition", _Created, first_day=first_day
     ).created
+
+
+def _put_aside(conn: psycopg.Connection[Any]) -> int:
+    """Take the default partition out as waiting_payloads; put an empty one there.
+
+    This month has its partition from the same moment on, lest it fill up again.
+    """
+    execute(conn, "put_default_aside")
+    return _create(conn, datetime.now(UTC).date())
+
+
+def _move_waiting(conn: psycopg.Connection[Any]) -> None:
+    """Move what was put aside to its months, and drop the empty table."""
+    while _move_batch(conn):
+        pass
+    _patiently(conn, partial(execute, conn, "lock_users"))
+    execute(conn, "delete_anonymous_payloads")
+    _patiently(conn, partial(execute, conn, "drop_waiting_payloads"))
+
+
+def _move_batch(conn: psycopg.Connection[Any]) -> int:
+    return execute(conn, "move_waiting_payloads", rows=BATCH)
 
 
 def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
