@@ -193,3 +193,22 @@ def first_boundary(world: StripeWorld, anchor: datetime, now: datetime) -> datet
     assert found is not None
     moment: datetime = found[0]
     return moment
+
+
+def test_plans_amount_is_written_by_each_sync_and_credits_beyond_it_stay(
+    world: StripeWorld,
+):
+    user_id = world.user()
+    world.subscribe(world.customer(user_id))
+    world.deliver()
+    world.conn.execute(
+        "UPDATE app.users SET base_quota = 7, referral_credits = 1000"
+        " WHERE stripe_customer_id IS NOT NULL"
+    )
+    world.reconcile()
+    user = world.get(user_id)
+    assert (user.base_quota, user.referral_credits) == (50000, 1000)
+
+    world.conn.execute("UPDATE app.plans SET monthly_credits = 60000 WHERE id = 'paid'")
+    world.reconcile()
+    assert world.get(user_id).quota == 61000
