@@ -38,7 +38,7 @@ def twins(server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Delivery]]]:
         url = create_database(server, name)
         with connect(url) as conn:
             conn.execute((sql_dir() / "schema.sql").read_bytes())
-        life = begin(url, fake, Random(SEED), users=100)
+        life = begin(url, fake, Random(SEED), users=40)
 
         def deliver() -> Iterator[Delivery]:
             for _ in chain(life.births(10), life.changes(10**6)):
