@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, count
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -23,9 +24,13 @@ DELIVERIES = 200
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """Return a server that keeps what was confirmed through a crash of its own."""
-    with throwaway_server(settings={"synchronous_commit": "on"}) as started:
+    pg_ctl = request.config.getoption("postgresql_exec")
+    with throwaway_server(
+        settings={"synchronous_commit": "on"},
+        programs=Path(pg_ctl).resolve().parent if pg_ctl else None,
+    ) as started:
         yield started
 
 
