@@ -59,6 +59,7 @@ def main() -> int:
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts"
     )
     options = parser.parse_args()
+    path = options.json or RESULTS / f"{options.size}.json"
     with _databases(options.url, options.folder, options.size) as urls:
         for size, url in urls.items():
             if not options.loaded:
@@ -69,10 +70,10 @@ def main() -> int:
             found.append(measure)
             ratio = "" if measure.ratio is None else f" {measure.ratio:.2f}x"
             say(f"  {measure.name}:{ratio} {measure.value} ({measure.floor})")
+            # A run that is ended leaves what it has found.
+            report.write_json(path, found, options.size, settings)
     say("")
     say(report.render(found, options.size, settings))
-    path = options.json or RESULTS / f"{options.size}.json"
-    report.write_json(path, found, options.size, settings)
     return 1 if any(measure.is_met is False for measure in found) else 0
 
 
@@ -115,7 +116,7 @@ def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[M
     accounts = reading.rank_accounts(url)
     seconds = 4 if size >= 100_000 else 2
     rows = min(size, writing.COPIED)
-    customers = min(size // 10, 100_000)
+    customers = size // 100
     runs = {
         "quota": lambda: reading.measure_quota(urls),
         "session": lambda: reading.measure_session(url),

@@ -3,9 +3,10 @@
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -24,11 +25,11 @@ PAYLOADS = 200_000
 def measure_retention(
     url: str, accounts: list[UUID], seconds: int
 ) -> Iterator[Measure]:
-    """A month retired, against the DELETE of another, then one while 8 write."""
+    """A month retired, against the DELETE of another; then what 8 writers notice."""
     this_month = datetime.now(UTC).replace(
         day=1, hour=0, minute=0, second=0, microsecond=0
     )
-    deleted, retired, last = (_months_before(this_month, n) for n in (5, 4, 3))
+    deleted, retired, last, late = (_months_before(this_month, n) for n in (5, 4, 3, 7))
     create_payload_partitions(url)
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(query("defer_commits").sql)
@@ -59,15 +60,28 @@ def measure_retention(
         20,
         {"rows": rows, "deleted": delete_seconds, "retired": retire_seconds},
     )
-    yield _measure_waits(url, len(accounts), seconds)
+
+    def retire() -> None:
+        create_payload_partitions(url, months=6)
+        assert retire_payloads(url, keep_months=2)
+
+    def move() -> None:
+        assert create_payload_partitions(url, months=6)
+
+    write = partial(_write, url, len(accounts), seconds)
+    quiet = write(None)
+    yield _waited("longest wait while a month is retired", write(retire), quiet)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(query("trust_rows").sql)
+        values = {"month": late, "rows": PAYLOADS}
+        rows = conn.execute(query("insert_payloads").sql, values).rowcount
+    yield _waited(f"while {rows:,} late ones are moved", write(move), quiet)
 
 
-def _measure_waits(url: str, accounts: int, seconds: int) -> Measure:
-    """What 8 writers of payloads wait while a month is retired and three are made."""
-    quiet = _write(url, accounts, seconds, None)
-    busy = _write(url, accounts, seconds, 2)
+def _waited(name: str, busy: Latency, quiet: Latency) -> Measure:
+    """What 8 writers of payloads wait meanwhile, and else."""
     return Measure(
-        "longest wait of 8 writers meanwhile",
+        name,
         f"{busy.worst:.0f} ms, p99 {busy.p99:.1f}",
         f"else {quiet.worst:.0f} ms, p99 {quiet.p99:.1f}",
         None,
@@ -77,8 +91,10 @@ def _measure_waits(url: str, accounts: int, seconds: int) -> Measure:
     )
 
 
-def _write(url: str, accounts: int, seconds: int, keep_months: int | None) -> Latency:
-    """Let 8 write, and retire meanwhile what *keep_months* does not keep."""
+def _write(
+    url: str, accounts: int, seconds: int, meanwhile: Callable[[], None] | None
+) -> Latency:
+    """Let 8 write so long, and do something meanwhile."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         script = folder / "script.sql"
@@ -93,9 +109,8 @@ def _write(url: str, accounts: int, seconds: int, keep_months: int | None) -> La
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as run:
             time.sleep(seconds / 3)
-            if keep_months is not None:
-                create_payload_partitions(url, months=6)
-                assert retire_payloads(url, keep_months=keep_months)
+            if meanwhile is not None:
+                meanwhile()
             run.communicate()
         if run.returncode:
             raise RuntimeError("a writer failed")
