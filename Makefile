@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint lint-sql lint-python format freeze lock \
+.PHONY: help install demo test check lint lint-sql lint-python format freeze lock audit \
 	db-start db-stop db-status db-reset doctor docs bench simulate soak clean
 
 help: ## list the targets
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	@touch $@
 
 .env.local:
-	@cp .env.local.example .env.local && echo "Wrote .env.local from .env.local.example"
+	@install -m 600 .env.local.example .env.local && echo "Wrote .env.local from .env.local.example"
 
 # Show a command, then run it.
 show = @echo "\$$ $(1)" && $(BIN)/$(1)
@@ -77,6 +77,11 @@ lock: install ## choose new versions for the locks
 	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml
 	@$(COMPILE) --no-deps --group servers --output-file requirements-servers.lock
+
+audit: install ## look the locked packages up among the known weaknesses
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@$(VENV)/audit/bin/python .ci/audit.py
 
 db-start: install .env.local ## serve DATABASE_URL: Docker if it answers, else embedded
 	@$(BIN)/pyapp db start

@@ -1,0 +1,200 @@
+"""No password and no key is printed, logged, stored or shown to other processes."""
+
+import json
+import logging
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pyapp.connection import connect
+from pyapp.devtools.dumps import pg_dump
+from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.ports import free_port
+from pyapp.devtools.throwaway import open_folder
+from tests.fake_stripe import FakeStripe
+from tests.support import Server, run_cli
+from tests.watching import watch_processes
+
+ROOT = Path(__file__).parents[1]
+# Of letters only, so that nothing writes them in another way.
+PASSWORD = "HunterTwo"
+KEY = "sk_test_HunterThree"
+WEBHOOK_SECRET = "whsec_HunterFour"
+SECRETS = ("HunterTwo", "HunterThree", "HunterFour")
+COMMANDS = (
+    "db status",
+    "db check",
+    "db docs --output schema.md",
+    "db roles",
+    "db maintain --keep-months 1 --archive archive",
+    "users add ada@example.com",
+    "quota --all",
+    "stats",
+    "import usage log.jsonl --user ada@example.com",
+    "stripe events",
+    "stripe retry",
+    "stripe reconcile",
+    "stripe replay",
+    "db rollback -n 1 --yes",
+)
+
+
+@pytest.fixture
+def url(server: Server, empty_database: str) -> Iterator[str]:
+    """Return a URL of an empty database with a password that can be recognized."""
+    role = f"hunted_{uuid4().hex[:8]}"
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD {}").format(
+                sql.Identifier(role), sql.Literal(PASSWORD)
+            )
+        )
+    yield empty_database.replace(
+        f"{quote(server.user)}:{quote(server.password, safe='')}@",
+        f"{role}:{PASSWORD}@",
+    )
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(role)))
+        conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Return the folder in which the commands run, with keys for Stripe set."""
+    for name in ("stack.env", "docker-compose.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STRIPE_SECRET_KEY", KEY)
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET)
+    with FakeStripe(seed=1) as fake:
+        monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)
+        yield tmp_path
+
+
+def leaks(text: str) -> list[str]:
+    return [secret for secret in SECRETS if secret in text]
+
+
+def run_all(caplog: pytest.LogCaptureFixture, *commands: str) -> dict[str, str]:
+    """Return what each of the commands printed, and what they all logged."""
+    caplog.set_level(logging.INFO)
+    told = {}
+    for command in commands:
+        code, out, err = run_cli(*command.split())
+        told[command] = f"{code} {out} {err}"
+    return told | {"log": caplog.text}
+
+
+def test_secrets_are_neither_printed_nor_logged_nor_stored_nor_in_process_lists(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    project: Path,
+    url: str,
+):
+    monkeypatch.setenv("DATABASE_URL", url)
+    with watch_processes({"pg_dump", "createdb", "dropdb", "docker"}) as seen:
+        told = run_all(caplog, "db migrate", *COMMANDS)
+    with connect(url) as conn:
+        sessions = conn.execute("SELECT * FROM pg_catalog.pg_stat_activity").fetchall()
+    environment = {"PGPASSWORD": PASSWORD}
+    dump = subprocess.run(
+        [pg_dump(), "--no-password", f"--dbname={url.replace(f':{PASSWORD}', '')}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    files = [path.read_text() for path in project.rglob("*") if path.is_file()]
+
+    assert "stripe_events" in dump
+    assert {where: leaks(text) for where, text in told.items() if leaks(text)} == {}
+    assert seen.keys() >= {"pg_dump"}
+    for text in (dump, str(sessions), json.dumps({k: [*v] for k, v in seen.items()})):
+        assert leaks(text) == []
+    assert leaks("".join(files)) == []
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        "postgresql://u:HunterTwo@localhost:1/x",
+        "postgresql://u:HunterTwo@no.such.host.invalid/x",
+        "postgresql://u:Hunter/HunterTwo@localhost:1/x",
+        "postgresql://u:HunterTwo%@localhost:1/x",
+        "HunterTwo",
+    ],
+)
+def test_failures_tell_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    project: Path,
+    away: str,
+):
+    monkeypatch.setenv("DATABASE_URL", away)
+    told = run_all(caplog, "db migrate", "doctor", *COMMANDS, "stripe serve")
+
+    assert {where: leaks(text) for where, text in told.items() if leaks(text)} == {}
+
+
+def test_wrong_password_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    project: Path,
+    server: Server,
+):
+    url = server.url("postgres").replace(f":{server.password}@", f":{PASSWORD}@", 1)
+    monkeypatch.setenv("DATABASE_URL", url)
+    told = run_all(caplog, "db status", "db check", "quota --all", "stripe serve")
+
+    assert {where: leaks(text) for where, text in told.items() if leaks(text)} == {}
+    assert "password authentication failed" in told["quota --all"]
+
+
+@contextmanager
+def embedded() -> Iterator[EmbeddedServer]:
+    folder = open_folder()
+    server = EmbeddedServer(
+        folder / "data",
+        free_port(),
+        password=PASSWORD,
+        database="other",
+        settings={"fsync": "off"},
+    )
+    try:
+        yield server
+    finally:
+        server.remove()
+        shutil.rmtree(folder)
+
+
+def test_embedded_server_is_made_without_showing_its_password():
+    programs = {"initdb", "pg_ctl", "postgres", "createdb", "sh"}
+    with embedded() as server, watch_processes(programs) as seen:
+        server.start()
+        log = server.log.read_text()
+        mode = stat.S_IMODE(server.folder.stat().st_mode)
+        left = {path.name for path in server.folder.parent.iterdir()}
+
+    assert seen.keys() >= {"initdb", "pg_ctl", "postgres"}
+    assert leaks(json.dumps({name: [*lines] for name, lines in seen.items()})) == []
+    assert leaks(log + repr(server)) == []
+    assert mode == 0o700
+    assert left == {"data", "lock"}
+
+
+def test_local_configuration_is_ignored_by_git_and_made_for_its_owner_only():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert {".env.local", ".pyapp/"} <= set(ignored)
+    assert "install -m 600 .env.local.example .env.local" in makefile
