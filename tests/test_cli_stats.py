@@ -56,14 +56,18 @@ def add_a_bad_day(conn: psycopg.Connection) -> None:
     user_id = add_user(conn, base_quota=1)
     record_messages(conn, [new_message(request=["x"])], user_id=user_id)
     conn.execute(
-        "INSERT INTO app.stripe_events (id, type, event_created_at, payload, status,"
-        " last_error) VALUES ('evt_1', 'x', now() - interval '3 days', '{}', 'failed',"
-        " 'why')"
+        "INSERT INTO app.stripe_events (id, type, event_created_at, received_at,"
+        " payload, status, last_error) VALUES ('evt_1', 'x', now() - interval '3 days',"
+        " now() - interval '3 minutes', '{}', 'failed', 'why')"
     )
     conn.execute(
         "INSERT INTO app.stripe_sync_runs (kind, outcome, finished_at, last_error,"
         " counts) VALUES ('reconcile', 'failed', now() - interval '4 hours', %s, %s)",
         ["\x1b[2J" + "no answer " * 20, '{"status": 3, "status repaired": 2}'],
+    )
+    conn.execute(
+        "INSERT INTO app.stripe_sync_runs (kind, started_at)"
+        " VALUES ('replay', now() - interval '3 minutes')"
     )
 
 
@@ -94,9 +98,10 @@ def test_a_bad_day_is_told_within_80_columns(conn: psycopg.Connection):
         "messages a minute    1 in the last minute, 0.02 over the last hour",
         "users                1: 0 subscribed, 1 blocked",
         "events of Stripe     1 failed, the oldest of 3 days ago",
-        "                     1 in the last hour; the last came 0 seconds ago",
+        "                     1 in the last hour; the last came 3 minutes ago",
         "last reconciliation  failed 4 hours ago: 3 differences, 2 repaired",
         "                     last completed never",
+        "last replay          running, begun 3 minutes ago: 0 events, 0 failed",
         "payload partitions   this month has none: pyapp db maintain",
         "                     payloads wait for their month's: pyapp db maintain",
     ):

@@ -124,8 +124,8 @@ def _lines(answers: _Answers) -> Iterator[_Line]:
         "messages": _messages,
         "users": _users,
         "events": _events,
-        "reconcile": partial(_run, "last reconciliation"),
-        "replay": partial(_run, "last replay"),
+        "reconcile": _reconcile,
+        "replay": _replay,
         "payloads": _payloads,
         "server": _server,
     }
@@ -163,16 +163,26 @@ def _events(found: ask.InboxCounts, now: datetime) -> Iterator[_Line]:
     yield _Line("", f"{found.hour_received:,} in the last hour; {came}")
 
 
-def _run(label: str, run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
+def _reconcile(run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
+    found, repaired = (run.differences, run.repaired) if run else (0, 0)
+    counts = f"{found:,} differences, {repaired:,} repaired"
+    yield from _run("last reconciliation", run, counts, now)
+
+
+def _replay(run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
+    counts = run.counts if run else {}
+    seen, failed = counts.get("seen", 0), counts.get("failed", 0)
+    yield from _run("last replay", run, f"{seen:,} events, {failed:,} failed", now)
+
+
+def _run(
+    label: str, run: ask.LastRun | None, counts: str, now: datetime
+) -> Iterator[_Line]:
     if run is None:
         yield _Line(label, "never")
         return
     moment = run.finished_at or run.started_at
     begun = "" if run.finished_at else ", begun"
-    counts = f"{run.differences:,} differences, {run.repaired:,} repaired"
-    if "seen" in run.counts:
-        failed = run.counts.get("failed", 0)
-        counts = f"{run.counts['seen']:,} events, {failed:,} failed"
     is_failed = run.outcome == "failed"
     yield _Line(label, f"{run.outcome}{begun} {_ago(now, moment)}: {counts}", is_failed)
     if is_failed:
