@@ -61,6 +61,15 @@ def test_a_problem_ends_the_command_with_1_and_one_line_each(project: Path) -> N
     assert "start it with: pyapp db start" in out
 
 
+def test_an_env_local_that_others_can_read_says_how_to_close_it(project: Path) -> None:
+    (project / ".env.local").chmod(0o640)
+    level, text = finding(project, "files")
+    assert (level, text.endswith("chmod 600 .env.local")) == (Level.WARNING, True)
+
+    (project / ".env.local").chmod(0o600)
+    assert finding(project, "files")[0] is Level.OK
+
+
 def test_a_missing_env_local_says_what_to_copy(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

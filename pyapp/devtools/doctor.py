@@ -57,6 +57,9 @@ def _files(root: Path, values: dict[str, str]) -> Finding:
     names = ("stack.env", ".env.local")
     missing = [name for name in names if not (root / name).is_file()]
     if not missing:
+        if (root / ".env.local").stat().st_mode & 0o077:
+            remedy = "others can read .env.local: chmod 600 .env.local"
+            return Finding("files", Level.WARNING, remedy)
         return Finding("files", Level.OK, f"{' and '.join(names)} are in {root}")
     remedy = (
         "cp .env.local.example .env.local"
