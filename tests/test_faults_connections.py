@@ -34,7 +34,7 @@ from tests.metering import add_user, usage_differences
 from tests.proxy import Proxy
 from tests.support import run_cli
 from tests.usage_import import ADA, calls, write_log
-from tests.waiting import wait_for_waiter
+from tests.waiting import locked, wait_for_waiter
 
 IMPORT = "import usage {log} --user ada@example.com"
 # Each with the table whose lock stops it in its middle.
@@ -83,12 +83,7 @@ def run_stopped(
     stop: Callable[[int], object],
 ) -> Result:
     """Run a command, and call *stop* with its session when it waits for *table*."""
-    with ThreadPoolExecutor(1) as pool, conn.transaction():
-        conn.execute(
-            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(
-                sql.Identifier("app", table)
-            )
-        )
+    with ThreadPoolExecutor(1) as pool, locked(conn, table):
         running = pool.submit(run_cli, *arguments)
         stop(wait_for_waiter(conn))
         return running.result(timeout=20)
@@ -176,7 +171,8 @@ def test_time_out_of_the_database_is_told_and_keeps_nothing(
         conn.execute(statement)
 
     limit("100ms")
-    result = run_stopped(conn, COMMANDS[command], arguments, lambda _: None)
+    with locked(conn, COMMANDS[command]):
+        result = run_cli(*arguments)
     limit("0")
 
     assert_one_line(result, told, "run it again")

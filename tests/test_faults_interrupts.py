@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from pyapp.connection import connect
 from pyapp.devtools.migration_files import read_migrations
@@ -24,7 +23,7 @@ from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.metering import usage_differences
 from tests.support import run_cli
 from tests.usage_import import ADA, calls, write_log
-from tests.waiting import wait_for_waiter
+from tests.waiting import locked, wait_for_waiter
 
 REPOSITORY = Path(__file__).parents[1]
 STOPPED = "error: stopped by Ctrl-C; what was reported as done stays\n"
@@ -75,12 +74,7 @@ def interrupt_at_lock(
     conn: psycopg.Connection, table: str, *arguments: str
 ) -> tuple[int, str, str]:
     """Run a command, and press Ctrl-C when it waits for the lock of *table*."""
-    with conn.transaction():
-        conn.execute(
-            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(
-                sql.Identifier("app", table)
-            )
-        )
+    with locked(conn, table):
         process = start(*arguments)
         try:
             wait_for_waiter(conn)

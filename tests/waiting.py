@@ -1,8 +1,11 @@
 """Waiting until one connection waits for another, without guessing how long."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
+from psycopg import sql
 
 
 def wait_for_lock(
@@ -32,3 +35,12 @@ def wait_for_waiter(conn: psycopg.Connection, seconds: float = 20) -> int:
             return int(row[0])
         time.sleep(0.01)
     raise AssertionError("nobody ever waited")
+
+
+@contextmanager
+def locked(conn: psycopg.Connection, table: str) -> Iterator[None]:
+    """Keep everybody else out of a table of the schema."""
+    statement = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE")
+    with conn.transaction():
+        conn.execute(statement.format(sql.Identifier("app", table)))
+        yield
