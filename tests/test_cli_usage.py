@@ -15,6 +15,7 @@ import pytest
 from psycopg import Connection
 from rich.console import Console
 
+from pyapp.cli import console
 from pyapp.cli import usage as command
 from pyapp.connection import connect
 from pyapp.messages import RecordedMessages, record_messages
@@ -130,7 +131,8 @@ def test_a_terminal_gets_a_progress_bar(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, soft_wrap=True)
-    monkeypatch.setattr(command, "stderr", terminal)
+    for module in (command, console):
+        monkeypatch.setattr(module, "stderr", terminal)
 
     file = write_log(log, *calls(3), "{")
     code, out, _ = run_cli("import", "usage", file, "--user", ADA)
