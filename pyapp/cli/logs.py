@@ -24,15 +24,14 @@ _PACKAGE = "pyapp"
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = (f"{name}={value}" for name, value in _fields(record))
-        moment = _moment(record).isoformat(timespec="milliseconds")
-        parts = (moment, record.levelname, record.getMessage(), *fields)
+        parts = (_moment(record), record.levelname, record.getMessage(), *fields)
         return printable(" ".join(parts))
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         whole = {
-            "at": _moment(record).isoformat(),
+            "at": _moment(record),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -63,8 +62,8 @@ def is_logging_json() -> bool:
     return any(isinstance(h.formatter, _JsonFormatter) for h in logging.root.handlers)
 
 
-def _moment(record: logging.LogRecord) -> datetime:
-    return datetime.fromtimestamp(record.created, UTC)
+def _moment(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat("T", "milliseconds")
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
