@@ -8,8 +8,9 @@ import pytest
 from tests.simulation.run import simulate
 
 
-# One that is reconciled meanwhile, one that has no client, one that is neither.
-@pytest.mark.parametrize("seed", [1, 2, 3])
+# Of those whose deliveries are shuffled most and come soon: the last two are
+# reconciled meanwhile, and the last one has no client.
+@pytest.mark.parametrize("seed", [5, 20, 24])
 def test_deliveries_and_reconciliation_leave_what_stripe_says(database: str, seed: int):
     report = simulate(database, seed, customers=80, changes=500)
 

@@ -82,9 +82,10 @@ def _be_unreliable(fake: FakeStripe, choose: Random) -> None:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
-    for kind in ("rate_limit", "error", "cut", "slow"):
-        # A slow answer is an old one by the time it comes.
-        fake.faults.add(kind, method="GET", share=0.05, times=None, seconds=0.05)
+    for kind in ("rate_limit", "error", "cut"):
+        fake.faults.add(kind, method="GET", share=0.05, times=None)
+    # A slow answer is an old one by the time it comes.
+    fake.faults.add("slow", method="GET", share=0.2, times=None, seconds=0.05)
 
 
 @dataclass(slots=True)
@@ -227,6 +228,7 @@ class _Trial:
     def _reconcile_until(self, is_over: threading.Event) -> None:
         while not is_over.is_set():
             self._reconcile(page_size=20)
+            self._check("under way", self._check_rows)
 
     def _resend_lost(self, choose: Random) -> None:
         """Half of what was lost comes after all, of what is known here."""
