@@ -1,5 +1,6 @@
 """Whatever is typed after a command, it does it or says in one line what is wrong."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pyapp.cli import main
 from pyapp.connection import connect
 from pyapp.users import create_user
 from tests.bad_input.commands import CASES, list_options
@@ -113,3 +115,16 @@ def test_command_line_that_is_none_ends_with_2(words: list[str]):
     assert (code, out) == (2, "") or "Usage:" in out
     assert "Traceback" not in err
     assert code == 0 or err.replace("\n", "").isprintable()
+
+
+def test_terminal_without_the_letter_gets_its_escape(
+    conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit) as end:
+        main(["users", "add", "z\u00e9@example.com"])
+    out.seek(0)
+
+    assert end.value.code == 0
+    assert out.read().startswith("z\\xe9@example.com is user ")
