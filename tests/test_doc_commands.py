@@ -43,7 +43,7 @@ RUN_BY = {
 
 def list_commands() -> dict[str, str]:
     """Return each command as it is written, with the page where it is."""
-    found = {}
+    found: dict[str, str] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         written = [" ".join(code.split()) for code in CODE.findall(text)]

@@ -207,7 +207,7 @@ def test_plans_amount_is_written_by_each_sync_and_credits_beyond_it_stay(
     )
     world.reconcile()
     user = world.get(user_id)
-    assert (user.base_quota, user.referral_credits) == (50000, 1000)
+    assert [user.base_quota, user.referral_credits] == [50000, 1000]
 
     world.conn.execute("UPDATE app.plans SET monthly_credits = 60000 WHERE id = 'paid'")
     world.reconcile()
