@@ -1,11 +1,13 @@
 """`pyapp stripe reconcile` tells a person, and a monitor, what differs."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 
 import pyapp
 from pyapp import plans, users
+from pyapp.cli import stripe_reconcile
 from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.fake_stripe.driving import subscribe
 from tests.support import run_cli
@@ -66,6 +68,33 @@ def test_key_that_is_missing_or_live_is_refused_and_never_shown(
         assert code == 1
         assert told in err
         assert "sk_live_secret" not in out + err
+
+
+def test_repeated_run_outlives_an_outage_but_not_a_wrong_start(
+    fake: FakeStripe, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    sign_up(fake, database)
+    faults = itertools.chain([{}, {"status": 401}, {}], itertools.repeat(None))
+
+    def wait(seconds: float) -> None:
+        """Let the hour pass in which Stripe refuses once; at last, be interrupted."""
+        assert seconds == 3600
+        fault = next(faults)
+        if fault is None:
+            raise KeyboardInterrupt
+        if fault:
+            fake.faults.add("error", **fault)
+
+    monkeypatch.setattr(stripe_reconcile, "sleep", wait)
+    code, out, err = run_cli("stripe", "reconcile", "--every", "1h")
+    assert code == 130
+    told = [line for line in err.splitlines() if line.endswith("tried again in 1h")]
+    assert len(told) == 1
+    assert out.count("no differences: 1 customers, 1 subscriptions") == 2
+
+    fake.faults.add("error", status=401)
+    code, _, err = run_cli("stripe", "reconcile", "--every", "1h")
+    assert (code, "tried again" in err) == (1, False)
 
 
 @pytest.mark.parametrize("interval", ["soon", "0s", "1"])

@@ -1,16 +1,19 @@
 """`pyapp stripe reconcile`: what Stripe lists against what is known here."""
 
-import time
+from time import sleep
 from typing import Annotated
 
+import psycopg
 import typer
 from stripe import StripeClient
 
 from pyapp.cli.arguments import parse_duration
-from pyapp.cli.console import say
+from pyapp.cli.console import say, warn
+from pyapp.cli.failures import explain
 from pyapp.cli.stripe_progress import show_progress
 from pyapp.config import load_settings
 from pyapp.connection import connect
+from pyapp.errors import PyappError
 from pyapp.stripe_sync import Difference, Reconciliation, make_client
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 
@@ -51,16 +54,23 @@ def reconcile(
         str | None, typer.Option(metavar="TIME", help="Again and again, such as 1h.")
     ] = None,
 ) -> None:
-    """Compare all of Stripe with the database, and mend the database."""
+    """Compare all of Stripe with the database, and mend the database.
+
+    With --every it ends if it fails at once; whatever fails later is told, and tried
+    again when the time has come.
+    """
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
         raise typer.BadParameter("again and again needs some time between: such as 1h")
     client = make_client(load_settings())
-    while True:
-        found = _run(client, dry_run, match_email)
-        if pause is None:
-            break
-        time.sleep(pause)
+    found = _run(client, dry_run, match_email)
+    while pause is not None:
+        sleep(pause)
+        try:
+            _run(client, dry_run, match_email)
+        except (PyappError, psycopg.OperationalError) as exc:
+            reason = explain(exc) if isinstance(exc, psycopg.Error) else exc
+            warn(f"error: {reason}; it is tried again in {every}")
     if dry_run and found.number_found:
         raise typer.Exit(DIFFERENT)
 
