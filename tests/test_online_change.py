@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
     folder = shutil.copytree(migrations_dir(), tmp_path / "migrations")
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     names = [name for name, _ in blocks if not name.endswith(".rollback")]
-    number = int(max(path.name for path in folder.iterdir())[:4])
+    number = int(max(path.name for path in folder.glob("*.sql"))[:4])
     for name, text in blocks:
         position = number + 1 + names.index(name.removesuffix(".rollback"))
         (folder / f"{position:04}_{name}.sql").write_text(text, encoding="ascii")
