@@ -30,7 +30,6 @@ RUN_BY = {
     "make simulate": "tests/test_stripe_simulation.py",
     "make soak": ".ci/run",
     "make audit": ".ci/run",
-    "python -m bench": "tests/test_bench.py",
     "python -m examples.stripe_demo": "Makefile",
     "python examples/demo.py": "Makefile",
     "yoyo apply": "tests/test_migrations.py",
