@@ -44,7 +44,7 @@ demo: install .env.local ## from nothing to a quota report on a real database
 
 # Another server than the wheel's: make test PG_BIN=/usr/lib/postgresql/15/bin
 test: install ## run the tests (ARGS="-k name" to choose)
-	@$(BIN)/pytest -q -n auto --dist loadgroup \
+	@$(BIN)/pytest -q -n auto --dist loadfile \
 		$(if $(PG_BIN),--postgresql-exec=$(PG_BIN)/pg_ctl) $(ARGS)
 
 lint: install ## all checks except the tests

@@ -30,9 +30,6 @@ READS_ALL = {
     "get_user_counts": {"usage_daily", "users"},
 }
 
-# Filling the database takes most of the time.
-on_one_worker = pytest.mark.xdist_group("large database")
-
 Connection = psycopg.Connection[TupleRow]
 
 
@@ -125,7 +122,6 @@ def list_foreign_keys(catalog: Catalog) -> list[Constraint]:
     return [constraint for constraint in catalog.constraints if constraint.kind == "f"]
 
 
-@on_one_worker
 def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
@@ -136,7 +132,6 @@ def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
-@on_one_worker
 def test_every_foreign_key_goes_by_its_index(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
@@ -181,7 +176,6 @@ def test_index_comment_names_who_goes_by_it(catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
-@on_one_worker
 def test_index_that_is_gone_is_missed_by_name(
     large: Connection, reader: PlanReader, catalog: Catalog
 ):
