@@ -48,11 +48,19 @@ def conn(
         yield connection
 
 
+# What runs in the background of a script ignores Ctrl-C, and so do its children.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pyapp.cli import main
+main()
+"""
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """Start a command as a terminal does, in a process group of its own."""
-    code = "from pyapp.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
