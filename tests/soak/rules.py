@@ -64,7 +64,7 @@ QUERIES = {
         WHERE p.last_message IS DISTINCT FROM p.request -> -1
     """,
 }
-# What rule 5 refuses, by the name of the trigger.
+# What rule 5 refuses, by the trigger messages_append_only.
 REFUSED = ("UPDATE app.messages SET credits = 0", "DELETE FROM app.messages")
 
 
@@ -92,8 +92,10 @@ def _try_to_change(conn: Connection) -> list[object]:
             with conn.transaction(force_rollback=True):
                 conn.execute(statement.encode())
                 allowed.append(statement)
-        except psycopg.errors.RestrictViolation:
-            continue
+        except psycopg.IntegrityError as exc:
+            # Without the trigger, a key may still refuse, by another error on 15.
+            if exc.diag.constraint_name != "messages_append_only":
+                allowed.append(statement)
     return allowed
 
 
