@@ -51,7 +51,8 @@ def run_guarded(
     start = _run_in_savepoint if in_savepoint else run
     try:
         return start(conn, sql, parameters, has_rows=has_rows)
-    except _FAILURES:
+    except _FAILURES as exc:
+        _check_connection(conn, exc)
         if _is_open(conn):
             for command in undo:
                 conn.execute(command, prepare=False)
@@ -137,7 +138,8 @@ async def run_guarded_async(
     start = _run_in_savepoint_async if in_savepoint else run_async
     try:
         return await start(conn, sql, parameters, has_rows=has_rows)
-    except _FAILURES:
+    except _FAILURES as exc:
+        _check_connection(conn, exc)
         if _is_open(conn):
             for command in undo:
                 await conn.execute(command, prepare=False)
@@ -216,6 +218,18 @@ def _undo(conn: Connection[Any] | AsyncConnection[Any]) -> tuple[bytes, ...]:
 def _is_open(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
     status = conn.pgconn.transaction_status
     return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+def _check_connection(
+    conn: Connection[Any] | AsyncConnection[Any], exc: Exception
+) -> None:
+    """Let no refusal hide that the connection was lost with it.
+
+    Whoever took the refusal and went on would leave a transaction() block that says
+    nothing, for psycopg commits no lost connection, and would think it committed.
+    """
+    if conn.closed and not isinstance(exc, psycopg.OperationalError):
+        raise psycopg.OperationalError("the connection was lost") from exc
 
 
 def _first(error: psycopg.Error) -> psycopg.Error:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -18,8 +19,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pyapp import execution
 from pyapp.cli import quota as quota_command
 from pyapp.connection import connect
+from pyapp.errors import RuleError
 from pyapp.messages import list_messages, record_message
 from pyapp.quota import get_user_quota, list_user_quotas
 from pyapp.sessions import (
@@ -243,3 +246,24 @@ def test_clock_that_jumps_back_loses_no_session_and_no_bill(conn: psycopg.Connec
     code, out, err = run_cli("stats")
     assert (code, err) == (0, "")
     assert "-" not in re.sub(r"\d{4}-\d{2}", "", out)
+
+
+def test_refusal_does_not_hide_that_the_connection_is_lost(
+    database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Else whoever takes the refusal goes on, and believes a commit that never was."""
+
+    def run_and_lose(conn: psycopg.Connection, *given: Any, **named: Any) -> Any:
+        try:
+            return run(conn, *given, **named)
+        except RuleError:
+            conn.close()
+            raise
+
+    run = execution.run
+    monkeypatch.setattr(execution, "run", run_and_lose)
+    with (
+        pytest.raises(psycopg.OperationalError, match="lost"),
+        connect(database) as conn,
+    ):
+        create_user(conn, email="no address")
