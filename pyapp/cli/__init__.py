@@ -66,10 +66,6 @@ def _end_interrupted() -> None:
     _fail("stopped by Ctrl-C; what was reported as done stays", 130)
 
 
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)
-
-
 def _fail(message: str, code: int = 1) -> None:
     message = printable(" ".join(message.splitlines()))
     if len(message) > _MOST:
