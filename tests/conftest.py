@@ -4,7 +4,9 @@
 `database`        the URL of a fresh copy of the schema, for tests that commit or race
 `module_database` the same, for all the tests of one file together
 `empty_database`  the URL of a fresh database without the schema
+`world`           a fake Stripe beside a `database`
 `server`          the server itself
+`durable_server`  another one, for the tests of one file to kill
 
 Each test run (each worker of pytest-xdist) starts its own throwaway server: from the
 wheel, or by another version's pg_ctl, given by --postgresql-exec. A server that runs
@@ -25,8 +27,10 @@ from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyapp.connection import connect
+from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
+from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer
 
 NUMBERS = itertools.count(1)
@@ -59,7 +63,14 @@ def _no_configuration() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+def programs(request: pytest.FixtureRequest) -> Path | None:
+    """Return where the programs are that were asked for; None for the wheel's."""
+    pg_ctl = request.config.getoption("postgresql_exec")
+    return Path(pg_ctl).resolve().parent if pg_ctl else None
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, programs: Path | None) -> Iterator[Server]:
     """Return the server of this run."""
     option = request.config.getoption
     if option("postgresql_host") or option("postgresql_port"):
@@ -70,12 +81,19 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             password=option("postgresql_password") or "not-asked-for",
         )
         return
-    pg_ctl = option("postgresql_exec")
     with throwaway_server(
-        settings={"max_connections": "200"},
-        programs=Path(pg_ctl).resolve().parent if pg_ctl else None,
+        settings={"max_connections": "200"}, programs=programs
     ) as started:
         yield Server("localhost", started.port, started.user, started.password)
+
+
+@pytest.fixture(scope="module")
+def durable_server(programs: Path | None) -> Iterator[EmbeddedServer]:
+    """Return a server for one file to kill; it keeps what was confirmed."""
+    with throwaway_server(
+        settings={"synchronous_commit": "on"}, programs=programs
+    ) as started:
+        yield started
 
 
 template = factories.postgresql_noproc(
@@ -117,6 +135,13 @@ def empty_database(server: Server) -> Iterator[str]:
     """Return the URL of a database without the schema that this test alone uses."""
     with _new_database(server, None) as url:
         yield url
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[StripeWorld]:
+    """Return a fake Stripe beside a database that this test alone uses."""
+    with stripe_world(database) as running:
+        yield running
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ It is a server of this file's own, which keeps what was confirmed.
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from itertools import count
@@ -19,7 +18,6 @@ import pytest
 from pyapp.connection import connect, pool
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.postmaster import find_postmaster
-from pyapp.devtools.throwaway import throwaway_server
 from pyapp.messages import record_message
 from pyapp.paths import sql_dir
 from pyapp.quota import get_user_quota
@@ -34,22 +32,12 @@ WRITERS = 3
 ENOUGH = 60
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    pg_ctl = request.config.getoption("postgresql_exec")
-    with throwaway_server(
-        settings={"synchronous_commit": "on"},
-        programs=Path(pg_ctl).resolve().parent if pg_ctl else None,
-    ) as started:
-        yield started
-
-
 @pytest.fixture
-def url(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(durable_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the URL of a new database with the schema and one user."""
     name = f"faults{next(NUMBERS)}"
-    own = replace(server, database=name).url
-    with connect(server.url) as conn:
+    own = replace(durable_server, database=name).url
+    with connect(durable_server.url) as conn:
         conn.autocommit = True
         conn.execute(f"CREATE DATABASE {name}".encode())
     with connect(own) as conn:
@@ -108,7 +96,7 @@ def kill_all(server: EmbeddedServer) -> None:
 
 
 def test_server_killed_under_load_keeps_what_was_confirmed(
-    server: EmbeddedServer, url: str
+    durable_server: EmbeddedServer, url: str
 ):
     with connect(url) as conn:
         ada = find_user_by_email(conn, email=ADA)
@@ -120,7 +108,7 @@ def test_server_killed_under_load_keeps_what_was_confirmed(
             writer.start()
         for _ in range(ENOUGH):
             assert enough.acquire(timeout=20)
-        kill_all(server)
+        kill_all(durable_server)
         for writer in writers:
             writer.join(timeout=20)
         code, out, err = run_cli("quota", "--all")
@@ -128,7 +116,7 @@ def test_server_killed_under_load_keeps_what_was_confirmed(
         assert (code, out) == (1, "")
         assert err.startswith("error: no database at ")
         assert err.endswith("start it with: pyapp db start\n")
-        assert server.start()
+        assert durable_server.start()
         # What a pool held is gone; whoever asks again gets a new one.
         with pytest.raises(psycopg.OperationalError), connections.connection() as conn:
             conn.execute("SELECT 1")

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, count
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from pyapp.connection import connect
 from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
 from tests.fake_stripe import Delivery, FakeStripe
 from tests.killing import Twins, Worker, make_twins
@@ -23,24 +21,13 @@ SEED = 7
 DELIVERIES = 200
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    """Return a server that keeps what was confirmed through a crash of its own."""
-    pg_ctl = request.config.getoption("postgresql_exec")
-    with throwaway_server(
-        settings={"synchronous_commit": "on"},
-        programs=Path(pg_ctl).resolve().parent if pg_ctl else None,
-    ) as started:
-        yield started
-
-
 @pytest.fixture
-def twins(server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Delivery]]]:
+def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Delivery]]]:
     """Return twin databases, and deliveries without end of lives like the simulated."""
     name = f"kills{next(NUMBERS)}"
     with FakeStripe(seed=SEED, start=START) as fake:
         fake.deliveries.faults.shuffle = 3
-        url = create_database(server, name)
+        url = create_database(durable_server, name)
         with connect(url) as conn:
             conn.execute((sql_dir() / "schema.sql").read_bytes())
         life = begin(url, fake, Random(SEED), users=40)
@@ -49,7 +36,7 @@ def twins(server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Delivery]]]:
             for _ in chain(life.births(10), life.changes(10**6)):
                 yield from iter(fake.deliveries.take, None)
 
-        twin = create_database(server, f"{name}_twin", template=name)
+        twin = create_database(durable_server, f"{name}_twin", template=name)
         with make_twins(fake, url, twin) as made:
             yield made, deliver()
 
@@ -65,7 +52,7 @@ def create_database(
 
 
 def test_killed_worker_or_server_leaves_no_delivery_half_applied(
-    server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]]
+    durable_server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]]
 ):
     """At any moment from the beginning until a little after the end."""
     choose = Random(SEED)
@@ -80,7 +67,7 @@ def test_killed_worker_or_server_leaves_no_delivery_half_applied(
     def crash(worker: Worker, took: float) -> None:
         worker.begin()
         time.sleep(choose.random() * took)
-        restart(server, world)
+        restart(durable_server, world)
 
     lost = [
         world.try_one(delivery, crash if number in crashes else kill)
@@ -91,7 +78,7 @@ def test_killed_worker_or_server_leaves_no_delivery_half_applied(
 
 @pytest.mark.parametrize("table", ["users", "stripe_subscriptions", "stripe_events"])
 def test_delivery_held_fast_where_it_writes_is_not_half_applied(
-    server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]], table: str
+    durable_server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]], table: str
 ):
     """Killed there; the fifth time the server dies, and not the worker."""
     world, deliveries = twins
@@ -106,7 +93,7 @@ def test_delivery_held_fast_where_it_writes_is_not_half_applied(
                 holder, "cardinality(pg_blocking_pids(pid)) > 0"
             )
             if held == 5:
-                restart(server, world)
+                restart(durable_server, world)
             else:
                 worker.kill()
 

@@ -1,6 +1,5 @@
 """Which user a customer belongs to: whom metadata names, or a checkout. No other."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -11,17 +10,10 @@ from tests.stripe_world import (
     StripeWorld,
     make_customer,
     make_subscription,
-    stripe_world,
 )
 
 CREATED = "customer.subscription.created"
 STRANGER = "0f3b0a6c-6494-43db-be2b-8ae59cd64184"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 def moment(seconds: int) -> datetime:

@@ -5,7 +5,6 @@ The first tests are named after what engines of this kind were seen to get wrong
 
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -18,18 +17,11 @@ from tests.stripe_world import (
     StripeWorld,
     make_customer,
     make_subscription,
-    stripe_world,
 )
 
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
 DELETED = "customer.subscription.deleted"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 def test_second_event_of_the_same_second_is_not_lost(world: StripeWorld):

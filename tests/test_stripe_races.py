@@ -1,12 +1,10 @@
 """Deliveries that are handled at the same time wait for each other where they must."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
-import pytest
 
 from pyapp.connection import connect
 from pyapp.stripe_sync import handle_webhook
@@ -22,12 +20,6 @@ from tests.stripe_world import (
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
 DELETED = "customer.subscription.deleted"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):

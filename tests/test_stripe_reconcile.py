@@ -1,6 +1,5 @@
 """Reconciliation finds each difference, says its kind, and mends it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -9,13 +8,7 @@ import pytest
 from pyapp.connection import connect
 from pyapp.stripe_sync import Difference, api, reconcile
 from tests.fake_stripe import seeded_user_id
-from tests.stripe_world import START, StripeWorld, make_subscription, stripe_world
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
+from tests.stripe_world import START, StripeWorld, make_subscription
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """A reconciliation runs alone, goes on after a kill, and waits for a busy Stripe."""
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,13 +8,7 @@ import pytest
 from pyapp.connection import connect
 from pyapp.errors import ReconcileRunningError, StripeRequestError
 from pyapp.stripe_sync import Reconciliation, api, reconcile
-from tests.stripe_world import StripeWorld, stripe_world
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
+from tests.stripe_world import StripeWorld
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """What Stripe sends is read in every shape that it has."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,12 +14,6 @@ from tests.stripe_world import (
 
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 def test_unknown_status_is_kept_and_entitles_to_nothing(world: StripeWorld):

@@ -1,7 +1,6 @@
 """What a user gets from his subscriptions: the best one, its price, its period."""
 
 import itertools
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,17 +15,10 @@ from tests.stripe_world import (
     make_customer,
     make_subscription,
     seconds,
-    stripe_world,
 )
 
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 @pytest.fixture

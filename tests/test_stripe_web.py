@@ -29,7 +29,6 @@ from tests.stripe_world import (
     make_customer,
     make_event,
     make_subscription,
-    stripe_world,
 )
 from tests.support import run_cli
 from tests.test_docs import DOCS, blocks_of
@@ -37,12 +36,6 @@ from tests.test_docs import DOCS, blocks_of
 PATH = "/stripe/webhook"
 STRIPE_PAGE = DOCS / "stripe.md"
 BODY = make_event("customer.created", make_customer("cus_1"))
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -23,17 +22,10 @@ from tests.stripe_world import (
     make_customer,
     make_event,
     make_subscription,
-    stripe_world,
 )
 
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
-
-
-@pytest.fixture
-def world(database: str) -> Iterator[StripeWorld]:
-    with stripe_world(database) as running:
-        yield running
 
 
 def test_delivery_that_nobody_signed_is_refused_and_not_stored(world: StripeWorld):
