@@ -72,13 +72,18 @@ class PayloadMonths:
 
     `months_ahead` are those after this one without a gap: 0 is only this one, and -1
     not even that. `has_default_rows` says that payloads wait for their month's
-    partition, `has_retired_table` that `pyapp db maintain` was ended in its middle.
+    partition, `has_waiting_table` that they are put aside until they have moved there,
+    and are not found meanwhile; `estimated_waiting` is how many, of both, as the server
+    has counted since its last crash. `has_waiting_table` and `has_retired_table` remain
+    where `pyapp db maintain` was ended in its middle.
     """
 
     partitions: int
     months_ahead: int
     oldest_month: date | None
     has_default_rows: bool
+    has_waiting_table: bool
+    estimated_waiting: int
     has_retired_table: bool
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pyapp.cli import stats as command
 from pyapp.connection import connect
+from pyapp.devtools import maintenance
 from pyapp.messages import record_messages
 from tests.metering import add_user, new_message
 from tests.support import run_cli
@@ -25,7 +26,7 @@ KEYS = {
     " repaired last_completed_at",
     "replay": None,
     "payloads": "partitions months_ahead oldest_month has_default_rows"
-    " has_retired_table",
+    " has_waiting_table estimated_waiting has_retired_table",
     "server": "connections max_connections waiting oldest_transaction_at started_at"
     " counted_since",
     "tables": "name estimated_rows table_bytes index_bytes",
@@ -52,7 +53,10 @@ def shown(*arguments: str) -> list[str]:
 
 
 def add_a_bad_day(conn: psycopg.Connection) -> None:
-    """Have somebody blocked, an event failed, and a run ended by a long error."""
+    """Have somebody blocked, an event failed, and a run ended by a long error.
+
+    A payload waits, too, which the server's counters know at once.
+    """
     user_id = add_user(conn, base_quota=1)
     record_messages(conn, [new_message(request=["x"])], user_id=user_id)
     conn.execute(
@@ -69,6 +73,7 @@ def add_a_bad_day(conn: psycopg.Connection) -> None:
         "INSERT INTO app.stripe_sync_runs (kind, started_at)"
         " VALUES ('replay', now() - interval '3 minutes')"
     )
+    conn.execute("SELECT pg_stat_force_next_flush()")
 
 
 def test_an_empty_database_is_told_within_80_columns(conn: psycopg.Connection):
@@ -103,9 +108,26 @@ def test_a_bad_day_is_told_within_80_columns(conn: psycopg.Connection):
         "                     last completed never",
         "last replay          running, begun 3 minutes ago: 0 events, 0 failed",
         "payload partitions   this month has none: pyapp db maintain",
-        "                     payloads wait for their month's: pyapp db maintain",
+        "                     payloads wait, about 1: pyapp db maintain",
     ):
         assert line in lines
+
+
+def test_payloads_that_a_killed_run_put_aside_are_told(
+    database: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+):
+    messages = [new_message(request=["x"]) for _ in range(4)]
+    record_messages(conn, messages, user_id=add_user(conn))
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    monkeypatch.setattr(maintenance, "MOST_UNDER_LOCK", 3)
+    monkeypatch.delattr(maintenance, "_move_waiting")
+    with pytest.raises(NameError):
+        maintenance.create_payload_partitions(database)
+
+    assert shown()[8:10] == [
+        "                     payloads wait, about 4: pyapp db maintain",
+        "                     some are put aside, and not found until then",
+    ]
 
 
 def test_json_has_the_promised_keys_and_plain_numbers(conn: psycopg.Connection):
@@ -125,6 +147,8 @@ def test_json_has_the_promised_keys_and_plain_numbers(conn: psycopg.Connection):
                 "hour_messages": 1,
                 "hour_credits": 1.0,
             }
+        if section == "payloads":
+            assert (value["has_default_rows"], value["estimated_waiting"]) == (True, 1)
         if section == "reconcile":
             assert (value["differences"], value["repaired"]) == (3, 2)
             assert value["finished_at"].endswith("+00:00")

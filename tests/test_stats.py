@@ -154,6 +154,7 @@ def test_payloads_without_a_partition_and_a_half_retired_month_are_told(
     found = stats.get_payload_months(conn)
 
     assert (found.has_default_rows, found.has_retired_table) == (True, True)
+    assert (found.has_waiting_table, found.estimated_waiting) == (False, 0)
 
 
 def test_partitions_count_for_their_table(conn: Connection):

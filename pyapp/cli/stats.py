@@ -205,8 +205,11 @@ def _payloads(found: ask.PayloadMonths, _: datetime) -> Iterator[_Line]:
     )
     since = f", {found.oldest_month:%Y-%m} the oldest" if found.oldest_month else ""
     yield _Line("payload partitions", f"{months}{since}", ahead < 1)
-    if found.has_default_rows:
-        yield _Line("", "payloads wait for their month's: pyapp db maintain", True)
+    if found.has_default_rows or found.has_waiting_table:
+        many = f", about {found.estimated_waiting:,}" if found.estimated_waiting else ""
+        yield _Line("", f"payloads wait{many}: pyapp db maintain", True)
+    if found.has_waiting_table:
+        yield _Line("", "some are put aside, and not found until then", True)
     if found.has_retired_table:
         yield _Line("", "a month is half retired: pyapp db maintain", True)
 

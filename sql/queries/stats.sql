@@ -113,7 +113,8 @@ ORDER BY r.id DESC
 LIMIT 1;
 
 -- name: get_payload_months :one
--- By the names that app.create_payload_partitions gives.
+-- By the names that app.create_payload_partitions gives. How many wait is what the
+-- server's counters say, for there may be millions; it forgets them in a crash.
 WITH months AS (
     SELECT
         n,
@@ -145,6 +146,11 @@ SELECT
         FROM app.message_payloads_default AS d
         LIMIT 1 -- noqa: AM09
     ) IS NOT NULL AS has_default_rows,
+    to_regclass('app.waiting_payloads') IS NOT NULL AS has_waiting_table,
+    pg_stat_get_live_tuples('app.message_payloads_default'::regclass)
+    + COALESCE(
+        pg_stat_get_live_tuples(to_regclass('app.waiting_payloads')), 0
+    ) AS estimated_waiting,
     to_regclass('app.retired_payloads') IS NOT NULL AS has_retired_table;
 
 -- name: get_server_state :one
