@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from pyapp.connection import connect
-from pyapp.devtools.dumps import pg_dump
+from pyapp.devtools import dumps
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.ports import free_port
 from pyapp.devtools.throwaway import open_folder
@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 PASSWORD = "HunterTwo"
 KEY = "sk_test_HunterThree"
 WEBHOOK_SECRET = "whsec_HunterFour"
-SECRETS = ("HunterTwo", "HunterThree", "HunterFour")
+KEY_PASSWORD = "HunterFive"
+SECRETS = ("HunterTwo", "HunterThree", "HunterFour", "HunterFive")
 COMMANDS = (
     "db status",
     "db check",
@@ -50,7 +51,7 @@ COMMANDS = (
 
 @pytest.fixture
 def url(server: Server, empty_database: str) -> Iterator[str]:
-    """Return a URL of an empty database with a password that can be recognized."""
+    """Return a URL of an empty database with passwords that can be recognized."""
     role = f"hunted_{uuid4().hex[:8]}"
     with psycopg.connect(empty_database, autocommit=True) as conn:
         conn.execute(
@@ -58,10 +59,11 @@ def url(server: Server, empty_database: str) -> Iterator[str]:
                 sql.Identifier(role), sql.Literal(PASSWORD)
             )
         )
-    yield empty_database.replace(
+    named = empty_database.replace(
         f"{quote(server.user)}:{quote(server.password, safe='')}@",
         f"{role}:{PASSWORD}@",
     )
+    yield f"{named}?sslpassword={KEY_PASSWORD}"
     with psycopg.connect(empty_database, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(role)))
         conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
@@ -106,10 +108,8 @@ def test_secrets_are_neither_printed_nor_logged_nor_stored_nor_in_process_lists(
         told = run_all(caplog, "db migrate", *COMMANDS)
     with connect(url) as conn:
         sessions = conn.execute("SELECT * FROM pg_catalog.pg_stat_activity").fetchall()
-    environment = {"PGPASSWORD": PASSWORD}
     dump = subprocess.run(
-        [pg_dump(), "--no-password", f"--dbname={url.replace(f':{PASSWORD}', '')}"],
-        env=environment,
+        [dumps.pg_dump(), "--no-password", f"--dbname={url}"],
         capture_output=True,
         text=True,
         check=True,
@@ -122,6 +122,24 @@ def test_secrets_are_neither_printed_nor_logged_nor_stored_nor_in_process_lists(
     for text in (dump, str(sessions), json.dumps({k: [*v] for k, v in seen.items()})):
         assert leaks(text) == []
     assert leaks("".join(files)) == []
+
+
+def test_pg_dump_is_told_the_secrets_all_the_same(database: str):
+    """Whatever is in them; libpq itself says what it was given."""
+    url = f"{database}?sslpassword=%23Hunter%3D%20%27Five&oauth_client_secret=Six"
+    with (
+        dumps._without_secrets(url) as (conninfo, variables),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with psycopg.connect(conninfo) as conn:
+            given = {option.keyword: option.val for option in conn.pgconn.info}
+        mode = stat.S_IMODE(Path(variables["PGSERVICEFILE"]).parent.stat().st_mode)
+
+    assert given[b"sslpassword"] == b"#Hunter= 'Five"
+    assert given[b"oauth_client_secret"] == b"Six"
+    assert mode == 0o700
 
 
 @pytest.mark.parametrize(

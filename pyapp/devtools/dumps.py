@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -16,6 +18,13 @@ from pyapp.errors import MissingExtraError, SchemaCheckError
 
 # Made at run time for each month, so no part of the schema.
 _MONTHS = "app.message_payloads_[0-9][0-9][0-9][0-9][0-9][0-9]"
+# Secrets for which libpq has no variable; a service file is all that it reads.
+_FILE_ONLY = (
+    "sslpassword",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+)
 
 _HEADER = re.compile(
     r"^--\n-- Name: (?P<name>.+); Type: (?P<type>.+); Schema: (?P<schema>.+);"
@@ -89,31 +98,50 @@ def _version(program: Path) -> tuple[int, ...]:
 
 
 def _dump(url: str) -> str:
-    parts = conninfo_to_dict(url)
-    password = {"PGPASSWORD": str(parts.pop("password"))} if "password" in parts else {}
-    run = subprocess.run(
-        [
-            pg_dump(),
-            f"--dbname={make_conninfo('', **parts)}",
-            "--no-password",
-            "--schema-only",
-            "--schema=app",
-            f"--exclude-table={_MONTHS}",
-            "--no-owner",
-            "--no-privileges",
-            "--no-publications",
-            "--no-subscriptions",
-            "--no-security-labels",
-            "--encoding=UTF8",
-            "--lock-wait-timeout=10s",
-        ],
-        env=os.environ | {"LC_ALL": "C"} | password,
-        capture_output=True,
-        encoding="utf-8",
-    )
+    with _without_secrets(url) as (conninfo, variables):
+        run = subprocess.run(
+            [
+                pg_dump(),
+                f"--dbname={conninfo}",
+                "--no-password",
+                "--schema-only",
+                "--schema=app",
+                f"--exclude-table={_MONTHS}",
+                "--no-owner",
+                "--no-privileges",
+                "--no-publications",
+                "--no-subscriptions",
+                "--no-security-labels",
+                "--encoding=UTF8",
+                "--lock-wait-timeout=10s",
+            ],
+            env=os.environ | {"LC_ALL": "C"} | variables,
+            capture_output=True,
+            encoding="utf-8",
+        )
     if run.returncode == 0:
         return run.stdout
     if "no matching schemas were found" in run.stderr:
         return ""
     reason = (run.stderr.strip().splitlines() or ["it gave no reason"])[0]
     raise SchemaCheckError(f"cannot dump {redact_url(url)}: {reason}")
+
+
+@contextlib.contextmanager
+def _without_secrets(url: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield what of *url* anybody may see, and the variables that give libpq the rest.
+
+    Command lines are seen by everybody on the machine.
+    """
+    parts = conninfo_to_dict(url)
+    variables = {}
+    if "password" in parts:
+        variables["PGPASSWORD"] = str(parts.pop("password"))
+    kept = {name: parts.pop(name) for name in _FILE_ONLY if name in parts}
+    with tempfile.TemporaryDirectory(prefix="pyapp-") as folder:  # for its owner only
+        if kept:
+            service = Path(folder, "pg_service.conf")
+            lines = ["[pyapp]", *(f"{name}={value}" for name, value in kept.items())]
+            service.write_text("\n".join(lines), encoding="utf-8")
+            variables |= {"PGSERVICE": "pyapp", "PGSERVICEFILE": str(service)}
+        yield make_conninfo("", **parts), variables
