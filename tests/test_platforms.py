@@ -101,8 +101,9 @@ def test_windows_has_all_but_the_embedded_server(parent: Path) -> None:
     assert pyapp("db", "start", "--embedded") == (
         1,
         "error: the embedded server is for Linux and macOS: start Docker,"
-        " or: pyapp db start --docker\n",
+        " then: pyapp db start\n",
     )
     assert pyapp("db", "stop") == (0, "PostgreSQL is not running\n")
     code, shown = pyapp("doctor")
     assert (code, "start it with: pyapp db start" in shown) == (1, True)
+    assert "Docker does not answer, and the embedded server is for Linux" in shown

@@ -12,6 +12,7 @@ from pyapp.config import Settings, load_settings, read_values
 from pyapp.connection import connect, is_local
 from pyapp.devtools import docker, migrator, schema_diff
 from pyapp.devtools.binaries import binaries
+from pyapp.devtools.embedded import require_unix
 from pyapp.devtools.server import readable_version, status
 from pyapp.errors import PyappError
 
@@ -135,6 +136,7 @@ def _engine(settings: Settings) -> Finding:
     if docker.is_usable(settings.root):
         return Finding("engine", Level.OK, "Docker answers")
     try:
+        require_unix()
         binaries()
     except PyappError as exc:
         return Finding("engine", Level.PROBLEM, f"Docker does not answer, and {exc}")

