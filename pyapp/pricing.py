@@ -11,10 +11,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
+from pyapp.arguments import check_time
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def price_usage(
     }
     if details:
         units.update(details)
-    _check(units, finished_at)
+    _check(units)
+    at = check_time("finished_at", finished_at)
     # There, the input holds what was written to the cache and read from it.
     units["input_tokens"] += cache_creation_input_tokens + cache_read_input_tokens
     snapshot = _snapshot()
@@ -89,7 +91,7 @@ def price_usage(
     except LookupError as exc:
         raise UnknownModelError(f"no published price for model {shown}") from exc
     with localcontext(_EXACT):
-        return _price(snapshot, found, info, units, finished_at, context, shown)
+        return _price(snapshot, found, info, units, at, context, shown)
 
 
 def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
@@ -106,15 +108,13 @@ def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
         return (cost * 100 * (1 + margin)).quantize(_MICRO)
 
 
-def _check(units: Mapping[str, int], finished_at: datetime) -> None:
+def _check(units: Mapping[str, int]) -> None:
     for name, count in units.items():
         if type(count) is not int or count < 0:
             raise InvalidValueError(f"{name} must be a count from 0 up, not {count!a}")
     hour = units.get("cache_write_1h_tokens", 0)
     if hour > units["cache_write_tokens"]:
         raise InvalidValueError(f"cache_write_1h_tokens ({hour}) exceed all written")
-    if finished_at.tzinfo is None:
-        raise InvalidValueError("finished_at must carry its time zone")
 
 
 def _snapshot() -> DataSnapshot:
@@ -130,14 +130,10 @@ def _price(
     provider: Provider,
     info: ModelInfo,
     units: Mapping[str, int],
-    finished_at: datetime,
+    at: datetime,
     context: Mapping[str, str] | None,
     shown: str,
 ) -> Decimal:
-    try:
-        at = finished_at.astimezone(UTC)
-    except OverflowError as exc:
-        raise InvalidValueError(f"{finished_at} is out of range in UTC") from exc
     # As genai-prices has it: a context means nothing for another provider's model.
     own = context and any(info is model for model in provider.models)
     prices = info.get_prices(at, context if own else None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyapp import pricing
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 from pyapp.pricing import credits_for_cost, price_usage
+from tests.bad_input.values import NoOffset
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -181,8 +182,9 @@ def test_parts_do_not_exceed_their_whole():
 
 
 def test_a_time_without_a_zone_is_refused():
-    with pytest.raises(InvalidValueError, match="time zone"):
-        price(at=datetime(2026, 6, 1))  # noqa: DTZ001
+    for at in (datetime(2026, 6, 1), datetime(2026, 6, 1, tzinfo=NoOffset())):  # noqa: DTZ001
+        with pytest.raises(InvalidValueError, match="time zone"):
+            price(at=at)
 
 
 def test_a_time_outside_the_calendar_in_utc_is_refused():

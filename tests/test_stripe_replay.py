@@ -12,6 +12,7 @@ from pyapp.connection import connect
 from pyapp.errors import InvalidValueError, ReconcileRunningError, StripeRequestError
 from pyapp.stripe_sync import Outcome, Replay, api, replay_events
 from pyapp.stripe_sync.replay import RESULTS
+from tests.bad_input.values import NoOffset
 from tests.stripe_world import StripeWorld, stripe_world
 
 HOUR = 3600
@@ -140,7 +141,9 @@ def test_only_events_since_then_are_taken(world: StripeWorld):
 def test_time_at_which_stripe_has_no_events_is_refused(world: StripeWorld):
     now = datetime.now(UTC)
     for since, told in (
-        (datetime(2026, 9, 1), "time zone"),  # noqa: DTZ001
+        (datetime(2026, 9, 1), "must carry its time zone"),  # noqa: DTZ001
+        (datetime(2026, 9, 1, tzinfo=NoOffset()), "must carry its time zone"),
+        ("2026-09-01", "must be a datetime"),
         (now - timedelta(days=31), "keeps events for 30 days"),
         (now + timedelta(hours=1), "yet to come"),
     ):

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import stripe
 from psycopg import Connection
 
+from pyapp.arguments import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
 from pyapp.stripe_sync import events
 from pyapp.stripe_sync.api import describe, list_page
@@ -91,9 +92,7 @@ def replay_events(
 def _read_since(since: datetime | None) -> int | None:
     if since is None:
         return None
-    if since.tzinfo is None:
-        raise InvalidValueError("since has no time zone; give an aware time")
-    now = datetime.now(UTC)
+    since, now = check_time("since", since), datetime.now(UTC)
     if since > now:
         raise InvalidValueError(f"since, {since}, is yet to come; give an earlier time")
     # What is 30 days ago by the time it gets here is meant so.
