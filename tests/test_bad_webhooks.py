@@ -179,7 +179,7 @@ def test_argument_of_another_type_is_refused(conn: psycopg.Connection[Any], name
         handle_webhook(conn, b"{}", value, [TEST_SECRET])
     if name != "an int":
         with pytest.raises(InvalidValueError):
-            retry_failed_events(conn, limit=value)
+            next(retry_failed_events(conn, page=value))
 
 
 def test_endpoint_takes_nothing_but_posts(web: TestClient):

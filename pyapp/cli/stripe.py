@@ -27,7 +27,7 @@ from pyapp.stripe_sync.events import (
     list_failed_events,
 )
 from pyapp.stripe_sync.inbox import Result
-from pyapp.stripe_sync.retry import retry_all_failed_events
+from pyapp.stripe_sync.retry import retry_failed_events
 
 BATCH = 1000
 # Seconds that requests under way have to finish when the server is told to stop.
@@ -111,7 +111,7 @@ def retry() -> None:
     client = _client(load_settings())
     counts: Counter[Result] = Counter()
     with connect() as conn:
-        for outcome in retry_all_failed_events(conn, client):
+        for outcome in retry_failed_events(conn, client):
             counts[outcome.result] += 1
             _tell_error(outcome)
     if not counts:

@@ -14,23 +14,6 @@ from pyapp.stripe_sync.inbox import Outcome, own_transaction, take_in
 def retry_failed_events(
     conn: Connection[Any],
     client: stripe.StripeClient | None = None,
-    limit: int = 100,
-) -> list[Outcome]:
-    """Try up to *limit* failed events again, the oldest first; return what became.
-
-    Raises:
-        OpenTransactionError: the connection is in a transaction.
-        StripeRequestError: Stripe is out of reach for minutes.
-        psycopg.OperationalError: the connection is lost.
-    """
-    with own_transaction(conn):
-        failed = events.list_failed_events(conn, limit=limit)
-    return list(_retry(conn, client, failed))
-
-
-def retry_all_failed_events(
-    conn: Connection[Any],
-    client: stripe.StripeClient | None = None,
     page: int = 100,
 ) -> Iterator[Outcome]:
     """Yield what becomes of each failed event, the oldest first, each tried once.
