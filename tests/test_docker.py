@@ -63,6 +63,11 @@ def _calls(project: Path) -> list[str]:
     return [line for line in lines if not any(look in line for look in looks)]
 
 
+def _times_asked(project: Path) -> int:
+    """Return how many times the container's state was asked for."""
+    return (project / "calls").read_text().count(": inspect")
+
+
 def test_an_engine_with_compose_is_usable(project: Path) -> None:
     assert docker.is_usable(project)
 
@@ -104,7 +109,7 @@ def test_compose_serves_the_url_and_waits_for_the_healthcheck(project: Path) -> 
     assert _calls(project) == [
         f"me p@ss mine 6543: compose --file {file} up --detach db"
     ]
-    assert (project / "states").read_text() == "healthy\n"
+    assert _times_asked(project) == 3
 
 
 @pytest.mark.parametrize("state", ["exited", "unhealthy", "dead"])
@@ -138,6 +143,8 @@ def test_a_container_without_a_healthcheck_has_to_run(project: Path) -> None:
     (project / "states").write_text("created\nrunning\n")
 
     docker.up(project, local_target(URL))
+
+    assert _times_asked(project) == 2
 
 
 def test_an_engine_that_hangs_is_not_usable(
