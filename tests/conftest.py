@@ -2,6 +2,7 @@
 
 `conn`            a connection to the schema; all that a test does is rolled back
 `database`        the URL of a fresh copy of the schema, for tests that commit or race
+`committing`      a connection to that `database`, which is the commands' too
 `module_database` the same, for all the tests of one file together
 `empty_database`  the URL of a fresh database without the schema
 `world`           a fake Stripe beside a `database`
@@ -135,6 +136,17 @@ def empty_database(server: Server) -> Iterator[str]:
     """Return the URL of a database without the schema that this test alone uses."""
     with _new_database(server, None) as url:
         yield url
+
+
+@pytest.fixture
+def committing(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection[TupleRow]]:
+    """Return a connection that commits each statement, for `pyapp` to see it."""
+    monkeypatch.setenv("DATABASE_URL", database)
+    with connect(database) as connection:
+        connection.autocommit = True
+        yield connection
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from pyapp import quota as queries
 from pyapp.cli import quota as command
-from pyapp.connection import connect
 from pyapp.messages import record_messages
 from pyapp.records import NewMessage
 from pyapp.users import anonymize_user
@@ -36,12 +35,8 @@ ADA, BOB, DEVICE = (UUID(int=n) for n in (1, 2, 3))
 
 
 @pytest.fixture
-def conn(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
-    """Return a connection that commits each statement, for `pyapp` to see it."""
-    monkeypatch.setenv("DATABASE_URL", database)
-    with connect(database) as connection:
-        connection.autocommit = True
-        yield connection
+def conn(committing: Connection) -> Connection:
+    return committing
 
 
 def shown(*arguments: str) -> list[str]:

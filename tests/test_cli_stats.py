@@ -2,14 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from pyapp.cli import stats as command
-from pyapp.connection import connect
 from pyapp.devtools import maintenance
 from pyapp.messages import record_messages
 from tests.metering import add_user, new_message
@@ -35,14 +33,8 @@ KEYS = {
 
 
 @pytest.fixture
-def conn(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[psycopg.Connection]:
-    """Return a connection that commits each statement, for `pyapp` to see it."""
-    monkeypatch.setenv("DATABASE_URL", database)
-    with connect(database) as connection:
-        connection.autocommit = True
-        yield connection
+def conn(committing: psycopg.Connection) -> psycopg.Connection:
+    return committing
 
 
 def shown(*arguments: str) -> list[str]:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from rich.console import Console
 
 from pyapp.cli import console
 from pyapp.cli import usage as command
-from pyapp.connection import connect
 from pyapp.messages import RecordedMessages, record_messages
 from pyapp.users import create_user
 from tests.support import run_cli
@@ -31,13 +29,9 @@ EXAMPLES = sorted(map(str, Path(__file__).parents[1].glob("examples/ada/*.jsonl"
 
 
 @pytest.fixture
-def conn(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
-    """Return a connection that sees what `pyapp` commits to a database with Ada."""
-    monkeypatch.setenv("DATABASE_URL", database)
-    with connect(database) as connection:
-        connection.autocommit = True
-        create_user(connection, email=ADA)
-        yield connection
+def conn(committing: Connection) -> Connection:
+    create_user(committing, email=ADA)
+    return committing
 
 
 @pytest.fixture

@@ -54,14 +54,9 @@ Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def conn(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[psycopg.Connection]:
-    monkeypatch.setenv("DATABASE_URL", database)
-    with connect(database) as connection:
-        connection.autocommit = True
-        create_user(connection, email=ADA)
-        yield connection
+def conn(committing: psycopg.Connection) -> psycopg.Connection:
+    create_user(committing, email=ADA)
+    return committing
 
 
 @pytest.fixture

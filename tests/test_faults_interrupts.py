@@ -38,14 +38,9 @@ COMMANDS = {
 
 
 @pytest.fixture
-def conn(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[psycopg.Connection]:
-    monkeypatch.setenv("DATABASE_URL", database)
-    with connect(database) as connection:
-        connection.autocommit = True
-        create_user(connection, email=ADA)
-        yield connection
+def conn(committing: psycopg.Connection) -> psycopg.Connection:
+    create_user(committing, email=ADA)
+    return committing
 
 
 # What runs in the background of a script ignores Ctrl-C, and so do its children.
