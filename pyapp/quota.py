@@ -53,8 +53,10 @@ class UserQuota:
 def get_user_quota(*, user_id: UUID, at: datetime | None = None) -> Call[Quota]:
     """Return the user's quota in the period that holds the instant *at*, else now.
 
-    Now is the transaction's. For a user whose quota never resets, the period ends at
-    that instant.
+    Now is the transaction's, and *at* stands for it, with the reset that is known
+    today: from an instant before the current period, the answer reaches to that reset,
+    and `messages.list_daily_usage` says what was used day by day. For a user whose
+    quota never resets, the period ends at that instant.
 
     Raises:
         UserNotFoundError: there is no such user.

@@ -144,6 +144,20 @@ def test_message_at_the_end_belongs_to_the_next_period(conn: psycopg.Connection)
     assert after.end_date == add_months(ANCHOR, 3)
 
 
+def test_instant_before_the_current_period_counts_up_to_the_coming_reset(
+    conn: psycopg.Connection,
+):
+    reset = add_months(ANCHOR, 4)
+    user_id = add_user(conn, quota_anchor=ANCHOR, next_quota_reset=reset)
+    for months in (0, 1, 3):
+        spend(conn, user_id, str(10**months), add_months(ANCHOR, months))
+
+    quota = get_user_quota(conn, user_id=user_id, at=add_months(ANCHOR, 1))
+
+    assert (quota.period_start, quota.end_date) == (add_months(ANCHOR, 1), reset)
+    assert quota.credits_used == 1010
+
+
 def test_lapsed_reset_does_not_freeze_the_count(conn: psycopg.Connection):
     user_id = add_user(
         conn, quota_anchor=ANCHOR, next_quota_reset=add_months(ANCHOR, 1)
