@@ -43,9 +43,10 @@ class ValidSession:
     fingerprint: Fingerprint | None
 
 
-# Where the values of each begin in a row of find_session.
-_USER = len(fields(Session))
-_DEVICE = _USER + len(fields(User))
+# Where the values of each begin in a row of find_session. The user's id and the device's
+# are there once, and anonymized_at is not: it finds no session of such a user.
+_USER = len(fields(Session)) - 1
+_DEVICE = _USER + len(fields(User)) - 1
 
 
 @query
@@ -127,9 +128,11 @@ def _hash(token: str) -> bytes:
 
 
 def _valid_session(*values: Any) -> ValidSession:
-    device = values[_DEVICE:]
+    device_id, user_id = values[0], values[_USER]
     return ValidSession(
-        session=row_maker(Session)(*values[:_USER]),
-        user=row_maker(User)(*values[_USER:_DEVICE]),
-        fingerprint=None if device[0] is None else row_maker(Fingerprint)(*device),
+        session=row_maker(Session)(user_id, *values[:_USER]),
+        user=row_maker(User)(*values[_USER:_DEVICE], None),
+        fingerprint=None
+        if device_id is None
+        else row_maker(Fingerprint)(device_id, *values[_DEVICE:]),
     )

@@ -22,9 +22,9 @@ RETURNING
 
 -- name: find_session :optional
 -- A transaction may be open for long, so that now() would keep a session alive in it.
--- The user is joined last: his columns then pass through one join, not two.
+-- The user is joined last: his columns then pass through one join, not two. What would
+-- repeat another column is left out: his id, the device's, and anonymized_at.
 SELECT
-    s.user_id AS session_user_id,
     s.fingerprint_id AS session_fingerprint_id,
     s.created_at AS session_created_at,
     s.expires_at AS session_expires_at,
@@ -46,8 +46,6 @@ SELECT
     u.subscription_active AS user_subscription_active,
     u.created_at AS user_created_at,
     u.updated_at AS user_updated_at,
-    u.anonymized_at AS user_anonymized_at,
-    f.id AS fingerprint_id,
     f.sig_hash AS fingerprint_sig_hash,
     f.base_quota AS fingerprint_base_quota,
     f.created_at AS fingerprint_created_at
