@@ -1,5 +1,6 @@
 """One line of the report: a contestant, its floor, and what is promised."""
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -45,14 +46,25 @@ def at_least(
     return Measure(name, value, floor, ratio, f">= {limit:g}x", ratio >= limit, details)
 
 
+def brief(value: float) -> str:
+    """Return three digits that matter of it, or a thousandth of one."""
+    decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{max(0, min(3, decimals))}f}"
+
+
+def tell_latency(latency: Latency) -> str:
+    """Return the median and the 99th percentile as they stand in the table."""
+    return f"{brief(latency.p50)} ms, p99 {brief(latency.p99)}"
+
+
 def compare_latency(
     name: str, contestant: Latency, floor: Latency, limit: float
 ) -> Measure:
     """Return a line of medians; the 99th percentile stands beside."""
     return at_most(
         name,
-        f"{contestant.p50:.3f} ms, p99 {contestant.p99:.3f}",
-        f"{floor.p50:.3f} ms",
+        tell_latency(contestant),
+        f"{brief(floor.p50)} ms",
         contestant.p50 / floor.p50,
         limit,
         {"contestant": asdict(contestant), "floor": asdict(floor)},

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from bench.functions import Figures, measure_functions
-from bench.measures import Measure, at_most
+from bench.measures import Measure, at_most, brief
 
 
 def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
@@ -14,13 +14,13 @@ def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
     details = {"functions": [asdict(figures) for figures in found]}
     for label, figures in (
         (f"{len(found)} query functions, median", found[len(found) // 2]),
-        ("the slowest query function", found[-1]),
+        (f"the slowest, {found[-1].name}", found[-1]),
     ):
         floor = _floor(figures)
         yield at_most(
             label,
-            f"{figures.inside / 1000:.3f} ms {figures.name}",
-            f"bare {floor / 1000:.3f} ms",
+            f"{brief(figures.inside / 1000)} ms",
+            f"bare {brief(floor / 1000)} ms",
             _ratio(figures),
             1.2,
             details if figures is found[-1] else {},

@@ -8,7 +8,14 @@ import psycopg
 
 from bench.contest import Contestant, Latency, Variables, measure_latency
 from bench.load import query
-from bench.measures import Measure, at_least, at_most, compare_latency
+from bench.measures import (
+    Measure,
+    at_least,
+    at_most,
+    brief,
+    compare_latency,
+    tell_latency,
+)
 from pyapp.queries import QUERIES
 
 GROWTH = 1.5
@@ -43,9 +50,7 @@ def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
             name = group if size == largest else f"{group}, {size:,}"
             yield from _compare(name, found[url] | plain[url])
         if len(urls) > 1:
-            yield _grow(
-                group, min(urls), *(found[urls[n]] for n in (largest, min(urls)))
-            )
+            yield _grow(group, *(found[urls[n]] for n in (largest, min(urls))))
 
 
 def measure_session(url: str) -> Iterator[Measure]:
@@ -95,8 +100,8 @@ def _compare(name: str, found: Mapping[str, Latency]) -> Iterator[Measure]:
     yield compare_latency(f"quota check, {name}", quota, found["floor"], 2)
     yield at_least(
         f"join and SUM, {name}",
-        f"{plain.p50:.3f} ms, p99 {plain.p99:.3f}",
-        f"check {quota.p50:.3f} ms",
+        tell_latency(plain),
+        f"check {brief(quota.p50)} ms",
         plain.p50 / quota.p50,
         100,
         {"contestant": asdict(plain), "floor": asdict(quota)},
@@ -104,13 +109,13 @@ def _compare(name: str, found: Mapping[str, Latency]) -> Iterator[Measure]:
 
 
 def _grow(
-    group: str, size: int, last: Mapping[str, Latency], first: Mapping[str, Latency]
+    group: str, last: Mapping[str, Latency], first: Mapping[str, Latency]
 ) -> Measure:
     """How much dearer the check is than it was at the least size."""
     return at_most(
         f"its growth, {group}",
-        f"{last['quota'].p50:.3f} ms",
-        f"at {size:,} {first['quota'].p50:.3f} ms",
+        f"{brief(last['quota'].p50)} ms",
+        f"from {brief(first['quota'].p50)} ms",
         last["quota"].p50 / first["quota"].p50,
         GROWTH,
         {

@@ -48,7 +48,7 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
                 measure.name,
                 measure.value,
                 measure.floor,
-                "" if measure.ratio is None else f"{measure.ratio:,.2f}x",
+                _tell_ratio(measure.ratio),
                 measure.target,
                 {True: "yes", False: "NO", None: ""}[measure.is_met],
             )
@@ -71,6 +71,12 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
             line = ""
         line += ("; " if line else "") + part
     return "\n".join([*lines, line])
+
+
+def _tell_ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2f}x"
 
 
 def write_json(

@@ -34,14 +34,21 @@ def test_report_fits_on_a_page_and_says_what_is_missed():
             Latency(0.1, 1, 2),
             2,
         ),
-        at_least("join and SUM, hottest user", "17.583 ms", "check", 1170.5, 100, {}),
+        at_least("join and SUM, hottest user", "17.6 ms", "check", 1170.5, 100, {}),
+        compare_latency(
+            "quota check, hottest user, 1,000,000",
+            Latency(220.028, 527.747, 1000),
+            Latency(0.1, 1, 2),
+            2,
+        ),
+        at_least("one message", "1,024 /s", "no rollup 12,205 /s", 0.85, 0.7, {}),
     ]
 
     lines = render(found, 10_000_000, {"server_version": "18.6"}).splitlines()
 
     assert max(len(line) for line in lines) <= WIDTH
-    assert lines[2].endswith("3.00x  <= 2x    NO")
-    assert lines[3].endswith("1,170.50x  >= 100x  yes")
+    assert lines[2].endswith(" 3.00x  <= 2x    NO")
+    assert lines[3].endswith("1,170x  >= 100x  yes")
 
 
 def test_plot_has_a_line_for_each_design():
