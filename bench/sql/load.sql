@@ -158,13 +158,24 @@ GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date
 ORDER BY day ASC, min(m.finished_at) ASC;
 
 -- name: insert_sessions :rowcount
--- One session for each account.
-INSERT INTO app.sessions (token_hash, user_id, expires_at)
+-- One session for each account, each on a device of its own.
+WITH devices AS (
+    INSERT INTO app.fingerprints AS f (id, sig_hash)
+    SELECT
+        gen_random_uuid() AS id,
+        'device' || a.n AS sig_hash
+    FROM bench.accounts AS a
+    RETURNING f.id, f.sig_hash
+)
+
+INSERT INTO app.sessions (token_hash, user_id, fingerprint_id, expires_at)
 SELECT
     sha256(convert_to(a.n::text, 'UTF8')) AS token_hash,
     a.id AS user_id,
+    d.id AS fingerprint_id,
     now() + interval '30 days' AS expires_at
-FROM bench.accounts AS a;
+FROM bench.accounts AS a
+INNER JOIN devices AS d ON 'device' || a.n = d.sig_hash;
 
 -- name: list_session_owners :many
 -- Some of them.
