@@ -124,7 +124,9 @@ def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[M
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
         "copy": lambda: writing.measure_copy(url, accounts, rows),
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),
-        "retention": lambda: retention.measure_retention(url, accounts, 3 * seconds),
+        "retention": lambda: retention.measure_retention(
+            url, accounts, min(size, retention.PAYLOADS), 3 * seconds
+        ),
         "webhooks": lambda: stripe.measure_webhooks(url, 300 * seconds),
         "reconciliation": lambda: reconciling.measure_reconciliation(url, customers),
     }

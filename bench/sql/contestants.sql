@@ -131,6 +131,18 @@ WHERE m.finished_at >= :month::timestamptz
 ORDER BY m.finished_at
 LIMIT :rows;
 
+-- name: insert_made_up_payloads :rowcount
+-- So many of a month, whatever the messages; their foreign key is not looked at.
+INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
+SELECT
+    gen_random_uuid() AS subject_id,
+    gen_random_uuid() AS message_id,
+    :month::timestamptz + n * (interval '28 days' / :rows::integer) AS finished_at,
+    jsonb_build_array(
+        jsonb_build_object('role', 'user', 'content', bench.make_text(n::text))
+    ) AS request
+FROM generate_series(1, :rows::integer) AS n;
+
 -- name: delete_payloads :rowcount
 -- What a table without partitions would do when retention ends.
 DELETE FROM app.message_payloads AS p
