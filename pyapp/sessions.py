@@ -43,8 +43,8 @@ class ValidSession:
     fingerprint: Fingerprint | None
 
 
-# Where the values of each begin in a row of find_session. The user's id and the device's
-# are there once, and anonymized_at is not: it finds no session of such a user.
+# Where the values of each begin in a row of find_session. No id is there twice, nor is
+# anonymized_at, for it finds no session of such a user.
 _USER = len(fields(Session)) - 1
 _DEVICE = _USER + len(fields(User)) - 1
 
