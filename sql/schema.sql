@@ -1189,417 +1189,610 @@ COMMENT ON FUNCTION app.judge_stripe_view(
 ) IS
     'applied, stale or unclear: newer counts, and in the same second what is the same.';
 
-CREATE FUNCTION app.sync_stripe_user(
-    user_id uuid,
-    is_dry_run boolean DEFAULT FALSE,
-    OUT customer_id text,
-    OUT subscription_id text,
-    OUT differences text[],
-    OUT has_unknown_price boolean
+-- What follows keeps its plans, also those made while the tables were empty: it goes by
+-- the indexes, and what it joins is looked up row by row, LIMIT 1, whatever their size.
+
+CREATE FUNCTION app.sync_stripe_users(
+    user_ids uuid[], is_dry_run boolean DEFAULT FALSE
 )
-LANGUAGE plpgsql SET search_path = ''
+RETURNS TABLE (
+    id uuid,
+    customer_id text,
+    subscription_id text,
+    differences text[],
+    has_unknown_price boolean
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
-DECLARE
-    held app.users;
-    wanted app.users;
-    customer app.stripe_customers;
-    best app.stripe_subscriptions;
-    plan_credits numeric;
+#variable_conflict use_column
 BEGIN
     -- Two customers of one user have two locks; here their transactions queue up, and
-    -- the statements below see what the first one did. Where a row that refers to the
-    -- user is written first, so is this lock: its foreign key would share it otherwise.
-    IF is_dry_run THEN
-        SELECT u.* INTO held FROM app.users AS u WHERE u.id = user_id;
-    ELSE
-        SELECT u.* INTO held FROM app.users AS u WHERE u.id = user_id
+    -- the statement below sees what the first one did.
+    IF NOT is_dry_run THEN
+        PERFORM u.id
+        FROM app.users AS u
+        WHERE u.id = ANY(user_ids)
+        ORDER BY u.id
         FOR NO KEY UPDATE;
     END IF;
-    IF held.id IS NULL THEN
-        RETURN;
-    END IF;
-    wanted := held;
 
-    -- A live customer, and of those the one that he has, else the first.
-    SELECT c.* INTO customer
-    FROM app.stripe_customers AS c
-    WHERE c.user_id = held.id
-    ORDER BY
-        c.is_deleted, c.id = held.stripe_customer_id DESC NULLS LAST, c.created_at, c.id
-    LIMIT 1;
-    wanted.stripe_customer_id := COALESCE(customer.id, held.stripe_customer_id);
-    wanted.created_at := COALESCE(customer.created_at, held.created_at);
+    RETURN QUERY
+    WITH mirrored AS (
+        SELECT
+            held.id,
+            held,
+            held.base_quota,
+            held.quota_anchor,
+            held.next_quota_reset,
+            COALESCE(customer.id, held.stripe_customer_id) AS customer_id,
+            COALESCE(customer.created_at, held.created_at) AS created_at,
+            best.id AS subscription_id,
+            best.price_id,
+            -- Deleting a customer cancels what it has, if the news of it came or not.
+            CASE
+                WHEN customer.is_deleted AND best.status <> 'incomplete_expired'
+                    THEN 'canceled'
+                ELSE best.status
+            END AS status,
+            best.billing_cycle_anchor AS anchor,
+            best.current_period_start AS period_start,
+            best.current_period_end AS period_end
+        FROM app.users AS held
+        -- A live customer, and of those the one that he has, else the first.
+        LEFT JOIN LATERAL (
+            SELECT
+                c.id,
+                c.is_deleted,
+                c.created_at
+            FROM app.stripe_customers AS c
+            WHERE c.user_id = held.id
+            ORDER BY
+                c.is_deleted,
+                c.id = held.stripe_customer_id DESC NULLS LAST,
+                c.created_at,
+                c.id
+            LIMIT 1
+        ) AS customer ON TRUE
+        -- An active subscription, and of those the one that is paid longest.
+        LEFT JOIN LATERAL (
+            SELECT s.*
+            FROM app.stripe_subscriptions AS s
+            WHERE s.customer_id = COALESCE(customer.id, held.stripe_customer_id)
+            ORDER BY
+                app.is_active_status(s.status) DESC,
+                s.current_period_end DESC NULLS LAST,
+                s.created_at DESC,
+                s.id
+            LIMIT 1
+        ) AS best ON TRUE
+        WHERE held.id = ANY(user_ids)
+    ),
 
-    -- An active subscription, and of those the one that is paid longest.
-    SELECT s.* INTO best
-    FROM app.stripe_subscriptions AS s
-    WHERE s.customer_id = wanted.stripe_customer_id
-    ORDER BY
-        app.is_active_status(s.status) DESC,
-        s.current_period_end DESC NULLS LAST,
-        s.created_at DESC,
-        s.id
-    LIMIT 1;
-    -- Deleting a customer cancels what it has, whether the news of that came or not.
-    IF customer.is_deleted AND best.status <> 'incomplete_expired' THEN
-        best.status := 'canceled';
-    END IF;
-    wanted.stripe_subscription_id := best.id;
-    wanted.stripe_price_id := best.price_id;
-    wanted.subscription_status := best.status;
-    has_unknown_price := FALSE;
+    priced AS (
+        SELECT
+            m.*,
+            plan.monthly_credits AS plan_credits,
+            app.is_active_status(m.status) AS is_active,
+            CASE
+                WHEN NOT app.is_active_status(m.status) THEN 'kept'
+                -- Paid up to the next boundary of Stripe's anchor: the quota's month.
+                WHEN m.period_end = app.get_period_end(m.anchor, m.period_start)
+                    THEN 'anchored'
+                WHEN m.period_end - m.period_start
+                    BETWEEN interval '28 days' AND interval '31 days'
+                    THEN 'paid'
+                -- More than a month is paid, or less: the quota resets monthly.
+                ELSE 'monthly'
+            END AS cycle
+        FROM mirrored AS m
+        LEFT JOIN app.plans AS plan ON m.price_id = plan.stripe_price_id
+    ),
 
-    IF app.is_active_status(best.status) THEN
-        plan_credits := (
-            SELECT p.monthly_credits
-            FROM app.plans AS p
-            WHERE p.stripe_price_id = best.price_id
-        );
-        has_unknown_price := plan_credits IS NULL;
-        IF best.current_period_end = app.get_period_end(
-            best.billing_cycle_anchor, best.current_period_start
-        ) THEN
-            -- Paid up to the next boundary of Stripe's anchor: the quota's month too.
-            wanted.quota_anchor := best.billing_cycle_anchor;
-            wanted.next_quota_reset := best.current_period_end;
-        ELSIF best.current_period_end - best.current_period_start
-            BETWEEN interval '28 days' AND interval '31 days'
-        THEN
-            wanted.quota_anchor := best.current_period_end;
-            wanted.next_quota_reset := best.current_period_end;
-        ELSE
-            -- More than a month is paid, or less: the quota resets monthly all the same.
-            -- A lapsed reset on the same boundaries means the next one already.
-            wanted.quota_anchor := COALESCE(
-                best.billing_cycle_anchor, best.current_period_end, held.quota_anchor
-            );
-            IF wanted.quota_anchor <> held.quota_anchor
-                OR held.next_quota_reset > now()
-            THEN
-                wanted.next_quota_reset := app.get_period_end(
-                    wanted.quota_anchor, now()
-                );
-            END IF;
-        END IF;
-    END IF;
+    anchored AS (
+        SELECT
+            p.*,
+            CASE p.cycle
+                WHEN 'kept' THEN p.quota_anchor
+                WHEN 'anchored' THEN p.anchor
+                WHEN 'paid' THEN p.period_end
+                ELSE COALESCE(p.anchor, p.period_end, p.quota_anchor)
+            END AS new_anchor
+        FROM priced AS p
+    ),
 
-    wanted.base_quota := COALESCE(
-        plan_credits,
-        (SELECT p.monthly_credits FROM app.plans AS p WHERE p.id = 'free'),
-        held.base_quota
-    );
+    wanted AS MATERIALIZED (
+        SELECT
+            a.id,
+            a.held,
+            a.customer_id,
+            a.created_at,
+            a.subscription_id,
+            a.price_id,
+            a.status,
+            COALESCE(
+                CASE WHEN a.is_active THEN a.plan_credits END,
+                (SELECT p.monthly_credits FROM app.plans AS p WHERE p.id = 'free'),
+                a.base_quota
+            ) AS base_quota,
+            a.new_anchor AS quota_anchor,
+            CASE
+                WHEN a.cycle IN ('anchored', 'paid') THEN a.period_end
+                -- A lapsed reset on the same boundaries means the next one already.
+                WHEN a.cycle = 'monthly'
+                    AND (
+                        a.new_anchor <> a.quota_anchor OR a.next_quota_reset > now()
+                    )
+                    THEN app.get_period_end(a.new_anchor, now())
+                ELSE a.next_quota_reset
+            END AS next_quota_reset,
+            a.is_active AND a.plan_credits IS NULL AS has_unknown_price
+        FROM anchored AS a
+    ),
 
-    customer_id := wanted.stripe_customer_id;
-    subscription_id := wanted.stripe_subscription_id;
-    differences := array_remove(ARRAY[
-        CASE
-            WHEN wanted.stripe_customer_id IS DISTINCT FROM held.stripe_customer_id
-                THEN 'unlinked'
-        END,
-        CASE WHEN wanted.created_at <> held.created_at THEN 'created_at' END,
-        CASE
-            WHEN (wanted.stripe_subscription_id, wanted.subscription_status)
-                IS DISTINCT FROM (held.stripe_subscription_id, held.subscription_status)
-                THEN 'status'
-        END,
-        CASE
-            WHEN (wanted.stripe_price_id, wanted.base_quota)
-                IS DISTINCT FROM (held.stripe_price_id, held.base_quota)
-                THEN 'price'
-        END,
-        CASE
-            WHEN (wanted.quota_anchor, wanted.next_quota_reset)
-                IS DISTINCT FROM (held.quota_anchor, held.next_quota_reset)
-                THEN 'period'
-        END
-    ], NULL);
-    IF differences <> '{}' AND NOT is_dry_run THEN
+    compared AS MATERIALIZED (
+        SELECT
+            w.*,
+            array_remove(ARRAY[
+                CASE
+                    WHEN w.customer_id IS DISTINCT FROM (w.held).stripe_customer_id
+                        THEN 'unlinked'
+                END,
+                CASE WHEN w.created_at <> (w.held).created_at THEN 'created_at' END,
+                CASE
+                    WHEN (w.subscription_id, w.status)
+                        IS DISTINCT FROM (
+                            (w.held).stripe_subscription_id,
+                            (w.held).subscription_status
+                        )
+                        THEN 'status'
+                END,
+                CASE
+                    WHEN (w.price_id, w.base_quota)
+                        IS DISTINCT FROM (
+                            (w.held).stripe_price_id, (w.held).base_quota
+                        )
+                        THEN 'price'
+                END,
+                CASE
+                    WHEN (w.quota_anchor, w.next_quota_reset)
+                        IS DISTINCT FROM (
+                            (w.held).quota_anchor, (w.held).next_quota_reset
+                        )
+                        THEN 'period'
+                END
+            ], NULL) AS differences
+        FROM wanted AS w
+    ),
+
+    synced AS (
         UPDATE app.users AS u
         SET
-            stripe_customer_id = wanted.stripe_customer_id,
-            created_at = wanted.created_at,
-            stripe_subscription_id = wanted.stripe_subscription_id,
-            stripe_price_id = wanted.stripe_price_id,
-            subscription_status = wanted.subscription_status,
-            base_quota = wanted.base_quota,
-            quota_anchor = wanted.quota_anchor,
-            next_quota_reset = wanted.next_quota_reset
-        WHERE u.id = held.id;
-    END IF;
+            stripe_customer_id = c.customer_id,
+            created_at = c.created_at,
+            stripe_subscription_id = c.subscription_id,
+            stripe_price_id = c.price_id,
+            subscription_status = c.status,
+            base_quota = c.base_quota,
+            quota_anchor = c.quota_anchor,
+            next_quota_reset = c.next_quota_reset
+        FROM compared AS c
+        WHERE u.id = c.id AND c.differences <> '{}' AND NOT is_dry_run
+    )
+
+    SELECT
+        c.id,
+        c.customer_id,
+        c.subscription_id,
+        c.differences,
+        COALESCE(c.has_unknown_price, FALSE)
+    FROM compared AS c
+    ORDER BY c.id;
 END;
 $$;
 
-COMMENT ON FUNCTION app.sync_stripe_user(uuid, boolean) IS
-    'Gives a user what his customer and its best subscription say, and tells it.';
+COMMENT ON FUNCTION app.sync_stripe_users(uuid[], boolean) IS
+    'Gives users what their customers and the best subscriptions say, and tells it.';
 
-CREATE FUNCTION app.put_stripe_customer(
-    view jsonb,
+CREATE FUNCTION app.put_stripe_customers(
+    views jsonb,
     source text,
     can_ask boolean,
     match_email boolean,
-    is_dry_run boolean,
-    OUT verdict text,
-    OUT differences text[],
-    OUT user_id uuid,
-    OUT released_user_id uuid,
-    OUT proposed_user_id uuid
+    is_dry_run boolean
 )
-LANGUAGE plpgsql SET search_path = ''
+RETURNS TABLE (
+    id text,
+    verdict text,
+    differences text[],
+    user_id uuid,
+    released_user_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
-DECLARE
-    given app.stripe_customers := jsonb_populate_record(
-        NULL::app.stripe_customers, view
-    );
-    known app.stripe_customers;
-    claimant uuid;
-    holder uuid;
-    is_same boolean;
+#variable_conflict use_column
 BEGIN
-    SELECT c.* INTO known FROM app.stripe_customers AS c WHERE c.id = given.id;
-    claimant := (SELECT u.id FROM app.users AS u WHERE u.id = given.user_id);
-    holder := (SELECT u.id FROM app.users AS u WHERE u.stripe_customer_id = given.id);
+    RETURN QUERY
+    WITH given AS (
+        SELECT DISTINCT ON (v.id) v.*
+        FROM jsonb_to_recordset(views) AS v (
+            id text,
+            user_id uuid,
+            email text,
+            is_deleted boolean,
+            created_at timestamptz,
+            as_of timestamptz
+        )
+        ORDER BY v.id
+    ),
+
     -- Whoever is linked stays so until another is named; e-mail links only if told so.
-    user_id := COALESCE(claimant, known.user_id, holder);
-    IF user_id IS NULL THEN
-        proposed_user_id := (
+    owned AS MATERIALIZED (
+        SELECT
+            g.id,
+            known.id IS NOT NULL AS is_known,
+            g.is_deleted,
+            g.is_deleted OR COALESCE(known.is_deleted, FALSE) AS is_gone,
+            known.is_deleted AS was_deleted,
+            COALESCE(g.created_at, known.created_at) AS created_at,
+            known.created_at AS known_created_at,
+            g.as_of,
+            known.as_of AS known_as_of,
+            known.is_provisional AS was_provisional,
+            known.user_id AS known_user_id,
+            holder.id AS holder_id,
+            proposed.id AS proposed_user_id,
+            COALESCE(
+                owner.id, CASE WHEN match_email THEN proposed.id END
+            ) AS user_id,
+            claimant.id IS NULL
+            OR claimant.id IS NOT DISTINCT FROM known.user_id AS is_same
+        FROM given AS g
+        LEFT JOIN LATERAL (
+            SELECT c.*
+            FROM app.stripe_customers AS c
+            WHERE c.id = g.id
+            LIMIT 1
+        ) AS known ON TRUE
+        LEFT JOIN LATERAL (
             SELECT u.id
             FROM app.users AS u
-            WHERE lower(u.email) = lower(view ->> 'email')
+            WHERE u.id = g.user_id
+            LIMIT 1
+        ) AS claimant ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.stripe_customer_id = g.id
+            LIMIT 1
+        ) AS holder ON TRUE
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(claimant.id, known.user_id, holder.id) AS id
+        ) AS owner
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE owner.id IS NULL
+                AND lower(u.email) = lower(g.email)
                 AND u.stripe_customer_id IS NULL
-        );
-        IF match_email THEN
-            user_id := proposed_user_id;
-        END IF;
-    END IF;
+            LIMIT 1
+        ) AS proposed ON TRUE
+    ),
 
-    is_same := claimant IS NULL OR claimant IS NOT DISTINCT FROM known.user_id;
-    -- What is known by name only takes any view, and deleted is final.
-    verdict := CASE
-        WHEN known.created_at IS NULL THEN 'applied'
-        WHEN given.is_deleted AND NOT known.is_deleted THEN 'applied'
-        ELSE app.judge_stripe_view(
-            given.as_of,
-            known.as_of,
-            is_same AND NOT (known.is_provisional AND source = 'page'),
-            source,
-            can_ask
-        )
-    END;
-    given.is_provisional := COALESCE(
-        source = 'event'
-        AND known.created_at IS NOT NULL
-        AND date_trunc('second', given.as_of) = date_trunc('second', known.as_of)
-        AND (known.is_provisional OR NOT is_same),
-        FALSE
-    );
-    given.is_deleted := given.is_deleted OR COALESCE(known.is_deleted, FALSE);
-    given.created_at := COALESCE(given.created_at, known.created_at);
-    differences := array_remove(ARRAY[
-        CASE WHEN known.id IS NULL THEN 'missing_here' END,
-        CASE WHEN given.is_deleted AND NOT known.is_deleted THEN 'missing_there' END,
-        CASE
-            WHEN known.id IS NOT NULL
-                AND given.created_at IS DISTINCT FROM known.created_at
-                THEN 'created_at'
-        END,
-        CASE
-            WHEN NOT given.is_deleted AND user_id IS NULL THEN 'unlinked'
-            WHEN known.id IS NOT NULL AND user_id IS DISTINCT FROM known.user_id
-                THEN 'unlinked'
-        END
-    ], NULL);
-    IF verdict <> 'applied' OR is_dry_run THEN
-        RETURN;
-    END IF;
+    judged AS MATERIALIZED (
+        SELECT
+            o.*,
+            -- What is known by name only takes any view, and deleted is final.
+            CASE
+                WHEN o.known_created_at IS NULL THEN 'applied'
+                WHEN o.is_deleted AND NOT o.was_deleted THEN 'applied'
+                ELSE app.judge_stripe_view(
+                    o.as_of,
+                    o.known_as_of,
+                    o.is_same AND NOT (o.was_provisional AND source = 'page'),
+                    source,
+                    can_ask
+                )
+            END AS verdict,
+            COALESCE(
+                source = 'event'
+                AND o.known_created_at IS NOT NULL
+                AND date_trunc('second', o.as_of) = date_trunc('second', o.known_as_of)
+                AND (o.was_provisional OR NOT o.is_same),
+                FALSE
+            ) AS is_provisional,
+            array_remove(ARRAY[
+                CASE WHEN NOT o.is_known THEN 'missing_here' END,
+                CASE WHEN o.is_gone AND NOT o.was_deleted THEN 'missing_there' END,
+                CASE
+                    WHEN o.is_known
+                        AND o.created_at IS DISTINCT FROM o.known_created_at
+                        THEN 'created_at'
+                END,
+                CASE
+                    WHEN NOT o.is_gone AND o.user_id IS NULL THEN 'unlinked'
+                    WHEN o.is_known AND o.user_id IS DISTINCT FROM o.known_user_id
+                        THEN 'unlinked'
+                END
+            ], NULL) AS differences
+        FROM owned AS o
+    ),
 
-    PERFORM u.id
-    FROM app.users AS u
-    WHERE u.id IN (user_id, holder)
-    ORDER BY u.id
-    FOR NO KEY UPDATE;
-    IF known.id IS NULL THEN
-        INSERT INTO app.stripe_customers (
+    kept AS MATERIALIZED (
+        SELECT
+            j.*,
+            CASE WHEN j.holder_id <> j.user_id THEN j.holder_id END AS released_user_id
+        FROM judged AS j
+        WHERE j.verdict = 'applied' AND NOT is_dry_run
+    ),
+
+    put AS (
+        INSERT INTO app.stripe_customers AS c (
             id, user_id, is_deleted, created_at, as_of, is_provisional
         )
-        VALUES (
-            given.id, put_stripe_customer.user_id, given.is_deleted, given.created_at,
-            given.as_of, given.is_provisional
-        );
-    ELSE
-        UPDATE app.stripe_customers AS c
+        SELECT
+            k.id,
+            k.user_id,
+            k.is_gone,
+            k.created_at,
+            k.as_of,
+            k.is_provisional
+        FROM kept AS k
+        ON CONFLICT (id) DO UPDATE
         SET
-            user_id = put_stripe_customer.user_id,
-            is_deleted = given.is_deleted,
-            created_at = given.created_at,
-            as_of = GREATEST(given.as_of, known.as_of),
-            is_provisional = given.is_provisional
-        WHERE c.id = given.id;
-    END IF;
-    UPDATE app.stripe_subscriptions AS s
-    SET user_id = put_stripe_customer.user_id
-    WHERE s.customer_id = given.id
-        AND s.user_id IS DISTINCT FROM put_stripe_customer.user_id;
+            user_id = excluded.user_id,
+            is_deleted = excluded.is_deleted,
+            created_at = excluded.created_at,
+            as_of = GREATEST(excluded.as_of, c.as_of),
+            is_provisional = excluded.is_provisional
+    ),
+
+    moved AS (
+        UPDATE app.stripe_subscriptions AS s
+        SET user_id = k.user_id
+        FROM kept AS k
+        WHERE s.customer_id = k.id AND s.user_id IS DISTINCT FROM k.user_id
+    ),
+
     -- A customer has one user: he who loses it lets go before the other takes it.
-    IF holder <> user_id THEN
+    released AS (
         UPDATE app.users AS u
         SET stripe_customer_id = NULL
-        WHERE u.id = holder AND u.stripe_customer_id = given.id;
-        released_user_id := holder;
-    END IF;
+        FROM kept AS k
+        WHERE u.id = k.released_user_id
+    )
+
+    SELECT
+        j.id,
+        j.verdict,
+        j.differences,
+        j.user_id,
+        k.released_user_id,
+        j.proposed_user_id
+    FROM judged AS j
+    LEFT JOIN kept AS k ON j.id = k.id
+    ORDER BY j.id;
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_customer(jsonb, text, boolean, boolean, boolean) IS
-    'Judges a view of a customer, its user_id a claim, and keeps it if it counts.';
+COMMENT ON FUNCTION app.put_stripe_customers(jsonb, text, boolean, boolean, boolean) IS
+    'Judges views of customers, their user_id a claim, and keeps those that count.';
 
-CREATE FUNCTION app.put_stripe_subscription(
-    view jsonb,
+CREATE FUNCTION app.put_stripe_subscriptions(
+    views jsonb,
     source text,
     can_ask boolean,
-    is_dry_run boolean,
-    OUT verdict text,
-    OUT differences text[],
-    OUT user_id uuid
+    is_dry_run boolean
 )
-LANGUAGE plpgsql SET search_path = ''
+RETURNS TABLE (id text, verdict text, differences text[], user_id uuid)
+LANGUAGE plpgsql
+SET search_path = ''
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
-DECLARE
-    given app.stripe_subscriptions := jsonb_populate_record(
-        NULL::app.stripe_subscriptions, view
-    );
-    known app.stripe_subscriptions;
+#variable_conflict use_column
 BEGIN
-    SELECT s.* INTO known FROM app.stripe_subscriptions AS s WHERE s.id = given.id;
-    user_id := COALESCE(
-        (SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = given.customer_id),
-        (SELECT u.id FROM app.users AS u WHERE u.stripe_customer_id = given.customer_id)
-    );
-    differences := CASE
-        WHEN known.id IS NULL THEN ARRAY['missing_here']
-        ELSE array_remove(ARRAY[
-            CASE
-                WHEN (given.status, given.canceled_at)
-                    IS DISTINCT FROM (known.status, known.canceled_at)
-                    THEN 'status'
-            END,
-            CASE WHEN given.price_id IS DISTINCT FROM known.price_id THEN 'price' END,
-            CASE
-                WHEN (
-                    given.current_period_start, given.current_period_end,
-                    given.billing_cycle_anchor, given.cancel_at_period_end
-                ) IS DISTINCT FROM (
-                    known.current_period_start, known.current_period_end,
-                    known.billing_cycle_anchor, known.cancel_at_period_end
-                )
-                    THEN 'period'
-            END,
-            CASE WHEN given.created_at <> known.created_at THEN 'created_at' END
-        ], NULL)
-    END;
-    verdict := app.judge_stripe_view(
-        given.as_of,
-        known.as_of,
-        differences = '{}' AND NOT (known.is_provisional AND source = 'page'),
-        source,
-        can_ask
-    );
-    IF verdict <> 'applied' OR is_dry_run THEN
-        RETURN;
-    END IF;
+    RETURN QUERY
+    WITH given AS (
+        SELECT DISTINCT ON (v.id) v.*
+        FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, views) AS v
+        ORDER BY v.id
+    ),
 
-    IF user_id IS DISTINCT FROM known.user_id THEN
-        PERFORM u.id FROM app.users AS u WHERE u.id = user_id FOR NO KEY UPDATE;
-    END IF;
-    given.is_provisional := COALESCE(
-        source = 'event'
-        AND date_trunc('second', given.as_of) = date_trunc('second', known.as_of)
-        AND (known.is_provisional OR differences <> '{}'),
-        FALSE
-    );
-    IF known.id IS NULL THEN
-        INSERT INTO app.stripe_subscriptions (
+    compared AS MATERIALIZED (
+        SELECT
+            g.*,
+            known.as_of AS known_as_of,
+            known.is_provisional AS was_provisional,
+            COALESCE(customer.user_id, holder.id) AS owner_id,
+            CASE
+                WHEN known.id IS NULL THEN ARRAY['missing_here']
+                ELSE array_remove(ARRAY[
+                    CASE
+                        WHEN (g.status, g.canceled_at)
+                            IS DISTINCT FROM (known.status, known.canceled_at)
+                            THEN 'status'
+                    END,
+                    CASE
+                        WHEN g.price_id IS DISTINCT FROM known.price_id THEN 'price'
+                    END,
+                    CASE
+                        WHEN (
+                            g.current_period_start, g.current_period_end,
+                            g.billing_cycle_anchor, g.cancel_at_period_end
+                        ) IS DISTINCT FROM (
+                            known.current_period_start, known.current_period_end,
+                            known.billing_cycle_anchor, known.cancel_at_period_end
+                        )
+                            THEN 'period'
+                    END,
+                    CASE WHEN g.created_at <> known.created_at THEN 'created_at' END
+                ], NULL)
+            END AS differences
+        FROM given AS g
+        LEFT JOIN LATERAL (
+            SELECT s.*
+            FROM app.stripe_subscriptions AS s
+            WHERE s.id = g.id
+            LIMIT 1
+        ) AS known ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT c.user_id
+            FROM app.stripe_customers AS c
+            WHERE c.id = g.customer_id
+            LIMIT 1
+        ) AS customer ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.stripe_customer_id = g.customer_id
+            LIMIT 1
+        ) AS holder ON TRUE
+    ),
+
+    judged AS MATERIALIZED (
+        SELECT
+            c.*,
+            app.judge_stripe_view(
+                c.as_of,
+                c.known_as_of,
+                c.differences = '{}' AND NOT (c.was_provisional AND source = 'page'),
+                source,
+                can_ask
+            ) AS verdict
+        FROM compared AS c
+    ),
+
+    put AS (
+        INSERT INTO app.stripe_subscriptions AS s (
             id, customer_id, user_id, status, price_id, current_period_start,
             current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
             created_at, as_of, is_provisional
         )
-        VALUES (
-            given.id, given.customer_id, put_stripe_subscription.user_id, given.status,
-            given.price_id, given.current_period_start, given.current_period_end,
-            given.billing_cycle_anchor, given.cancel_at_period_end, given.canceled_at,
-            given.created_at, given.as_of, given.is_provisional
-        );
-    ELSE
-        UPDATE app.stripe_subscriptions AS s
+        SELECT
+            j.id,
+            j.customer_id,
+            j.owner_id,
+            j.status,
+            j.price_id,
+            j.current_period_start,
+            j.current_period_end,
+            j.billing_cycle_anchor,
+            j.cancel_at_period_end,
+            j.canceled_at,
+            j.created_at,
+            j.as_of,
+            COALESCE(
+                source = 'event'
+                AND date_trunc('second', j.as_of) = date_trunc('second', j.known_as_of)
+                AND (j.was_provisional OR j.differences <> '{}'),
+                FALSE
+            ) AS is_provisional
+        FROM judged AS j
+        WHERE j.verdict = 'applied' AND NOT is_dry_run
+        ON CONFLICT (id) DO UPDATE
         SET
-            customer_id = given.customer_id,
-            user_id = put_stripe_subscription.user_id,
-            status = given.status,
-            price_id = given.price_id,
-            current_period_start = given.current_period_start,
-            current_period_end = given.current_period_end,
-            billing_cycle_anchor = given.billing_cycle_anchor,
-            cancel_at_period_end = given.cancel_at_period_end,
-            canceled_at = given.canceled_at,
-            created_at = given.created_at,
-            as_of = GREATEST(given.as_of, known.as_of),
-            is_provisional = given.is_provisional
-        WHERE s.id = given.id;
-    END IF;
+            customer_id = excluded.customer_id,
+            user_id = excluded.user_id,
+            status = excluded.status,
+            price_id = excluded.price_id,
+            current_period_start = excluded.current_period_start,
+            current_period_end = excluded.current_period_end,
+            billing_cycle_anchor = excluded.billing_cycle_anchor,
+            cancel_at_period_end = excluded.cancel_at_period_end,
+            canceled_at = excluded.canceled_at,
+            created_at = excluded.created_at,
+            as_of = GREATEST(excluded.as_of, s.as_of),
+            is_provisional = excluded.is_provisional
+    )
+
+    SELECT
+        j.id,
+        j.verdict,
+        j.differences,
+        j.owner_id AS user_id
+    FROM judged AS j
+    ORDER BY j.id;
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_subscription(jsonb, text, boolean, boolean) IS
-    'Judges a view of a subscription, and keeps it if it counts.';
+COMMENT ON FUNCTION app.put_stripe_subscriptions(jsonb, text, boolean, boolean) IS
+    'Judges views of subscriptions, and keeps those that count.';
 
-CREATE FUNCTION app.put_stripe_view(
+CREATE FUNCTION app.put_stripe_views(
     noun text,
-    view jsonb,
+    views jsonb,
     source text,
     can_ask boolean,
     match_email boolean DEFAULT FALSE,
-    is_dry_run boolean DEFAULT FALSE,
-    with_users boolean DEFAULT FALSE,
-    OUT verdict text,
-    OUT differences text[],
-    OUT user_id uuid,
-    OUT released_user_id uuid,
-    OUT proposed_user_id uuid
+    is_dry_run boolean DEFAULT FALSE
 )
-LANGUAGE plpgsql SET search_path = ''
+RETURNS TABLE (
+    id text,
+    verdict text,
+    differences text[],
+    user_id uuid,
+    released_user_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = ''
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
 AS $$
-DECLARE
-    judged record;
-    synced record;
+#variable_conflict use_column
 BEGIN
-    IF noun = 'customers' THEN
-        judged := app.put_stripe_customer(
-            view, source, can_ask, match_email, is_dry_run
-        );
-        released_user_id := judged.released_user_id;
-        proposed_user_id := judged.proposed_user_id;
-    ELSIF noun = 'subscriptions' THEN
-        judged := app.put_stripe_subscription(view, source, can_ask, is_dry_run);
-    ELSE
-        RETURN;
+    -- Those whom the customers belong to, did, or may: in one order, before a row that
+    -- refers to them is written, whose foreign key would share their lock otherwise.
+    IF NOT is_dry_run THEN
+        PERFORM u.id
+        FROM app.users AS u
+        WHERE u.id = ANY(ARRAY(
+            SELECT unnest(ARRAY[
+                (v.view ->> 'user_id')::uuid,
+                (SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = n.id),
+                (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = n.id),
+                (
+                    SELECT p.id
+                    FROM app.users AS p
+                    WHERE match_email AND lower(p.email) = lower(v.view ->> 'email')
+                )
+            ])
+            FROM jsonb_array_elements(views) AS v (view)
+            CROSS JOIN LATERAL (
+                SELECT COALESCE(v.view ->> 'customer_id', v.view ->> 'id') AS id
+            ) AS n
+        ))
+        ORDER BY u.id
+        FOR NO KEY UPDATE;
     END IF;
-    verdict := judged.verdict;
-    differences := judged.differences;
-    user_id := judged.user_id;
-    IF with_users AND verdict = 'applied' AND NOT is_dry_run THEN
-        IF released_user_id IS NOT NULL THEN
-            synced := app.sync_stripe_user(released_user_id);
-        END IF;
-        IF user_id IS NOT NULL THEN
-            synced := app.sync_stripe_user(user_id);
-        END IF;
+    IF noun = 'customers' THEN
+        RETURN QUERY
+        SELECT p.*
+        FROM app.put_stripe_customers(
+            views, source, can_ask, match_email, is_dry_run
+        ) AS p;
+    ELSIF noun = 'subscriptions' THEN
+        RETURN QUERY
+        SELECT
+            p.*,
+            NULL::uuid,
+            NULL::uuid
+        FROM app.put_stripe_subscriptions(views, source, can_ask, is_dry_run) AS p;
     END IF;
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_view(
-    text, jsonb, text, boolean, boolean, boolean, boolean
+COMMENT ON FUNCTION app.put_stripe_views(
+    text, jsonb, text, boolean, boolean, boolean
 ) IS
-    'Judges a view of a customer or subscription, and syncs its users if told so.';
+    'Judges views of customers or of subscriptions, and keeps those that count.';
 
 CREATE FUNCTION app.take_stripe_event(
     id text,
@@ -1634,12 +1827,19 @@ BEGIN
     END IF;
 
     IF noun IS NOT NULL THEN
-        judged := app.put_stripe_view(
-            noun, view, 'event', can_ask, FALSE, FALSE, TRUE
-        );
+        SELECT p.* INTO judged
+        FROM app.put_stripe_views(
+            noun, jsonb_build_array(view), 'event', can_ask
+        ) AS p;
         result := judged.verdict;
         IF result = 'unclear' THEN
             RETURN result;
+        END IF;
+        IF result = 'applied' THEN
+            PERFORM u.id
+            FROM app.sync_stripe_users(
+                ARRAY[judged.released_user_id, judged.user_id]
+            ) AS u;
         END IF;
     END IF;
     INSERT INTO app.stripe_events AS e (

@@ -101,11 +101,15 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "user_ids": [make_id("user", 4), make_id("user", 8)],
         "view": None,
         "views": None,
-        "with_users": True,
     }
 
 
-_CUSTOMER = {"id": "cus_4", "email": "user4@example.com", "is_deleted": False}
+_CUSTOMER = {
+    "id": "cus_4",
+    "email": "user4@example.com",
+    "is_deleted": False,
+    "as_of": "2100-01-01T00:00:00+00:00",
+}
 
 # Where a name means something else to one query than to the others.
 _OWN: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ whose own view cannot be put in order. Without a client the view that came last 
 and is flagged for the next reconciliation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from psycopg import Connection
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.api import fetch
 from pyapp.stripe_sync.envelope import Event
-from pyapp.stripe_sync.mirror import Judgement, Noun
+from pyapp.stripe_sync.mirror import Judgement, Noun, SyncedUser
 from pyapp.stripe_sync.shapes import (
     find_invoice_subscription,
     object_id,
@@ -80,10 +80,12 @@ def settle(
     view: View,
 ) -> Applied:
     """Ask Stripe about what the event's view left unclear."""
-    judged = client and refresh(
+    judged = client and _follow(
         conn, client, view.noun, view.row["id"], event.created_at
     )
-    judged = judged or _put(conn, view, "event")
+    if not judged:
+        judged = _put(conn, view, "event")
+        sync_owners(conn, [judged])
     return "applied" if judged.verdict == "applied" else "stale"
 
 
@@ -110,7 +112,7 @@ def _apply_invoice(
             conn, id=subscription, as_of=event.created_at
         )
         return "applied" if marked else "ignored"
-    found = refresh(conn, client, "subscriptions", subscription, event.created_at)
+    found = _follow(conn, client, "subscriptions", subscription, event.created_at)
     return "applied" if found else "ignored"
 
 
@@ -124,10 +126,10 @@ def _apply_checkout(
     if client is not None:
         known = mirror.find_customer(conn, id=customer)
         if known is None or known.created_at is None:
-            found = refresh(conn, client, "customers", customer, event.created_at)
+            found = _follow(conn, client, "customers", customer, event.created_at)
         bought = object_id(event.object.get("subscription"))
         if bought and mirror.find_subscription(conn, id=bought) is None:
-            refresh(conn, client, "subscriptions", bought, event.created_at)
+            _follow(conn, client, "subscriptions", bought, event.created_at)
     user_id = read_user_id(event.object.get("client_reference_id"))
     if user_id is None:
         return "applied" if found else "ignored"
@@ -151,7 +153,8 @@ def refresh(
 ) -> Judgement | None:
     """Fetch an object under its customer's lock and keep it; None if there is none.
 
-    *not_before* is a moment that had passed when the fetch began.
+    *not_before* is a moment that had passed when the fetch began. The object's users
+    need `sync_owners`.
     """
     answer = fetch(client, noun, object_id)
     if answer is None:
@@ -159,6 +162,32 @@ def refresh(
     as_of = max(answer.as_of, not_before or answer.as_of)
     view = View(noun, read(noun, answer.data, as_of))
     return _put(conn, view, "object", match_email=match_email, is_dry_run=is_dry_run)
+
+
+def sync_owners(
+    conn: Connection[Any], judged: Sequence[Judgement], *, is_dry_run: bool = False
+) -> list[SyncedUser]:
+    """Give whoever has or just lost these objects what the mirror says; by id."""
+    ids = {one.user_id for one in judged} | {one.released_user_id for one in judged}
+    return mirror.sync_users(
+        conn,
+        user_ids=[user_id for user_id in ids if user_id is not None],
+        is_dry_run=is_dry_run,
+    )
+
+
+def _follow(
+    conn: Connection[Any],
+    client: stripe.StripeClient,
+    noun: Noun,
+    object_id: str,
+    not_before: datetime,
+) -> Judgement | None:
+    """Refresh an object that an event names, and its users."""
+    judged = refresh(conn, client, noun, object_id, not_before)
+    if judged is not None:
+        sync_owners(conn, [judged])
+    return judged
 
 
 def _put(
@@ -169,7 +198,7 @@ def _put(
     match_email: bool = False,
     is_dry_run: bool = False,
 ) -> Judgement:
-    """Keep the view if it counts, for its users too, without asking anybody."""
+    """Keep the view if it counts, without asking anybody."""
     (judged,) = mirror.upsert_views(
         conn,
         noun=view.noun,
@@ -178,6 +207,5 @@ def _put(
         can_ask=False,
         match_email=match_email,
         is_dry_run=is_dry_run,
-        with_users=True,
     )
     return judged

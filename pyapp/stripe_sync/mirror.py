@@ -66,12 +66,12 @@ class Judgement:
     `proposed_user_id` who has its e-mail and no customer.
     """
 
+    id: str
     verdict: Verdict
     differences: list[str]
     user_id: UUID | None
     released_user_id: UUID | None
     proposed_user_id: UUID | None
-    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +137,6 @@ def lock_customers(*, ids: Sequence[str]) -> Call[int]:
 
 
 @query
-def lock_customer_users(
-    *, customer_ids: Sequence[str], user_ids: Sequence[UUID]
-) -> Call[int]:
-    """Lock these users and those of these customers; return how many they are."""
-    return rowcount({"customer_ids": list(customer_ids), "user_ids": list(user_ids)})
-
-
-@query
 def upsert_views(
     *,
     noun: Noun,
@@ -153,11 +145,10 @@ def upsert_views(
     can_ask: bool,
     match_email: bool = False,
     is_dry_run: bool = False,
-    with_users: bool = False,
 ) -> Call[list[Judgement]]:
     """Judge views, as of `shapes`, and keep those that count; by id.
 
-    The customers are locked. Unless *with_users*, these need `sync_users`.
+    The customers are locked. Their users are locked here, and need `sync_users`.
     """
     parameters = {
         "noun": noun,
@@ -166,7 +157,6 @@ def upsert_views(
         "can_ask": can_ask,
         "match_email": match_email,
         "is_dry_run": is_dry_run,
-        "with_users": with_users,
     }
     return many(Judgement, parameters)
 
@@ -193,7 +183,7 @@ def link_customer(*, id: str, user_id: UUID, as_of: datetime) -> Call[Link | Non
 def sync_users(
     *, user_ids: Sequence[UUID], is_dry_run: bool = False
 ) -> Call[list[SyncedUser]]:
-    """Give these users, in order, what the mirror says, and return them by id."""
+    """Give these users what the mirror says, and return them by id."""
     return many(SyncedUser, {"user_ids": list(user_ids), "is_dry_run": is_dry_run})
 
 

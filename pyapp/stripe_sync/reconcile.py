@@ -1,17 +1,16 @@
 """Reconciliation: all that Stripe lists against all that is known here."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import stripe
 from psycopg import Connection
 
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.api import patiently
-from pyapp.stripe_sync.apply import read, refresh
+from pyapp.stripe_sync.apply import read, refresh, sync_owners
 from pyapp.stripe_sync.differences import (
     KINDS,
     Difference,
@@ -57,8 +56,6 @@ def reconcile(
         for noun in NOUNS[NOUNS.index(cursor.noun) :]:
             for page in list_pages(client, cursor, page_size):
                 work.compare(page)
-                run.counts[noun] += len(page.shapes)
-                run.save(page.cursor.dump())
                 if progress:
                     seen = run.counts[noun]
                     progress(Progress(noun, seen, max(seen, expected[noun])))
@@ -86,7 +83,10 @@ class _Work:
     on_difference: Callable[[Difference], None] | None
 
     def compare(self, page: Page) -> None:
-        """Mend what the page shows, then look for what it should show and does not."""
+        """Mend what the page shows, then look for what it should show and does not.
+
+        Where nothing is left to look for, one transaction holds all of it.
+        """
         rows = [read(page.noun, shape, page.as_of) for shape in page.shapes]
         customers = {
             row["id"]: row["id"] if page.noun == "customers" else row["customer_id"]
@@ -94,7 +94,7 @@ class _Work:
         }
         with own_transaction(self.conn):
             if not self.is_dry_run:
-                self._lock(rows, customers.values())
+                mirror.lock_customers(self.conn, ids=list(customers.values()))
             judged = mirror.upsert_views(
                 self.conn,
                 noun=page.noun,
@@ -104,12 +104,24 @@ class _Work:
                 match_email=self.match_email,
                 is_dry_run=self.is_dry_run,
             )
-            users = self._sync(judged)
-        self._report(page.noun, judged, users)
-        for one in judged:
-            if one.verdict == "unclear":
-                self._look(page.noun, one.id, customers[one.id], page.as_of)
-        self._look_for_unlisted(page)
+            users = sync_owners(self.conn, judged, is_dry_run=self.is_dry_run)
+            unclear = [one.id for one in judged if one.verdict == "unclear"]
+            unlisted = self._list_unlisted(page, page.until, None)
+            found = self._count(
+                find_differences(page.noun, judged, users, self.is_dry_run)
+            )
+            if not unclear and not unlisted:
+                self._end(page, self.run.write)
+        self._tell(found)
+        if unclear or unlisted:
+            for name in unclear:
+                self._look(page.noun, name, customers[name], page.as_of)
+            self._look_for(page, unlisted)
+            self._end(page, self.run.save)
+
+    def _end(self, page: Page, save: Callable[[str], None]) -> None:
+        self.run.counts[page.noun] += len(page.shapes)
+        save(page.cursor.dump())
 
     def look_at_names(self, asked_at: datetime) -> None:
         """Look at the customers that a checkout named and no page has shown."""
@@ -125,44 +137,33 @@ class _Work:
             if len(found) < _SUSPECTS:
                 return
 
-    def _lock(
-        self, rows: Sequence[Mapping[str, Any]], customers: Iterable[str]
-    ) -> None:
-        ids = list(customers)
-        mirror.lock_customers(self.conn, ids=ids)
-        claims = [UUID(row["user_id"]) for row in rows if row.get("user_id")]
-        mirror.lock_customer_users(self.conn, customer_ids=ids, user_ids=claims)
-
-    def _sync(self, judged: Sequence[Judgement]) -> list[SyncedUser]:
-        ids = {one.user_id for one in judged} | {one.released_user_id for one in judged}
-        return mirror.sync_users(
-            self.conn,
-            user_ids=sorted(user_id for user_id in ids if user_id is not None),
-            is_dry_run=self.is_dry_run,
-        )
-
-    def _look_for_unlisted(self, page: Page) -> None:
+    def _list_unlisted(
+        self, page: Page, until: datetime, after_id: str | None
+    ) -> list[Suspect]:
+        """Return what the page should show and does not, from there on."""
         list_unlisted = (
             mirror.list_unlisted_customers
             if page.noun == "customers"
             else mirror.list_unlisted_subscriptions
         )
-        until, after = page.until, None
-        while True:
-            with own_transaction(self.conn):
-                found: list[Suspect] = list_unlisted(
-                    self.conn,
-                    since=page.since,
-                    until=until,
-                    listed_ids=page.ids,
-                    after_id=after,
-                    limit=_SUSPECTS,
-                )
-            for suspect in found:
+        return list_unlisted(
+            self.conn,
+            since=page.since,
+            until=until,
+            listed_ids=page.ids,
+            after_id=after_id,
+            limit=_SUSPECTS,
+        )
+
+    def _look_for(self, page: Page, unlisted: list[Suspect]) -> None:
+        while unlisted:
+            for suspect in unlisted:
                 self._look(page.noun, suspect.id, suspect.customer_id, page.as_of)
-            if len(found) < _SUSPECTS or found[-1].created_at is None:
+            last = unlisted[-1]
+            if len(unlisted) < _SUSPECTS or last.created_at is None:
                 return
-            until, after = found[-1].created_at, found[-1].id
+            with own_transaction(self.conn):
+                unlisted = self._list_unlisted(page, last.created_at, last.id)
 
     def _look(
         self, noun: Noun, name: str, customer_id: str, asked_at: datetime
@@ -188,14 +189,17 @@ class _Work:
                 if judged is None:
                     self._forget(noun, name, asked_at)
                     return None, []
-                return judged, self._sync([judged])
+                users = sync_owners(self.conn, [judged], is_dry_run=self.is_dry_run)
+                return judged, users
 
         # Whoever waits for Stripe does so without the lock.
         judged, users = patiently(look)
+        found: Iterable[Difference]
         if judged is None:
-            self._count(Difference("missing_there", name, None, not self.is_dry_run))
+            found = [Difference("missing_there", name, None, not self.is_dry_run)]
         else:
-            self._report(noun, [judged], users)
+            found = find_differences(noun, [judged], users, self.is_dry_run)
+        self._tell(self._count(found))
 
     def _forget(self, noun: Noun, name: str, asked_at: datetime) -> None:
         """Take for deleted what Stripe does not know any more."""
@@ -203,27 +207,24 @@ class _Work:
             return
         if noun == "customers":
             row = {"id": name, "is_deleted": True, "as_of": asked_at.isoformat()}
-            mirror.upsert_views(
-                self.conn,
-                noun=noun,
-                views=[row],
-                source="object",
-                can_ask=False,
-                with_users=True,
+            judged = mirror.upsert_views(
+                self.conn, noun=noun, views=[row], source="object", can_ask=False
             )
+            sync_owners(self.conn, judged)
             return
         owned = mirror.mark_subscription_missing(self.conn, id=name, as_of=asked_at)
         if owned is not None and owned.user_id is not None:
             mirror.sync_users(self.conn, user_ids=[owned.user_id])
 
-    def _report(
-        self, noun: Noun, judged: Sequence[Judgement], users: Sequence[SyncedUser]
-    ) -> None:
-        for found in find_differences(noun, judged, users, self.is_dry_run):
-            self._count(found)
+    def _count(self, differences: Iterable[Difference]) -> list[Difference]:
+        found = list(differences)
+        for one in found:
+            self.run.counts[one.kind] += 1
+            self.run.counts[f"{one.kind} repaired"] += one.is_repaired
+        return found
 
-    def _count(self, found: Difference) -> None:
-        self.run.counts[found.kind] += 1
-        self.run.counts[f"{found.kind} repaired"] += found.is_repaired
-        if self.on_difference:
-            self.on_difference(found)
+    def _tell(self, found: Sequence[Difference]) -> None:
+        """Tell what was found, once it is committed."""
+        for one in found:
+            if self.on_difference:
+                self.on_difference(one)

@@ -39,10 +39,14 @@ class Started:
         self.counts.clear()
 
     def save(self, cursor: str) -> None:
-        """Remember how far the run is."""
-        self.cursor = cursor
+        """Remember how far the run is, in a transaction of its own."""
         with own_transaction(self.conn):
-            runs.update_run(self.conn, id=self.id, cursor=cursor, counts=self.counts)
+            self.write(cursor)
+
+    def write(self, cursor: str) -> None:
+        """Remember how far the run is once the transaction that is open ends."""
+        self.cursor = cursor
+        runs.update_run(self.conn, id=self.id, cursor=cursor, counts=self.counts)
 
 
 @contextmanager

@@ -21,31 +21,6 @@ WITH ordered AS (
 SELECT app.lock_stripe_customer(o.id) AS lock
 FROM ordered AS o;
 
--- name: lock_customer_users :rowcount
--- Those whom the customers belong to, did, or will, for the same reason.
-WITH named AS (
-    SELECT c.user_id AS id
-    FROM app.stripe_customers AS c
-    INNER JOIN unnest(:customer_ids::text[]) AS i (id) ON c.id = i.id
-    UNION ALL
-    SELECT u.id
-    FROM app.users AS u
-    INNER JOIN unnest(:customer_ids::text[]) AS i (id) ON u.stripe_customer_id = i.id
-    UNION ALL
-    SELECT i.id
-    FROM unnest(:user_ids::uuid[]) AS i (id)
-)
-
-SELECT u.id
-FROM app.users AS u
-WHERE
-    u.id IN (
-        SELECT n.id
-        FROM named AS n
-    )
-ORDER BY u.id
-FOR NO KEY UPDATE;
-
 -- name: link_customer :optional
 -- A checkout names its user; whoever is linked already stays. No row: nothing to link.
 WITH named AS MATERIALIZED (

@@ -1,0 +1,54 @@
+"""A page of views is judged and kept together, as if each had come alone."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pyapp.stripe_sync import mirror
+from pyapp.stripe_sync.apply import read, sync_owners
+from pyapp.stripe_sync.mirror import Judgement, Noun
+from tests.stripe_world import START, StripeWorld, make_customer, make_subscription
+
+LATER = datetime.fromtimestamp(START + 60, UTC)
+
+
+def keep(world: StripeWorld, noun: Noun, *shapes: dict[str, Any]) -> list[Judgement]:
+    rows = [read(noun, shape, LATER) for shape in shapes]
+    judged = mirror.upsert_views(
+        world.conn, noun=noun, views=rows, source="page", can_ask=True
+    )
+    sync_owners(world.conn, judged)
+    world.conn.commit()
+    return judged
+
+
+def test_customers_of_one_page_exchange_their_users(world: StripeWorld):
+    ada, bob = world.user("ada@example.com"), world.user("bob@example.com")
+    world.send("customer.created", make_customer("cus_1", ada))
+    world.send("customer.created", make_customer("cus_2", bob))
+
+    keep(world, "customers", make_customer("cus_1", bob), make_customer("cus_2", ada))
+    assert world.get(ada).stripe_customer_id == "cus_2"
+    assert world.get(bob).stripe_customer_id == "cus_1"
+
+
+def test_customers_of_one_page_that_name_one_user_leave_him_with_one(
+    world: StripeWorld,
+):
+    ada = world.user()
+    shapes = [make_customer(f"cus_{n}", ada, created=n) for n in (3, 2, 1)]
+    judged = keep(world, "customers", *shapes)
+    assert [one.user_id for one in judged] == [ada] * 3
+    assert world.get(ada).stripe_customer_id == "cus_1"
+
+
+def test_what_a_page_shows_twice_counts_once(world: StripeWorld):
+    ada = world.user()
+    customer = make_customer("cus_1", ada)
+    assert [one.id for one in keep(world, "customers", customer, customer)] == ["cus_1"]
+    shape = make_subscription("sub_1", "cus_1")
+    assert [one.id for one in keep(world, "subscriptions", shape, shape)] == ["sub_1"]
+    assert world.get(ada).stripe_subscription_id == "sub_1"
+
+
+def test_empty_page_is_judged_too(world: StripeWorld):
+    assert keep(world, "customers") == keep(world, "subscriptions") == []
