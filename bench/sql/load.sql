@@ -218,7 +218,9 @@ RESET synchronous_commit;
 
 -- name: vacuum :rowcount
 -- As autovacuum would in time, which leaves tables alone that nothing was written to.
-VACUUM (ANALYZE) app.users, app.fingerprints, app.sessions, app.messages, app.usage_daily;
+VACUUM (ANALYZE)
+app.users, app.fingerprints, app.sessions,
+app.messages, app.message_payloads, app.usage_daily;
 
 -- name: read_setting :one
 -- What the server was told.
