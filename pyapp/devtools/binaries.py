@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,13 @@ def make_folder(folder: Path) -> None:
             path.chmod(0o755)
     except OSError as exc:
         raise LocalServerError(f"cannot make {folder}: {exc.strerror}") from exc
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove *folder*, also while what was just killed still writes there."""
+    until = time.monotonic() + 5
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def system_folder(prefix: str) -> Path:

@@ -24,6 +24,7 @@ from pyapp.devtools.binaries import (
     last_line,
     make_folder,
     owner_name,
+    remove_folder,
     run_client,
     server_account,
     server_binaries,
@@ -147,11 +148,10 @@ class EmbeddedServer:
         major = int(self._version().split(".")[0])
         parent, prefix = self.folder.parent, f"{self.folder.name}.new-"
         for leftover in parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            dir=parent, prefix=prefix, ignore_cleanup_errors=True
-        ) as temporary:
-            new, secret = Path(temporary), Path(temporary, "password")
+            remove_folder(leftover)
+        new = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            secret = new / "password"
             secret.write_text(self.password, encoding="utf-8")
             if account is not None:
                 os.chown(new, account.pw_uid, account.pw_gid)
@@ -169,6 +169,8 @@ class EmbeddedServer:
             if self.folder.exists():
                 self.folder.rmdir()
             (new / "data").rename(self.folder)
+        finally:
+            remove_folder(new)
 
     def _launch(self) -> None:
         if not port_is_free(self.port):
