@@ -36,6 +36,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -185,8 +186,12 @@ BEGIN
     released AS (
         UPDATE app.users AS u
         SET stripe_customer_id = NULL
-        FROM kept AS k
-        WHERE u.id = k.released_user_id
+        FROM (
+            SELECT k.released_user_id AS id
+            FROM kept AS k
+            ORDER BY k.released_user_id
+        ) AS r
+        WHERE u.id = r.id
     )
 
     SELECT
@@ -418,6 +423,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -577,6 +583,8 @@ BEGIN
                 END
             ], NULL) AS differences
         FROM wanted AS w
+        -- A changed key is a stronger lock, which is taken in the order of ids as well.
+        ORDER BY w.id
     ),
 
     synced AS (

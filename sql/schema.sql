@@ -1191,6 +1191,7 @@ COMMENT ON FUNCTION app.judge_stripe_view(
 
 -- What follows keeps its plans, also those made while the tables were empty: it goes by
 -- the indexes, and what it joins is looked up row by row, LIMIT 1, whatever their size.
+-- Without hash joins users are written in the order of their ids.
 
 CREATE FUNCTION app.sync_stripe_users(
     user_ids uuid[], is_dry_run boolean DEFAULT FALSE
@@ -1206,6 +1207,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1365,6 +1367,8 @@ BEGIN
                 END
             ], NULL) AS differences
         FROM wanted AS w
+        -- A changed key is a stronger lock, which is taken in the order of ids as well.
+        ORDER BY w.id
     ),
 
     synced AS (
@@ -1415,6 +1419,7 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1564,8 +1569,12 @@ BEGIN
     released AS (
         UPDATE app.users AS u
         SET stripe_customer_id = NULL
-        FROM kept AS k
-        WHERE u.id = k.released_user_id
+        FROM (
+            SELECT k.released_user_id AS id
+            FROM kept AS k
+            ORDER BY k.released_user_id
+        ) AS r
+        WHERE u.id = r.id
     )
 
     SELECT

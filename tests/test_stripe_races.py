@@ -3,11 +3,14 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
 from pyapp.connection import connect
+from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
+from pyapp.stripe_sync.mirror import sync_users
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
@@ -79,6 +82,36 @@ def test_two_customers_of_one_user_queue_up(world: StripeWorld):
         assert user.stripe_subscription_id == f"sub_{user.stripe_customer_id}"
 
 
+def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWorld):
+    """So does whoever refers to several of them; the rows' own order is another."""
+    low, high = UUID(int=1), UUID(int=2)
+    for user_id in (high, low):
+        world.conn.execute(
+            "INSERT INTO app.users (id, email) VALUES (%s, %s)",
+            [user_id, f"{user_id}@example.com"],
+        )
+        world.conn.execute(
+            "INSERT INTO app.stripe_customers (id, user_id, created_at, as_of)"
+            " VALUES (%s, %s, now(), now())",
+            [f"cus_{user_id}", user_id],
+        )
+    world.conn.commit()
+
+    def sync() -> list[UUID]:
+        with connect(world.url) as conn:
+            # By this plan the rows are read as they lie in the table.
+            conn.execute("SET enable_indexscan = off")
+            return [user.id for user in sync_users(conn, user_ids=[low, high])]
+
+    with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
+        create_session(conn, user_id=low)
+        synced = pool.submit(sync)
+        wait_for_lock(world.conn)
+        create_session(conn, user_id=high)
+        conn.commit()
+        assert synced.result(10) == [low, high]
+
+
 def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
     world.customer(world.user())
     (delivery,) = world.take()
@@ -95,11 +128,9 @@ def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
 
 
 def wait_for_lock(conn: psycopg.Connection[Any]) -> None:
-    """Return once somebody waits for a customer's lock."""
+    """Return once somebody waits for another's lock."""
     for _ in range(1000):
-        found = conn.execute(
-            "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        ).fetchone()
+        found = conn.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone()
         if found is not None:
             return
         threading.Event().wait(0.01)

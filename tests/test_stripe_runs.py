@@ -4,10 +4,11 @@ import contextlib
 from typing import Any
 
 import pytest
+from psycopg import Connection
 
 from pyapp.connection import connect
 from pyapp.errors import ReconcileRunningError, StripeRequestError
-from pyapp.stripe_sync import Reconciliation, api, reconcile
+from pyapp.stripe_sync import Reconciliation, api, reconcile, runs
 from tests.stripe_world import StripeWorld
 
 
@@ -71,6 +72,32 @@ def test_killed_run_goes_on_from_where_it_was(world: StripeWorld):
     ).fetchall()
     assert outcomes == [(done.run_id, "completed")]
     assert world.reconcile() == []
+
+
+def test_page_that_is_rolled_back_is_not_passed_over(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C comes between the page's work and its commit."""
+    for _ in range(2):
+        world.subscribe(world.customer(world.user()))
+    world.fake.advance(seconds=2)
+    update_run = runs.update_run
+    calls = iter([update_run])
+
+    def interrupt(conn: Connection[Any], **values: Any) -> int:
+        update = next(calls, None)
+        if update is None and "outcome" not in values:
+            raise KeyboardInterrupt
+        return update_run(conn, **values)
+
+    monkeypatch.setattr(runs, "update_run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        reconcile(world.conn, world.client)
+    monkeypatch.undo()
+
+    done = reconcile(world.conn, world.client)
+    assert done.found["missing_here"] == done.repaired["missing_here"] == 4
+    assert done.seen == {"customers": 2, "subscriptions": 2}
 
 
 def test_killed_dry_run_begins_anew(world: StripeWorld):

@@ -92,7 +92,7 @@ class _Work:
             row["id"]: row["id"] if page.noun == "customers" else row["customer_id"]
             for row in rows
         }
-        with own_transaction(self.conn):
+        with self.run.transaction():
             if not self.is_dry_run:
                 mirror.lock_customers(self.conn, ids=list(customers.values()))
             judged = mirror.upsert_views(
@@ -111,17 +111,18 @@ class _Work:
                 find_differences(page.noun, judged, users, self.is_dry_run)
             )
             if not unclear and not unlisted:
-                self._end(page, self.run.write)
+                self._end(page)
         self._tell(found)
         if unclear or unlisted:
             for name in unclear:
                 self._look(page.noun, name, customers[name], page.as_of)
             self._look_for(page, unlisted)
-            self._end(page, self.run.save)
+            with self.run.transaction():
+                self._end(page)
 
-    def _end(self, page: Page, save: Callable[[str], None]) -> None:
+    def _end(self, page: Page) -> None:
         self.run.counts[page.noun] += len(page.shapes)
-        save(page.cursor.dump())
+        self.run.write(page.cursor.dump())
 
     def look_at_names(self, asked_at: datetime) -> None:
         """Look at the customers that a checkout named and no page has shown."""

@@ -38,13 +38,24 @@ class Started:
         self.cursor, self.is_resumed = None, False
         self.counts.clear()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Open one that takes with it, if it fails, how far the run says it is."""
+        cursor, counts = self.cursor, self.counts.copy()
+        try:
+            with own_transaction(self.conn):
+                yield
+        except BaseException:
+            self.cursor, self.counts = cursor, counts
+            raise
+
     def save(self, cursor: str) -> None:
         """Remember how far the run is, in a transaction of its own."""
-        with own_transaction(self.conn):
+        with self.transaction():
             self.write(cursor)
 
     def write(self, cursor: str) -> None:
-        """Remember how far the run is once the transaction that is open ends."""
+        """Remember how far the run is, in the transaction that is open."""
         self.cursor = cursor
         runs.update_run(self.conn, id=self.id, cursor=cursor, counts=self.counts)
 
