@@ -41,7 +41,7 @@ def test_report_fits_on_a_page_and_says_what_is_missed():
             Latency(0.1, 1, 2),
             2,
         ),
-        at_least("one message", "1,024 /s", "no rollup 12,205 /s", 0.85, 0.7, {}),
+        at_least("one message", "1,024 /s", "plain 12,205 /s", 0.85, 0.7, {}),
     ]
 
     lines = render(found, 10_000_000, {"server_version": "18.6"}).splitlines()
