@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 
 
 def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
-    """Return the customer as `upsert_customers` takes it."""
+    """Return the customer as `upsert_views` takes it."""
     metadata = shape.get("metadata") or {}
     return {
         "id": shape["id"],
@@ -26,7 +26,7 @@ def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
 
 
 def read_subscription(shape: Json) -> dict[str, Any]:
-    """Return the subscription as `upsert_subscriptions` takes it.
+    """Return the subscription as `upsert_views` takes it.
 
     The item whose period ends first gives period and price; before 2025-03-31 items had
     no period of their own, the subscription had it.
