@@ -142,6 +142,12 @@ def test_pg_dump_is_told_the_secrets_all_the_same(database: str):
     assert mode == 0o700
 
 
+def test_pg_dump_without_such_secrets_gets_no_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("tempfile.TemporaryDirectory")
+    with dumps._without_secrets("postgresql://u:Hunter@localhost/x") as (_, variables):
+        assert variables == {"PGPASSWORD": "Hunter"}
+
+
 @pytest.mark.parametrize(
     "away",
     [

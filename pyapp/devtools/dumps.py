@@ -138,10 +138,12 @@ def _without_secrets(url: str) -> Iterator[tuple[str, dict[str, str]]]:
     if "password" in parts:
         variables["PGPASSWORD"] = str(parts.pop("password"))
     kept = {name: parts.pop(name) for name in _FILE_ONLY if name in parts}
+    if not kept:
+        yield make_conninfo("", **parts), variables
+        return
     with tempfile.TemporaryDirectory(prefix="pyapp-") as folder:  # for its owner only
-        if kept:
-            service = Path(folder, "pg_service.conf")
-            lines = ["[pyapp]", *(f"{name}={value}" for name, value in kept.items())]
-            service.write_text("\n".join(lines), encoding="utf-8")
-            variables |= {"PGSERVICE": "pyapp", "PGSERVICEFILE": str(service)}
+        service = Path(folder, "pg_service.conf")
+        lines = ["[pyapp]", *(f"{name}={value}" for name, value in kept.items())]
+        service.write_text("\n".join(lines), encoding="utf-8")
+        variables |= {"PGSERVICE": "pyapp", "PGSERVICEFILE": str(service)}
         yield make_conninfo("", **parts), variables
