@@ -32,6 +32,10 @@ def seconds(*moment: int) -> int:
     return int(at(*moment).timestamp())
 
 
+def moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 @dataclass
 class StripeWorld:
     """`url` is the database, `conn` a connection to it that commits at once."""

@@ -1,6 +1,5 @@
 """Which user a customer belongs to: whom metadata names, or a checkout. No other."""
 
-from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -10,14 +9,11 @@ from tests.stripe_world import (
     StripeWorld,
     make_customer,
     make_subscription,
+    moment,
 )
 
 CREATED = "customer.subscription.created"
 STRANGER = "0f3b0a6c-6494-43db-be2b-8ae59cd64184"
-
-
-def moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def test_user_was_created_when_his_customer_was(world: StripeWorld):

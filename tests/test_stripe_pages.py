@@ -1,14 +1,19 @@
 """A page of views is judged and kept together, as if each had come alone."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.apply import read, sync_owners
 from pyapp.stripe_sync.mirror import Judgement, Noun
-from tests.stripe_world import START, StripeWorld, make_customer, make_subscription
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    make_customer,
+    make_subscription,
+    moment,
+)
 
-LATER = datetime.fromtimestamp(START + 60, UTC)
+LATER = moment(START + 60)
 
 
 def keep(world: StripeWorld, noun: Noun, *shapes: dict[str, Any]) -> list[Judgement]:

@@ -13,7 +13,7 @@ from pyapp.errors import InvalidValueError, ReconcileRunningError, StripeRequest
 from pyapp.stripe_sync import Outcome, Replay, api, replay_events
 from pyapp.stripe_sync.replay import RESULTS
 from tests.bad_input.values import NoOffset
-from tests.stripe_world import StripeWorld, stripe_world
+from tests.stripe_world import StripeWorld, moment, stripe_world
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -134,7 +134,7 @@ def test_pages_of_any_size_are_walked_from_the_oldest_on(
 
 def test_only_events_since_then_are_taken(world: StripeWorld):
     lost = lose_customers(world, 4)
-    since = datetime.fromtimestamp(world.fake.clock.now - 2, UTC)
+    since = moment(world.fake.clock.now - 2)
     assert [one.event_id for one in run(world, since=since)[1]] == lost[2:]
 
 
@@ -187,7 +187,7 @@ def test_killed_replay_goes_on_from_its_page(world: StripeWorld):
 
 def test_replay_of_a_longer_time_does_not_go_on_from_a_shorter_one(world: StripeWorld):
     lost = lose_customers(world, 8)
-    since = datetime.fromtimestamp(world.fake.clock.now - 4, UTC)
+    since = moment(world.fake.clock.now - 4)
     killed_at(world, 4, since=since)
 
     done, told = run(world, page_size=3)
@@ -199,7 +199,7 @@ def test_replay_of_a_longer_time_does_not_go_on_from_a_shorter_one(world: Stripe
 def test_replay_of_a_shorter_time_goes_on_from_a_longer_one(world: StripeWorld):
     lose_customers(world, 8)
     killed_at(world, 4)
-    since = datetime.fromtimestamp(world.fake.clock.now - 1, UTC)
+    since = moment(world.fake.clock.now - 1)
     done, _ = run(world, page_size=3, since=since)
     assert (done.is_resumed, done.seen) == (True, 8)
 

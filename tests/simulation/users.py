@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 from tests.metering import period_end
 from tests.simulation.history import Paid
 from tests.simulation.life import CREDITS, DAY, PRICES
+from tests.stripe_world import moment
 
 ACTIVE = {"active", "trialing", "past_due"}
 FREE = Decimal(2500)
@@ -147,7 +148,3 @@ def _has_nothing(user: UserRow) -> str | None:
 
 def _worth(states: Sequence[Paid]) -> tuple[bool, int]:
     return states[0].status in ACTIVE, states[0].end or 0
-
-
-def moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
