@@ -193,6 +193,13 @@ def make_customer(customer: str, user_id: Any = None, **fields: Any) -> dict[str
     return shape | {"metadata": metadata} | fields
 
 
+def make_checkout(customer: str | None, user_id: Any, **fields: Any) -> dict[str, Any]:
+    """A completed checkout of the customer that names the user, or what is no user."""
+    reference = None if user_id is None else str(user_id)
+    shape = {"id": "cs_1", "object": "checkout.session", "customer": customer}
+    return shape | {"client_reference_id": reference} | fields
+
+
 def make_subscription(
     subscription: str, customer: str, **fields: Any
 ) -> dict[str, Any]:

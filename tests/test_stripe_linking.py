@@ -7,12 +7,14 @@ import pytest
 from tests.stripe_world import (
     START,
     StripeWorld,
+    make_checkout,
     make_customer,
     make_subscription,
     moment,
 )
 
 CREATED = "customer.subscription.created"
+COMPLETED = "checkout.session.completed"
 STRANGER = "0f3b0a6c-6494-43db-be2b-8ae59cd64184"
 
 
@@ -91,31 +93,18 @@ def test_checkout_links_by_its_client_reference(world: StripeWorld, has_client: 
 
 @pytest.mark.parametrize("reference", [None, "", "nobody", STRANGER])
 def test_checkout_that_names_nobody_links_nobody(world: StripeWorld, reference):
-    shape = {"id": "cs_1", "object": "checkout.session", "customer": "cus_1"}
-    world.send("checkout.session.completed", shape | {"client_reference_id": reference})
+    world.send(COMPLETED, make_checkout("cus_1", reference))
     assert world.conn.execute("SELECT id FROM app.stripe_customers").fetchall() == []
 
 
 def test_checkout_without_a_customer_is_ignored(world: StripeWorld):
-    shape = {
-        "id": "cs_1",
-        "object": "checkout.session",
-        "customer": None,
-        "client_reference_id": str(world.user()),
-    }
-    assert world.send("checkout.session.completed", shape).result == "ignored"
+    assert world.send(COMPLETED, make_checkout(None, world.user())).result == "ignored"
 
 
 def test_checkout_does_not_take_a_customer_from_its_user(world: StripeWorld):
     owner, other = world.user(), world.user()
     world.send("customer.created", make_customer("cus_1", owner))
-    shape = {
-        "id": "cs_1",
-        "object": "checkout.session",
-        "customer": "cus_1",
-        "client_reference_id": str(other),
-    }
-    world.send("checkout.session.completed", shape, START + 1)
+    world.send(COMPLETED, make_checkout("cus_1", other), START + 1)
     assert world.customer_row("cus_1").user_id == owner
     assert world.get(other).stripe_customer_id is None
 

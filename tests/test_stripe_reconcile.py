@@ -8,7 +8,7 @@ import pytest
 from pyapp.connection import connect
 from pyapp.stripe_sync import Difference, api, reconcile
 from tests.fake_stripe import seeded_user_id
-from tests.stripe_world import START, StripeWorld, make_subscription
+from tests.stripe_world import START, StripeWorld, make_checkout, make_subscription
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +87,7 @@ def test_object_unknown_there_is_taken_for_deleted(world: StripeWorld):
 
 
 def test_customer_known_by_a_checkout_only_is_looked_at(world: StripeWorld):
-    user_id = world.user()
-    shape = {"id": "cs_1", "object": "checkout.session", "customer": "cus_gone"}
-    shape["client_reference_id"] = str(user_id)
-    world.send("checkout.session.completed", shape)
+    world.send("checkout.session.completed", make_checkout("cus_gone", world.user()))
     both(world, ("missing_there", "cus_gone"))
 
 
