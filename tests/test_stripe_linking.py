@@ -103,7 +103,8 @@ def test_checkout_without_a_customer_is_ignored(world: StripeWorld):
 
 def test_checkout_does_not_take_a_customer_from_its_user(world: StripeWorld):
     owner, other = world.user(), world.user()
-    world.send("customer.created", make_customer("cus_1", owner))
+    for customer in ("cus_0", "cus_1"):
+        world.send("customer.created", make_customer(customer, owner))
     world.send(COMPLETED, make_checkout("cus_1", other), START + 1)
     assert world.customer_row("cus_1").user_id == owner
     assert world.get(other).stripe_customer_id is None
@@ -184,6 +185,8 @@ def test_user_who_holds_a_customer_already_keeps_it(world: StripeWorld):
     world.conn.execute(
         "UPDATE app.users SET stripe_customer_id = 'cus_1' WHERE id = %s", [user_id]
     )
+    named = make_checkout("cus_1", world.user())
+    assert world.send(COMPLETED, named).result == "applied"
     world.send(CREATED, make_subscription("sub_1", "cus_1"))
     assert world.get(user_id).stripe_subscription_id == "sub_1"
     world.send("customer.updated", make_customer("cus_1"), START + 1)

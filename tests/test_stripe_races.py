@@ -10,19 +10,37 @@ import psycopg
 from pyapp.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
-from pyapp.stripe_sync.mirror import sync_users
+from pyapp.stripe_sync.apply import read
+from pyapp.stripe_sync.mirror import sync_users, upsert_views
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
     StripeWorld,
+    make_checkout,
     make_customer,
     make_subscription,
+    moment,
     stripe_world,
 )
 
 CREATED = "customer.subscription.created"
 UPDATED = "customer.subscription.updated"
 DELETED = "customer.subscription.deleted"
+
+
+class Slow:
+    """Holds back the subscription that it has fetched until told to go on."""
+
+    def __init__(self, world: StripeWorld) -> None:
+        self.client = world.client
+        self.fetching, self.go_on = threading.Event(), threading.Event()
+
+    def raw_request(self, method: str, url: str, **params: Any) -> Any:
+        answer = self.client.raw_request(method, url, **params)
+        if "/subscriptions/" in url:
+            self.fetching.set()
+            assert self.go_on.wait(10)
+        return answer
 
 
 def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
@@ -32,16 +50,7 @@ def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
     world.handle(created)
     world.change_price(subscription, "price_other")
     (first,) = world.take(UPDATED)
-    fetching, go_on = threading.Event(), threading.Event()
-
-    class Slow:
-        """Holds back what it has fetched until told to go on."""
-
-        def raw_request(self, method: str, url: str, **params: Any) -> Any:
-            answer = world.client.raw_request(method, url, **params)
-            fetching.set()
-            assert go_on.wait(10)
-            return answer
+    client = Slow(world)
 
     def handle(delivery: Delivery, client: Any) -> str:
         with connect(world.url) as conn:
@@ -50,13 +59,13 @@ def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
             ).result
 
     with ThreadPoolExecutor(2) as pool:
-        slow = pool.submit(handle, first, Slow())
-        assert fetching.wait(10)
+        slow = pool.submit(handle, first, client)
+        assert client.fetching.wait(10)
         world.change_price(subscription, "price_year")
         (second,) = world.take(UPDATED)
         quick = pool.submit(handle, second, world.client)
         wait_for_lock(world.conn)
-        go_on.set()
+        client.go_on.set()
         assert [slow.result(10), quick.result(10)] == ["applied", "applied"]
     assert world.row(subscription).price_id == "price_year"
 
@@ -84,12 +93,8 @@ def test_two_customers_of_one_user_queue_up(world: StripeWorld):
 
 def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWorld):
     """So does whoever refers to several of them; the rows' own order is another."""
-    low, high = UUID(int=1), UUID(int=2)
+    low, high = low_and_high(world)
     for user_id in (high, low):
-        world.conn.execute(
-            "INSERT INTO app.users (id, email) VALUES (%s, %s)",
-            [user_id, f"{user_id}@example.com"],
-        )
         world.conn.execute(
             "INSERT INTO app.stripe_customers (id, user_id, created_at, as_of)"
             " VALUES (%s, %s, now(), now())",
@@ -112,6 +117,40 @@ def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWo
         assert synced.result(10) == [low, high]
 
 
+def test_checkout_and_a_page_do_not_wait_for_each_other(world: StripeWorld):
+    """Stripe's metadata and the checkout name two users, and the page both of them."""
+    low, high = low_and_high(world)
+    world.send("customer.created", make_customer("cus_0", high))
+    customer = world.customer(high)
+    bought = world.subscribe(customer)
+    session = make_checkout(customer, low, subscription=bought)
+    client = Slow(world)
+
+    def check_out() -> str:
+        with connect(world.url) as conn:
+            other = StripeWorld(world.fake, world.url, conn)
+            kind = "checkout.session.completed"
+            return other.send(kind, session, client=client).result  # type: ignore[arg-type]
+
+    def put_page() -> list[UUID | None]:
+        shapes = [make_customer("cus_1", low), make_customer("cus_2", high)]
+        views = [read("customers", shape, moment(START)) for shape in shapes]
+        with connect(world.url) as conn:
+            judged = upsert_views(
+                conn, noun="customers", views=views, source="page", can_ask=True
+            )
+            return [one.user_id for one in judged]
+
+    with ThreadPoolExecutor(2) as pool:
+        checkout = pool.submit(check_out)
+        assert client.fetching.wait(10)
+        page = pool.submit(put_page)
+        wait_for_lock(world.conn)
+        client.go_on.set()
+        assert (checkout.result(10), page.result(10)) == ("applied", [low, high])
+    assert world.customer_row(customer).user_id == high
+
+
 def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
     world.customer(world.user())
     (delivery,) = world.take()
@@ -125,6 +164,17 @@ def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
     with ThreadPoolExecutor(6) as pool:
         results = sorted(pool.map(handle, range(6)))
     assert results == ["applied", *["duplicate"] * 5]
+
+
+def low_and_high(world: StripeWorld) -> tuple[UUID, UUID]:
+    """Two users by the order of their ids; their rows lie the other way round."""
+    low, high = UUID(int=1), UUID(int=2)
+    for user_id in (high, low):
+        world.conn.execute(
+            "INSERT INTO app.users (id, email) VALUES (%s, %s)",
+            [user_id, f"{user_id}@example.com"],
+        )
+    return low, high
 
 
 def wait_for_lock(conn: psycopg.Connection[Any]) -> None:

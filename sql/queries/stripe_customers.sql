@@ -22,11 +22,23 @@ SELECT app.lock_stripe_customer(o.id) AS lock
 FROM ordered AS o;
 
 -- name: link_customer :optional
--- A checkout names its user; whoever is linked already stays. No row: nothing to link.
+-- A checkout names its user; whoever is linked already stays. No row: nothing to link,
+-- and nobody is locked: who stays may be, and a page locks both in the order of ids.
 WITH named AS MATERIALIZED (
     SELECT u.id
     FROM app.users AS u
-    WHERE u.id = :user_id
+    WHERE
+        u.id = :user_id
+        AND NOT EXISTS (
+            SELECT
+            FROM app.stripe_customers AS k
+            WHERE k.id = :id AND k.user_id IS NOT NULL
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM app.users AS h
+            WHERE h.stripe_customer_id = :id AND h.id <> u.id
+        )
     FOR NO KEY UPDATE
 ),
 
@@ -37,12 +49,6 @@ linked AS (
         u.id,
         :as_of::timestamptz
     FROM named AS u
-    WHERE
-        NOT EXISTS (
-            SELECT
-            FROM app.users AS h
-            WHERE h.stripe_customer_id = :id AND h.id <> u.id
-        )
     ON CONFLICT (id) DO UPDATE
     SET user_id = excluded.user_id
     WHERE c.user_id IS NULL
