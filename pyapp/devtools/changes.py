@@ -3,8 +3,9 @@
 Most of it is drafted by `results`; renames, comments and the rows of plans are ours.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,11 +45,29 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two schemas: a database, its objects, and their texts as written."""
+    """One of the two schemas: for `results`, as its objects, and as people wrote it."""
 
-    url: str
+    definition: Any
     objects: Objects
     sources: Sources
+
+
+def read_definition(url: str) -> Any:
+    """Return the schema at *url* as `results` compares it.
+
+    Raises:
+        MissingExtraError: the `generate` extra is not installed.
+        GenerateError: `results` cannot read it.
+    """
+    try:
+        from results.schemainspect import get_inspector
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("generate") from exc
+    with connect(url) as conn, _explained():
+        inspector: Any = get_inspector(  # type: ignore[no-untyped-call]
+            conn.cursor(), schema="app"
+        )
+        return inspector.as_definition()
 
 
 def draft_changes(
@@ -60,11 +79,9 @@ def draft_changes(
     """
     forth = Drafter(old.objects, new.objects, old.sources, new.sources)
     back = Drafter(new.objects, old.objects, new.sources, old.sources, is_online=False)
-    try:
-        up = forth.read(_draft(old.url, new.url, way))
-        down = back.read(_draft(new.url, old.url, way))
-    except (ValueError, KeyError, AttributeError) as exc:
-        raise GenerateError(f"the drafting library failed: {exc!r}") from exc
+    with _explained():
+        up = forth.read(_draft(old.definition, new.definition, way))
+        down = back.read(_draft(new.definition, old.definition, way))
     differences = compare("", old.objects, "", new.objects).differences
     reverse = [Difference(d.title, d.right, d.left) for d in differences]
     up = [rename.step() for rename in renames] + up + _rows(differences)
@@ -136,20 +153,20 @@ def _new(steps: list[Step], known: list[Step]) -> list[Step]:
     return [step for step in steps if step.sql not in told]
 
 
-def _draft(before_url: str, after_url: str, way: Way) -> list[str]:
-    """Return the statements by which `results` would lead from one to the other.
+def _draft(before: Any, after: Any, way: Way) -> list[str]:
+    """Return the statements by which `results` would lead from one to the other."""
+    from results.dbdiff import Migration
 
-    Raises:
-        MissingExtraError: the `generate` extra is not installed.
-    """
+    migration: Any = Migration(before, after, schema="app")  # type: ignore[no-untyped-call]
+    migration.set_safety(False)
+    getattr(migration, way)()
+    return [str(statement) for statement in migration.statements]
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what `results` stumbles over into an error that says so."""
     try:
-        from results.dbdiff import Migration
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError("generate") from exc
-    with connect(before_url) as before, connect(after_url) as after:
-        migration: Any = Migration(  # type: ignore[no-untyped-call]
-            before.cursor(), after.cursor(), schema="app"
-        )
-        migration.set_safety(False)
-        getattr(migration, way)()
-        return [str(statement) for statement in migration.statements]
+        yield
+    except (ValueError, KeyError, AttributeError) as exc:
+        raise GenerateError(f"the drafting library failed: {exc!r}") from exc

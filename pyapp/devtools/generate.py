@@ -18,6 +18,7 @@ from pyapp.devtools.changes import (
     comment_removals,
     comment_steps,
     draft_changes,
+    read_definition,
     rename_hint,
 )
 from pyapp.devtools.drafting import Step
@@ -123,8 +124,8 @@ def _workshop(
             server=url,
             base=base,
             before=before,
-            old=Side(start, objects, migrated),
-            new=Side(wanted, after, written),
+            old=Side(read_definition(start), objects, migrated),
+            new=Side(read_definition(wanted), after, written),
             folder=folder,
             renames=renames,
         )
@@ -149,7 +150,7 @@ def _converge(
     The texts as people wrote them are tried first, then those of the server.
     """
     failures: dict[str, _Failure] = {}
-    bare = [Side(s.url, s.objects, Sources()) for s in (shop.old, shop.new)]
+    bare = [Side(s.definition, s.objects, Sources()) for s in (shop.old, shop.new)]
     for old, new in ((shop.old, shop.new), (bare[0], bare[1])):
         for way in WAYS:
             up, down = draft_changes(old, new, way, shop.renames)
