@@ -12,10 +12,11 @@ from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.ports import free_port
 from pyapp.errors import LocalServerError
 
-# Nothing has to survive a power cut.
+# Nothing has to survive a power cut, and nothing runs long enough to be compiled.
 THROWAWAY = {
     "fsync": "off",
     "full_page_writes": "off",
+    "jit": "off",
     "max_wal_size": "256MB",
     "synchronous_commit": "off",
 }
