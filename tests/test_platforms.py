@@ -103,6 +103,10 @@ def test_windows_has_all_but_the_embedded_server(parent: Path) -> None:
         "error: the embedded server is for Linux and macOS: start Docker,"
         " then: pyapp db start\n",
     )
+    assert pyapp("db", "start", "--docker") == (
+        1,
+        "error: no Docker engine answers: start Docker\n",
+    )
     assert pyapp("db", "stop") == (0, "PostgreSQL is not running\n")
     code, shown = pyapp("doctor")
     assert (code, "start it with: pyapp db start" in shown) == (1, True)

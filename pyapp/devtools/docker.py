@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from pyapp.devtools.binaries import last_line
+from pyapp.devtools.binaries import IS_UNIX, last_line
 from pyapp.devtools.target import Target
 from pyapp.errors import LocalServerError
 
@@ -20,6 +20,7 @@ COMING = ("created", "starting")
 # Seconds that a container has to become healthy, and lines shown when it does not.
 PATIENCE = 120
 LOG_LINES = 20
+OTHERWISE = ", or: pyapp db start --embedded" if IS_UNIX else ""
 
 
 def engine_answers() -> bool:
@@ -46,14 +47,10 @@ def is_running(root: Path) -> bool:
 def up(root: Path, target: Target) -> None:
     """Start the container for *target*, and wait for its healthcheck."""
     if not engine_answers():
-        raise LocalServerError(
-            "no Docker engine answers: start Docker, or: pyapp db start --embedded"
-        )
+        raise LocalServerError(f"no Docker engine answers: start Docker{OTHERWISE}")
     command = _compose_command()
     if command is None:
-        raise LocalServerError(
-            "Docker has no compose: install it, or: pyapp db start --embedded"
-        )
+        raise LocalServerError(f"Docker has no compose: install it{OTHERWISE}")
     run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
         raise LocalServerError(

@@ -20,6 +20,7 @@ import psycopg
 
 from pyapp.connection import unavailable
 from pyapp.devtools.binaries import (
+    IS_UNIX,
     as_account,
     last_line,
     make_folder,
@@ -269,8 +270,8 @@ class EmbeddedServer:
 
 
 def require_unix() -> None:
-    """Refuse Windows, for which there is no wheel, and whose Python has no fcntl."""
-    if not hasattr(os, "geteuid"):
+    """Refuse Windows."""
+    if not IS_UNIX:
         raise LocalServerError(
             "the embedded server is for Linux and macOS: start Docker,"
             " then: pyapp db start"
