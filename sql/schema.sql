@@ -1226,9 +1226,6 @@ BEGIN
         SELECT
             held.id,
             held,
-            held.base_quota,
-            held.quota_anchor,
-            held.next_quota_reset,
             COALESCE(customer.id, held.stripe_customer_id) AS customer_id,
             COALESCE(customer.created_at, held.created_at) AS created_at,
             best.id AS subscription_id,
@@ -1297,10 +1294,10 @@ BEGIN
         SELECT
             p.*,
             CASE p.cycle
-                WHEN 'kept' THEN p.quota_anchor
+                WHEN 'kept' THEN (p.held).quota_anchor
                 WHEN 'anchored' THEN p.anchor
                 WHEN 'paid' THEN p.period_end
-                ELSE COALESCE(p.anchor, p.period_end, p.quota_anchor)
+                ELSE COALESCE(p.anchor, p.period_end, (p.held).quota_anchor)
             END AS new_anchor
         FROM priced AS p
     ),
@@ -1317,7 +1314,7 @@ BEGIN
             COALESCE(
                 CASE WHEN a.is_active THEN a.plan_credits END,
                 (SELECT p.monthly_credits FROM app.plans AS p WHERE p.id = 'free'),
-                a.base_quota
+                (a.held).base_quota
             ) AS base_quota,
             a.new_anchor AS quota_anchor,
             CASE
@@ -1325,10 +1322,11 @@ BEGIN
                 -- A lapsed reset on the same boundaries means the next one already.
                 WHEN a.cycle = 'monthly'
                     AND (
-                        a.new_anchor <> a.quota_anchor OR a.next_quota_reset > now()
+                        a.new_anchor <> (a.held).quota_anchor
+                        OR (a.held).next_quota_reset > now()
                     )
                     THEN app.get_period_end(a.new_anchor, now())
-                ELSE a.next_quota_reset
+                ELSE (a.held).next_quota_reset
             END AS next_quota_reset,
             a.is_active AND a.plan_credits IS NULL AS has_unknown_price
         FROM anchored AS a
@@ -1437,10 +1435,11 @@ BEGIN
         ORDER BY v.id
     ),
 
-    -- Whoever is linked stays so until another is named; e-mail links only if told so.
-    owned AS MATERIALIZED (
+    -- Whoever is linked stays so until another is named.
+    claimed AS MATERIALIZED (
         SELECT
             g.id,
+            g.email,
             known.id IS NOT NULL AS is_known,
             g.is_deleted,
             g.is_deleted OR COALESCE(known.is_deleted, FALSE) AS is_gone,
@@ -1452,10 +1451,7 @@ BEGIN
             known.is_provisional AS was_provisional,
             known.user_id AS known_user_id,
             holder.id AS holder_id,
-            proposed.id AS proposed_user_id,
-            COALESCE(
-                owner.id, CASE WHEN match_email THEN proposed.id END
-            ) AS user_id,
+            COALESCE(claimant.id, known.user_id, holder.id) AS owner_id,
             claimant.id IS NULL
             OR claimant.id IS NOT DISTINCT FROM known.user_id AS is_same
         FROM given AS g
@@ -1477,15 +1473,28 @@ BEGIN
             WHERE u.stripe_customer_id = g.id
             LIMIT 1
         ) AS holder ON TRUE
-        CROSS JOIN LATERAL (
-            SELECT COALESCE(claimant.id, known.user_id, holder.id) AS id
-        ) AS owner
+    ),
+
+    -- E-mail links only if told so, and nobody who has a customer or is named by one.
+    owned AS (
+        SELECT
+            c.*,
+            proposed.id AS proposed_user_id,
+            COALESCE(
+                c.owner_id, CASE WHEN match_email THEN proposed.id END
+            ) AS user_id
+        FROM claimed AS c
         LEFT JOIN LATERAL (
             SELECT u.id
             FROM app.users AS u
-            WHERE owner.id IS NULL
-                AND lower(u.email) = lower(g.email)
+            WHERE c.owner_id IS NULL
+                AND lower(u.email) = lower(c.email)
                 AND u.stripe_customer_id IS NULL
+                AND NOT u.id IN (
+                    SELECT o.owner_id
+                    FROM claimed AS o
+                    WHERE o.owner_id IS NOT NULL
+                )
             LIMIT 1
         ) AS proposed ON TRUE
     ),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.apply import read, sync_owners
 from pyapp.stripe_sync.mirror import Judgement, Noun
@@ -16,10 +18,16 @@ from tests.stripe_world import (
 LATER = moment(START + 60)
 
 
-def keep(world: StripeWorld, noun: Noun, *shapes: dict[str, Any]) -> list[Judgement]:
-    rows = [read(noun, shape, LATER) for shape in shapes]
+def keep(
+    world: StripeWorld, noun: Noun, *shapes: dict[str, Any], match_email: bool = False
+) -> list[Judgement]:
     judged = mirror.upsert_views(
-        world.conn, noun=noun, views=rows, source="page", can_ask=True
+        world.conn,
+        noun=noun,
+        views=[read(noun, shape, LATER) for shape in shapes],
+        source="page",
+        can_ask=True,
+        match_email=match_email,
     )
     sync_owners(world.conn, judged)
     world.conn.commit()
@@ -44,6 +52,36 @@ def test_customers_of_one_page_that_name_one_user_leave_him_with_one(
     judged = keep(world, "customers", *shapes)
     assert [one.user_id for one in judged] == [ada] * 3
     assert world.get(ada).stripe_customer_id == "cus_1"
+
+
+@pytest.mark.parametrize("is_shown_first", [True, False])
+@pytest.mark.parametrize("customer", ["cus_1", "cus_3"])
+def test_email_alone_is_no_match_for_a_claim_on_the_same_page(
+    world: StripeWorld, customer: str, is_shown_first: bool
+):
+    """Nor if it is the older customer's, who would be the one that he keeps."""
+    ada = world.user("ada@example.com")
+    claiming = make_customer("cus_2", ada, email="ada@example.com")
+    matching = make_customer(customer, email="ada@example.com", created=START - 9)
+    shapes = [matching, claiming] if is_shown_first else [claiming, matching]
+    judged = {
+        one.id: one for one in keep(world, "customers", *shapes, match_email=True)
+    }
+    assert (judged["cus_2"].user_id, world.get(ada).stripe_customer_id) == (
+        ada,
+        "cus_2",
+    )
+    alone = judged[customer]
+    assert (alone.user_id, alone.proposed_user_id) == (None, None)
+    assert alone.differences == ["missing_here", "unlinked"]
+
+
+def test_email_alone_is_no_match_for_a_customer_in_the_mirror(world: StripeWorld):
+    ada = world.user("ada@example.com")
+    world.send("customer.created", make_customer("cus_2", ada))
+    matching = make_customer("cus_1", email="ada@example.com", created=START - 9)
+    (alone,) = keep(world, "customers", matching, match_email=True)
+    assert (alone.user_id, alone.proposed_user_id) == (None, None)
 
 
 def test_what_a_page_shows_twice_counts_once(world: StripeWorld):

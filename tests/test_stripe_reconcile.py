@@ -188,6 +188,18 @@ def test_email_of_two_customers_links_the_first(world: StripeWorld):
     assert kinds(world.reconcile()) == [("unlinked", other, False)]
 
 
+def test_user_whom_a_customer_names_is_not_matched_by_email(world: StripeWorld):
+    user_id = world.user("ada@example.com")
+    older = world.customer(email="ada@example.com")
+    world.fake.advance(seconds=60)
+    customer = world.customer(user_id, email="ada@example.com")
+    dry = kinds(world.reconcile(dry_run=True, match_email=True))
+    assert ("unlinked", older, False) in dry
+    for found in (world.reconcile(match_email=True), world.reconcile()):
+        assert Difference("unlinked", older, None, False) in found
+        assert world.get(user_id).stripe_customer_id == customer
+
+
 def test_page_fetched_before_a_cancellation_does_not_revive_it(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
