@@ -1,20 +1,24 @@
 """A PostgreSQL schema for metered AI usage, with a thin Python layer over it."""
 
 import logging
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from pyapp import (
-    aio,
-    errors,
-    fingerprints,
-    messages,
-    plans,
-    quota,
-    referrals,
-    sessions,
-    stats,
-    users,
-)
-from pyapp.connection import connect, pool
+if TYPE_CHECKING:
+    from pyapp import (
+        aio,
+        errors,
+        fingerprints,
+        messages,
+        plans,
+        quota,
+        referrals,
+        sessions,
+        stats,
+        users,
+    )
+    from pyapp.connection import connect, pool
 
 # Whoever imports this decides what becomes of its log.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -35,3 +39,17 @@ __all__ = [
     "stats",
     "users",
 ]
+
+# Not for type checkers, which would take any name for one of these.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """Import a part when it is asked for; a command catches Ctrl-C before that."""
+        if name in {"connect", "pool"}:
+            return getattr(import_module("pyapp.connection"), name)
+        if find_spec(f"pyapp.{name}"):
+            return import_module(f"pyapp.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -73,6 +73,33 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+# Ctrl-C comes at the moment when the module of this name is looked for.
+INTERRUPTER = """
+import signal, sys
+
+class Interrupter:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["pyapp.cli.run", "psycopg", "dotenv", "typer", "pyapp.cli.quota"]
+)
+def test_command_that_is_interrupted_while_it_loads_says_so(module: str):
+    code = INTERRUPTER.format(module=module) + INTERRUPTIBLE
+
+    run = subprocess.run(
+        [sys.executable, "-c", code, "quota"], capture_output=True, text=True
+    )
+
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", STOPPED)
+
+
 def interrupt_at_lock(
     conn: psycopg.Connection, table: str, *arguments: str
 ) -> tuple[int, str, str]:

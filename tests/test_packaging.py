@@ -148,6 +148,20 @@ def test_the_changelog_tells_of_the_version_and_of_every_migration() -> None:
     assert {file.name for file in read_migrations()} <= set(rows)
 
 
+def test_a_part_of_pyapp_is_imported_when_it_is_asked_for(tmp_path: Path) -> None:
+    shown = _python(
+        "import sys, pyapp\n"
+        "print({'psycopg', 'pyapp.users'} & sys.modules.keys())\n"
+        "print(set(pyapp.__all__) - set(dir(pyapp)), hasattr(pyapp, 'nothing'))\n"
+        "print(pyapp.users.get_user.__name__, pyapp.connect.__module__)\n"
+        "from pyapp import *\n"
+        "print([name for name in pyapp.__all__ if name not in globals()])",
+        tmp_path,
+    )
+
+    assert shown == "set()\nset() False\nget_user pyapp.connection\n[]\n"
+
+
 def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:
     modules = sorted(
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)

@@ -1,77 +1,21 @@
 """The command `pyapp`."""
 
-import io
-import logging
 import sys
-from typing import TYPE_CHECKING
 
-import psycopg
-
-from pyapp.cli.failures import explain
-from pyapp.cli.logs import is_logging_json, start_logging
-from pyapp.cli.text import printable
-from pyapp.errors import MissingExtraError, PyappError
-
-if TYPE_CHECKING:
-    import typer
-
-# Characters of an error; what was typed may be of any length.
-_MOST = 500
+STOPPED = "stopped by Ctrl-C; what was reported as done stays"
+STOPPED_STATUS = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a user can act on ends it with one line.
 
-    The status is then 1, or 2 if the line itself was wrong.
+    The status is then 1, or 2 if the line itself was wrong, or 130 after Ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does it with what its encoding has not.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        start_logging()
-        _app(arguments)(arguments, prog_name="pyapp")
+        # Here, because it takes half a second, in which Ctrl-C may come, too.
+        from pyapp.cli.run import run
+
+        run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        _end_interrupted()
-    except SystemExit as exc:
-        # typer makes it of a Ctrl-C, and says nothing.
-        if isinstance(getattr(exc.__context__, "__cause__", None), KeyboardInterrupt):
-            _end_interrupted()
-        raise
-    except PyappError as exc:
-        for note in getattr(exc, "__notes__", ()):
-            print(note, file=sys.stderr)
-        _fail(str(exc), getattr(exc, "exit_code", 1))
-    except OSError as exc:
-        _fail(f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc))
-    except psycopg.Error as exc:
-        meaning = explain(exc)
-        if meaning is None:
-            raise
-        _fail(meaning)
-
-
-def _app(arguments: list[str]) -> "typer.Typer":
-    try:
-        from pyapp.cli.app import make_app
-
-        return make_app(next(iter(arguments), "--help"))
-    except ModuleNotFoundError as exc:
-        if exc.name in {"typer", "rich"}:
-            raise MissingExtraError("cli") from exc
-        raise
-
-
-def _end_interrupted() -> None:
-    _fail("stopped by Ctrl-C; what was reported as done stays", 130)
-
-
-def _fail(message: str, code: int = 1) -> None:
-    message = printable(" ".join(message.splitlines()))
-    if len(message) > _MOST:
-        message = f"{message[:_MOST]}..."
-    if is_logging_json():
-        logging.getLogger("pyapp.cli").error("failed", extra={"error": message})
-    else:
-        print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+        print(f"error: {STOPPED}", file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
