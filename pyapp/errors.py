@@ -52,8 +52,11 @@ class MissingExtraError(PyappError):
     """An optional part is not installed; install the extra that it names."""
 
     def __init__(self, extra: str) -> None:
-        super().__init__(f"an optional part is missing: pip install 'pyapp[{extra}]'")
+        super().__init__(extra)
         self.extra = extra
+
+    def __str__(self) -> str:
+        return f"an optional part is missing: pip install 'pyapp[{self.extra}]'"
 
 
 class SchemaCheckError(PyappError):
