@@ -5,11 +5,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import stripe
 from starlette.testclient import TestClient
 
 from pyapp.connection import pool
+from pyapp.devtools.ports import free_port
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
+from pyapp.stripe_sync.api import describe
 from pyapp.stripe_sync.retry import retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET
@@ -86,3 +89,18 @@ def test_no_key_or_secret_is_in_any_log_error_or_table(
     for text in (*told, *logged, tables):
         assert [hidden for hidden in HIDDEN if hidden in text] == [], text
         assert END not in text or "'name': 'stripe'" in text, text
+
+
+def test_error_on_the_way_to_stripe_names_its_cause():
+    client = stripe.StripeClient(
+        TEST_KEY, base_addresses={"api": f"http://localhost:{free_port()}"}
+    )
+    with pytest.raises(stripe.APIConnectionError) as caught:
+        client.v1.customers.list()
+
+    told = describe(caught.value)
+
+    assert told.startswith("APIConnectionError: ")
+    assert "Connection refused" in told
+    assert "support@" not in told
+    assert TEST_KEY not in told

@@ -130,7 +130,9 @@ def patiently(ask: Callable[[], T]) -> T:
 def describe(exc: Exception) -> str:
     """Return an error in one line without keys, secrets or rows."""
     lines = str(exc).strip().splitlines() or [""]
-    text = f"{type(exc).__name__}: {lines[0]}" if lines[0] else type(exc).__name__
+    # Of what fails on the way, Stripe's library tells the cause after all else.
+    line = lines[-1 if isinstance(exc, stripe.APIConnectionError) else 0]
+    text = f"{type(exc).__name__}: {line}" if line else type(exc).__name__
     return _SECRET.sub("(key)", text)[:500]
 
 
