@@ -8,6 +8,7 @@ import pytest
 from pyapp import cli
 from pyapp.devtools import maintenance
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.migrator import migrate
 from pyapp.errors import MaintenanceError
 
@@ -64,12 +65,24 @@ def test_rollback_says_what_is_lost_and_asks(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run("rollback") == 1
     output = capsys.readouterr().out
-    assert output.startswith("0001_create_plans: Loses the plans")
+    assert output.startswith("0001_create_plans\n  Loses the plans")
     assert "Nothing is rolled back" in output
     assert run("rollback", "--all", "--yes") == 0
     assert "Rolling back 0001_create_plans\n" in capsys.readouterr().out
     assert run("rollback") == 0
     assert capsys.readouterr().out == "Nothing is applied\n"
+
+
+def test_rollback_says_something_of_every_migration_in_80_columns(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migrate(url)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run("rollback", "--all") == 1
+    shown = capsys.readouterr().out.partition("Roll back, with that loss?")[0]
+    names, losses = shown.splitlines()[::2], shown.splitlines()[1::2]
+    assert names == [file.name for file in reversed(read_migrations())]
+    assert [loss for loss in losses if len(loss) < 10 or len(loss) > 80] == []
 
 
 def test_rollback_outside_local_wants_yes(

@@ -66,7 +66,8 @@ def rollback(
         say("Nothing is applied")
         return
     for file in files:
-        say(f"{file.name}: {file.loss}")
+        say(file.name)
+        say(f"  {file.loss or 'Its file names no loss.'}")
     if not yes and settings.environment != "local":
         raise ConfigError(
             f"ENVIRONMENT is {settings.environment or 'not set'}:"
