@@ -146,10 +146,10 @@ def replay(
 
 def prune(
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Such as 90d, 12h or 30m.")
+        str, typer.Option(metavar="AGE", help="How old: such as 90d, 12h or 30m.")
     ] = "90d",
 ) -> None:
-    """Empty the payloads of events that were done before then; the events stay."""
+    """Empty the payloads of old events that are done; the events stay."""
     before = datetime.now(UTC) - parse_duration(older_than)
     total = 0
     with connect() as conn:

@@ -56,8 +56,7 @@ def reconcile(
 ) -> None:
     """Compare all of Stripe with the database, and mend the database.
 
-    With --every it ends if it fails at once; whatever fails later is told, and tried
-    again when the time has come.
+    With --every, only a failure of the first run ends it.
     """
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
