@@ -159,8 +159,8 @@ def record_message(
     nothing; without one, each call is new. The four token counts are disjoint.
     *finished_at* is aware; without it, now. *cost* is in USD; without it, computed
     from the model's published prices at that time, as *credits* are from the cost
-    and *margin*. Whatever *request* and *response* hold is stored as nearly as it
-    can be, and not at all for a user who has been anonymized.
+    and *margin*; PYAPP_MARGIN is not read. Whatever *request* and *response* hold is
+    stored as nearly as it can be, and not at all for a user who has been anonymized.
 
     Raises:
         InvalidValueError: a value that no message can have; nothing has been sent.

@@ -57,7 +57,8 @@ def redeem_referral(
 ) -> Call[Referral]:
     """Refer the user by the code, at once and for good, and return the referral.
 
-    Both users are granted *credits* in the same transaction.
+    Both users are granted *credits* in the same transaction; PYAPP_REFERRAL_BONUS is
+    not read.
 
     Raises:
         ReferralCodeNotFoundError: no user has this code.
