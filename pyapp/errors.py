@@ -188,6 +188,10 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
         MutualReferralError,
         "the two users cannot refer each other",
     ),
+    "sessions_expires_after_created_check": (
+        RuleError,
+        "give a ttl above 0 (sessions_expires_after_created_check)",
+    ),
     "sessions_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
     "sessions_user_id_fkey": (UserNotFoundError, "no such user"),
     "users_email_shape_check": (

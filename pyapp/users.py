@@ -136,7 +136,8 @@ def mark_user_email_verified(*, user_id: UUID, email: str) -> Call[User]:
         UserNotFoundError: there is no such user, or it is no longer his e-mail.
     """
     parameters = {"user_id": user_id, "email": _clean(email)}
-    return one(User, parameters, missing=_not_found(user_id))
+    missing = f"no user {user_id} whose e-mail this is now"
+    return one(User, parameters, missing=lambda: UserNotFoundError(missing))
 
 
 @script

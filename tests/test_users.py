@@ -123,7 +123,7 @@ def test_proof_of_an_email_counts_once_and_only_for_that_email(
     again = mark_user_email_verified(conn, user_id=user.id, email=EMAIL)
 
     assert again.email_verified_at == verified.email_verified_at
-    with pytest.raises(UserNotFoundError):
+    with pytest.raises(UserNotFoundError, match="whose e-mail this is"):
         mark_user_email_verified(conn, user_id=user.id, email="ada@example.org")
 
 
