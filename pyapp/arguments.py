@@ -118,6 +118,12 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     )
 
 
+def check_cursor(name: str, time: datetime | None, id: object) -> None:
+    """Refuse an id without the time before it: it would give the first page again."""
+    if id is not None and time is None:
+        raise InvalidValueError(f"{name}_id needs {name}: give both of the last one")
+
+
 def storable_id(name: str, value: Any) -> str | None:
     """Return an id that others choose, as storable text of a length to be indexed."""
     if value is None:

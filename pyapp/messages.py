@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from uuid import UUID, uuid4
 
+from pyapp.arguments import check_cursor
 from pyapp.calls import (
     Call,
     CopyStep,
@@ -257,6 +258,7 @@ def list_messages(
     For the next page, *before* and *before_id* are the last one's `finished_at` and
     `id`; with *before* alone, those that finished before that instant.
     """
+    check_cursor("before", before, before_id)
     cursor = {"before": before, "before_id": before_id, "limit": limit}
     return many(Message, {"subject_id": subject_id, **cursor})
 

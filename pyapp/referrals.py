@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
+from pyapp.arguments import check_cursor
 from pyapp.calls import Call, many, one, query
 from pyapp.config import DEFAULT_REFERRAL_BONUS
 from pyapp.errors import (
@@ -130,6 +131,7 @@ def list_referrals(
     For the next page, *before* and *before_id* are the last one's `created_at` and
     `referred_id`; with *before* alone, those made before that instant.
     """
+    check_cursor("before", before, before_id)
     cursor = {"before": before, "before_id": before_id, "limit": limit}
     return many(Referral, {"user_id": user_id, **cursor})
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -17,8 +18,15 @@ from psycopg.pq import TransactionStatus
 
 from pyapp.connection import connect
 from pyapp.errors import InvalidValueError, PyappError
-from pyapp.messages import find_message_payload, get_client_usage, record_message
+from pyapp.messages import (
+    find_message_payload,
+    get_client_usage,
+    list_messages,
+    record_message,
+)
+from pyapp.referrals import list_referrals
 from pyapp.storable import storable_text
+from pyapp.stripe_sync.events import list_events, list_failed_events
 from pyapp.users import create_user, get_user, set_user_profile
 from tests.bad_input.functions import (
     Arguments,
@@ -139,6 +147,23 @@ def test_text_is_kept_as_nearly_as_it_can_be(conn: psycopg.Connection[Any]):
         kept[name] = (found.name, found.image_url)
 
     assert kept == {name: (storable_text(text),) * 2 for name, text in TEXTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (list_messages, {"subject_id": UUID(int=1), "before_id": UUID(int=2)}),
+        (list_referrals, {"user_id": UUID(int=1), "before_id": UUID(int=2)}),
+        (list_events, {"before_id": "evt_1"}),
+        (list_failed_events, {"after_id": "evt_1"}),
+    ],
+)
+def test_id_of_a_page_without_its_time_is_refused(
+    function: Callable[..., Any], arguments: Arguments
+):
+    """It would give the first page again and again."""
+    with pytest.raises(InvalidValueError, match="give both of the last one"):
+        function(Untouched(), **arguments)
 
 
 def test_flawed_client_id_finds_what_it_was_recorded_under(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from pyapp.arguments import check_cursor
 from pyapp.calls import Call, many, one, optional, query, rowcount
 from pyapp.stripe_sync.mirror import Noun, to_json
 
@@ -149,6 +150,7 @@ def list_events(
     Start again with *before* and *before_id*, the last one's `received_at` and `id`, to
     get the next page.
     """
+    check_cursor("before", before, before_id)
     return many(StoredEvent, {"before": before, "before_id": before_id, "limit": limit})
 
 
@@ -161,6 +163,7 @@ def list_failed_events(
     Start again with *after* and *after_id*, the last one's `event_created_at` and `id`,
     to get the next page.
     """
+    check_cursor("after", after, after_id)
     return many(StoredEvent, {"after": after, "after_id": after_id, "limit": limit})
 
 
