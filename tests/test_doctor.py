@@ -1,10 +1,12 @@
 """`pyapp doctor`: each link that can break is named, with its remedy."""
 
+import io
 import shutil
 from pathlib import Path
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from pyapp.devtools.doctor import Level, examine
 from pyapp.devtools.migrator import migrate
@@ -59,6 +61,26 @@ def test_a_problem_ends_the_command_with_1_and_one_line_each(project: Path) -> N
         str(f.level) for f in examine(project)
     ]
     assert "start it with: pyapp db start" in out
+
+
+def test_a_terminal_shows_it_in_its_columns(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(
+        file=screen, force_terminal=True, width=80, highlight=False, soft_wrap=True
+    )
+    monkeypatch.setattr("pyapp.cli.doctor.console", terminal)
+    monkeypatch.setattr("pyapp.cli.console.console", terminal)
+
+    run_cli("doctor")
+
+    lines = screen.getvalue().splitlines()
+    told = " ".join(f"{f.level} {f.link} {f.text}" for f in examine(project))
+    assert " ".join(lines).split() == told.split()
+    assert len(lines) > len(LINKS)
+    # A path may be longer than a line, and then stands alone.
+    assert [line for line in lines if len(line) > 80 and " " in line[29:]] == []
 
 
 def test_an_env_local_that_others_can_read_says_how_to_close_it(project: Path) -> None:

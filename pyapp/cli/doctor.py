@@ -1,8 +1,10 @@
 """`pyapp doctor`: what is wrong, and what to do about it."""
 
+import textwrap
+
 import typer
 
-from pyapp.cli.console import say
+from pyapp.cli.console import console, say
 from pyapp.config import find_root
 
 
@@ -19,6 +21,17 @@ def doctor() -> None:
     problems = 0
     for finding in examine(find_root()):
         problems += finding.level is Level.PROBLEM
-        say(f"{finding.level:8} {finding.link:18}  {finding.text}")
+        head = f"{finding.level:8} {finding.link:18}"
+        for line in _lines(finding.text, len(head) + 2):
+            say(f"{head}  {line}")
+            head = " " * len(head)
     if problems:
         raise typer.Exit(1)
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """Return *text* as a terminal has room for it beside *indent*, else whole."""
+    if not console.is_terminal:
+        return [text]
+    width = max(console.width - indent, 20)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
