@@ -1,5 +1,6 @@
 """stack.env, then .env.local, then the variables already set."""
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ NAMES = (
     "STRIPE_SECRET_KEY",
     "STRIPE_WEBHOOK_SECRET",
     "STRIPE_API_BASE",
+    "PYAPP_LOG",
     "PYAPP_MARGIN",
     "PYAPP_REFERRAL_BONUS",
 )
@@ -45,6 +47,20 @@ def test_the_example_works_as_it_is(project: Path) -> None:
     assert settings.stripe_webhook_secrets == ()
     assert settings.margin == Decimal("0.2")
     assert settings.referral_bonus == Decimal(500)
+
+
+def test_every_line_of_the_example_works_without_its_mark(project: Path) -> None:
+    file = project / ".env.local"
+    text = re.sub(r"^# (?=[A-Z_]+=)", "", file.read_text(), flags=re.MULTILINE)
+    file.write_text(text)
+
+    settings = load_settings(project)
+
+    assert settings.stripe_api_key == "sk_test_..."
+    assert settings.stripe_webhook_secrets == ("whsec_...",)
+    assert settings.stripe_api_base == "http://localhost:12111"
+    assert (settings.margin, settings.referral_bonus) == (Decimal("0.2"), Decimal(500))
+    assert settings.log_format == "text"
 
 
 def test_env_local_wins_over_stack_env_and_set_variables_win_over_both(
