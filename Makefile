@@ -59,6 +59,7 @@ lint-python:
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --strict
+	@$(BIN)/python .ci/lint_docs.py
 
 check: lint test ## exactly what CI runs: SQL and Python linters, types, tests
 
