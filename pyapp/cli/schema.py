@@ -141,7 +141,9 @@ def generate(
 def maintain(
     keep_months: Annotated[
         int | None,
-        typer.Option(min=0, help="Drop payloads older than so many whole months."),
+        typer.Option(
+            min=0, max=1200, help="Drop payloads older than so many whole months."
+        ),
     ] = None,
     archive: Annotated[
         Path | None,

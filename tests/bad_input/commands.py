@@ -42,6 +42,7 @@ NUMBERS: Values = {
     "minus one": "-1",
     "a fraction": "1.5",
     "an exponent": "1e3",
+    "more months than years allow": "99999",
     "beyond int4": str(2**31),
     "beyond int8": str(2**63),
     "of 5,001 digits": "9" * 5001,
