@@ -3,7 +3,8 @@
 import gc
 import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import UUID
@@ -11,6 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from pyapp.connection import connect
 from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,
@@ -29,6 +31,7 @@ from pyapp.messages import (
 from pyapp.records import NewMessage
 from pyapp.users import anonymize_user
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
+from tests.waiting import wait_for_lock
 
 NOBODY = UUID(int=404)
 
@@ -193,6 +196,30 @@ def test_what_an_erased_person_said_is_not_kept(
 
     assert record_messages(conn, [late], user_id=user_id).recorded == 1
     assert not find_message_payload(conn, subject_id=user_id, message_id=late.id)
+
+
+@pytest.mark.parametrize("is_bulk", [False, True])
+def test_what_is_recorded_during_anonymizing_keeps_no_payload(
+    database: str, is_bulk: bool
+):
+    with connect(database) as conn, connect(database) as other:
+        user_id = add_user(conn)
+        conn.commit()
+        anonymize_user(conn, user_id=user_id)
+        said = new_message(user_id=user_id, request=["secret"])
+
+        with ThreadPoolExecutor() as threads:
+            recording = (
+                threads.submit(record_messages, other, [said])
+                if is_bulk
+                else threads.submit(record_message, other, **asdict(said))
+            )
+            wait_for_lock(conn, other)
+            conn.commit()
+            recording.result()
+
+        assert len(list_messages(other, subject_id=user_id)) == 1
+        assert not find_message_payload(other, subject_id=user_id, message_id=said.id)
 
 
 def test_messages_are_taken_one_by_one(conn: psycopg.Connection, user_id: UUID):

@@ -1,12 +1,19 @@
 -- name: record_message :one
 -- The same id again for the same payer adds nothing. An unknown payer is reported, not
 -- refused, so that the caller's transaction goes on without a savepoint. What was said
--- is not kept once its user has been erased.
-WITH payer AS MATERIALIZED (
+-- is not kept once its user has been erased; the foreign key's lock, taken before that
+-- is looked at, waits for who is erasing him.
+WITH named AS MATERIALIZED (
+    SELECT u.anonymized_at
+    FROM app.users AS u
+    WHERE u.id = :user_id
+    FOR KEY SHARE
+),
+
+payer AS MATERIALIZED (
     SELECT
         :user_id::uuid IS NULL OR EXISTS (
-            SELECT FROM app.users AS u
-            WHERE u.id = :user_id
+            SELECT FROM named
         ) AS is_user_known,
         :fingerprint_id::uuid IS NULL OR EXISTS (
             SELECT FROM app.fingerprints AS f
@@ -39,7 +46,7 @@ new_message AS (
     FROM payer AS p
     WHERE p.is_user_known AND p.is_fingerprint_known
     ON CONFLICT (subject_id, id) DO NOTHING
-    RETURNING m.subject_id, m.id, m.user_id, m.finished_at, m.cost, m.credits
+    RETURNING m.subject_id, m.id, m.finished_at, m.cost, m.credits
 ),
 
 new_payload AS (
@@ -55,8 +62,8 @@ new_payload AS (
     FROM new_message AS n
     WHERE num_nonnulls(:request::jsonb, :response::jsonb) > 0
         AND NOT EXISTS (
-            SELECT FROM app.users AS u
-            WHERE u.id = n.user_id AND u.anonymized_at IS NOT NULL
+            SELECT FROM named AS u
+            WHERE u.anonymized_at IS NOT NULL
         )
 )
 
@@ -108,8 +115,21 @@ COPY pg_temp.staged_messages (
 
 -- name: record_messages :one
 -- Of those with one id the first counts. In key order, so that two writers of the same
--- messages queue up instead of deadlocking.
-WITH first_message AS (
+-- messages queue up instead of deadlocking. Users are locked as by record_message.
+WITH named AS MATERIALIZED (
+    SELECT
+        u.id,
+        u.anonymized_at
+    FROM app.users AS u
+    WHERE u.id IN (
+        SELECT s.user_id
+        FROM pg_temp.staged_messages AS s
+    )
+    ORDER BY u.id
+    FOR KEY SHARE OF u
+),
+
+first_message AS (
     SELECT DISTINCT ON (s.subject_id, s.id)
         s.position,
         s.subject_id,
@@ -175,7 +195,7 @@ new_payload AS (
     INNER JOIN pg_temp.staged_messages AS s ON f.position = s.position
     WHERE f.has_payload
         AND NOT EXISTS (
-            SELECT FROM app.users AS u
+            SELECT FROM named AS u
             WHERE u.id = f.user_id AND u.anonymized_at IS NOT NULL
         )
 )
