@@ -123,6 +123,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "list_events": {"before_id": "evt_7"},
     "list_name_only_customers": {"after_id": "cus_1"},
     "list_unlisted_customers": {"after_id": "cus_1"},
+    "list_unseen_customers": {"after_id": "cus_1"},
     "list_unlisted_subscriptions": {"after_id": "sub_1"},
     "mark_abandoned_runs": {"id": 7},
     "mark_event": {"status": "stale"},

@@ -41,6 +41,9 @@ TOPICS = [
 NEVER_NULL = {
     # Linking a customer is giving it its user.
     "stripe_customers.sql: link_customer: user_id",
+    # They come after a cursor, which no NULL does.
+    "stripe_customers.sql: list_unseen_customers: customer_id",
+    "stripe_customers.sql: list_unseen_customers: id",
 }
 # By query, the fields that repeat others of its row, so that it need not select them.
 REPEATED = {

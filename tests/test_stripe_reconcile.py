@@ -91,6 +91,23 @@ def test_customer_known_by_a_checkout_only_is_looked_at(world: StripeWorld):
     both(world, ("missing_there", "cus_gone"))
 
 
+def test_customer_held_by_a_user_that_stripe_has_not_is_found(world: StripeWorld):
+    """As where users came with their customers; a dry run does not look for it."""
+    user_id = world.user()
+    world.conn.execute(
+        "UPDATE app.users SET stripe_customer_id = 'cus_gone', base_quota = 50000,"
+        " stripe_subscription_id = 'sub_gone', subscription_status = 'active'"
+        " WHERE id = %s",
+        [user_id],
+    )
+    assert world.reconcile(dry_run=True) == []
+    assert kinds(world.reconcile()) == [("missing_there", "cus_gone", True)]
+    user = world.get(user_id)
+    assert user.subscription_status is None
+    assert user.base_quota == 2500
+    assert world.reconcile() == []
+
+
 def test_status_price_and_period_are_told_apart(world: StripeWorld):
     _, _, paused = world.subscribed()
     _, _, other = world.subscribed()

@@ -227,6 +227,14 @@ def list_name_only_customers(
     return many(Suspect, {"after_id": after_id, "limit": limit})
 
 
+@query
+def list_unseen_customers(
+    *, after_id: str | None = None, limit: int = 100
+) -> Call[list[Suspect]]:
+    """Return customers that users hold and Stripe has never shown, by id."""
+    return many(Suspect, {"after_id": after_id, "limit": limit})
+
+
 def _span(
     since: datetime | None,
     until: datetime,

@@ -125,13 +125,19 @@ class _Work:
         self.run.write(page.cursor.dump())
 
     def look_at_names(self, asked_at: datetime) -> None:
-        """Look at the customers that a checkout named and no page has shown."""
+        """Look at the customers of a checkout or a user that no page has shown."""
+        self._look_at_each(mirror.list_name_only_customers, asked_at)
+        # A dry run keeps nothing of what the pages have shown.
+        if not self.is_dry_run:
+            self._look_at_each(mirror.list_unseen_customers, asked_at)
+
+    def _look_at_each(
+        self, list_customers: Callable[..., list[Suspect]], asked_at: datetime
+    ) -> None:
         after = None
         while True:
             with own_transaction(self.conn):
-                found = mirror.list_name_only_customers(
-                    self.conn, after_id=after, limit=_SUSPECTS
-                )
+                found = list_customers(self.conn, after_id=after, limit=_SUSPECTS)
             for suspect in found:
                 self._look("customers", suspect.id, suspect.id, asked_at)
                 after = suspect.id

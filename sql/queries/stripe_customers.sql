@@ -100,3 +100,20 @@ WHERE
     AND (:after_id::text IS NULL OR c.id > :after_id)
 ORDER BY c.id
 LIMIT :limit;
+
+-- name: list_unseen_customers :many
+-- Held by a user, as from before there was a mirror, and in no listing since.
+SELECT
+    u.stripe_customer_id AS id,
+    u.stripe_customer_id AS customer_id,
+    NULL::timestamptz AS created_at
+FROM app.users AS u
+WHERE
+    u.stripe_customer_id > COALESCE(:after_id::text, '')
+    AND NOT EXISTS (
+        SELECT
+        FROM app.stripe_customers AS c
+        WHERE c.id = u.stripe_customer_id
+    )
+ORDER BY u.stripe_customer_id
+LIMIT :limit;
