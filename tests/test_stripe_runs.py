@@ -164,6 +164,18 @@ def test_refusal_ends_the_run_with_a_reason_and_no_key(world: StripeWorld):
     assert not reconcile(world.conn, world.client).is_resumed
 
 
+def test_key_of_the_other_mode_ends_the_run_and_takes_nothing_for_deleted(
+    world: StripeWorld,
+):
+    user_id, customer, _ = world.subscribed()
+    world.fake.advance(seconds=60)
+    with pytest.raises(StripeRequestError, match="but a live mode key was used"):
+        reconcile(world.conn, world.fake.client("sk_live_fake"))
+    assert not world.customer_row(customer).is_deleted
+    assert world.get(user_id).subscription_active
+    assert world.reconcile() == []
+
+
 def test_progress_says_how_many_to_expect(world: StripeWorld):
     for _ in range(5):
         world.customer(world.user())
