@@ -1240,16 +1240,40 @@ BEGIN
             best.current_period_start AS period_start,
             best.current_period_end AS period_end
         FROM app.users AS held
-        -- A live customer, and of those the one that he has, else the first.
+        -- A live customer, of those one with an active subscription, for a checkout may
+        -- have made another one; then the one that he has, else the first.
         LEFT JOIN LATERAL (
             SELECT
                 c.id,
                 c.is_deleted,
                 c.created_at
-            FROM app.stripe_customers AS c
-            WHERE c.user_id = held.id
+            FROM (
+                SELECT
+                    k.id,
+                    k.is_deleted,
+                    k.created_at
+                FROM app.stripe_customers AS k
+                WHERE k.user_id = held.id
+                UNION ALL
+                -- The one that he has may not have been seen yet.
+                SELECT
+                    held.stripe_customer_id AS id,
+                    FALSE AS is_deleted,
+                    NULL AS created_at
+                WHERE held.stripe_customer_id IS NOT NULL
+                    AND NOT EXISTS (
+                        SELECT
+                        FROM app.stripe_customers AS k
+                        WHERE k.id = held.stripe_customer_id
+                    )
+            ) AS c
             ORDER BY
                 c.is_deleted,
+                EXISTS (
+                    SELECT
+                    FROM app.stripe_subscriptions AS s
+                    WHERE s.customer_id = c.id AND app.is_active_status(s.status)
+                ) DESC,
                 c.id = held.stripe_customer_id DESC NULLS LAST,
                 c.created_at,
                 c.id
@@ -1442,7 +1466,9 @@ BEGIN
             g.email,
             known.id IS NOT NULL AS is_known,
             g.is_deleted,
-            g.is_deleted OR COALESCE(known.is_deleted, FALSE) AS is_gone,
+            -- No event revives a customer; what Stripe lists is not deleted.
+            g.is_deleted
+            OR (known.is_deleted IS TRUE AND source = 'event') AS is_gone,
             known.is_deleted AS was_deleted,
             COALESCE(g.created_at, known.created_at) AS created_at,
             known.created_at AS known_created_at,
@@ -1479,6 +1505,7 @@ BEGIN
     owned AS (
         SELECT
             c.*,
+            c.was_deleted IS TRUE AND NOT c.is_gone AS is_revived,
             proposed.id AS proposed_user_id,
             COALESCE(
                 c.owner_id, CASE WHEN match_email THEN proposed.id END
@@ -1502,14 +1529,16 @@ BEGIN
     judged AS MATERIALIZED (
         SELECT
             o.*,
-            -- What is known by name only takes any view, and deleted is final.
+            -- What is known by name only takes any view, and a deletion always counts.
             CASE
                 WHEN o.known_created_at IS NULL THEN 'applied'
                 WHEN o.is_deleted AND NOT o.was_deleted THEN 'applied'
                 ELSE app.judge_stripe_view(
                     o.as_of,
                     o.known_as_of,
-                    o.is_same AND NOT (o.was_provisional AND source = 'page'),
+                    o.is_same
+                    AND NOT o.is_revived
+                    AND NOT (o.was_provisional AND source = 'page'),
                     source,
                     can_ask
                 )
@@ -1522,7 +1551,7 @@ BEGIN
                 FALSE
             ) AS is_provisional,
             array_remove(ARRAY[
-                CASE WHEN NOT o.is_known THEN 'missing_here' END,
+                CASE WHEN NOT o.is_known OR o.is_revived THEN 'missing_here' END,
                 CASE WHEN o.is_gone AND NOT o.was_deleted THEN 'missing_there' END,
                 CASE
                     WHEN o.is_known

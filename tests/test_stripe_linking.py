@@ -127,6 +127,31 @@ def test_second_live_customer_of_a_user_does_not_replace_the_first(
     assert world.customer_row("cus_a").user_id == user_id
 
 
+def test_customer_who_pays_counts_before_one_who_no_longer_does(world: StripeWorld):
+    """A checkout without a customer makes another one."""
+    user_id, first, subscription = world.subscribed()
+    world.client.v1.subscriptions.cancel(subscription)
+    world.fake.advance(seconds=60)
+    second = world.customer()
+    bought = world.subscribe(second)
+    world.deliver()
+    assert world.get(user_id).stripe_customer_id == first
+
+    world.send(COMPLETED, make_checkout(second, user_id), START + 60)
+    user = world.get(user_id)
+    assert (user.stripe_customer_id, user.stripe_subscription_id) == (second, bought)
+    assert user.subscription_active
+    assert user.base_quota == 50000
+
+    world.subscribe(first)
+    world.deliver()
+    assert world.get(user_id).stripe_customer_id == second
+    world.client.v1.subscriptions.cancel(bought)
+    world.deliver()
+    user = world.get(user_id)
+    assert (user.stripe_customer_id, user.subscription_active) == (first, True)
+
+
 def test_deleted_customer_makes_room_for_a_live_one(world: StripeWorld):
     user_id = world.user()
     first, second = make_customer("cus_1", user_id), make_customer("cus_2", user_id)
@@ -192,3 +217,20 @@ def test_user_who_holds_a_customer_already_keeps_it(world: StripeWorld):
     world.send("customer.updated", make_customer("cus_1"), START + 1)
     assert world.customer_row("cus_1").user_id == user_id
     assert world.get(user_id).created_at == moment(START)
+
+
+def test_customer_held_but_not_yet_seen_is_not_lost_to_another(world: StripeWorld):
+    """Else he who pays by it would be blocked, and nothing would bring it back."""
+    user_id = world.user()
+    world.conn.execute(
+        "UPDATE app.users SET stripe_customer_id = 'cus_1' WHERE id = %s", [user_id]
+    )
+    world.send(CREATED, make_subscription("sub_1", "cus_1"))
+    world.send(COMPLETED, make_checkout("cus_2", user_id), START + 1)
+    world.send("customer.created", make_customer("cus_3", user_id), START + 1)
+    assert world.get(user_id).stripe_customer_id == "cus_1"
+    assert world.get(user_id).subscription_active
+
+    world.send("customer.updated", make_customer("cus_1"), START + 2)
+    assert world.customer_row("cus_1").user_id == user_id
+    assert world.get(user_id).stripe_subscription_id == "sub_1"

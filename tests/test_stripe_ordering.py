@@ -118,6 +118,21 @@ def test_late_event_does_not_revive_a_deleted_customer(world: StripeWorld):
     assert world.customer_row(customer).is_deleted
 
 
+def test_reconciliation_revives_a_customer_deleted_by_mistake(world: StripeWorld):
+    """As when another account was asked; for events deleted is final."""
+    user_id, customer, _ = world.subscribed()
+    shape = make_customer(customer, user_id)
+    world.send("customer.deleted", shape, START + 1)
+    world.send("customer.updated", shape, START + 2)
+    assert not world.get(user_id).subscription_active
+    world.fake.advance(seconds=60)
+    for found in (world.reconcile(dry_run=True), world.reconcile()):
+        assert [(d.kind, d.object_id) for d in found] == [("missing_here", customer)]
+    assert not world.customer_row(customer).is_deleted
+    assert world.get(user_id).subscription_active
+    assert world.reconcile() == []
+
+
 def test_customer_deleted_event_leads_to_no_request_that_changes_stripe(
     world: StripeWorld,
 ):

@@ -84,6 +84,15 @@ def test_email_alone_is_no_match_for_a_customer_in_the_mirror(world: StripeWorld
     assert (alone.user_id, alone.proposed_user_id) == (None, None)
 
 
+def test_page_of_the_second_of_a_deletion_leaves_it_open(world: StripeWorld):
+    shape = make_customer("cus_1", world.user())
+    world.send("customer.created", shape)
+    world.send("customer.deleted", shape, int(LATER.timestamp()))
+    (shown,) = keep(world, "customers", shape)
+    assert shown.verdict == "unclear"
+    assert world.customer_row("cus_1").is_deleted
+
+
 def test_what_a_page_shows_twice_counts_once(world: StripeWorld):
     ada = world.user()
     customer = make_customer("cus_1", ada)
