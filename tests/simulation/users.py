@@ -66,7 +66,8 @@ def find_faults(users: Iterable[UserRow], customers: Iterable[Owned]) -> list[st
 
 def find_fault(user: UserRow, customers: Sequence[Owned]) -> str | None:
     live = [c for c in customers if not c.is_deleted]
-    allowed = {c.id: c for c in live or customers}
+    paying = [c for c in live if any(map(_is_paid, c.subscriptions.values()))]
+    allowed = {c.id: c for c in paying or live or customers}
     if not allowed:
         return _has_nothing(user) if user.stripe_customer_id is None else "has nobody"
     customer = allowed.get(user.stripe_customer_id or "")
@@ -147,4 +148,8 @@ def _has_nothing(user: UserRow) -> str | None:
 
 
 def _worth(states: Sequence[Paid]) -> tuple[bool, int]:
-    return states[0].status in ACTIVE, states[0].end or 0
+    return _is_paid(states), states[0].end or 0
+
+
+def _is_paid(states: Sequence[Paid]) -> bool:
+    return states[0].status in ACTIVE
