@@ -3,7 +3,8 @@
 A log repeats a response: a session writes it once for each block of its content,
 with counts that grow while it streams, and a fork or a subagent copies it. So the
 files are read twice. The first reading keeps where the largest usage of each response
-stands, under 200 bytes for each; the second yields the messages from there.
+stands, under 200 bytes for each; the second yields the messages from there. A
+message is never changed, so a response that may be growing yet waits for another time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from pyapp.usage_fields import BadUsageError
 from pyapp.usage_shapes import ModelResponse, read_response
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
+# How long after a line the next one of its response may come. Not every tool writes why
+# the model stopped, so that alone would leave a response open for ever.
+STILL_OPEN = timedelta(minutes=10)
 # White space, and what an interrupted write or a joined file leaves at the ends.
 _BLANK = b" \t\r\n\0\xef\xbb\xbf"
 # A wrong byte or control character in a text must not lose what was paid for.
@@ -47,6 +51,7 @@ class LineCounts:
 
     messages: int = 0
     repeats: int = 0
+    still_open: int = 0
     without_usage: int = 0
     broken: int = 0
 
@@ -72,6 +77,7 @@ def read_usage_logs(
     A line that cannot be counted is yielded as a BrokenLine, and the rest goes on.
     A message's id follows from its response, so reading again yields the same ids.
     A response without a time of its own gets *at*, else its file's time of change.
+    One that may still be streaming is left out, and counted as `still_open`.
     The payer is not set. *counts* is kept up to date; *on_bytes* is told of every
     part read, which is twice the size of the files in all.
 
@@ -135,6 +141,9 @@ def _messages(
             if place != largest.get(response.id.int, place):
                 counts.repeats += 1
                 continue
+            if _is_still_open(response):
+                counts.still_open += 1
+                continue
             message = _message(response, source.time)
         except (BadUsageError, InvalidValueError, UnknownModelError) as exc:
             counts.broken += 1
@@ -196,6 +205,13 @@ def _place(response: ModelResponse, source: int, line: int) -> int:
     """
     rank = response.total << 1 | (not response.is_sidechain)
     return rank << 64 | source << 40 | line
+
+
+def _is_still_open(response: ModelResponse) -> bool:
+    if not response.is_open or response.finished_at is None:
+        return False
+    # Either way, for the clock that wrote it may be ahead.
+    return abs(datetime.now(UTC) - response.finished_at) < STILL_OPEN
 
 
 def _message(response: ModelResponse, time: datetime | None) -> NewMessage:

@@ -70,7 +70,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ModelResponse:
-    """One response as its line has it; its passes of the model add up."""
+    """One response as its line has it; its passes of the model add up.
+
+    It `is_open` while the model has not said why it stopped: more may be to come.
+    """
 
     id: UUID
     model: str
@@ -82,6 +85,7 @@ class ModelResponse:
     cost: Decimal | None
     latency_ms: int | None
     is_sidechain: bool
+    is_open: bool
 
     @property
     def total(self) -> int:
@@ -122,6 +126,7 @@ def read_response(line: Object) -> ModelResponse | None:
         cost=_cost(line, usage),
         latency_ms=_latency(response),
         is_sidechain=line.get("isSidechain") is True,
+        is_open=response.get("stop_reason", "") is None,
     )
 
 

@@ -3,8 +3,10 @@
 import itertools
 import json
 import tracemalloc
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import pytest
 
 from pyapp.usage_logs import BrokenLine, LineCounts, read_usage_logs
 from tests.usage_lines import (
@@ -103,6 +105,30 @@ def test_what_is_written_meanwhile_is_left_for_the_next_time(tmp_path):
 
     (message,) = read_files(file, on_bytes=append)
     assert message.output_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("minutes", "stop_reason", "is_left"),
+    [(1, None, True), (1, "end_turn", False), (11, None, False), (-1, None, True)],
+)
+def test_a_response_that_may_still_be_streaming_is_left_for_the_next_time(
+    tmp_path, minutes, stop_reason, is_left
+):
+    """What is recorded is never changed: its last tokens would be lost."""
+    said_at = datetime.now(UTC) - timedelta(minutes=minutes)
+    line = changed(
+        SESSION, timestamp=said_at.isoformat(), message__stop_reason=stop_reason
+    )
+
+    messages, counts = read(tmp_path, line)
+
+    assert len(messages) == counts.messages == int(not is_left)
+    assert counts.still_open == int(is_left)
+
+
+def test_a_response_without_a_time_is_not_taken_for_streaming(tmp_path):
+    line = changed(ANTHROPIC, stop_reason=None)
+    only(tmp_path, line, at=datetime.now(UTC))
 
 
 def test_the_examples_have_no_broken_line():

@@ -72,7 +72,10 @@ def usage(
         ),
     ] = None,
 ) -> None:
-    """Record the model calls in usage logs; doing so again adds nothing."""
+    """Record the model calls in usage logs; doing so again adds nothing.
+
+    A response that may still be streaming is left for the next time.
+    """
     moment = parse_time(at)
     device_id = _device_id(user, fingerprint)
     _check_files(files)
@@ -202,8 +205,13 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
             raise ArgumentError(f"cannot read {exc.filename}: {exc.strerror}") from exc
         raise
     finally:
-        counts = {"recorded": tally.recorded, "duplicates": tally.known}
-        log.info("usage imported", extra=counts | {"broken": tally.lines.broken})
+        counts = {
+            "recorded": tally.recorded,
+            "duplicates": tally.known,
+            "still_open": tally.lines.still_open,
+            "broken": tally.lines.broken,
+        }
+        log.info("usage imported", extra=counts)
 
 
 def _summary(tally: _Tally) -> Iterator[str]:
@@ -221,3 +229,8 @@ def _summary(tally: _Tally) -> Iterator[str]:
         f"{tally.known:,} already there; lines: {lines.repeats:,} repeated,"
         f" {lines.without_usage:,} without usage, {lines.broken:,} broken"
     )
+    if lines.still_open:
+        yield (
+            f"not recorded yet, for they may still be streaming: {lines.still_open:,};"
+            " import again later"
+        )
