@@ -10,14 +10,11 @@ from psycopg import Connection
 
 import pyapp
 from pyapp import fingerprints, messages, referrals, sessions, users
-from pyapp.config import load_settings
 from pyapp.errors import AlreadyReferredError
 from pyapp.users import User
 
 DEVICE = UUID("d0d0d0d0-0000-4000-8000-000000000001")
 CALLS = [UUID(int=number) for number in (1, 2, 3)]
-
-settings = load_settings()
 
 
 def find_or_create(conn: Connection[Any], name: str, email: str) -> User:
@@ -32,10 +29,7 @@ def find_or_create(conn: Connection[Any], name: str, email: str) -> User:
 def refer(conn: Connection[Any], referrer: User, referred: User) -> None:
     try:
         referral = referrals.redeem_referral(
-            conn,
-            referral_code=referrer.referral_code,
-            referred_id=referred.id,
-            credits=settings.referral_bonus,
+            conn, referral_code=referrer.referral_code, referred_id=referred.id
         )
     except AlreadyReferredError:
         print(f"{referrer.name} has referred {referred.name} before")
@@ -64,7 +58,6 @@ def ask_a_model(conn: Connection[Any]) -> None:
             model="claude-opus-4-5",
             input_tokens=160_000,
             output_tokens=80_000,
-            margin=settings.margin,
         )
         for call_id in CALLS
     ]

@@ -1,5 +1,6 @@
 """The configuration: stack.env, then .env.local, then the variables already set."""
 
+import functools
 import os
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -51,8 +52,8 @@ def load_settings(root: Path | None = None) -> Settings:
         stripe_api_key=values.get("STRIPE_SECRET_KEY"),
         stripe_webhook_secrets=tuple(s.strip() for s in secrets if s.strip()),
         stripe_api_base=values.get("STRIPE_API_BASE"),
-        margin=_amount(values, "PYAPP_MARGIN", DEFAULT_MARGIN),
-        referral_bonus=_amount(values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS),
+        margin=_margin(values),
+        referral_bonus=_referral_bonus(values),
         log_format=_log_format(values),
     )
 
@@ -64,6 +65,26 @@ def load_log_format(root: Path | None = None) -> LogFormat | None:
         ConfigError: PYAPP_LOG is something else, or a file cannot be read.
     """
     return _log_format(read_values(root or find_root()))
+
+
+@functools.cache
+def configured_margin() -> Decimal:
+    """Return PYAPP_MARGIN as it is when first asked for, for as long as we run.
+
+    Raises:
+        ConfigError: it is no amount, or a file cannot be read.
+    """
+    return _margin(read_values(find_root()))
+
+
+@functools.cache
+def configured_referral_bonus() -> Decimal:
+    """Return PYAPP_REFERRAL_BONUS as it is when first asked for, while we run.
+
+    Raises:
+        ConfigError: it is no amount, or a file cannot be read.
+    """
+    return _referral_bonus(read_values(find_root()))
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -97,6 +118,14 @@ def _database_url(root: Path, values: dict[str, str]) -> str:
         raise ConfigError(f"DATABASE_URL is not set (looked in {root}); {remedy}")
     read_url(url)
     return url
+
+
+def _margin(values: dict[str, str]) -> Decimal:
+    return _amount(values, "PYAPP_MARGIN", DEFAULT_MARGIN)
+
+
+def _referral_bonus(values: dict[str, str]) -> Decimal:
+    return _amount(values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS)
 
 
 def _amount(values: dict[str, str], name: str, default: Decimal) -> Decimal:

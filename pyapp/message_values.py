@@ -15,6 +15,7 @@ from pyapp.arguments import (
     shown,
     storable_id,
 )
+from pyapp.config import configured_margin
 from pyapp.errors import InvalidValueError, UnknownModelError
 from pyapp.pricing import credits_for_cost, price_usage
 from pyapp.records import NewMessage
@@ -24,7 +25,7 @@ from pyapp.storable import storable_json, storable_text
 def message_values(
     message: NewMessage,
     *,
-    margin: Decimal,
+    margin: Decimal | None,
     user_id: UUID | None = None,
     fingerprint_id: UUID | None = None,
 ) -> dict[str, Any]:
@@ -32,12 +33,13 @@ def message_values(
 
     *user_id* and *fingerprint_id* pay if the message names nobody. A cost that is not
     given is computed from the published prices, and credits that are not given from
-    the cost and *margin*.
+    the cost and *margin*, or the configured one.
 
     Raises:
         InvalidValueError: no message can have this value; nothing has been sent.
         UnknownModelError: the cost is not given, and the model has no price.
         MissingExtraError: the cost is not given, and no prices are installed.
+        ConfigError: the margin is not given, and what is configured is none.
     """
     if message.user_id is not None or message.fingerprint_id is not None:
         user_id, fingerprint_id = message.user_id, message.fingerprint_id
@@ -64,6 +66,8 @@ def message_values(
     else:
         cost = check_amount("cost", message.cost)
     if message.credits is None:
+        if margin is None:
+            margin = configured_margin()
         credits = credits_for_cost(cost, check_amount("margin", margin))
     else:
         credits = check_amount("credits", message.credits)
@@ -93,7 +97,7 @@ def staged_rows(
     messages: Iterable[NewMessage],
     user_id: UUID | None,
     fingerprint_id: UUID | None,
-    margin: Decimal,
+    margin: Decimal | None,
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of copy_staged_messages; the payer is of those that name none.
 

@@ -19,7 +19,6 @@ from pyapp.calls import (
     rowcount,
     script,
 )
-from pyapp.config import DEFAULT_MARGIN
 from pyapp.errors import (
     FingerprintNotFoundError,
     MessageNotFoundError,
@@ -152,7 +151,7 @@ def record_message(
     latency_ms: int | None = None,
     request: JSON = None,
     response: JSON = None,
-    margin: Decimal = DEFAULT_MARGIN,
+    margin: Decimal | None = None,
 ) -> Call[RecordedMessage]:
     """Record one call to a model, in one round trip, and return what it added.
 
@@ -160,7 +159,7 @@ def record_message(
     nothing; without one, each call is new. The four token counts are disjoint.
     *finished_at* is aware; without it, now. *cost* is in USD; without it, computed
     from the model's published prices at that time, as *credits* are from the cost
-    and *margin*; PYAPP_MARGIN is not read. Whatever *request* and *response* hold is
+    and *margin*, PYAPP_MARGIN if not given. Whatever *request* and *response* hold is
     stored as nearly as it can be, and not at all for a user who has been anonymized.
 
     Raises:
@@ -168,6 +167,7 @@ def record_message(
         UnknownModelError: *cost* is not given and the model has no published price.
         UserNotFoundError, FingerprintNotFoundError: none such; nothing is recorded,
             and the transaction can go on.
+        ConfigError: *margin* is not given, and what is configured is no amount.
     """
     message = NewMessage(
         id=uuid4() if id is None else id,
@@ -205,7 +205,7 @@ def record_messages(
     *,
     user_id: UUID | None = None,
     fingerprint_id: UUID | None = None,
-    margin: Decimal = DEFAULT_MARGIN,
+    margin: Decimal | None = None,
 ) -> Script[RecordedMessages]:
     """Record many calls to models by COPY, all or none, and return what was new.
 

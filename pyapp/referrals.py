@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pyapp.arguments import check_cursor
 from pyapp.calls import Call, many, one, query
-from pyapp.config import DEFAULT_REFERRAL_BONUS
+from pyapp.config import configured_referral_bonus
 from pyapp.errors import (
     ReferralCodeNotFoundError,
     ReferralNotFoundError,
@@ -54,12 +54,12 @@ def redeem_referral(
     *,
     referral_code: str,
     referred_id: UUID,
-    credits: Decimal = DEFAULT_REFERRAL_BONUS,
+    credits: Decimal | None = None,
 ) -> Call[Referral]:
     """Refer the user by the code, at once and for good, and return the referral.
 
-    Both users are granted *credits* in the same transaction; PYAPP_REFERRAL_BONUS is
-    not read.
+    Both users are granted *credits*, PYAPP_REFERRAL_BONUS if not given, in the same
+    transaction.
 
     Raises:
         ReferralCodeNotFoundError: no user has this code.
@@ -68,6 +68,7 @@ def redeem_referral(
         AlreadyReferredError: he has been referred before.
         MutualReferralError: he has referred the code's owner.
         ReferralLimitReachedError: the code's owner has referred as many as he may.
+        ConfigError: *credits* are not given, and what is configured is no amount.
     """
     return _new_referral(referral_code, referred_id, credits)
 
@@ -77,11 +78,11 @@ def create_referral(
     *,
     referral_code: str,
     referred_id: UUID,
-    credits: Decimal = DEFAULT_REFERRAL_BONUS,
+    credits: Decimal | None = None,
 ) -> Call[Referral]:
     """Note that the user came by the code, to be completed later; return the referral.
 
-    Nothing is counted or granted yet.
+    Nothing is counted or granted yet; *credits* are as in redeem_referral.
 
     Raises: as redeem_referral, except that the limit does not apply yet.
     """
@@ -136,7 +137,11 @@ def list_referrals(
     return many(Referral, {"user_id": user_id, **cursor})
 
 
-def _new_referral(code: str, referred_id: UUID, credits: Decimal) -> Call[Referral]:
+def _new_referral(
+    code: str, referred_id: UUID, credits: Decimal | None
+) -> Call[Referral]:
+    if credits is None:
+        credits = configured_referral_bonus()
     parameters = {
         "referral_code": storable_text(code).strip().lower(),
         "referred_id": referred_id,

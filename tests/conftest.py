@@ -29,6 +29,7 @@ from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from pyapp.config import configured_margin, configured_referral_bonus
 from pyapp.connection import connect
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.throwaway import throwaway_server
@@ -60,9 +61,26 @@ def _no_configuration() -> Iterator[None]:
     """Keep the developer's own database and Stripe account out of every test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", "postgresql://nobody@localhost:1/none")
-        for name in ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE"):
+        for name in (
+            "STRIPE_SECRET_KEY",
+            "STRIPE_WEBHOOK_SECRET",
+            "STRIPE_API_BASE",
+            "PYAPP_MARGIN",
+            "PYAPP_REFERRAL_BONUS",
+        ):
             patch.setenv(name, "")
         yield
+
+
+@pytest.fixture
+def read_anew() -> Iterator[None]:
+    """Let a test configure amounts that a process reads only once."""
+    readers = (configured_margin, configured_referral_bonus)
+    for reader in readers:
+        reader.cache_clear()
+    yield
+    for reader in readers:
+        reader.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

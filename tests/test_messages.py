@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pyapp.errors import (
+    ConfigError,
     FingerprintNotFoundError,
     InvalidValueError,
     UnknownModelError,
@@ -22,10 +23,11 @@ from pyapp.messages import (
     list_daily_usage,
     list_messages,
     record_message,
+    record_messages,
 )
 from pyapp.pricing import price_usage
 from pyapp.users import anonymize_user
-from tests.metering import add_fingerprint, add_user, usage_differences
+from tests.metering import add_fingerprint, add_user, new_message, usage_differences
 
 COST = Decimal("0.01")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -119,6 +121,34 @@ def test_cost_and_credits_are_computed_when_not_given(
     assert plain.cost == price
     assert plain.credits == (price * 120).quantize(Decimal("0.000001"))
     assert with_margin.credits == Decimal("1.555")
+
+
+@pytest.mark.usefixtures("read_anew")
+def test_margin_is_the_configured_one_if_none_is_given(
+    conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYAPP_MARGIN", "1")
+    call: dict[str, Any] = {"user_id": user_id, "model": "m", "cost": Decimal("0.01")}
+
+    first = record_message(conn, **call)
+    record_messages(conn, [new_message(id=UUID(int=5), credits=None, **call)])
+    given = record_message(conn, margin=Decimal(0), **call)
+
+    assert (first.credits, given.credits) == (Decimal(2), Decimal(1))
+    second = get_message(conn, subject_id=user_id, message_id=UUID(int=5))
+    assert second.credits == Decimal(2)
+
+
+@pytest.mark.usefixtures("read_anew")
+def test_nothing_is_recorded_with_a_margin_that_cannot_be_read(
+    conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYAPP_MARGIN", "20%")
+
+    with pytest.raises(ConfigError, match="PYAPP_MARGIN is '20%'"):
+        record_message(conn, user_id=user_id, model="m", cost=COST)
+
+    assert list_messages(conn, subject_id=user_id) == []
 
 
 def test_many_small_calls_bill_what_they_cost(conn: psycopg.Connection, user_id: UUID):

@@ -69,6 +69,18 @@ def test_bonus_is_the_callers_to_choose(conn: psycopg.Connection, ada: UUID, bob
     assert credits_of(conn, ada, bob) == [Decimal("7.5")] * 2
 
 
+@pytest.mark.usefixtures("read_anew")
+def test_bonus_is_the_configured_one_if_none_is_given(
+    conn: psycopg.Connection, ada: UUID, bob: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYAPP_REFERRAL_BONUS", "700")
+
+    create_referral(conn, referral_code=code_of(conn, ada), referred_id=bob)
+    complete_referral(conn, referred_id=bob)
+
+    assert credits_of(conn, ada, bob) == [Decimal(700)] * 2
+
+
 @pytest.mark.parametrize("credits", ["-1", "NaN", "Infinity"])
 def test_bonus_is_an_amount(
     conn: psycopg.Connection, ada: UUID, bob: UUID, credits: str

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 
-from pyapp.config import DEFAULT_MARGIN
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.message_values import staged_rows
 from pyapp.messages import record_message, record_messages
@@ -68,7 +67,7 @@ def message_fields() -> list[Parameter]:
 def record_in_bulk(conn: Connection[Any], **fields: Any) -> Any:
     """Record one message of these fields, unless it cannot be sent."""
     messages = [NewMessage(**fields)]
-    list(staged_rows(messages, None, None, DEFAULT_MARGIN))
+    list(staged_rows(messages, None, None, None))
     return record_messages(conn, messages)
 
 
