@@ -35,7 +35,7 @@ from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
 from tests.stripe_world import StripeWorld, stripe_world
-from tests.support import Server, find_pgbouncer
+from tests.support import Server, find_pgbouncer, hash_once
 
 NUMBERS = itertools.count(1)
 
@@ -112,8 +112,9 @@ def server(request: pytest.FixtureRequest, programs: Path | None) -> Iterator[Se
         )
         return
     with throwaway_server(
-        settings={"max_connections": "200"}, programs=programs
+        settings={"max_connections": "200", "autovacuum": "off"}, programs=programs
     ) as started:
+        hash_once(started)
         yield Server("localhost", started.port, started.user, started.password)
 
 
@@ -123,6 +124,7 @@ def durable_server(programs: Path | None) -> Iterator[EmbeddedServer]:
     with throwaway_server(
         settings={"synchronous_commit": "on"}, programs=programs
     ) as started:
+        hash_once(started)
         yield started
 
 
