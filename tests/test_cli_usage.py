@@ -67,22 +67,16 @@ def test_a_longer_log_adds_only_what_is_new(conn: Connection, log: Path) -> None
     assert len(recorded(conn)) == 5
 
 
-def test_a_response_that_still_streams_is_recorded_whole_once_it_has_ended(
-    conn: Connection, log: Path
-) -> None:
+def test_a_response_is_recorded_once_it_has_ended(conn: Connection, log: Path) -> None:
     said = changed(SESSION, timestamp=datetime.now(UTC).isoformat())
+    end = changed(said, message__stop_reason="stop", message__usage__output_tokens=9)
 
-    while_streaming = import_usage(write_log(log, said))
-    ended = changed(
-        said, message__stop_reason="end_turn", message__usage__output_tokens=500
-    )
-    import_usage(write_log(log, said, ended))
+    new, _, left = import_usage(write_log(log, said))
+    import_usage(write_log(log, said, end))
 
-    assert while_streaming[0] == NOTHING_NEW
-    assert while_streaming[2] == (
-        "not recorded yet, for they may still be streaming: 1; import again later"
-    )
-    assert [message.output_tokens for message in recorded(conn)] == [500]
+    told = "not recorded yet, for they may still be streaming: 1; import again later"
+    assert (new, left) == (NOTHING_NEW, told)
+    assert [message.output_tokens for message in recorded(conn)] == [9]
 
 
 def test_all_shapes_keep_their_time_client_and_request(

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from pyapp.errors import (
-    ConfigError,
     FingerprintNotFoundError,
     InvalidValueError,
     UnknownModelError,
@@ -137,18 +136,6 @@ def test_margin_is_the_configured_one_if_none_is_given(
     assert (first.credits, given.credits) == (Decimal(2), Decimal(1))
     second = get_message(conn, subject_id=user_id, message_id=UUID(int=5))
     assert second.credits == Decimal(2)
-
-
-@pytest.mark.usefixtures("read_anew")
-def test_nothing_is_recorded_with_a_margin_that_cannot_be_read(
-    conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("PYAPP_MARGIN", "20%")
-
-    with pytest.raises(ConfigError, match="PYAPP_MARGIN is '20%'"):
-        record_message(conn, user_id=user_id, model="m", cost=COST)
-
-    assert list_messages(conn, subject_id=user_id) == []
 
 
 def test_many_small_calls_bill_what_they_cost(conn: psycopg.Connection, user_id: UUID):

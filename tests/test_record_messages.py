@@ -14,6 +14,7 @@ import pytest
 
 from pyapp.connection import connect
 from pyapp.errors import (
+    ConfigError,
     FingerprintNotFoundError,
     InvalidValueError,
     UnknownModelError,
@@ -220,6 +221,18 @@ def test_what_is_recorded_during_anonymizing_keeps_no_payload(
 
         assert len(list_messages(other, subject_id=user_id)) == 1
         assert not find_message_payload(other, subject_id=user_id, message_id=said.id)
+
+
+@pytest.mark.usefixtures("read_anew")
+def test_nothing_is_recorded_with_a_margin_that_cannot_be_read(
+    conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYAPP_MARGIN", "20%")
+
+    with pytest.raises(ConfigError, match="PYAPP_MARGIN is '20%'"):
+        record_message(conn, user_id=user_id, model="m", cost=Decimal("0.01"))
+
+    assert list_messages(conn, subject_id=user_id) == []
 
 
 def test_messages_are_taken_one_by_one(conn: psycopg.Connection, user_id: UUID):
