@@ -8,11 +8,8 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pyapp.config import load_settings
-from pyapp.database_url import read_url, redact_url
+from pyapp.database_url import find_elsewhere, read_url, redact_url
 from pyapp.errors import DatabaseUnavailableError
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
 
 # How PgBouncer before 1.20 refuses a session's options.
 POOLER_REFUSAL = "unsupported startup parameter"
@@ -91,8 +88,11 @@ def session_conninfo(url: str, *, has_options: bool = True) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Say whether *url* means a server on this machine, over TCP."""
-    return read_url(url).get("host") in LOOPBACK
+    """Say whether *url* leads to a TCP port of this machine.
+
+    Whether the server is here too, `pyapp.devtools.reached` finds out.
+    """
+    return find_elsewhere(url) is None
 
 
 def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:

@@ -1,13 +1,15 @@
 """What a DATABASE_URL says, read so that no message ever quotes its password."""
 
+import ipaddress
 from typing import Any
 from urllib.parse import quote
 
-from psycopg import ProgrammingError
+from psycopg import ProgrammingError, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp.errors import ConfigError
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -38,8 +40,50 @@ def read_url(url: str) -> dict[str, Any]:
     return parts
 
 
+def reached_parameters(url: str) -> dict[str, str]:
+    """Return the parameters of *url* and those that libpq adds to them.
+
+    libpq adds what PGHOSTADDR, PGPORT and the like say, and the service of PGSERVICE.
+
+    Raises:
+        ConfigError: *url* cannot be read.
+    """
+    defaults = {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.get_defaults()
+        if option.val
+    }
+    return defaults | {name: str(value) for name, value in read_url(url).items()}
+
+
+def find_elsewhere(url: str) -> str | None:
+    """Return why *url* does not lead to a TCP port of this machine, or None.
+
+    Raises:
+        ConfigError: *url* cannot be read.
+    """
+    if "service" in (parts := read_url(url)):
+        return "DATABASE_URL names a service: write the host and the port instead"
+    if parts.get("host") not in LOOPBACK:
+        return f"DATABASE_URL is {redact_url(url)}, not a server on localhost"
+    reached = reached_parameters(url)
+    if "," in reached["port"]:
+        return f"DATABASE_URL is {redact_url(url)}, which names several ports"
+    address = reached.get("hostaddr", "")
+    if not address or _is_loopback(address):
+        return None
+    source = "its" if "hostaddr" in parts else "PGHOSTADDR or PGSERVICE sets the"
+    return (
+        f"DATABASE_URL is {redact_url(url)}, and {source} hostaddr {address} is not an"
+        " address of localhost"
+    )
+
+
 def redact_url(url: str) -> str:
-    """Return *url* without its password and parameters, for messages."""
+    """Return *url* without its password and parameters, for messages.
+
+    The parameters that decide which server it reaches are kept.
+    """
     try:
         parts = read_url(url)
     except ConfigError:
@@ -50,6 +94,8 @@ def redact_url(url: str) -> str:
     port = f":{parts['port']}" if "port" in parts else ""
     user = f"{quote(str(parts['user']), safe='')}@" if "user" in parts else ""
     name = quote(str(parts.get("dbname", "")), safe="")
+    if "hostaddr" in parts and "host" in parts and not socket:
+        name += f"?hostaddr={quote(str(parts['hostaddr']), safe=',:')}"
     return f"postgresql://{user}{address}{port}/{name}{socket}"
 
 
@@ -60,6 +106,13 @@ def _is_misread(url: str) -> bool:
         return False
     authority, _, path = url.removeprefix(scheme).partition("/")
     return authority.count("@") > 1 or "@" in path.partition("?")[0]
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_host(name: str) -> bool:

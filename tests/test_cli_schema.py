@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from pyapp import cli
+from pyapp.database_url import redact_url
 from pyapp.devtools import maintenance
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.devtools.migration_files import read_migrations
@@ -65,12 +66,16 @@ def test_rollback_says_what_is_lost_and_asks(
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run("rollback") == 1
     output = capsys.readouterr().out
-    assert output.startswith("0001_create_plans\n  Loses the plans")
+    name = redact_url(url)
+    assert output.startswith(
+        f"To be rolled back at {name}:\n0001_create_plans\n  Loses the plans"
+    )
+    assert f"Roll back at {name}, with that loss?" in output
     assert "Nothing is rolled back" in output
     assert run("rollback", "--all", "--yes") == 0
     assert "Rolling back 0001_create_plans\n" in capsys.readouterr().out
     assert run("rollback") == 0
-    assert capsys.readouterr().out == "Nothing is applied\n"
+    assert capsys.readouterr().out == f"Nothing is applied at {name}\n"
 
 
 def test_rollback_says_something_of_every_migration_in_80_columns(
@@ -79,8 +84,8 @@ def test_rollback_says_something_of_every_migration_in_80_columns(
     migrate(url)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run("rollback", "--all") == 1
-    shown = capsys.readouterr().out.partition("Roll back, with that loss?")[0]
-    names, losses = shown.splitlines()[::2], shown.splitlines()[1::2]
+    shown = capsys.readouterr().out.partition("Roll back at")[0].splitlines()[1:]
+    names, losses = shown[::2], shown[1::2]
     assert names == [file.name for file in reversed(read_migrations())]
     assert [loss for loss in losses if len(loss) < 10 or len(loss) > 80] == []
 

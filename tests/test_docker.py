@@ -8,7 +8,7 @@ import pytest
 
 from pyapp.config import Settings
 from pyapp.devtools import docker
-from pyapp.devtools.server import Kind, reset, start, stop
+from pyapp.devtools.server import Kind, embedded_server, reset, reset_kind, start, stop
 from pyapp.devtools.target import local_target
 from pyapp.errors import LocalServerError
 from tests.support import Server, run_cli
@@ -17,10 +17,12 @@ URL = "postgresql://me:p%40ss@localhost:6543/mine"
 STAND_IN = """#!/bin/sh
 echo "$PYAPP_DB_USER $PYAPP_DB_PASSWORD $PYAPP_DB_NAME $PYAPP_DB_PORT: $*" >>calls
 case "$*" in
+*PortBindings*) if [ -e folder ]; then read folder <folder; else folder=$PWD; fi
+    if [ -e running ]; then read port <running; echo "true $port, $folder"
+    else echo "false 6543, $folder"; fi ;;
 info*) if [ -e engine ]; then echo 29.0; else exit 1; fi ;;
 "compose version") [ -e compose ] ;;
-*" ps --all --quiet "*) echo 4f1d ;;
-*" ps "*) if [ -e running ]; then echo db; fi ;;
+*" ps --all --quiet "*) [ -e absent ] || echo 4f1d ;;
 inspect*) read state <states; echo $state
     { read state; cat; } <states >rest; [ ! -s rest ] || cat rest >states ;;
 logs*) echo "initdb: making it"; echo "FATAL:  no space left" >&2 ;;
@@ -65,7 +67,8 @@ def _calls(project: Path) -> list[str]:
 
 def _times_asked(project: Path) -> int:
     """Return how many times the container's state was asked for."""
-    return (project / "calls").read_text().count(": inspect")
+    lines = (project / "calls").read_text().splitlines()
+    return sum(": inspect" in line and ".State.Health" in line for line in lines)
 
 
 def test_an_engine_with_compose_is_usable(project: Path) -> None:
@@ -229,7 +232,7 @@ def test_a_volume_made_for_another_url_says_how_to_go_on(
 def test_stop_and_reset_reach_the_running_container(
     project: Path, server: Server
 ) -> None:
-    (project / "running").touch()
+    (project / "running").write_text(f"{server.port}\n")
     running = settings(project, server.url("postgres"))
 
     stopped = stop(running)
@@ -243,3 +246,59 @@ def test_stop_and_reset_reach_the_running_container(
         "down --volumes",
         "up --detach db",
     ]
+
+
+def test_container_on_another_port_is_not_the_server_of_the_url(
+    project: Path, server: Server
+) -> None:
+    (project / "running").write_text("6543\n")
+    running = settings(project, server.url("postgres"))
+
+    assert reset_kind(running) is Kind.OTHER
+    assert stop(running) == (
+        f"the server on port {server.port} is not this project's; left alone"
+    )
+    assert _calls(project) == []
+
+
+@pytest.mark.parametrize("action", ["up", "stop", "remove"])
+def test_project_of_another_checkout_of_the_same_name_is_left_alone(
+    project: Path, action: str
+) -> None:
+    (project / "folder").write_text("/elsewhere/app\n")
+    calls = {
+        "up": lambda: docker.up(project, local_target(URL)),
+        "stop": lambda: docker.stop(project),
+        "remove": lambda: docker.remove(project),
+    }
+
+    with pytest.raises(LocalServerError, match="was made in /elsewhere/app: rename"):
+        calls[action]()
+
+    assert _calls(project) == []
+
+
+def test_reset_unasked_needs_a_container_of_this_checkout(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "absent").touch()
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+
+    assert run_cli("db", "reset", "--yes") == (
+        1,
+        "",
+        "error: --yes deletes only the data of a server that this checkout started, and"
+        " it has no container in Docker: run pyapp db reset without --yes, and answer"
+        " its question\n",
+    )
+    assert _calls(project) == []
+
+
+def test_reset_prefers_the_data_folder_that_the_checkout_has(project: Path) -> None:
+    (project / "absent").touch()
+    stopped = settings(project, URL)
+    assert reset_kind(stopped) is Kind.DOCKER
+
+    embedded_server(stopped, local_target(URL)).folder.mkdir(parents=True)
+    assert reset_kind(stopped) is Kind.EMBEDDED

@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pyapp.database_url import redact_url
 from pyapp.devtools.ports import free_port
 from pyapp.devtools.throwaway import open_folder
 from tests.support import Server, run_cli
@@ -82,10 +83,10 @@ def test_a_day_with_the_local_server(project: Path, url: str) -> None:
     assert out.splitlines()[-1] == "Build the schema with: pyapp db migrate"
 
 
-def _tables(url: str) -> list[str]:
+def _tables(url: str, schema: str = "public") -> list[str]:
     with psycopg.connect(url) as conn:
         rows = conn.execute(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema]
         )
         return [name for (name,) in rows]
 
@@ -144,8 +145,19 @@ def test_reset_on_a_server_of_others_takes_the_database_alone(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
 
-    code, out, _ = run_cli("db", "reset", "--yes")
+    code, out, err = run_cli("db", "reset", "--yes")
+    shown = redact_url(database)
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: --yes deletes only the data of a server that this checkout started, and"
+        f" {shown} is on another: run pyapp db reset without --yes, and answer its"
+        " question\n"
+    )
+    assert _tables(database, "app") != []
 
+    code, out, _ = run_cli("db", "reset", answer="y\n")
+
+    assert out.startswith(f"Delete {shown}, all its data, on a server that is not")
     assert (code, "(not this project's)" in out) == (0, True)
     with psycopg.connect(database) as conn:
         found = conn.execute("SELECT to_regclass('app.users') IS NULL").fetchone()

@@ -47,9 +47,12 @@ def reset(
 ) -> None:
     """Delete the local database and make it again, empty."""
     settings = load_settings()
-    what = server.describe_reset(settings)
-    if not yes and not confirmed(f"Delete {what}?"):
+    kind = server.reset_kind(settings)
+    what = server.describe_reset(settings, kind)
+    if yes:
+        server.require_own(settings, kind)
+    elif not confirmed(f"Delete {what}?"):
         say("Nothing is deleted; --yes deletes without asking.")
         raise typer.Exit(1)
-    say(server.reset(settings))
+    say(server.reset(settings, kind))
     say("Build the schema with: pyapp db migrate")

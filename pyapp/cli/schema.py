@@ -15,6 +15,7 @@ from pyapp.devtools.changes import Rename
 from pyapp.devtools.generate import generate as draft_migration
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.devtools.migrator import State
+from pyapp.devtools.reached import name_reached
 from pyapp.devtools.schema_diff import SchemaCheck
 from pyapp.devtools.schema_diff import check as check_schema
 from pyapp.errors import ConfigError, GenerateError, SchemaCheckError
@@ -60,11 +61,15 @@ def rollback(
 ) -> None:
     """Undo the last migration, after saying which data is lost."""
     settings = load_settings()
-    url, number = settings.database_url, None if everything else count
+    number = None if everything else count
+    with connect(settings.database_url) as conn:
+        database = name_reached(settings.database_url, conn)
+    url = database.url
     files = migrator.list_rollbacks(url, count=number)
     if not files:
-        say("Nothing is applied")
+        say(f"Nothing is applied at {database.name}")
         return
+    say(f"To be rolled back at {database.name}:")
     for file in files:
         say(file.name)
         say(f"  {file.loss or 'Its file names no loss.'}")
@@ -73,7 +78,7 @@ def rollback(
             f"ENVIRONMENT is {settings.environment or 'not set'}:"
             " outside local, give --yes to roll back"
         )
-    if not yes and not confirmed("Roll back, with that loss?"):
+    if not yes and not confirmed(f"Roll back at {database.name}, with that loss?"):
         say("Nothing is rolled back; --yes does it without asking.")
         raise typer.Exit(1)
     migrator.rollback(

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyapp.devtools.binaries import IS_UNIX, last_line
@@ -15,12 +16,31 @@ STATE = (
     "{{if and .State.Running .State.Health}}{{.State.Health.Status}}"
     "{{else}}{{.State.Status}}{{end}}"
 )
+# Whether a container runs, the folder that Compose made it from, and its ports here.
+ORIGIN = (
+    "{{.State.Running}} {{range .HostConfig.PortBindings}}{{range .}}{{.HostPort}},"
+    '{{end}}{{end}} {{index .Config.Labels "com.docker.compose.project.working_dir"}}'
+)
 HEALTHY = ("healthy", "running")
 COMING = ("created", "starting")
 # Seconds that a container has to become healthy, and lines shown when it does not.
 PATIENCE = 120
 LOG_LINES = 20
 OTHERWISE = ", or: pyapp db start --embedded" if IS_UNIX else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The container of a Compose project, which goes by the name of a folder only."""
+
+    id: str
+    is_running: bool
+    ports: frozenset[int]
+    folder: str
+
+    def is_made_from(self, root: Path) -> bool:
+        """Say whether the checkout at *root* made it, not another of the same name."""
+        return bool(self.folder) and Path(self.folder).resolve() == root.resolve()
 
 
 def engine_answers() -> bool:
@@ -38,10 +58,47 @@ def is_usable(root: Path) -> bool:
     return _compose_command() is not None
 
 
-def is_running(root: Path) -> bool:
-    """Say whether the project's container is up."""
-    run = _compose(root, "ps", "--services", "--filter", "status=running")
-    return run.returncode == 0 and SERVICE in run.stdout.split()
+def find_container(root: Path) -> Container | None:
+    """Return the container of the Compose project at *root*, up or not."""
+    run = _compose(root, "ps", "--all", "--quiet", SERVICE)
+    if run.returncode or not run.stdout.strip():
+        return None
+    id = run.stdout.split()[0]
+    text = _must(_run(["docker", "inspect", "--format", ORIGIN, id], timeout=15))
+    running, _, rest = text.partition(" ")
+    ports, _, folder = rest.partition(" ")
+    return Container(
+        id=id,
+        is_running=running == "true",
+        ports=frozenset(int(port) for port in ports.split(",") if port.isdecimal()),
+        folder=folder,
+    )
+
+
+def is_running(root: Path, port: int) -> bool:
+    """Say whether a container of the checkout at *root* is up on *port*."""
+    found = find_container(root)
+    if found is None or not found.is_made_from(root):
+        return False
+    return found.is_running and port in found.ports
+
+
+def has_container(root: Path) -> bool:
+    """Say whether the checkout at *root* has made a container."""
+    found = find_container(root)
+    return found is not None and found.is_made_from(root)
+
+
+def _refuse_others(root: Path) -> None:
+    """Refuse to touch what another checkout has made under the same project name."""
+    found = find_container(root)
+    if found is not None and not found.is_made_from(root):
+        folder = found.folder or "an unknown folder"
+        raise LocalServerError(
+            f"the Compose project of this name was made in {folder}:"
+            " rename this folder, or set COMPOSE_PROJECT_NAME; if that folder is gone:"
+            f" docker rm --force {found.id[:12]}"
+        )
 
 
 def up(root: Path, target: Target) -> None:
@@ -51,6 +108,7 @@ def up(root: Path, target: Target) -> None:
     command = _compose_command()
     if command is None:
         raise LocalServerError(f"Docker has no compose: install it{OTHERWISE}")
+    _refuse_others(root)
     run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
         raise LocalServerError(
@@ -89,11 +147,13 @@ def _log(container: str) -> str:
 
 def stop(root: Path) -> None:
     """Stop the container; its data stays."""
+    _refuse_others(root)
     _must(_compose(root, "stop", SERVICE))
 
 
 def remove(root: Path) -> None:
     """Remove the container and its data."""
+    _refuse_others(root)
     _must(_compose(root, "down", "--volumes"))
 
 

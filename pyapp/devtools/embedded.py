@@ -19,6 +19,7 @@ from urllib.parse import quote
 import psycopg
 
 from pyapp.connection import unavailable
+from pyapp.database_url import find_elsewhere
 from pyapp.devtools.binaries import (
     IS_UNIX,
     as_account,
@@ -75,6 +76,8 @@ class EmbeddedServer:
 
     def start(self) -> bool:
         """Bring it up healthy, made first if need be; False if it was up already."""
+        if reason := find_elsewhere(self.url):
+            raise LocalServerError(f"the embedded server cannot be reached: {reason}")
         with _locked(self.folder.parent):
             if not self._is_made():
                 self._make()

@@ -17,7 +17,8 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
-from pyapp.connection import connect, is_local
+from pyapp.connection import connect
+from pyapp.devtools.reached import is_on_this_machine
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
 from pyapp.errors import MigrationError
 
@@ -103,7 +104,7 @@ def migration_session(url: str, *, patience: float = 60) -> Iterator[Backend]:
         tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
         if not tables.has_lock:
             backend.create_lock_table()
-        _wait_for_yoyo(url, conn, patience=10)
+        _wait_for_yoyo(conn, patience=10)
         if internalmigrations.needs_upgrading(backend):
             with backend.turn():
                 internalmigrations.upgrade(backend)
@@ -124,7 +125,7 @@ def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:
         time.sleep(0.1)
 
 
-def _wait_for_yoyo(url: str, conn: psycopg.Connection[Any], patience: float) -> None:
+def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:
     """Wait for a plain yoyo to end; remove its lock if it was killed.
 
     A run of ours leaves no such row: it never commits one.
@@ -133,7 +134,7 @@ def _wait_for_yoyo(url: str, conn: psycopg.Connection[Any], patience: float) -> 
     while holders := fetch(conn, "list_yoyo_locks", _Holder):
         pid = holders[0].pid
         others = fetch_one(conn, "get_bookkeeping", Bookkeeping).other_clients
-        if not others or (is_local(url) and not _is_alive(pid)):
+        if not others or (is_on_this_machine(conn) and not _is_alive(pid)):
             execute(conn, "delete_yoyo_lock")
         elif time.monotonic() > deadline:
             raise MigrationError(

@@ -1,20 +1,28 @@
 """The local server: Docker's when an engine answers, else the embedded one."""
 
+import contextlib
 import logging
+import shlex
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+import psycopg
 from psycopg.conninfo import make_conninfo
 
 from pyapp.config import Settings
 from pyapp.connection import connect
 from pyapp.database_url import redact_url
 from pyapp.devtools import docker
-from pyapp.devtools.binaries import run_client, state_folder
+from pyapp.devtools.binaries import state_folder
 from pyapp.devtools.embedded import ANEW, EmbeddedServer
 from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
+from pyapp.devtools.reached import is_on_this_machine
 from pyapp.devtools.target import Target, local_target, require_password
+from pyapp.devtools.tool_queries import fetch_one
 from pyapp.errors import (
     ConfigError,
     DatabaseUnavailableError,
@@ -96,14 +104,22 @@ def status(settings: Settings) -> str:
     return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
 
 
-def reset(settings: Settings) -> str:
+def reset(settings: Settings, expected: Kind | None = None) -> str:
     """Delete the local database and make it again, empty; return a line.
+
+    *expected* is the kind of server that the user has agreed to.
 
     Raises:
         ConfigError: this is no local environment.
+        LocalServerError: the server is another one by now, or not on this machine.
     """
     target = local_target(settings.database_url)
     kind = reset_kind(settings)
+    if expected not in (None, kind):
+        raise LocalServerError(
+            f"the server at {_name(settings)} has changed since the question: it is now"
+            f" {kind}; run it again"
+        )
     if kind is not Kind.OTHER:
         require_password(target)
     if kind is Kind.DOCKER:
@@ -115,8 +131,7 @@ def reset(settings: Settings) -> str:
         embedded.remove()
         _start_embedded(embedded)
     else:
-        run_client("dropdb", target.url, "--force", "--if-exists", target.database)
-        run_client("createdb", target.url, target.database)
+        _make_again(target)
     log.info("database made anew", extra={"server": kind.value})
     return f"the database at {_name(settings)} is new and empty ({kind})"
 
@@ -135,22 +150,48 @@ def reset_kind(settings: Settings) -> Kind:
     kind = running_kind(settings)
     if kind is not None:
         return kind
-    return Kind.DOCKER if docker.is_usable(settings.root) else Kind.EMBEDDED
+    if not docker.is_usable(settings.root):
+        return Kind.EMBEDDED
+    target = local_target(settings.database_url)
+    has_data = embedded_server(settings, target).folder.exists()
+    if has_data and not docker.has_container(settings.root):
+        return Kind.EMBEDDED
+    return Kind.DOCKER
 
 
-def describe_reset(settings: Settings) -> str:
-    """Return, for a question, what `reset` would delete.
+def describe_reset(settings: Settings, kind: Kind) -> str:
+    """Return, for a question, what `reset` would delete on a server of this *kind*.
 
     Raises:
-        ConfigError: this is no local environment.
+        LocalServerError: the server is not on this machine.
     """
     target = local_target(settings.database_url)
-    kind = reset_kind(settings)
     if kind is Kind.DOCKER:
         return f"Docker's volume with all data of {_name(settings)}"
     if kind is Kind.EMBEDDED:
         return f"{embedded_server(settings, target).folder} with all its data"
-    return f"{_name(settings)}, all its data, on a server that is {kind}"
+    with _maintenance(target):
+        return f"{_name(settings)}, all its data, on a server that is {kind}"
+
+
+def require_own(settings: Settings, kind: Kind) -> None:
+    """Refuse to delete unasked what this checkout has not made.
+
+    Raises:
+        LocalServerError: another checkout or program started the server.
+    """
+    if kind is Kind.EMBEDDED:
+        return
+    if kind is Kind.OTHER:
+        reason = f"{_name(settings)} is on another"
+    elif docker.has_container(settings.root):
+        return
+    else:
+        reason = "it has no container in Docker"
+    raise LocalServerError(
+        "--yes deletes only the data of a server that this checkout started, and"
+        f" {reason}: run pyapp db reset without --yes, and answer its question"
+    )
 
 
 def running_kind(settings: Settings) -> Kind | None:
@@ -162,7 +203,7 @@ def running_kind(settings: Settings) -> Kind | None:
     if postmaster and postmaster.port == target.port:
         return Kind.EMBEDDED
     root = settings.root
-    by_docker = docker.is_usable(root) and docker.is_running(root)
+    by_docker = docker.is_usable(root) and docker.is_running(root, target.port)
     return Kind.DOCKER if by_docker else Kind.OTHER
 
 
@@ -175,6 +216,49 @@ def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
         password=target.password,
         database=target.database,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    statement: str
+
+
+@contextlib.contextmanager
+def _maintenance(target: Target) -> Iterator[psycopg.Connection[Any]]:
+    """Give a connection to another database of the server, which must be here.
+
+    Raises:
+        LocalServerError: the server is not known to be on this machine.
+    """
+    other = "postgres" if target.database != "postgres" else "template1"
+    with connect(make_conninfo(target.url, dbname=other)) as conn:
+        conn.autocommit = True
+        if not is_on_this_machine(conn):
+            raise LocalServerError(
+                f"{redact_url(target.url)} is not known to be on this machine: a"
+                " forward, a proxy, a pooler or a container is in between; drop the"
+                f" database there: psql -c {_quoted(conn, target.database)}"
+            )
+        yield conn
+
+
+def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
+    """Return the statement that drops *database*, as a word of a shell."""
+    found = fetch_one(conn, "format_drop_database", _Statement, name=database)
+    return shlex.quote(found.statement)
+
+
+def _make_again(target: Target) -> None:
+    """Delete the database of *target* on a server of others, and make it again."""
+    with _maintenance(target) as conn:
+        for query in ("format_drop_database", "format_create_database"):
+            found = fetch_one(conn, query, _Statement, name=target.database)
+            try:
+                conn.execute(found.statement.encode())
+            except psycopg.Error as exc:
+                raise LocalServerError(
+                    f"{found.statement} failed: {exc.diag.message_primary or exc}"
+                ) from exc
 
 
 def _start_embedded(embedded: EmbeddedServer) -> None:

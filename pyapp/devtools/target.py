@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from psycopg.conninfo import conninfo_to_dict
-
-from pyapp.connection import is_local
-from pyapp.database_url import redact_url
+from pyapp.database_url import find_elsewhere, reached_parameters
 from pyapp.errors import ConfigError
 
 
@@ -26,15 +23,14 @@ def local_target(url: str) -> Target:
     Raises:
         ConfigError: it is not on this machine, or names no user or database.
     """
-    if not is_local(url):
+    if reason := find_elsewhere(url):
         raise ConfigError(
-            f"DATABASE_URL is {redact_url(url)}, not a server on localhost:"
-            " only those are started, stopped and reset here"
+            f"{reason}: only a server on localhost is started, stopped and reset here"
         )
-    parts = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    parts = reached_parameters(url)
     return Target(
         url=url,
-        port=int(parts.get("port", "5432")),
+        port=int(parts["port"]),
         user=_given("user", parts.get("user")),
         password=parts.get("password", ""),
         database=_given("database", parts.get("dbname")),

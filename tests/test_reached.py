@@ -1,0 +1,202 @@
+"""What deletes or undoes acts on the database that it names, wherever a URL leads."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.connection import connect, is_local
+from pyapp.database_url import redact_url
+from pyapp.devtools.migrator import list_migrations, migrate
+from pyapp.devtools.reached import is_on_this_machine, name_reached
+from pyapp.devtools.target import local_target
+from pyapp.devtools.throwaway import open_folder
+from pyapp.errors import ConfigError
+from tests.proxy import Proxy
+from tests.support import Server, run_cli
+
+LOCAL = "postgresql://me:pw@localhost:5432/mine"
+SERVICE = "[other]\nhostaddr=10.0.0.5\nport=6000\n"
+# By name: the URL, the environment, and the reason that is given.
+ELSEWHERE = {
+    "hostaddr": (f"{LOCAL}?hostaddr=10.0.0.5", {}, "its hostaddr 10.0.0.5"),
+    "two addresses": (f"{LOCAL}?hostaddr=127.0.0.1,10.0.0.5", {}, "its hostaddr"),
+    "PGHOSTADDR": (LOCAL, {"PGHOSTADDR": "10.0.0.5"}, "PGHOSTADDR"),
+    "PGSERVICE": (LOCAL, {"PGSERVICE": "other"}, "PGSERVICE"),
+    "service": (f"{LOCAL}?service=other", {}, "names a service"),
+    "?host=": (f"{LOCAL}?host=db.example.com", {}, "not a server on localhost"),
+    "two hosts": (
+        "postgresql://me:pw@localhost,db.example.com/mine",
+        {},
+        "not a server on localhost",
+    ),
+    "two ports": (
+        "postgresql://me:pw@localhost:1,localhost:2/mine",
+        {},
+        "not a server",
+    ),
+    "PGHOST": ("postgresql://me:pw@/mine", {"PGHOST": "localhost"}, "not a server"),
+    "PGPORT": ("postgresql://me:pw@localhost/mine", {"PGPORT": "1,2"}, "several ports"),
+    "socket": ("postgresql://me:pw@/mine?host=/run", {}, "not a server on localhost"),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a project's folder, entered, on a machine where no Docker answers."""
+    folder = open_folder()
+    for name in os.environ:
+        if name.startswith("PG"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("ENVIRONMENT", "local")
+    monkeypatch.chdir(folder)
+    (tmp_path / "services").write_text(SERVICE)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("command", ["reset --yes", "start", "stop"])
+def test_url_that_leads_elsewhere_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str
+):
+    url, environment, reason = ELSEWHERE[name]
+    monkeypatch.setenv("DATABASE_URL", url)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+
+    code, out, err = run_cli("db", *command.split())
+
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert reason in err
+    assert "only a server on localhost is started, stopped and reset here" in err
+    assert not is_local(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "port"),
+    [
+        (f"{LOCAL}?hostaddr=127.0.0.1", {}, 5432),
+        (LOCAL, {"PGHOSTADDR": "::1", "PGPORT": "1"}, 5432),
+        (LOCAL, {"PGHOST": "db.example.com"}, 5432),
+        ("postgresql://me:pw@localhost/mine", {"PGPORT": "6001"}, 6001),
+        ("postgresql://me:pw@localhost/mine", {}, 5432),
+    ],
+)
+def test_url_that_stays_here_is_taken_with_the_port_that_libpq_uses(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    environment: dict[str, str],
+    port: int,
+):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+
+    assert is_local(url)
+    assert local_target(url).port == port
+
+
+def test_reset_through_a_forward_is_refused(
+    project: Path, database: str, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """As an SSH forward on localhost looks, behind which any server may be."""
+    with Proxy(server.port) as forward:
+        url = database.replace(f":{server.port}/", f":{forward.port}/")
+        monkeypatch.setenv("DATABASE_URL", url)
+        name = database.rpartition("/")[2]
+
+        code, out, err = run_cli("db", "reset", answer="y\n")
+
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"{redact_url(url)} is not known to be on this machine" in err
+        assert f"'DROP DATABASE IF EXISTS {name} WITH (FORCE)'" in err
+        with connect(url) as through, connect(database) as direct:
+            assert not is_on_this_machine(through)
+            assert is_on_this_machine(direct)
+            assert through.execute("SELECT to_regclass('app.users')").fetchone() != (
+                None,
+            )
+
+
+def test_reset_takes_the_database_that_libpq_reaches_by_default(
+    project: Path, database: str, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """A URL without a port means PGPORT, for the question and for the deletion."""
+    monkeypatch.setenv("DATABASE_URL", database.replace(f":{server.port}/", "/"))
+    monkeypatch.setenv("PGPORT", str(server.port))
+
+    assert run_cli("db", "reset", answer="y\n")[0] == 0
+
+    with psycopg.connect(database) as conn:
+        found = conn.execute("SELECT to_regclass('app.users')").fetchone()
+    assert found == (None,)
+
+
+def test_server_that_changes_after_the_question_is_left_alone(
+    project: Path, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DATABASE_URL", database)
+    kinds = iter(["embedded", "not this project's"])
+    from pyapp.devtools import server as module
+
+    monkeypatch.setattr(module, "running_kind", lambda _: module.Kind(next(kinds)))
+
+    code, _, err = run_cli("db", "reset", "--yes")
+
+    assert (code, "has changed since the question" in err) == (1, True)
+    with psycopg.connect(database) as conn:
+        conn.execute("SELECT FROM app.users")
+
+
+def test_rollback_names_the_server_that_it_reaches_and_keeps_to_it(
+    empty_database: str, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """Of several servers, and of those that only the environment names."""
+    migrate(empty_database, count=1)
+    name = empty_database.rpartition("/")[2]
+    listed = (
+        f"postgresql://{server.user}:{server.password}@127.0.0.1:1,"
+        f"localhost:{server.port}/{name}"
+    )
+    with connect(listed) as conn:
+        reached = name_reached(listed, conn)
+    assert reached.name == redact_url(empty_database)
+    with connect(reached.url) as conn:
+        assert (conn.info.host, conn.info.port) == ("localhost", server.port)
+
+    monkeypatch.setenv("PGHOST", "localhost")
+    monkeypatch.setenv("PGPORT", str(server.port))
+    url = f"postgresql://{server.user}:{server.password}@/{name}"
+    monkeypatch.setenv("DATABASE_URL", url)
+    code, out, _ = run_cli("db", "rollback", "--yes")
+
+    assert (code, out.splitlines()[0]) == (
+        0,
+        f"To be rolled back at {redact_url(empty_database)}:",
+    )
+    assert {s.state for s in list_migrations(empty_database)} == {"pending"}
+
+
+def test_address_that_decides_is_part_of_the_name(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    url = empty_database.replace("@localhost:", "@db.example.com:")
+    monkeypatch.setenv("DATABASE_URL", f"{url}?hostaddr=127.0.0.1")
+
+    code, out, _ = run_cli("db", "rollback")
+
+    assert (code, out) == (
+        0,
+        f"Nothing is applied at {redact_url(url)}?hostaddr=127.0.0.1\n",
+    )
+
+
+def test_several_ports_are_an_error_and_no_traceback():
+    with pytest.raises(ConfigError, match="several ports"):
+        local_target("host=localhost port=1,2 user=a password=b dbname=c")
