@@ -36,14 +36,19 @@ from pyapp.devtools.throwaway import throwaway_server
 from pyapp.paths import sql_dir
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
+from tests.tls_server import find_programs
 
 NUMBERS = itertools.count(1)
 
-# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer
-# must be there, where root could install it; .ci/run gives the others what they need.
+# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer and
+# PostgreSQL 15 must be there, where root could install them; .ci/run gives the others
+# what they need.
 LEFT_OUT: dict[str, str] = {}
-if not (find_pgbouncer() or (os.environ.get("CI") and os.geteuid() == 0)):
-    LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
+if not (os.environ.get("CI") and os.geteuid() == 0):
+    if not find_pgbouncer():
+        LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
+    if not find_programs():
+        LEFT_OUT["test_server_15.py"] = "the distribution's PostgreSQL 15 is not here"
 if "COMPOSE_2" not in os.environ:
     LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
 if "PYAPP_WHEELS" not in os.environ:

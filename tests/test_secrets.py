@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from pyapp.connection import connect
-from pyapp.devtools import dumps
+from pyapp.devtools import pg_dump
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.ports import free_port
 from pyapp.devtools.throwaway import open_folder
@@ -109,7 +109,7 @@ def test_secrets_are_neither_printed_nor_logged_nor_stored_nor_in_process_lists(
     with connect(url) as conn:
         sessions = conn.execute("SELECT * FROM pg_catalog.pg_stat_activity").fetchall()
     dump = subprocess.run(
-        [dumps.pg_dump(), "--no-password", f"--dbname={url}"],
+        [pg_dump.choose_pg_dump(url), "--no-password", f"--dbname={url}"],
         capture_output=True,
         text=True,
         check=True,
@@ -128,7 +128,7 @@ def test_pg_dump_is_told_the_secrets_all_the_same(database: str):
     """Whatever is in them; libpq itself says what it was given."""
     url = f"{database}?sslpassword=%23Hunter%3D%20%27Five&oauth_client_secret=Six"
     with (
-        dumps._without_secrets(url) as (conninfo, variables),
+        pg_dump.without_secrets(url) as (conninfo, variables),
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in variables.items():
@@ -144,7 +144,7 @@ def test_pg_dump_is_told_the_secrets_all_the_same(database: str):
 
 def test_pg_dump_without_such_secrets_gets_no_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("tempfile.TemporaryDirectory")
-    with dumps._without_secrets("postgresql://u:Hunter@localhost/x") as (_, variables):
+    with pg_dump.without_secrets("postgresql://u:Hunter@localhost/x") as (_, variables):
         assert variables == {"PGPASSWORD": "Hunter"}
 
 

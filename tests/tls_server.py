@@ -1,0 +1,67 @@
+"""A server that accepts only TLS, from the distribution's PostgreSQL 15.
+
+The embedded server is built without OpenSSL. `find_programs` tells of the other one.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyapp.devtools.binaries import server_account
+from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.ports import free_port
+from pyapp.devtools.throwaway import THROWAWAY, open_folder
+
+OLDEST = Path("/usr/lib/postgresql/15/bin")
+ACCESS = "hostssl all all all scram-sha-256\n"
+
+
+def find_programs() -> Path | None:
+    """Return the folder of the distribution's PostgreSQL 15; None without openssl."""
+    is_here = (OLDEST / "postgres").is_file() and shutil.which("openssl")
+    return OLDEST if is_here else None
+
+
+@contextlib.contextmanager
+def tls_server() -> Iterator[tuple[EmbeddedServer, Path]]:
+    """Give the server and the certificate that it presents for localhost."""
+    parent = open_folder()
+    certificate = _certify(parent)
+    settings = {
+        **THROWAWAY,
+        "ssl": "on",
+        "ssl_cert_file": str(certificate),
+        "ssl_key_file": str(parent / "server.key"),
+        "hba_file": str(parent / "hba.conf"),
+    }
+    (parent / "hba.conf").write_text(ACCESS)
+    server = EmbeddedServer(
+        parent / "data",
+        free_port(),
+        database="postgres",
+        settings=settings,
+        programs=find_programs(),
+    )
+    try:
+        server.start()
+        yield server, certificate
+    finally:
+        server.remove()
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _certify(folder: Path) -> Path:
+    """Make a key and a certificate of its own for localhost; return the latter."""
+    key, certificate = folder / "server.key", folder / "server.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    key.chmod(0o600)
+    certificate.chmod(0o644)
+    if account := server_account(folder / "data"):
+        os.chown(key, account.pw_uid, account.pw_gid)
+    return certificate
