@@ -39,6 +39,11 @@ class _Lock:
 
 
 @dataclass(frozen=True, slots=True)
+class _Grant:
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Holder:
     pid: int
 
@@ -57,6 +62,14 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         super().init_connection(connection)
         with contextlib.suppress(psycopg.Error):  # not on every system
             execute(connection, "end_with_client")
+
+    def create_lock_table(self) -> None:
+        """Create yoyo's table as yoyo does, which passes over every error."""
+        with (
+            contextlib.suppress(psycopg.errors.DuplicateTable),  # a plain yoyo did it
+            self.transaction(),
+        ):
+            self.execute(self.format_sql(self.create_lock_table_sql))
 
     def reset(self) -> None:
         """Undo what a migration has set in the session."""
@@ -90,18 +103,25 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def migration_session(url: str, *, patience: float = 60) -> Iterator[Backend]:
+def migration_session(
+    url: str, *, patience: float = 60, is_building: bool = False
+) -> Iterator[Backend]:
     """Give a backend that alone may migrate, its tables made.
+
+    *is_building* says that schema app will be created where it is missing.
 
     Raises:
         DatabaseUnavailableError: the database is not healthy.
-        MigrationError: another run is still at work after *patience* seconds.
+        MigrationError: another run is still at work after *patience* seconds, or the
+            role may not create what is missing.
     """
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
     with Backend(uri, default_migration_table) as backend:
         conn = backend.connection
         _take_lock(conn, patience)
         tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
+        if not (tables.has_lock and tables.has_migrations and tables.has_checksums):
+            _require_grants(conn, is_building)
         if not tables.has_lock:
             backend.create_lock_table()
         _wait_for_yoyo(conn, patience=10)
@@ -113,6 +133,16 @@ def migration_session(url: str, *, patience: float = 60) -> Iterator[Backend]:
                 execute(conn, "create_checksums")
                 execute(conn, "comment_checksums")
         yield backend
+
+
+def _require_grants(conn: psycopg.Connection[Any], is_building: bool) -> None:
+    grants = fetch(conn, "list_missing_grants", _Grant, is_building=is_building)
+    if grants:
+        statements = "; ".join(grant.statement for grant in grants)
+        raise MigrationError(
+            f"the role {conn.info.user} may not create what the migrations need; let"
+            f" the database's owner or a superuser run: {statements}"
+        )
 
 
 def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:

@@ -114,7 +114,7 @@ def migrate(
     with each before it is applied.
     """
     files = read_migrations(folder)
-    with migration_session(url) as backend:
+    with migration_session(url, is_building=True) as backend:
         applied = _record_checksums(backend, files)
         todo = [
             file

@@ -24,6 +24,27 @@ SELECT
             AND a.pid <> pg_backend_pid()
     ) AS other_clients;
 
+-- name: list_missing_grants :many
+-- What lets this role build: yoyo's tables are in public, and 0001 creates schema app.
+SELECT
+    format(
+        CASE
+            WHEN to_regnamespace('public') IS NULL
+                THEN 'CREATE SCHEMA public AUTHORIZATION %I'
+            ELSE 'GRANT CREATE ON SCHEMA public TO %I'
+        END,
+        current_user
+    ) AS statement
+WHERE has_schema_privilege(to_regnamespace('public'), 'CREATE') IS NOT TRUE
+UNION ALL
+SELECT
+    format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
+        AS statement
+WHERE :is_building
+    AND to_regnamespace('app') IS NULL
+    AND NOT has_database_privilege(current_database(), 'CREATE')
+ORDER BY statement DESC;
+
 -- name: create_checksums :rowcount
 -- yoyo knows a migration by its name alone; this keeps what its text was.
 CREATE TABLE public.pyapp_migration_checksums (

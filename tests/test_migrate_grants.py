@@ -1,0 +1,102 @@
+"""A role that may not create what migrations need is told which GRANTs it needs."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from pyapp.devtools.migrator import list_migrations
+from pyapp.devtools.schema_diff import check
+from tests.support import run_cli
+
+ROLE = 'Mi"grator'
+
+
+@pytest.fixture
+def owner(empty_database: str) -> Iterator[psycopg.Connection]:
+    """Return the superuser's connection to a database; a role without rights exists."""
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        name = conn.info.dbname
+        conn.execute('DROP ROLE IF EXISTS "Mi""grator"')
+        conn.execute('CREATE ROLE "Mi""grator" LOGIN PASSWORD \'pw\'')
+        conn.execute("REVOKE CREATE ON SCHEMA public FROM public")
+        yield conn
+        conn.execute(f"ALTER DATABASE {name} OWNER TO CURRENT_USER".encode())
+        conn.execute('DROP OWNED BY "Mi""grator"')
+        conn.execute('DROP ROLE "Mi""grator"')
+
+
+@pytest.fixture
+def url(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the DATABASE_URL of that role."""
+    url = make_conninfo(empty_database, user=ROLE, password="pw")
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+    return url
+
+
+def test_migrate_names_the_grants_that_are_missing(
+    owner: psycopg.Connection, url: str, empty_database: str
+):
+    """Run one after another, they are enough."""
+    prefix = (
+        f"error: the role {ROLE} may not create what the migrations need; let the"
+        " database's owner or a superuser run: "
+    )
+    public = 'GRANT CREATE ON SCHEMA public TO "Mi""grator"'
+    database = f'GRANT CREATE ON DATABASE {owner.info.dbname} TO "Mi""grator"'
+
+    expected = f"{prefix}{public}; {database}\n"
+    assert run_cli("db", "migrate") == (1, "", expected)
+    owner.execute(public.encode())
+    assert run_cli("db", "migrate") == (1, "", f"{prefix}{database}\n")
+    owner.execute(database.encode())
+    code, _, err = run_cli("db", "migrate")
+
+    assert (code, err) == (0, "")
+    assert {s.state for s in list_migrations(url)} == {"applied"}
+    assert check(url, scratch_url=empty_database).differences == 0
+
+
+def test_owner_of_the_database_needs_the_grant_on_public_only(
+    owner: psycopg.Connection, url: str
+):
+    """Since 15 the owner of a database may create in public; here it was revoked."""
+    owner.execute(f'ALTER DATABASE {owner.info.dbname} OWNER TO "Mi""grator"'.encode())
+    owner.execute("ALTER SCHEMA public OWNER TO CURRENT_USER")
+
+    code, _, err = run_cli("db", "migrate")
+
+    assert code == 1
+    assert err.endswith(' run: GRANT CREATE ON SCHEMA public TO "Mi""grator"\n')
+
+
+def test_missing_schema_public_is_named(owner: psycopg.Connection, url: str):
+    owner.execute("DROP SCHEMA public")
+    owner.execute(
+        f'GRANT CREATE ON DATABASE {owner.info.dbname} TO "Mi""grator"'.encode()
+    )
+
+    code, _, err = run_cli("db", "migrate")
+
+    assert code == 1
+    assert err.endswith(' run: CREATE SCHEMA public AUTHORIZATION "Mi""grator"\n')
+
+
+def test_migrated_database_needs_no_grant_to_be_looked_at(
+    owner: psycopg.Connection, url: str, empty_database: str
+):
+    owner.execute('GRANT CREATE ON SCHEMA public TO "Mi""grator"')
+    owner.execute(
+        f'GRANT CREATE ON DATABASE {owner.info.dbname} TO "Mi""grator"'.encode()
+    )
+    assert run_cli("db", "migrate")[0] == 0
+    owner.execute('REVOKE CREATE ON SCHEMA public FROM "Mi""grator"')
+    owner.execute(
+        f'REVOKE CREATE ON DATABASE {owner.info.dbname} FROM "Mi""grator"'.encode()
+    )
+
+    code, out, _ = run_cli("db", "migrate")
+
+    assert (code, out) == (0, "Nothing to apply: the schema is up to date\n")
