@@ -40,9 +40,9 @@ from tests.tls_server import find_programs
 
 NUMBERS = itertools.count(1)
 
-# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer and
-# PostgreSQL 15 must be there, where root could install them; .ci/run gives the others
-# what they need.
+# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer
+# and PostgreSQL 15 must be there, where root could install them; .ci/run gives the
+# others what they need.
 LEFT_OUT: dict[str, str] = {}
 if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_pgbouncer():
