@@ -99,7 +99,7 @@ def list_pg_dumps() -> list[PgDump]:
     # Before the PATH, where Debian has a wrapper that chooses among them.
     for pattern in PACKAGED:
         paths += sorted(Path("/").glob(pattern))
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
+    for folder in os.get_exec_path():
         paths += [Path(folder, "pg_dump"), Path(folder, "pg_dump.exe")]
     found = {path.resolve(): path for path in reversed(paths) if _is_program(path)}
     programs = [PgDump(path, _version(path)) for path in reversed(found.values())]
