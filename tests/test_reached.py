@@ -10,11 +10,13 @@ import pytest
 
 from pyapp.connection import connect, is_local
 from pyapp.database_url import redact_url
+from pyapp.devtools import server as local
+from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.migrator import list_migrations, migrate
 from pyapp.devtools.reached import is_on_this_machine, name_reached
 from pyapp.devtools.target import local_target
 from pyapp.devtools.throwaway import open_folder
-from pyapp.errors import ConfigError
+from pyapp.errors import ConfigError, LocalServerError
 from tests.proxy import Proxy
 from tests.support import Server, run_cli
 
@@ -84,6 +86,7 @@ def test_url_that_leads_elsewhere_is_refused(
         (f"{LOCAL}?hostaddr=127.0.0.1", {}, 5432),
         (LOCAL, {"PGHOSTADDR": "::1", "PGPORT": "1"}, 5432),
         (LOCAL, {"PGHOST": "db.example.com"}, 5432),
+        ("host=localhost port='' user=me dbname=mine", {"PGPORT": "1"}, 5432),
         ("postgresql://me:pw@localhost/mine", {"PGPORT": "6001"}, 6001),
         ("postgresql://me:pw@localhost/mine", {}, 5432),
     ],
@@ -143,9 +146,7 @@ def test_server_that_changes_after_the_question_is_left_alone(
 ):
     monkeypatch.setenv("DATABASE_URL", database)
     kinds = iter(["embedded", "not this project's"])
-    from pyapp.devtools import server as module
-
-    monkeypatch.setattr(module, "running_kind", lambda _: module.Kind(next(kinds)))
+    monkeypatch.setattr(local, "running_kind", lambda _: local.Kind(next(kinds)))
 
     code, _, err = run_cli("db", "reset", "--yes")
 
@@ -200,3 +201,14 @@ def test_address_that_decides_is_part_of_the_name(
 def test_several_ports_are_an_error_and_no_traceback():
     with pytest.raises(ConfigError, match="several ports"):
         local_target("host=localhost port=1,2 user=a password=b dbname=c")
+
+
+def test_embedded_server_is_not_looked_for_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its databases would be created there."""
+    monkeypatch.setenv("PGHOSTADDR", "10.0.0.5")
+
+    with pytest.raises(LocalServerError, match=r"cannot be reached: .*PGHOSTADDR"):
+        EmbeddedServer(tmp_path / "data", 1).start()
+    assert not (tmp_path / "data").exists()

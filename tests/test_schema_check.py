@@ -141,7 +141,8 @@ def test_scratch_databases_go_even_when_interrupted_or_left_by_a_kill(
     server: Server,
 ) -> None:
     url = server.url("postgres")
-    execute(url, "CREATE DATABASE pyapp_scratch_1_left")
+    left_over, of_others = "pyapp_scratch_1_0123abcd", "pyapp_scratch_1_kept"
+    execute(url, f"CREATE DATABASE {left_over}", f"CREATE DATABASE {of_others}")
     with (
         pytest.raises(KeyboardInterrupt),
         scratch_database(url) as scratch,
@@ -154,7 +155,8 @@ def test_scratch_databases_go_even_when_interrupted_or_left_by_a_kill(
             " OR datname = %s",
             [psycopg.conninfo.conninfo_to_dict(scratch)["dbname"]],
         ).fetchall()
-    assert left == []
+    execute(url, f"DROP DATABASE {of_others}")
+    assert left == [(of_others,)]
 
 
 def test_role_that_may_make_no_databases_is_told_the_option(

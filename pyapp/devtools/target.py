@@ -30,7 +30,7 @@ def local_target(url: str) -> Target:
     parts = reached_parameters(url)
     return Target(
         url=url,
-        port=int(parts["port"]),
+        port=int(parts["port"] or "5432"),
         user=_given("user", parts.get("user")),
         password=parts.get("password", ""),
         database=_given("database", parts.get("dbname")),

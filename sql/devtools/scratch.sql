@@ -12,7 +12,7 @@ SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', :name::text) AS stateme
 -- A run that was killed leaves its databases; their names say when it began.
 SELECT format('DROP DATABASE IF EXISTS %I', d.datname) AS statement
 FROM pg_database AS d
-WHERE d.datname ~ '^pyapp_scratch_[0-9]+_'
+WHERE d.datname ~ '^pyapp_scratch_[0-9]{1,12}_[0-9a-f]{8}$'
     AND split_part(d.datname, '_', 3)::numeric
     < extract(EPOCH FROM now() - interval '1 hour')
     AND pg_has_role(d.datdba, 'USAGE')
