@@ -19,7 +19,7 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyapp.connection import connect
-from pyapp.database_url import redact_url
+from pyapp.database_url import read_url, redact_url
 from pyapp.devtools.binaries import as_account, binaries
 from pyapp.errors import MissingExtraError, SchemaCheckError
 
@@ -121,7 +121,7 @@ def has_ssl(program: Path) -> bool:
 
 def _server_of(url: str) -> tuple[tuple[str, str], ...]:
     """Return what *url* says of the server, whichever database and session it names."""
-    parts = conninfo_to_dict(url)
+    parts = read_url(url)
     session = ("dbname", "application_name", "connect_timeout", "options")
     return tuple(sorted((k, str(v)) for k, v in parts.items() if k not in session))
 
