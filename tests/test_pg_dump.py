@@ -65,6 +65,13 @@ def test_newest_is_taken_wherever_it_is(machine: Path, monkeypatch: pytest.Monke
     assert choose_pg_dump(URL) == packages[2]
 
 
+def test_program_that_does_not_run_is_passed_over(machine: Path):
+    broken = install(machine / "bin" / "pg_dump", "18.6")
+    broken.write_bytes(b"\x7fELF")
+
+    assert list_pg_dumps() == []
+
+
 def test_link_to_a_program_is_listed_once(machine: Path):
     real = install(machine / "postgresql" / "18" / "bin" / "pg_dump", "18.6")
     (machine / "bin").mkdir()

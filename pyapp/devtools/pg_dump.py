@@ -103,7 +103,8 @@ def list_pg_dumps() -> list[PgDump]:
         paths += [Path(folder, "pg_dump"), Path(folder, "pg_dump.exe")]
     found = {path.resolve(): path for path in reversed(paths) if _is_program(path)}
     programs = [PgDump(path, _version(path)) for path in reversed(found.values())]
-    return sorted(programs, key=lambda program: program.version, reverse=True)
+    running = [program for program in programs if program.version]
+    return sorted(running, key=lambda program: program.version, reverse=True)
 
 
 @functools.cache
@@ -182,9 +183,13 @@ def _is_program(path: Path) -> bool:
 
 
 def _version(program: Path) -> tuple[int, ...]:
-    run = subprocess.run([program, "--version"], capture_output=True, text=True)
+    """Return the version of *program*; nothing if it does not run here."""
+    try:
+        run = subprocess.run([program, "--version"], capture_output=True, text=True)
+    except OSError:  # made for another machine
+        return ()
     found = _VERSION.search(run.stdout)
-    return tuple(int(number or 0) for number in found.groups()) if found else (0,)
+    return tuple(int(number or 0) for number in found.groups()) if found else ()
 
 
 def _run(program: Path, url: str, *options: str) -> subprocess.CompletedProcess[str]:
