@@ -15,6 +15,7 @@ from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.migrator import migrate
 from pyapp.devtools.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
 from pyapp.devtools.schema_diff import check
+from pyapp.devtools.scratch import scratch_database
 from pyapp.devtools.throwaway import throwaway_server
 from pyapp.errors import SchemaCheckError
 from tests.support import run_cli
@@ -40,6 +41,20 @@ def old() -> Iterator[EmbeddedServer]:
             conn.execute("ALTER TABLE app.users ALTER COLUMN name SET (n_distinct=9)")
             conn.execute("ALTER TABLE app.users ALTER COLUMN name RESET (n_distinct)")
         yield server
+
+
+@pytest.fixture(scope="module")
+def newest() -> Iterator[EmbeddedServer]:
+    """Return the wheel's server, whichever one the other tests use."""
+    with throwaway_server() as server:
+        yield server
+
+
+@pytest.fixture
+def restored(newest: EmbeddedServer) -> Iterator[str]:
+    """Return the URL of an empty database there."""
+    with scratch_database(newest.url) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
@@ -92,16 +107,15 @@ def test_missing_pg_dump_with_ssl_is_named(
     )
 
 
-def test_old_pg_dump_is_not_new_enough(database: str, monkeypatch: pytest.MonkeyPatch):
+def test_old_pg_dump_is_not_new_enough(
+    newest: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with connect(database) as conn:
-        major = conn.info.server_version // 10000
-    if major == 15:
-        assert has_ssl(choose_pg_dump(database))
-        return
-    line = rf"no pg_dump here is new enough .* {major}, .* 15\.\d+: install .*-{major} "
+    monkeypatch.setattr(pg_dump, "PACKAGED", (str(OLDEST / "pg_dump")[1:],))
+    monkeypatch.setenv("PATH", "/nowhere")
+    line = r"no pg_dump here is new enough .* 18, .* 15\.\d+: install .*-client-18 "
     with pytest.raises(SchemaCheckError, match=line):
-        choose_pg_dump(database)
+        choose_pg_dump(newest.url)
 
 
 def _run(program: Path, *arguments: str, text: str | None = None) -> str:
@@ -117,29 +131,29 @@ def _run(program: Path, *arguments: str, text: str | None = None) -> str:
 
 
 def test_database_of_15_restored_by_its_own_pg_dump_is_equal(
-    old: EmbeddedServer, empty_database: str, tmp_path: Path
+    old: EmbeddedServer, restored: str, tmp_path: Path
 ):
     file = str(tmp_path / "pyapp.dump")
     _run(OLDEST / "pg_dump", "--format=custom", f"--file={file}", old.url)
-    restore = ["--exit-on-error", "--no-owner", f"--dbname={empty_database}", file]
+    restore = ["--exit-on-error", "--no-owner", f"--dbname={restored}", file]
     _run(binaries() / "pg_restore", *restore)
 
-    assert told(check(empty_database)) == []
-    assert _emails(empty_database) == ["ada@example.com"]
+    assert told(check(restored)) == []
+    assert _emails(restored) == ["ada@example.com"]
 
 
 def test_database_of_15_restored_by_a_newer_pg_dump_is_equal(
-    old: EmbeddedServer, empty_database: str
+    old: EmbeddedServer, restored: str
 ):
     """Its options of columns are left out, because no other server knows them."""
     text = _run(binaries() / "pg_dump", "--no-owner", old.url)
     text = re.sub(r"\(pg_attver=\d+, ", "(", text)
     text = re.sub(r"^ALTER .+ SET \(pg_attver=\d+\);\n", "", text, flags=re.MULTILINE)
     options = ["--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
-    _run(binaries() / "psql", *options, empty_database, text=text)
+    _run(binaries() / "psql", *options, restored, text=text)
 
-    assert told(check(empty_database)) == []
-    assert _emails(empty_database) == ["ada@example.com"]
+    assert told(check(restored)) == []
+    assert _emails(restored) == ["ada@example.com"]
 
 
 def _emails(url: str) -> list[str]:
