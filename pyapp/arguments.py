@@ -21,6 +21,7 @@ Check: TypeAlias = Callable[[str, Any], object]
 MAX_INTEGER = 2**31 - 1
 MAX_BIGINT = 2**63 - 1
 MAX_AMOUNT = Decimal(10) ** 15
+MAX_REFERRAL_CREDITS = Decimal(10) ** 6
 MAX_DECIMALS = 100
 MAX_ID_LENGTH = 255
 
@@ -63,15 +64,15 @@ def check_count(name: str, value: Any, most: int = MAX_BIGINT) -> int:
     )
 
 
-def check_amount(name: str, value: Any) -> Decimal:
-    """Return money or credits as a Decimal; an int is one, too."""
+def check_amount(name: str, value: Any, most: Decimal = MAX_AMOUNT) -> Decimal:
+    """Return money or credits from 0 to *most* as a Decimal; an int is one, too."""
     # A float is refused, for what it stands for depends on who rounds it.
     amount = Decimal(value) if type(value) is int else value
     if not isinstance(amount, Decimal):
         raise InvalidValueError(f"{name} must be a Decimal, not {shown(value)}")
-    if not amount.is_finite() or not 0 <= amount <= MAX_AMOUNT:
+    if not amount.is_finite() or not 0 <= amount <= most:
         raise InvalidValueError(
-            f"{name} must be from 0 to {MAX_AMOUNT:f}, not {shown(value)}"
+            f"{name} must be from 0 to {most:f}, not {shown(value)}"
         )
     exponent = amount.as_tuple().exponent
     if isinstance(exponent, int) and exponent < -MAX_DECIMALS:

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 
 from dotenv import dotenv_values
 
-from pyapp.arguments import check_amount, shown
+from pyapp.arguments import MAX_AMOUNT, MAX_REFERRAL_CREDITS, check_amount, shown
 from pyapp.database_url import read_url
 from pyapp.errors import ConfigError, InvalidValueError
 
@@ -125,18 +125,22 @@ def _margin(values: dict[str, str]) -> Decimal:
 
 
 def _referral_bonus(values: dict[str, str]) -> Decimal:
-    return _amount(values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS)
+    return _amount(
+        values, "PYAPP_REFERRAL_BONUS", DEFAULT_REFERRAL_BONUS, MAX_REFERRAL_CREDITS
+    )
 
 
-def _amount(values: dict[str, str], name: str, default: Decimal) -> Decimal:
+def _amount(
+    values: dict[str, str], name: str, default: Decimal, most: Decimal = MAX_AMOUNT
+) -> Decimal:
     text = values.get(name)
     if text is None:
         return default
     try:
-        return check_amount(name, Decimal(text))
+        return check_amount(name, Decimal(text), most)
     except (InvalidOperation, InvalidValueError):
         raise ConfigError(
-            f"{name} is {shown(text)}; it must be a number, zero or more"
+            f"{name} is {shown(text)}; it must be a number from 0 to {most:f}"
         ) from None
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
-from pyapp.arguments import check_cursor
+from pyapp.arguments import MAX_REFERRAL_CREDITS, check_amount, check_cursor
 from pyapp.calls import Call, many, one, query
 from pyapp.config import configured_referral_bonus
 from pyapp.errors import (
@@ -58,8 +58,8 @@ def redeem_referral(
 ) -> Call[Referral]:
     """Refer the user by the code, at once and for good, and return the referral.
 
-    Both users are granted *credits*, PYAPP_REFERRAL_BONUS if not given, in the same
-    transaction.
+    Both users are granted *credits*, at most 1,000,000 and PYAPP_REFERRAL_BONUS if not
+    given, in the same transaction.
 
     Raises:
         ReferralCodeNotFoundError: no user has this code.
@@ -142,6 +142,7 @@ def _new_referral(
 ) -> Call[Referral]:
     if credits is None:
         credits = configured_referral_bonus()
+    check_amount("credits", credits, MAX_REFERRAL_CREDITS)
     parameters = {
         "referral_code": storable_text(code).strip().lower(),
         "referred_id": referred_id,

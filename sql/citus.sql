@@ -39,7 +39,8 @@ SELECT create_distributed_table(
 -- Citus cannot plan an INSERT ... SELECT from a transition table: so day by day. Still
 -- in key order, so that two writers of several rows never wait for each other.
 CREATE OR REPLACE FUNCTION app.add_usage()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     usage record;
@@ -47,7 +48,7 @@ BEGIN
     FOR usage IN
         SELECT
             i.subject_id,
-            (i.finished_at AT TIME ZONE 'UTC')::date AS day,
+            (i.finished_at AT TIME ZONE interval '0')::date AS day,
             count(*) AS messages,
             sum(i.input_tokens) AS input_tokens,
             sum(i.cache_creation_input_tokens) AS cache_creation_input_tokens,

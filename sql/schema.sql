@@ -10,11 +10,16 @@ COMMENT ON SCHEMA app IS
 -- ---------------------------------------------------------------------------
 
 -- Bodies written as RETURN are bound to their objects when they are created, so no
--- search_path can redirect them, and the planner can inline them.
+-- search_path can redirect them, and the planner can inline them. All other bodies look
+-- names up when they run, and set search_path to pg_catalog, pg_temp: where pg_temp is
+-- not listed, it is searched first for tables and types, and a caller can create both.
+-- UTC is written as interval '0': PostgreSQL 18 looks a zone's name up among the
+-- abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
 CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
-    ((anchor AT TIME ZONE 'UTC') + make_interval(months => months)) AT TIME ZONE 'UTC';
+    ((anchor AT TIME ZONE interval '0') + make_interval(months => months))
+    AT TIME ZONE interval '0';
 
 COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
     'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
@@ -22,16 +27,16 @@ COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
 CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
 RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
-    (date_part('year', moment AT TIME ZONE 'UTC')::integer
-        - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
-    + date_part('month', moment AT TIME ZONE 'UTC')::integer
-    - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    (date_part('year', moment AT TIME ZONE interval '0')::integer
+        - date_part('year', anchor AT TIME ZONE interval '0')::integer) * 12
+    + date_part('month', moment AT TIME ZONE interval '0')::integer
+    - date_part('month', anchor AT TIME ZONE interval '0')::integer
     - (app.add_months(
         anchor,
-        (date_part('year', moment AT TIME ZONE 'UTC')::integer
-            - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
-        + date_part('month', moment AT TIME ZONE 'UTC')::integer
-        - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+        (date_part('year', moment AT TIME ZONE interval '0')::integer
+            - date_part('year', anchor AT TIME ZONE interval '0')::integer) * 12
+        + date_part('month', moment AT TIME ZONE interval '0')::integer
+        - date_part('month', anchor AT TIME ZONE interval '0')::integer
     ) > moment)::integer;
 
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
@@ -39,7 +44,8 @@ COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
 
 -- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN app.add_months(anchor, app.count_months(anchor, moment));
@@ -50,7 +56,8 @@ COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
     'The last boundary at or before the moment; boundaries are the anchor plus months.';
 
 CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
@@ -65,7 +72,8 @@ RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN COALESCE(
     app.get_period_start(
         anchor,
-        (reset AT TIME ZONE 'UTC' - interval '1 microsecond') AT TIME ZONE 'UTC'
+        (reset AT TIME ZONE interval '0' - interval '1 microsecond')
+        AT TIME ZONE interval '0'
     ),
     anchor
 );
@@ -109,7 +117,8 @@ COMMENT ON FUNCTION app.get_start_date(
 -- ---------------------------------------------------------------------------
 
 CREATE FUNCTION app.set_updated_at()
-RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     NEW.updated_at := now();
@@ -121,7 +130,8 @@ COMMENT ON FUNCTION app.set_updated_at() IS
     'Trigger: stamps the row with the time of the transaction that changes it.';
 
 CREATE FUNCTION app.refuse_change()
-RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION '% on %.% is refused: %',
@@ -334,7 +344,8 @@ COMMENT ON COLUMN app.fingerprints.quota_period_start IS
 -- A device names its own id, and messages are billed by id alone: one that names a
 -- user's id would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM app.users AS u WHERE u.id = NEW.id) THEN
@@ -559,7 +570,8 @@ COMMENT ON TABLE app.message_payloads_default IS
     'Payloads of months that have no partition yet.';
 
 CREATE FUNCTION app.create_payload_partitions(first_month date, months integer)
-RETURNS integer LANGUAGE plpgsql SET search_path = ''
+RETURNS integer LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     month date;
@@ -617,7 +629,8 @@ COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
     'Makes the partitions of so many months from the first; returns how many were new.';
 
 CREATE FUNCTION app.retire_payload_partition(keep_from date)
-RETURNS text LANGUAGE plpgsql SET search_path = ''
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     partition text := (
@@ -701,7 +714,8 @@ COMMENT ON COLUMN app.usage_daily.credits IS
     'Their bill, in credits.';
 
 CREATE FUNCTION app.add_usage()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- In key order, so that two writers of several rows never wait for each other.
@@ -711,7 +725,7 @@ BEGIN
     )
     SELECT
         i.subject_id,
-        (i.finished_at AT TIME ZONE 'UTC')::date,
+        (i.finished_at AT TIME ZONE interval '0')::date,
         count(*),
         sum(i.input_tokens),
         sum(i.cache_creation_input_tokens),
@@ -753,7 +767,7 @@ FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
 
 -- This and get_period_usage return a row each, for only such a function is inlined with
--- its subqueries. UTC is written as an interval, for a name has to be looked up.
+-- its subqueries.
 CREATE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
 )
@@ -847,7 +861,7 @@ CREATE TABLE app.referrals (
     CONSTRAINT referrals_completed_has_time_check
         CHECK ((status = 'completed') = (completed_at IS NOT NULL)),
     CONSTRAINT referrals_credits_is_amount_check
-        CHECK (credits >= 0 AND credits < 'Infinity')
+        CHECK (credits BETWEEN 0 AND 1000000)
 );
 
 COMMENT ON TABLE app.referrals IS
@@ -859,7 +873,7 @@ COMMENT ON COLUMN app.referrals.referred_id IS
 COMMENT ON COLUMN app.referrals.status IS
     'pending, then completed, which is final.';
 COMMENT ON COLUMN app.referrals.credits IS
-    'Credits that each of the two is granted on completion.';
+    'Credits granted to each of the two on completion; at most 1000000, 10000 USD.';
 COMMENT ON COLUMN app.referrals.completed_at IS
     'When it was completed; NULL while pending.';
 
@@ -868,7 +882,8 @@ CREATE UNIQUE INDEX referrals_unordered_pair_idx
 ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
 
 CREATE FUNCTION app.grant_referral_credits()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- Both sides of every row are locked in id order before any is changed, so that
@@ -1204,7 +1219,7 @@ RETURNS TABLE (
     has_unknown_price boolean
 )
 LANGUAGE plpgsql
-SET search_path = ''
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_hashjoin = off
@@ -1438,7 +1453,7 @@ RETURNS TABLE (
     proposed_user_id uuid
 )
 LANGUAGE plpgsql
-SET search_path = ''
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_hashjoin = off
@@ -1639,7 +1654,7 @@ CREATE FUNCTION app.put_stripe_subscriptions(
 )
 RETURNS TABLE (id text, verdict text, differences text[], user_id uuid)
 LANGUAGE plpgsql
-SET search_path = ''
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 AS $$
@@ -1789,7 +1804,7 @@ RETURNS TABLE (
     proposed_user_id uuid
 )
 LANGUAGE plpgsql
-SET search_path = ''
+SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 AS $$
@@ -1852,7 +1867,8 @@ CREATE FUNCTION app.take_stripe_event(
     view jsonb,
     can_ask boolean
 )
-RETURNS text LANGUAGE plpgsql SET search_path = ''
+RETURNS text LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -234,13 +234,37 @@ RULES = (
         "function_has_a_fixed_search_path",
         f"""
         SELECT f.object FROM ({FUNCTIONS}) AS f
-        WHERE f.prosqlbody IS NULL AND NOT EXISTS (
-            SELECT FROM unnest(f.proconfig) AS s WHERE s LIKE 'search_path=%'
+        WHERE (f.prosqlbody IS NULL OR f.prosecdef) AND NOT EXISTS (
+            SELECT FROM unnest(f.proconfig) AS s
+            WHERE s = 'search_path=pg_catalog, pg_temp'
         )
         """,
-        "write its body as RETURN or BEGIN ATOMIC, or SET search_path = ''",
-        "ALTER FUNCTION app.set_updated_at() RESET search_path",
+        "write its body as RETURN or BEGIN ATOMIC, or SET search_path = pg_catalog,"
+        " pg_temp: with '' the types of pg_temp, which are the caller's, come first",
+        "ALTER FUNCTION app.set_updated_at() SET search_path = ''",
         "app.set_updated_at()",
+    ),
+    Rule(
+        "utc_is_not_looked_up_by_name",
+        f"""
+        SELECT e.object
+        FROM (
+            SELECT f.object, concat(f.prosrc, pg_get_function_sqlbody(f.oid)) AS text
+            FROM ({FUNCTIONS}) AS f
+            UNION ALL
+            SELECT c.object, pg_get_expr(d.adbin, d.adrelid)
+            FROM ({COLUMNS}) AS c
+            INNER JOIN pg_attrdef AS d ON d.adrelid = c.attrelid AND d.adnum = c.attnum
+            UNION ALL
+            SELECT c.conname, pg_get_constraintdef(c.oid) FROM ({CONSTRAINTS}) AS c
+        ) AS e
+        WHERE e.text ~* '(time zone|timezone\\() *''(?![0-9])'
+        """,
+        "write UTC as interval '0': a session's TimeZone can redefine the name",
+        "CREATE FUNCTION app.get_day() RETURNS date LANGUAGE sql"
+        " RETURN (now() AT TIME ZONE 'UTC')::date;"
+        "COMMENT ON FUNCTION app.get_day() IS 'The day.'",
+        "app.get_day()",
     ),
     Rule(
         "foreign_key_writes_its_on_delete",

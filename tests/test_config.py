@@ -136,6 +136,15 @@ def test_an_amount_that_is_none_is_refused_by_name(
         load_settings(project)
 
 
+def test_a_bonus_above_what_a_referral_may_grant_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYAPP_REFERRAL_BONUS", "1000001")
+
+    with pytest.raises(ConfigError, match="from 0 to 1000000"):
+        load_settings(project)
+
+
 def test_a_file_that_is_not_text_is_named(project: Path) -> None:
     (project / ".env.local").write_bytes(b"\xff\xfeD")
 

@@ -81,13 +81,13 @@ def test_bonus_is_the_configured_one_if_none_is_given(
     assert credits_of(conn, ada, bob) == [Decimal(700)] * 2
 
 
-@pytest.mark.parametrize("credits", ["-1", "NaN", "Infinity"])
-def test_bonus_is_an_amount(
+@pytest.mark.parametrize("credits", ["-1", "NaN", "Infinity", "1000000.01", "1e30"])
+def test_bonus_is_an_amount_of_at_most_a_million(
     conn: psycopg.Connection, ada: UUID, bob: UUID, credits: str
 ):
     code = code_of(conn, ada)
 
-    with pytest.raises(InvalidValueError, match="credits must be from 0"):
+    with pytest.raises(InvalidValueError, match="credits must be from 0 to 1000000"):
         redeem_referral(
             conn, referral_code=code, referred_id=bob, credits=Decimal(credits)
         )

@@ -9,7 +9,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from psycopg.errors import InsufficientPrivilege
 
 from pyapp import messages, quota, users
@@ -18,6 +17,7 @@ from pyapp.devtools.roles import ROLES, apply_roles
 from pyapp.queries import QUERIES, Query
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
+from tests.role_logins import role_logins
 from tests.role_statements import APP, EVERYTHING, OPERATOR, READONLY, REFUSED, SYNC
 from tests.stripe_world import make_customer, make_event, make_subscription
 
@@ -189,23 +189,9 @@ def test_sync_writes_what_stripe_owns(granted: psycopg.Connection):
 
 @pytest.fixture
 def logins(database: str) -> Iterator[dict[str, str]]:
-    """Return for each role how somebody connects who has been given it."""
-    password = uuid4().hex
-    names = {role: f"{role}_{uuid4().hex}" for role in ROLES}
-    with psycopg.connect(database) as owner:
-        apply_roles(owner)
-        for role, name in names.items():
-            statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE {}").format(
-                sql.Identifier(name), sql.Literal(password), sql.Identifier(role)
-            )
-            owner.execute(statement)
-    yield {
-        role: make_conninfo(database, user=name, password=password)
-        for role, name in names.items()
-    }
-    with psycopg.connect(database) as owner:
-        for name in names.values():
-            owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    """Return for each role how a login connects that has it."""
+    with role_logins(database) as found:
+        yield found
 
 
 def test_login_is_refused_what_its_role_is(logins: dict[str, str]):

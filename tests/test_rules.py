@@ -175,6 +175,18 @@ def test_4_completing_grants_both_sides_once(rows: psycopg.Connection):
     assert granted(rows) == {ADA: 500, BOB: 570, EVE: 70}
 
 
+@pytest.mark.parametrize("credits", ["1000000.01", "1e30"])
+def test_4_referral_grants_a_million_credits_at_most(
+    rows: psycopg.Connection, credits: str
+):
+    violate(
+        rows,
+        "referrals_credits_is_amount_check",
+        referral(BOB, EVE, credits=credits),
+    )
+    rows.execute(referral(BOB, EVE, credits="1000000"))
+
+
 def granted(conn: psycopg.Connection) -> dict[str, Decimal]:
     found = conn.execute("SELECT id::text, referral_credits FROM app.users")
     return dict(found)

@@ -1,0 +1,265 @@
+"""Objects of the caller's that a careless body would run, one of each name it uses.
+
+`set_traps` creates, in pg_temp or in another schema that the caller may use, a type of
+every name that PostgreSQL has, and a function, an operator, a collation and a view or a
+table of every name that a body of the schema app uses. Each of them calls `spring`,
+which reports the current user by a NOTICE. Where search_path does not list pg_temp,
+PostgreSQL looks for types, tables and views in pg_temp first; it never looks for
+functions, operators and collations there.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import sql
+
+# What the bodies, defaults and checks of the schema say, as PostgreSQL has them.
+BODIES = """
+    SELECT concat(p.prosrc, ' ', pg_get_function_sqlbody(p.oid)) AS body
+    FROM pg_catalog.pg_proc AS p WHERE p.pronamespace = 'app'::regnamespace
+    UNION ALL
+    SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_catalog.pg_attrdef AS d
+    INNER JOIN pg_catalog.pg_class AS c ON c.oid = d.adrelid
+    WHERE c.relnamespace = 'app'::regnamespace
+    UNION ALL
+    SELECT pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint AS k
+    WHERE k.connamespace = 'app'::regnamespace
+"""
+# Whatever stands where a relation may, and the relations that there are.
+RELATIONS = f"""
+    SELECT w[1] FROM ({BODIES}) AS b, regexp_matches(
+        lower(b.body), '(?:from|into|join|only|table|update|using)\\s+([a-z_]\\w*)', 'g'
+    ) AS w
+    UNION
+    SELECT c.relname FROM pg_catalog.pg_class AS c
+    WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+    UNION
+    SELECT c.relname FROM pg_catalog.pg_class AS c, ({BODIES}) AS b
+    WHERE c.relnamespace = 'pg_catalog'::regnamespace
+        AND b.body ~ ('\\m' || c.relname || '\\M')
+"""
+# AT TIME ZONE, EXTRACT and the like call functions that the text does not name.
+IMPLIED = ["timezone", "extract", "date_part", "concat", "like", "overlaps"]
+
+TYPES = """
+    SELECT t.typname FROM pg_catalog.pg_type AS t
+    WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typname !~ '^_'
+        AND t.typtype IN ('b', 'r', 'm', 'e')
+"""
+SPELLED = {
+    "bigint": "int8",
+    "boolean": "bool",
+    "character": "bpchar",
+    "dec": "numeric",
+    "decimal": "numeric",
+    "double": "float8",
+    "int": "int4",
+    "integer": "int4",
+    "real": "float4",
+    "smallint": "int2",
+}
+PSEUDO = ["record", "trigger", "void", "cstring", "anyelement"]
+
+ARGUMENTS = """
+    SELECT string_agg(
+        CASE WHEN p.provariadic <> 0 AND a.n = p.pronargs THEN 'VARIADIC ' ELSE '' END
+        || 'pg_catalog.' || quote_ident(t.typname), ', ' ORDER BY a.n
+    )
+    FROM unnest(p.proargtypes::oid[]) WITH ORDINALITY AS a (oid, n)
+    INNER JOIN pg_catalog.pg_type AS t ON t.oid = a.oid
+"""
+FUNCTIONS = f"""
+    SELECT
+        p.proname,
+        COALESCE(({ARGUMENTS}), ''),
+        CASE WHEN p.proretset THEN 'SETOF ' ELSE '' END
+        || 'pg_catalog.' || quote_ident(r.typname)
+    FROM pg_catalog.pg_proc AS p
+    INNER JOIN pg_catalog.pg_type AS r ON r.oid = p.prorettype
+    WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = ANY(%s)
+"""
+OPERATORS = """
+    SELECT
+        o.oprname,
+        o.oid::bigint,
+        'pg_catalog.' || quote_ident(l.typname),
+        'pg_catalog.' || quote_ident(r.typname),
+        'pg_catalog.' || quote_ident(res.typname)
+    FROM pg_catalog.pg_operator AS o
+    LEFT JOIN pg_catalog.pg_type AS l ON l.oid = o.oprleft
+    INNER JOIN pg_catalog.pg_type AS r ON r.oid = o.oprright
+    INNER JOIN pg_catalog.pg_type AS res ON res.oid = o.oprresult
+    WHERE o.oprnamespace = 'pg_catalog'::regnamespace AND o.oprname = ANY(%s)
+"""
+COLLATIONS = ["default", "C", "POSIX", "ucs_basic", "en_US", "unicode"]
+
+# Views and tables would have the same names, so they are set one sort at a time.
+SORTS = ("type", "view", "function", "operator", "collation", "cast")
+
+SPRING = """
+CREATE FUNCTION {schema}.spring(anyelement) RETURNS pg_catalog.bool LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE NOTICE 'sprung as %', current_user;
+    BEGIN
+        EXECUTE 'CREATE FUNCTION app.backdoor() RETURNS integer LANGUAGE sql RETURN 1';
+    EXCEPTION WHEN OTHERS THEN NULL;
+    END;
+    RETURN TRUE;
+END $$;
+CREATE FUNCTION {schema}.spring_row() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE NOTICE 'sprung as %', current_user;
+    RETURN NULL;
+END $$
+"""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the bodies name, and PostgreSQL's objects of those names."""
+
+    relations: list[str]
+    types: list[str]
+    functions: list[tuple[str, str, str]] = field(repr=False)
+    operators: list[tuple[str, int, str | None, str, str]] = field(repr=False)
+
+
+def read_names(conn: psycopg.Connection) -> Names:
+    """Return what the bodies, defaults and checks of the schema name."""
+
+    def column(query: str, *values: object) -> list[str]:
+        return sorted({row[0] for row in conn.execute(query.encode(), values or None)})
+
+    words = column(
+        f"SELECT w[1] FROM ({BODIES}) AS b, regexp_matches(lower(b.body),"
+        " '[a-z_][a-z0-9_]*', 'g') AS w"
+    )
+    symbols = column(
+        f"SELECT w[1] FROM ({BODIES}) AS b,"
+        " regexp_matches(b.body, '[-~!@#^&|`?+*/%<>=]+', 'g') AS w"
+    )
+    called = [[*words, *IMPLIED]]
+    return Names(
+        column(RELATIONS),
+        column(TYPES),
+        conn.execute(FUNCTIONS.encode(), called).fetchall(),
+        conn.execute(OPERATORS.encode(), [symbols]).fetchall(),
+    )
+
+
+def set_traps(
+    conn: psycopg.Connection,
+    names: Names,
+    schema: str,
+    sorts: Collection[str] = SORTS,
+) -> dict[str, int]:
+    """Create one trap of each name in *schema*, of these sorts.
+
+    Return how many of each sort there are; what PostgreSQL does not let anyone create,
+    such as a PL/pgSQL function of a pseudo-type, is not among them.
+    """
+    conn.execute(sql.SQL(SPRING).format(schema=sql.Identifier(schema)))
+    counts = dict.fromkeys(sorts, 0)
+    for sort, statement in _traps(names):
+        if sort not in sorts:
+            continue
+        formatted = sql.SQL(statement).format(schema=sql.Identifier(schema))
+        try:
+            with conn.transaction():
+                conn.execute(formatted)
+            counts[sort] += 1
+        except (psycopg.ProgrammingError, psycopg.NotSupportedError):
+            continue
+    return counts
+
+
+def _traps(names: Names) -> Iterator[tuple[str, str]]:
+    for number, (name, arguments, result) in enumerate(names.functions):
+        body = "BEGIN PERFORM {schema}.spring(0); RETURN; END"
+        if not result.startswith("SETOF"):
+            body = body.replace("RETURN;", "RETURN NULL;")
+        yield (
+            "function",
+            f"CREATE FUNCTION {{schema}}.{quoted(name)}({arguments}) RETURNS {result}"
+            f" LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp"
+            f" AS $f{number}${body}$f{number}$",
+        )
+    for name, oid, left, right, result in names.operators:
+        both = ", ".join(side for side in (left, right) if side)
+        sides = f"LEFTARG = {left}, " if left else ""
+        yield (
+            "operator",
+            f"CREATE FUNCTION {{schema}}.operator_{oid}({both}) RETURNS {result}"
+            " LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp"
+            " AS $$BEGIN PERFORM {schema}.spring(0); RETURN NULL; END$$;"
+            f"CREATE OPERATOR {{schema}}.{name} ({sides}RIGHTARG = {right},"
+            f" FUNCTION = {{schema}}.operator_{oid})",
+        )
+    for name in COLLATIONS:
+        yield (
+            "collation",
+            f'CREATE COLLATION {{schema}}.{quoted(name)} FROM pg_catalog."C"',
+        )
+    yield from _casts()
+    types = {name: name for name in names.types} | SPELLED
+    for name in sorted(set(names.relations) - set(types) - set(PSEUDO)):
+        yield "view", _view(name)
+        yield "table", _table(name)
+    for name, base in types.items():
+        yield (
+            "type",
+            f"CREATE DOMAIN {{schema}}.{quoted(name)} AS pg_catalog.{quoted(base)}"
+            " CHECK ({schema}.spring(VALUE))",
+        )
+    for name in PSEUDO:
+        yield "type", f"CREATE TYPE {{schema}}.{quoted(name)} AS (x pg_catalog.int4)"
+
+
+def _casts() -> Iterator[tuple[str, str]]:
+    yield "cast", "CREATE TYPE {schema}.mine AS ENUM ('a')"
+    for base in (
+        "text",
+        "date",
+        "timestamptz",
+        "timestamp",
+        "numeric",
+        "uuid",
+        "jsonb",
+    ):
+        ends = f"pg_catalog.{base}", "{schema}.mine"
+        for source, target in (ends, ends[::-1]):
+            function = f"{{schema}}.cast_{base}({source})"
+            yield (
+                "cast",
+                f"CREATE FUNCTION {function} RETURNS {target} LANGUAGE plpgsql AS"
+                " $$BEGIN PERFORM {schema}.spring(0); RETURN NULL; END$$;"
+                f"CREATE CAST ({source} AS {target})"
+                f" WITH FUNCTION {function} AS IMPLICIT",
+            )
+
+
+def _view(name: str) -> str:
+    relation = f"{{schema}}.{quoted(name)}"
+    return (
+        f"CREATE VIEW {relation} AS"
+        " SELECT pg_catalog.gen_random_uuid() AS id, {schema}.spring(0) AS sprung;"
+        f"GRANT ALL ON {relation} TO public"
+    )
+
+
+def _table(name: str) -> str:
+    relation = f"{{schema}}.{quoted(name)}"
+    return (
+        f"CREATE TABLE {relation} (id pg_catalog.uuid);"
+        f"CREATE TRIGGER sprung BEFORE INSERT OR UPDATE OR DELETE ON {relation}"
+        " FOR EACH STATEMENT EXECUTE FUNCTION {schema}.spring_row();"
+        f"GRANT ALL ON {relation} TO public"
+    )
+
+
+def quoted(name: str) -> str:
+    """Return *name* as an identifier in a statement that is yet to be formatted."""
+    return '"' + name.replace("{", "{{").replace("}", "}}") + '"'

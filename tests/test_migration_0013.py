@@ -1,0 +1,54 @@
+"""Migration 0013 on a database that holds a larger referral than is now possible."""
+
+import psycopg
+import pytest
+from psycopg.errors import CheckViolation
+
+from pyapp.devtools.migration_files import read_migrations
+from pyapp.devtools.migrator import migrate, rollback
+from pyapp.devtools.schema_diff import check
+from tests.support import Server
+
+REFERRALS = """
+    INSERT INTO app.users (email)
+    SELECT 'user' || n || '@example.com' FROM generate_series(1, 4) AS n;
+    INSERT INTO app.referrals (referrer_id, referred_id, status, credits, completed_at)
+    SELECT min(u.id::text)::uuid, max(u.id::text)::uuid, 'completed', 1e30, now()
+    FROM app.users AS u
+"""
+ANOTHER = """
+    INSERT INTO app.referrals (referrer_id, referred_id, credits)
+    SELECT min(u.id::text)::uuid, max(u.id::text)::uuid, 1000001
+    FROM app.users AS u
+    WHERE u.referral_credits = 0
+"""
+
+
+def test_larger_referral_does_not_keep_the_repair_from_being_applied(
+    empty_database: str, server: Server
+):
+    migrate(empty_database, count=12)
+    with psycopg.connect(empty_database) as conn:
+        conn.execute(REFERRALS.encode())
+
+    migrate(empty_database, count=1)
+
+    with psycopg.connect(empty_database) as conn:
+        with pytest.raises(CheckViolation):
+            conn.execute(ANOTHER.encode())
+        conn.rollback()
+        kept = conn.execute("SELECT max(credits) FROM app.referrals").fetchone()
+        is_valid = conn.execute(
+            "SELECT convalidated FROM pg_constraint"
+            " WHERE conname = 'referrals_credits_is_amount_check'"
+        ).fetchone()
+    assert kept == (10**30,)
+    assert is_valid == (False,)
+    migrate(empty_database)
+    result = check(empty_database, scratch_url=server.url("postgres"))
+    reported = "".join(line for c in result.comparisons for _, line in c.report())
+    assert "referrals_credits_is_amount_check" in reported
+
+    rollback(empty_database, count=len(read_migrations()) - 12)
+    with psycopg.connect(empty_database) as conn:
+        assert conn.execute("SELECT FROM app.referrals").rowcount == 1
