@@ -7,6 +7,41 @@
 --
 -- A process that does two jobs is given two roles. Whoever migrates owns the schema and
 -- needs none of them.
+--
+-- What remains
+--
+-- Each role can still do the following, which privileges do not prevent:
+--
+-- - Every role can take any advisory lock, and so keep `pyapp stripe reconcile`,
+--   `pyapp stripe replay` and `pyapp db migrate` from starting, and deliveries for a
+--   customer waiting. The error of each command names the session that holds its lock.
+--   A superuser closes this in one database, for all programs that use it:
+--
+--     REVOKE EXECUTE ON FUNCTION
+--     pg_advisory_lock(bigint), pg_advisory_lock_shared(bigint),
+--     pg_advisory_xact_lock(bigint), pg_advisory_xact_lock_shared(bigint),
+--     pg_try_advisory_lock(bigint), pg_try_advisory_lock_shared(bigint),
+--     pg_try_advisory_xact_lock(bigint), pg_try_advisory_xact_lock_shared(bigint)
+--     FROM public;
+--     GRANT EXECUTE ON FUNCTION
+--     pg_advisory_xact_lock(bigint), pg_try_advisory_lock(bigint)
+--     TO pyapp_sync;
+--
+--   The role that migrates needs the last one too, unless it is a superuser.
+-- - Every role can make writers wait. PostgreSQL takes the lock of CREATE RULE, CREATE
+--   TRIGGER and CREATE TABLE ... PARTITION OF before it checks who owns the table. The
+--   statement is refused once it has the lock; until then it waits for the transactions
+--   that use the table, and all later statements on the table wait behind it.
+-- - pyapp_app and pyapp_sync can lock the rows that they may update, for as long as
+--   their transaction is open: users, sessions, referrals, the mirror of Stripe. Every
+--   role can keep a transaction open, which holds VACUUM back.
+-- - pyapp_app can insert messages of any payer with any cost and credits, sessions of
+--   any user, and referrals of up to 1,000,000 credits between users of its choice. It
+--   can change the e-mail of any user, and erase any user.
+-- - pyapp_sync can give any user any quota and any status of a subscription.
+-- - Every role can use up connections, memory and disk, as by temporary tables.
+--   ALTER ROLE ... CONNECTION LIMIT and temp_file_limit set bounds. Time-outs do not:
+--   every session can change its own.
 
 DO $$
 DECLARE
@@ -41,7 +76,7 @@ GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 GRANT SELECT ON app.plans, app.users, app.fingerprints, app.usage_daily TO pyapp_app;
 
 GRANT
-INSERT (id, email, name, email_verified_at, image_url),
+INSERT (email, name),
 UPDATE (email, name, email_verified_at, image_url, anonymized_at)
 ON app.users TO pyapp_app;
 
@@ -76,7 +111,7 @@ ON app.message_payloads TO pyapp_app;
 GRANT
 SELECT,
 INSERT (referrer_id, referred_id, status, credits, completed_at),
-UPDATE (status, credits, completed_at)
+UPDATE (status, completed_at)
 ON app.referrals TO pyapp_app;
 
 -- ---------------------------------------------------------------------------
@@ -94,13 +129,36 @@ GRANT UPDATE (
 )
 ON app.users TO pyapp_sync;
 
--- No DELETE: what Stripe deletes becomes a state here, never a missing row.
-GRANT INSERT, UPDATE ON
-app.stripe_events, app.stripe_customers, app.stripe_subscriptions
-TO pyapp_sync;
+-- No DELETE: what Stripe deletes becomes a state here, never a missing row. UPDATE goes
+-- by column, also where all are listed: on a table it allows LOCK TABLE in every mode.
+GRANT
+INSERT (
+    id, type, api_version, event_created_at, payload, status, attempts, last_error,
+    processed_at
+),
+UPDATE (payload, status, attempts, last_error, processed_at)
+ON app.stripe_events TO pyapp_sync;
 
 GRANT
-INSERT (kind, is_dry_run, cursor, counts, outcome, finished_at, last_error),
+INSERT (id, user_id, is_deleted, created_at, as_of, is_provisional),
+UPDATE (user_id, is_deleted, created_at, as_of, is_provisional)
+ON app.stripe_customers TO pyapp_sync;
+
+GRANT
+INSERT (
+    id, customer_id, user_id, status, price_id, current_period_start,
+    current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
+    created_at, as_of, is_provisional
+),
+UPDATE (
+    customer_id, user_id, status, price_id, current_period_start, current_period_end,
+    billing_cycle_anchor, cancel_at_period_end, canceled_at, created_at, as_of,
+    is_provisional
+)
+ON app.stripe_subscriptions TO pyapp_sync;
+
+GRANT
+INSERT (kind, is_dry_run),
 UPDATE (cursor, counts, outcome, finished_at, last_error)
 ON app.stripe_sync_runs TO pyapp_sync;
 

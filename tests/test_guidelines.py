@@ -167,4 +167,5 @@ def test_guidelines_have_their_sections():
         "Sessions",
         "Messages",
         "What comes from outside",
+        "Privileges",
     ]
