@@ -10,9 +10,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pyapp.advisory_locks import AdvisoryLock
+from pyapp.devtools import migration_session
 from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.migrator import list_migrations, migrate, pending, rollback
 from pyapp.devtools.schema_diff import check
+from pyapp.devtools.tool_queries import fetch_one
 from pyapp.errors import DatabaseUnavailableError, MigrationError
 from pyapp.paths import migrations_dir
 
@@ -297,3 +300,19 @@ def test_brackets_in_the_path_and_any_locale_are_no_obstacle(tmp_path: Path) -> 
 def test_migrating_without_a_healthy_database_names_the_command(folder: Path) -> None:
     with pytest.raises(DatabaseUnavailableError, match="pyapp db start"):
         migrate("postgresql://nobody@localhost:1/none", folder)
+
+
+def test_session_that_holds_the_lock_is_named(empty_database: str) -> None:
+    with psycopg.connect(empty_database, application_name="console") as holder:
+        lock = fetch_one(holder, "try_migration_lock", AdvisoryLock)
+        assert lock.is_held
+        expected = (
+            f"at work: process {holder.info.backend_pid}, role {holder.info.user},"
+            " application console, connected since .*pg_terminate_backend"
+        )
+
+        with (
+            pytest.raises(MigrationError, match=expected),
+            migration_session.migration_session(empty_database, patience=0),
+        ):
+            pass

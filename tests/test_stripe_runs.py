@@ -4,11 +4,14 @@ import contextlib
 from typing import Any
 
 import pytest
-from psycopg import Connection
+from psycopg import Connection, OperationalError
+from psycopg.conninfo import make_conninfo
 
 from pyapp.connection import connect
 from pyapp.errors import ReconcileRunningError, StripeRequestError
 from pyapp.stripe_sync import Reconciliation, api, reconcile, runs
+from tests.role_logins import login_name, role_logins
+from tests.role_statements import READONLY, SYNC
 from tests.stripe_world import StripeWorld
 
 
@@ -33,6 +36,45 @@ def test_only_one_runs_at_a_time(world: StripeWorld):
         reconcile(world.conn, world.client, progress=try_another)
         assert len(refused) == 2
         assert not reconcile(other, world.client).is_resumed
+
+
+def test_holder_of_the_lock_is_named(world: StripeWorld):
+    """Any role can take an advisory lock, so the error says which session to end."""
+    with role_logins(world.url) as logins:
+        login = make_conninfo(logins[READONLY], application_name="reports")
+        with connect(login) as holder:
+            assert runs.try_lock_runs(holder, kind="reconcile").is_held
+
+            with pytest.raises(ReconcileRunningError) as caught:
+                reconcile(world.conn, world.client)
+            text = str(caught.value)
+
+            assert f"process {holder.info.backend_pid}," in text
+            assert f"role {login_name(login)}" in text
+            assert "application reports," in text
+            assert "connected since 20" in text
+            assert text.isprintable()
+            command = text.partition("end that session: ")[2]
+            with world.conn.transaction():
+                world.conn.execute(command.encode())
+            with pytest.raises(OperationalError):
+                holder.execute("SELECT pg_sleep(60)")
+
+
+def test_holder_of_another_role_is_named_as_far_as_it_is_seen(world: StripeWorld):
+    with (
+        role_logins(world.url) as logins,
+        connect(logins[READONLY]) as holder,
+        connect(logins[SYNC]) as conn,
+    ):
+        runs.try_lock_runs(holder, kind="replay")
+
+        lock = runs.try_lock_runs(conn, kind="replay")
+
+        assert lock.holder_pid == holder.info.backend_pid
+        assert lock.holder_role == login_name(logins[READONLY])
+        assert lock.holder_since is None
+        assert "pg_terminate_backend" in lock.describe_holder()
 
 
 class Killed(BaseException):

@@ -17,6 +17,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
+from pyapp.advisory_locks import AdvisoryLock
 from pyapp.connection import connect
 from pyapp.devtools.reached import is_on_this_machine
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
@@ -31,11 +32,6 @@ class Bookkeeping:
     has_lock: bool
     has_checksums: bool
     other_clients: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Lock:
-    is_locked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +143,13 @@ def _require_grants(conn: psycopg.Connection[Any], is_building: bool) -> None:
 
 def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:
     deadline = time.monotonic() + patience
-    while not fetch_one(conn, "try_migration_lock", _Lock).is_locked:
+    while True:
+        lock = fetch_one(conn, "try_migration_lock", AdvisoryLock)
+        if lock.is_held:
+            return
         if time.monotonic() > deadline:
             raise MigrationError(
-                "another run of migrations is at work: try again later"
+                f"another run of migrations is at work: {lock.describe_holder()}"
             )
         time.sleep(0.1)
 

@@ -71,9 +71,11 @@ def start_run(
         OpenTransactionError: the connection is in a transaction.
     """
     with own_transaction(conn):
-        is_held = runs.try_lock_runs(conn, kind=kind).is_held
-    if not is_held:
-        raise ReconcileRunningError(f"another {kind} is under way; wait for it")
+        lock = runs.try_lock_runs(conn, kind=kind)
+    if not lock.is_held:
+        raise ReconcileRunningError(
+            f"another {kind} is under way: {lock.describe_holder()}"
+        )
     try:
         run = _open(conn, kind, is_dry_run)
         log.info("run started", extra={"kind": kind, "run_id": run.id})

@@ -7,6 +7,7 @@ from typing import Literal
 
 from psycopg.types.json import Json
 
+from pyapp.advisory_locks import AdvisoryLock
 from pyapp.calls import Call, one, optional, query, rowcount
 
 Kind = Literal["reconcile", "replay"]
@@ -24,7 +25,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunLock:
-    """Whether this session holds the lock, or held it until now."""
+    """Whether this session held the lock until now."""
 
     is_held: bool
 
@@ -44,9 +45,9 @@ def get_mirror_size() -> Call[MirrorSize]:
 
 
 @query
-def try_lock_runs(*, kind: Kind) -> Call[RunLock]:
-    """Take the lock of *kind* for this session, unless another session has it."""
-    return one(RunLock, {"kind": kind})
+def try_lock_runs(*, kind: Kind) -> Call[AdvisoryLock]:
+    """Take the lock of *kind* for this session, or return which session has it."""
+    return one(AdvisoryLock, {"kind": kind})
 
 
 @query

@@ -1,6 +1,38 @@
 -- name: try_migration_lock :one
--- Held by the session that migrates, so that it ends with it, however that ends.
-SELECT pg_try_advisory_lock(hashtextextended('pyapp migrations', 0)) AS is_locked;
+-- Held by the session that migrates, so that it ends with it, however that ends. If it
+-- is taken, the columns after the first say by whom, as far as the role may see it.
+WITH tried AS MATERIALIZED (
+    SELECT
+        k.key,
+        pg_try_advisory_lock(k.key) AS is_held
+    FROM hashtextextended('pyapp migrations', 0) AS k (key)
+)
+
+SELECT
+    t.is_held,
+    holder.pid AS holder_pid,
+    holder.usename AS holder_role,
+    holder.application_name AS holder_application,
+    holder.backend_start AS holder_since
+FROM tried AS t
+LEFT JOIN LATERAL (
+    SELECT
+        l.pid,
+        a.usename,
+        a.application_name,
+        a.backend_start
+    FROM pg_locks AS l
+    INNER JOIN pg_stat_activity AS a ON l.pid = a.pid
+    WHERE
+        NOT t.is_held
+        AND a.datname = current_database()
+        AND l.locktype = 'advisory'
+        AND l.granted
+        AND l.objsubid = 1
+        AND (l.classid::bigint << 32) | l.objid::bigint = t.key
+    ORDER BY l.pid
+    LIMIT 1
+) AS holder ON TRUE;
 
 -- name: end_with_client :one
 -- A statement whose client was killed is cancelled instead of run to its end.

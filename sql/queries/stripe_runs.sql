@@ -17,11 +17,40 @@ FROM customers AS c
 CROSS JOIN subscriptions AS s;
 
 -- name: try_lock_runs :one
--- One run of a kind at a time; the lock ends with the session, even a killed one.
+-- One run of a kind at a time; the lock ends with the session, even a killed one. If it
+-- is taken, the columns after the first say by whom, as far as the role may see it.
+WITH tried AS MATERIALIZED (
+    SELECT
+        k.key,
+        pg_try_advisory_lock(k.key) AS is_held
+    FROM hashtextextended('stripe_sync_runs ' || :kind, 0) AS k (key)
+)
+
 SELECT
-    pg_try_advisory_lock(
-        hashtextextended('stripe_sync_runs ' || :kind, 0)
-    ) AS is_held;
+    t.is_held,
+    holder.pid AS holder_pid,
+    holder.usename AS holder_role,
+    holder.application_name AS holder_application,
+    holder.backend_start AS holder_since
+FROM tried AS t
+LEFT JOIN LATERAL (
+    SELECT
+        l.pid,
+        a.usename,
+        a.application_name,
+        a.backend_start
+    FROM pg_locks AS l
+    INNER JOIN pg_stat_activity AS a ON l.pid = a.pid
+    WHERE
+        NOT t.is_held
+        AND a.datname = current_database()
+        AND l.locktype = 'advisory'
+        AND l.granted
+        AND l.objsubid = 1
+        AND (l.classid::bigint << 32) | l.objid::bigint = t.key
+    ORDER BY l.pid
+    LIMIT 1
+) AS holder ON TRUE;
 
 -- name: unlock_runs :one
 -- The counterpart of try_lock_runs.
