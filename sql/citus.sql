@@ -1,12 +1,13 @@
 -- Spreads the schema over several machines by Citus, with the payer as the key. Run it
 -- on the coordinator, on an empty database that has schema.sql, before roles.sql;
--- docs/scaling.md says what is gained and lost.
+-- docs/scaling.md says what is gained and lost. Names have their schema, because a role
+-- that may create objects in public could otherwise have its own function called.
 
 CREATE EXTENSION citus;
 
 -- Citus allows triggers on distributed tables only where it is told that they write
 -- nothing outside the row's own shard group: ours writes the payer's own days.
-SELECT set_config('citus.enable_unsafe_triggers', 'on', FALSE);
+SELECT pg_catalog.set_config('citus.enable_unsafe_triggers', 'on', FALSE);
 
 -- ---------------------------------------------------------------------------
 -- The same in every place
@@ -14,21 +15,26 @@ SELECT set_config('citus.enable_unsafe_triggers', 'on', FALSE);
 
 -- All that distributed rows refer to, so that their foreign keys stay on one machine.
 -- The rest refers to these and stays on the coordinator: sessions, referrals, stripe_*.
-SELECT create_reference_table('app.plans');
-SELECT create_reference_table('app.users');
-SELECT create_reference_table('app.fingerprints');
+SELECT pg_catalog.create_reference_table('app.plans');
+SELECT pg_catalog.create_reference_table('app.users');
+SELECT pg_catalog.create_reference_table('app.fingerprints');
 
 -- ---------------------------------------------------------------------------
 -- By payer
 -- ---------------------------------------------------------------------------
 
-SELECT create_distributed_table('app.messages', 'subject_id');
+-- A unique index has to hold the payer. So the same id of one device is one message for
+-- each payer here: a retry after sign-in is billed again, to the user.
+DROP INDEX app.messages_fingerprint_id_id_idx;
+CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
 
-SELECT create_distributed_table(
+SELECT pg_catalog.create_distributed_table('app.messages', 'subject_id');
+
+SELECT pg_catalog.create_distributed_table(
     'app.message_payloads', 'subject_id', colocate_with => 'app.messages'
 );
 
-SELECT create_distributed_table(
+SELECT pg_catalog.create_distributed_table(
     'app.usage_daily', 'subject_id', colocate_with => 'app.messages'
 );
 

@@ -5,6 +5,7 @@ can: by the statements of FIRED and by calling each function that it may. A trap
 as whom it runs; that must be the login itself, always.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from psycopg.errors import (
     WrongObjectType,
 )
 
+from pyapp.paths import sql_dir
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import APP, READONLY, SYNC
 from tests.sql_traps import SORTS, Names, read_names, set_traps
@@ -398,6 +400,21 @@ def test_attack_reaches_a_careless_body(arena: Arena, careless: str):
     found = attack(arena, APP, schema, [sort])
 
     assert arena.owner in found.ran_as
+
+
+def test_rollup_for_citus_runs_no_code_of_its_caller(arena: Arena):
+    text = (sql_dir() / "citus.sql").read_text(encoding="utf-8")
+    function = re.search(r"CREATE OR REPLACE FUNCTION.*?\$\$;", text, re.DOTALL)
+    assert function
+    with psycopg.connect(arena.url) as conn:
+        conn.execute(function[0].encode())
+
+    for sorts in (SORTS, ["table"]):
+        found = attack(arena, APP, "pg_temp", sorts)
+
+        assert "add_usage" in found.definers
+        assert not found.failed
+        assert found.ran_as <= {login_name(arena.logins[APP])}
 
 
 def test_nothing_of_pg_temp_is_called_unless_named(arena: Arena):
