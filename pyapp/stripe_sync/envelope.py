@@ -1,6 +1,8 @@
 """What an event says about itself, whatever it is about."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +13,11 @@ from pyapp.errors import InvalidPayloadError
 from pyapp.storable import storable_text
 from pyapp.stripe_sync.mirror import to_json
 from pyapp.stripe_sync.shapes import object_id
+
+# Python reads no deeper, in some versions, and the server's stack has an end, too.
+MAX_LEVELS = 900
+# A float has no more than 770 digits that count; jsonb holds some ten thousand.
+_MAX_DIGITS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +41,36 @@ class Event:
             customer = object_id(self.object.get("customer"))
         return customer or object_id(self.object) or self.id
 
+    @property
+    def outline(self) -> str:
+        """Return what can be stored of an event that jsonb does not hold: its text."""
+        return to_json(
+            {
+                "id": self.id,
+                "object": "event",
+                "type": self.type,
+                "created": int(self.created_at.timestamp()),
+                "unstorable": self.text,
+            }
+        )
+
 
 def read_event(body: str | Mapping[str, Any], livemode: bool | None = None) -> Event:
     """Return the event that *body*, JSON or what it says, describes.
 
     One of a connected account is not ours, nor one of the other mode than *livemode*.
+    What is stored of it can be read by this again: a number that jsonb or Python does
+    not hold is text in it.
 
     Raises:
         InvalidPayloadError: it does not describe one.
     """
     try:
-        shape = _object(_read_json(body) if isinstance(body, str) else body)
-        text = body if isinstance(body, str) and _is_storable(body) else to_json(shape)
+        given = body if isinstance(body, str) else json.dumps(body)
+        # Only what Stripe's library has read may hold what is no JSON: an infinity.
+        whole, is_exact = _read_json(given, has_constants=given is not body)
+        shape = _object(whole)
+        text = given if is_exact and _is_storable(given) else to_json(shape)
         version = shape.get("api_version")
         return Event(
             id=_name(shape["id"]),
@@ -68,12 +93,57 @@ def _is_storable(text: str) -> bool:
     return "\\u0000" not in text and "\\ud" not in text and "\\uD" not in text
 
 
-def _read_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
+def _read_json(text: str, *, has_constants: bool) -> tuple[Any, bool]:
+    """Return what the JSON says, and whether all of its numbers are held as numbers."""
+    is_exact = True
+
+    def as_text(number: str) -> str:
+        nonlocal is_exact
+        is_exact = False
+        return number
+
+    def read_float(number: str) -> float | str:
+        value = float(number)
+        # What is too small for a float has more decimals than jsonb may hold.
+        is_lost = value == 0 and re.search("[1-9]", number.lower().partition("e")[0])
+        if is_lost or math.isinf(value) or len(number) > _MAX_DIGITS:
+            return as_text(number)
+        return value
+
+    def read_int(number: str) -> int | str:
+        return as_text(number) if len(number) > _MAX_DIGITS else int(number)
+
+    _check_levels(text)
+    whole = json.loads(
+        text,
+        # NaN and infinities are Python's; jsonb refuses them.
+        parse_constant=as_text if has_constants else _refuse_constant,
+        parse_float=read_float,
+        parse_int=read_int,
+    )
+    return whole, is_exact
+
+
+def _check_levels(text: str) -> None:
+    # Few have so many brackets; within strings they count as well.
+    if text.count("[") + text.count("{") <= MAX_LEVELS:
+        return
+    depth, is_text, is_escaped = 0, False, False
+    for character in text:
+        if is_text:
+            is_text = is_escaped or character != '"'
+            is_escaped = character == "\\" and not is_escaped
+        elif character == '"':
+            is_text = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_LEVELS:
+                raise ValueError("too many levels")
+        elif character in "]}":
+            depth -= 1
 
 
 def _refuse_constant(name: str) -> Any:
-    # NaN and infinities are Python's; jsonb refuses them.
     raise ValueError(name)
 
 

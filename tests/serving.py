@@ -1,0 +1,106 @@
+"""`pyapp stripe serve` as a process of its own, and deliveries by real sockets."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pyapp.devtools.ports import free_port
+from tests.fake_stripe import TEST_SECRET, sign
+
+PATH = "/stripe/webhook"
+_START = """
+import resource, sys
+files = int(sys.argv.pop(1))
+if files:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+from pyapp.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status of an answer, 0 for none, and the seconds that it took."""
+
+    status: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Served:
+    """A server: its port and the lines that it has logged so far."""
+
+    port: int
+    process: "subprocess.Popen[str]"
+    log: list[str] = field(default_factory=list)
+
+    async def post(self, body: bytes) -> Answer:
+        """Deliver *body*, signed, on a connection of its own."""
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            f"Stripe-Signature: {sign(body, [TEST_SECRET])}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        return await self.ask(head.encode() + body)
+
+    async def get(self, path: str) -> Answer:
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        return await self.ask(head.encode())
+
+    async def ask(self, request: bytes, limit: float = 30) -> Answer:
+        """Send *request* and wait for the answer's first line."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(limit):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                try:
+                    writer.write(request)
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            line = b""
+        status = int(line.split()[1]) if line else 0
+        return Answer(status, time.monotonic() - began)
+
+
+@contextmanager
+def serving(url: str, *, files: int = 0, api: str = "") -> Iterator[Served]:
+    """Serve the database at *url*; *files* is the limit of file descriptors."""
+    port = free_port()
+    environment = os.environ | {
+        "DATABASE_URL": url,
+        "STRIPE_WEBHOOK_SECRET": TEST_SECRET,
+        "STRIPE_SECRET_KEY": "sk_test_1" if api else "",
+        "STRIPE_API_BASE": api,
+    }
+    command = ["stripe", "serve", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, str(files), *command],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    served = Served(port, process)
+    try:
+        for line in iter(process.stderr.readline, ""):
+            served.log.append(line)
+            if "running on" in line:
+                break
+        else:
+            raise AssertionError(served.log)
+        # A full pipe would stop it.
+        threading.Thread(
+            target=lambda: served.log.extend(process.stderr or ()), daemon=True
+        ).start()
+        yield served
+    finally:
+        process.kill()
+        process.wait()
