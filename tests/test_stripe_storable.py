@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from pyapp.connection import connect, pool
 from pyapp.stripe_sync.envelope import read_event
+from pyapp.stripe_sync.retry import retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import NUMBERS, make_customer, make_event, make_subscription
@@ -121,6 +122,27 @@ def test_too_many_levels_are_refused_in_every_version_of_python(web: TestClient)
         assert post(web, event(raw)[1]) == 400
     # Brackets in a text are none.
     assert post(web, event(json.dumps('\\"[' * 5000))[1]) == 200
+
+
+def test_what_the_database_refuses_is_kept_as_an_outline(
+    conn: psycopg.Connection[Any],
+    web: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Should jsonb ever refuse more than is known of it."""
+    monkeypatch.setattr(
+        "pyapp.stripe_sync.envelope._read_json",
+        lambda text, has_constants: (json.loads(text), True),
+    )
+    name, body = event("1e400000")
+    assert post(web, body) == 500
+    row = conn.execute(
+        "SELECT status, payload ->> 'unstorable' FROM app.stripe_events WHERE id = %s",
+        [name],
+    ).fetchone()
+    assert row == ("failed", body.decode())
+    (outcome,) = (o for o in retry_failed_events(conn) if o.event_id == name)
+    assert (outcome.result, outcome.attempts) == ("failed", 2)
 
 
 _JSON = st.recursive(

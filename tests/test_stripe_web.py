@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 
 from pyapp.config import load_settings
 from pyapp.connection import pool
-from pyapp.stripe_sync import handle_webhook
 from pyapp.stripe_sync.api import find_livemode
+from pyapp.stripe_sync.inbox import take_at_once
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 from tests.stripe_world import (
@@ -138,15 +138,15 @@ def test_connection_that_dies_under_the_work_costs_no_delivery(
 ):
     deaths: list[str] = []
 
-    def die_once(conn: psycopg.Connection[Any], *arguments: Any, **options: Any) -> Any:
-        outcome = handle_webhook(conn, *arguments, **options)
+    def die_once(conn: psycopg.Connection[Any], *arguments: Any) -> Any:
+        taken = take_at_once(conn, *arguments)
         if not deaths:
-            deaths.append(outcome.result)
+            deaths.append(taken)
             cut_connections(world.conn)
             conn.execute("SELECT")
-        return outcome
+        return taken
 
-    monkeypatch.setattr("pyapp.stripe_sync.web.handle_webhook", die_once)
+    monkeypatch.setattr("pyapp.stripe_sync.web.take_at_once", die_once)
     assert post(web, BODY) == (200, '{"result":"duplicate"}')
     assert deaths == ["applied"]
 

@@ -12,11 +12,10 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-import stripe
 from psycopg import Connection
 
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.api import fetch
+from pyapp.stripe_sync.api import Asking, fetch
 from pyapp.stripe_sync.envelope import Event
 from pyapp.stripe_sync.mirror import Judgement, Noun, SyncedUser
 from pyapp.stripe_sync.shapes import (
@@ -46,7 +45,8 @@ _SHOWN: dict[str, Noun] = {
 }
 _INVOICE_TYPES = frozenset({"invoice.paid", "invoice.payment_failed"})
 _CHECKOUT_TYPES = frozenset({"checkout.session.completed"})
-USED_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES | _SHOWN.keys()
+SHOWN_TYPES = frozenset(_SHOWN)
+USED_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES | SHOWN_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def read(noun: Noun, shape: Mapping[str, Any], as_of: datetime) -> dict[str, Any
 
 def settle(
     conn: Connection[Any],
-    client: stripe.StripeClient | None,
+    client: Asking | None,
     event: Event,
     view: View,
 ) -> Applied:
@@ -89,9 +89,7 @@ def settle(
     return "applied" if judged.verdict == "applied" else "stale"
 
 
-def apply(
-    conn: Connection[Any], client: stripe.StripeClient | None, event: Event
-) -> Applied:
+def apply(conn: Connection[Any], client: Asking | None, event: Event) -> Applied:
     """Apply an event that gives no view itself, and return what it was worth."""
     if event.type in _INVOICE_TYPES:
         return _apply_invoice(conn, client, event)
@@ -99,7 +97,7 @@ def apply(
 
 
 def _apply_invoice(
-    conn: Connection[Any], client: stripe.StripeClient | None, event: Event
+    conn: Connection[Any], client: Asking | None, event: Event
 ) -> Applied:
     subscription = find_invoice_subscription(event.object)
     if subscription is None:
@@ -117,7 +115,7 @@ def _apply_invoice(
 
 
 def _apply_checkout(
-    conn: Connection[Any], client: stripe.StripeClient | None, event: Event
+    conn: Connection[Any], client: Asking | None, event: Event
 ) -> Applied:
     customer = object_id(event.object.get("customer"))
     if customer is None:
@@ -143,7 +141,7 @@ def _apply_checkout(
 
 def refresh(
     conn: Connection[Any],
-    client: stripe.StripeClient,
+    client: Asking,
     noun: Noun,
     object_id: str,
     not_before: datetime | None = None,
@@ -178,7 +176,7 @@ def sync_owners(
 
 def _follow(
     conn: Connection[Any],
-    client: stripe.StripeClient,
+    client: Asking,
     noun: Noun,
     object_id: str,
     not_before: datetime,

@@ -18,6 +18,14 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings of the transaction, as the server writes them."""
+
+    statement_timeout: str
+    lock_timeout: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventAttempt:
     """An event and how often applying it was tried, this time included."""
 
@@ -69,10 +77,12 @@ def take_event(
     noun: Noun | None,
     view: Mapping[str, Any] | None,
     can_ask: bool,
+    lock_milliseconds: int,
 ) -> Call[Taken]:
     """Enter the event with the view that it gives, or none, and return what it was.
 
-    Nobody else changes what is known of *lock_key* meanwhile.
+    Nobody else changes what is known of *lock_key* meanwhile. It waits for each lock
+    for *lock_milliseconds* at most, without end for 0.
     """
     parameters = {
         "id": id,
@@ -84,8 +94,24 @@ def take_event(
         "noun": noun,
         "view": None if view is None else to_json(view),
         "can_ask": can_ask,
+        "lock_milliseconds": lock_milliseconds,
     }
     return one(Taken, parameters)
+
+
+@query
+def limit_statements(
+    *, statement_milliseconds: int | None, lock_milliseconds: int | None
+) -> Call[Limits]:
+    """Limit each statement until the transaction ends; return the limits.
+
+    0 is no limit, None leaves the limit as it is.
+    """
+    parameters = {
+        "statement_milliseconds": statement_milliseconds,
+        "lock_milliseconds": lock_milliseconds,
+    }
+    return one(Limits, parameters)
 
 
 @query

@@ -1,6 +1,6 @@
 """An event, once verified: taken in, applied and marked, in one transaction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,14 +10,34 @@ import stripe
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from pyapp.errors import OpenTransactionError
+from pyapp.errors import InvalidPayloadError, OpenTransactionError
 from pyapp.stripe_sync import events
-from pyapp.stripe_sync.api import describe, is_passing, patiently
-from pyapp.stripe_sync.apply import USED_TYPES, View, apply, find_view, settle
+from pyapp.stripe_sync.api import (
+    Asking,
+    HastyClient,
+    describe,
+    is_passing,
+    patiently,
+)
+from pyapp.stripe_sync.apply import SHOWN_TYPES, USED_TYPES, apply, find_view, settle
+from pyapp.stripe_sync.deadline import (
+    BUSY,
+    NEVER,
+    PATIENCE,
+    RESERVE,
+    Deadline,
+    limited,
+    milliseconds,
+)
 from pyapp.stripe_sync.envelope import Event
 
 Taken = Literal["applied", "duplicate", "stale", "ignored"]
 Result = Taken | Literal["failed"]
+
+# Seconds for which a lock is waited for before that takes a transaction with limits.
+_FIRST_WAIT = 0.25
+# The payload is at fault, not the database.
+_NOT_STORABLE = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +49,32 @@ class Outcome:
     stale      something newer is known, and nothing is changed
     ignored    it is kept, and says nothing that is used here
     failed     nothing is changed; it is kept with `error`, and should be sent again
+
+    `is_busy` says that it failed because of a lock, or in want of time, and may succeed
+    later as it is. `attempts` is how often an event has failed that is kept; None if it
+    is not.
     """
 
     event_id: str
     type: str
     result: Result
     error: str | None = None
+    is_busy: bool = False
+    attempts: int | None = None
 
 
 def take_in(
     conn: Connection[Any],
     event: Event,
-    client: stripe.StripeClient | None,
+    client: Asking | None,
     *,
     is_patient: bool = False,
 ) -> Outcome:
     """Apply *event* in a transaction of its own and return what became of it.
 
-    Whoever *is_patient* waits while Stripe is busy, without a lock; otherwise the event
-    has failed.
+    That takes PATIENCE seconds at most, after which the event has failed. With
+    *is_patient*, only each statement does, and a busy Stripe is waited for, without a
+    lock.
 
     Raises:
         OpenTransactionError: the connection is in a transaction.
@@ -55,61 +82,62 @@ def take_in(
         psycopg.OperationalError: the connection is lost; nothing is changed.
     """
     if is_patient:
-        return patiently(lambda: _take_in(conn, event, client, keeps_busy=False))
-    return _take_in(conn, event, client, keeps_busy=True)
+        return patiently(lambda: _take_in(conn, event, client, NEVER))
+    return _take_in(conn, event, client, Deadline.after(PATIENCE))
 
 
 def _take_in(
-    conn: Connection[Any],
-    event: Event,
-    client: stripe.StripeClient | None,
-    *,
-    keeps_busy: bool,
+    conn: Connection[Any], event: Event, client: Asking | None, deadline: Deadline
 ) -> Outcome:
     _check_idle(conn)
+    is_patient = deadline is NEVER
+    work = deadline if is_patient else deadline.before(RESERVE)
     try:
-        result = _take(conn, event, client)
+        try:
+            taken = take_at_once(conn, event, client, _FIRST_WAIT)
+        except BUSY:
+            taken = take_at_once(conn, event, client, deadline=work)
+        if taken == "unclear":
+            hasty = client if is_patient else hurried(client, work)
+            taken = take_by_asking(conn, event, hasty, work)
     except Exception as exc:
         is_busy = isinstance(exc, stripe.StripeError) and is_passing(exc)
-        if conn.closed or (is_busy and not keeps_busy):
+        if conn.closed or (is_busy and is_patient):
             raise
-        return _keep_failed(conn, event, describe(exc))
-    return Outcome(event.id, event.type, result)
+        return keep_failed(conn, event, exc, deadline)
+    return Outcome(event.id, event.type, taken)
 
 
-def _take(
-    conn: Connection[Any], event: Event, client: stripe.StripeClient | None
-) -> Taken:
+def hurried(client: Asking | None, deadline: Deadline) -> Asking | None:
+    """Return *client* so that it gives up at *deadline*."""
+    return client and HastyClient(client, deadline.left)
+
+
+def needs_asking(event: Event) -> bool:
+    """Say whether Stripe has to be asked about an event: it shows no object itself."""
+    return event.type in USED_TYPES - SHOWN_TYPES and event.is_ours
+
+
+def take_at_once(
+    conn: Connection[Any],
+    event: Event,
+    client: Asking | None,
+    lock_wait: float = PATIENCE,
+    deadline: Deadline | None = None,
+) -> Taken | Literal["unclear"]:
+    """Apply the event in one statement; an unclear one is left as it was.
+
+    It waits *lock_wait* seconds at most for each lock. A *deadline* for all of it costs
+    more round trips.
+
+    Raises:
+        psycopg.Error: one of BUSY, if a lock was not free in time.
+    """
+    if needs_asking(event):
+        return "unclear"
     is_used = event.type in USED_TYPES and event.is_ours
     view = find_view(event) if is_used else None
-    if view is not None or not is_used:
-        taken = _take_at_once(conn, event, view, can_ask=client is not None)
-        if taken != "unclear":
-            return taken
-    with own_transaction(conn):
-        attempt = events.insert_event(
-            conn,
-            id=event.id,
-            type=event.type,
-            api_version=event.api_version,
-            event_created_at=event.created_at,
-            payload=event.text,
-            lock_key=event.lock_key,
-        )
-        if attempt is None:
-            return "duplicate"
-        if view is None:
-            result = apply(conn, client, event)
-        else:
-            result = settle(conn, client, event, view)
-        if result != "applied":
-            events.mark_event(conn, id=event.id, status=result)
-        return result
 
-
-def _take_at_once(
-    conn: Connection[Any], event: Event, view: View | None, *, can_ask: bool
-) -> Taken | Literal["unclear"]:
     def take() -> Taken | Literal["unclear"]:
         return events.take_event(
             conn,
@@ -121,9 +149,13 @@ def _take_at_once(
             lock_key=event.lock_key,
             noun=view.noun if view else None,
             view=view.row if view else None,
-            can_ask=can_ask,
+            can_ask=client is not None,
+            lock_milliseconds=milliseconds(lock_wait),
         ).result
 
+    if deadline is not None:
+        with own_transaction(conn), limited(conn, deadline):
+            return take()
     # One statement is a transaction; without the frame of one it takes a third less.
     was_autocommit = conn.autocommit
     if not was_autocommit:
@@ -140,21 +172,110 @@ def _take_at_once(
         return take()
 
 
-def _keep_failed(conn: Connection[Any], event: Event, error: str) -> Outcome:
-    with own_transaction(conn):
-        kept = events.upsert_failed_event(
+def take_by_asking(
+    conn: Connection[Any],
+    event: Event,
+    client: Asking | None,
+    deadline: Deadline,
+    lock_wait: float | None = None,
+) -> Taken:
+    """Apply the event in a transaction in which Stripe is asked about it.
+
+    Raises:
+        psycopg.Error: one of BUSY, if a lock was not free in time.
+    """
+    with own_transaction(conn), limited(conn, deadline, lock_wait):
+        attempt = events.insert_event(
             conn,
             id=event.id,
             type=event.type,
             api_version=event.api_version,
             event_created_at=event.created_at,
             payload=event.text,
-            last_error=error,
+            lock_key=event.lock_key,
         )
+        if attempt is None:
+            return "duplicate"
+        view = find_view(event)
+        if view is None:
+            result = apply(conn, client, event)
+        else:
+            result = settle(conn, client, event, view)
+        if result != "applied":
+            events.mark_event(conn, id=event.id, status=result)
+        return result
+
+
+def keep_failed(
+    conn: Connection[Any], event: Event, error: Exception, deadline: Deadline
+) -> Outcome:
+    """Keep an event that could not be applied, and why; return what became of it.
+
+    Another transaction may hold the event itself: it has failed, and is not kept.
+    """
+
+    def keep(payload: str) -> events.EventAttempt | None:
+        with own_transaction(conn), limited(conn, deadline):
+            return events.upsert_failed_event(
+                conn,
+                id=event.id,
+                type=event.type,
+                api_version=event.api_version,
+                event_created_at=event.created_at,
+                payload=payload,
+                last_error=describe(error),
+            )
+
+    def keep_any() -> events.EventAttempt | None:
+        try:
+            return keep(event.text)
+        except _NOT_STORABLE:
+            return keep(event.outline)
+
+    return _kept(conn, event, error, keep_any)
+
+
+def keep_unread(
+    conn: Connection[Any],
+    failed: events.StoredEvent,
+    payload: str,
+    error: InvalidPayloadError,
+) -> Outcome:
+    """Count one more attempt of an event whose payload cannot be read."""
+
+    def keep() -> events.EventAttempt | None:
+        with own_transaction(conn), limited(conn, NEVER):
+            return events.upsert_failed_event(
+                conn,
+                id=failed.id,
+                type=failed.type,
+                api_version=failed.api_version,
+                event_created_at=failed.event_created_at,
+                payload=payload,
+                last_error=describe(error),
+            )
+
+    return _kept(conn, failed, error, keep)
+
+
+def _kept(
+    conn: Connection[Any],
+    event: Event | events.StoredEvent,
+    error: Exception,
+    keep: Callable[[], events.EventAttempt | None],
+) -> Outcome:
+    is_busy = isinstance(error, BUSY)
+    reason = describe(error)
+    try:
+        kept = keep()
+    except BUSY:
+        if conn.closed:
+            raise
+        return Outcome(event.id, event.type, "failed", reason, is_busy=True)
     if kept is None:
         # Another delivery was quicker.
         return Outcome(event.id, event.type, "duplicate")
-    return Outcome(event.id, event.type, "failed", error)
+    return Outcome(event.id, event.type, "failed", reason, is_busy, kept.attempts)
 
 
 @contextmanager

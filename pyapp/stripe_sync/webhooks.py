@@ -13,7 +13,7 @@ from pyapp.errors import (
     InvalidSignatureError,
     InvalidValueError,
 )
-from pyapp.stripe_sync.envelope import read_event
+from pyapp.stripe_sync.envelope import Event, read_event
 from pyapp.stripe_sync.inbox import Outcome, take_in
 
 # Stripe's own events stay well under it.
@@ -39,10 +39,32 @@ def handle_webhook(
     other mode, test or live, is ignored: its objects are not ours. Answer 2xx unless
     the result is `failed`, and 400 to the errors below, which store nothing.
 
+    It returns within five seconds: if another transaction holds a lock for longer, or
+    Stripe's API does not answer, the event has failed. The connection is in use until
+    then, so give deliveries a pool of their own, or few enough threads.
+
     Raises:
         InvalidSignatureError: nobody who knows a secret sent this, or not just now.
         InvalidPayloadError: it is too large, or no event.
         OpenTransactionError: the connection is in a transaction.
+        ConfigError: there is no secret, or an empty one.
+        InvalidValueError: the payload or the signature has another type.
+    """
+    event = read_delivery(payload, signature, secrets, livemode)
+    return take_in(conn, event, client)
+
+
+def read_delivery(
+    payload: bytes,
+    signature: str | None,
+    secrets: Sequence[str] | str,
+    livemode: bool | None = None,
+) -> Event:
+    """Return the event of a delivery, verified; the parameters are handle_webhook's.
+
+    Raises:
+        InvalidSignatureError: nobody who knows a secret sent this, or not just now.
+        InvalidPayloadError: it is too large, or no event.
         ConfigError: there is no secret, or an empty one.
         InvalidValueError: the payload or the signature has another type.
     """
@@ -55,7 +77,7 @@ def handle_webhook(
     if len(payload) > MAX_BODY:
         raise InvalidPayloadError(f"the body has more than {MAX_BODY} bytes")
     verify_signature(payload, signature, secrets)
-    return take_in(conn, read_event(payload.decode(), livemode), client)
+    return read_event(payload.decode(), livemode)
 
 
 def verify_signature(

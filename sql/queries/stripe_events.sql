@@ -1,6 +1,11 @@
 -- name: take_event :one
 -- All of it in one statement: that is a transaction too. If it is unclear, nothing is
--- done, for Stripe has to be asked while the customer is locked.
+-- done, for Stripe has to be asked while the customer is locked. The limit of each wait
+-- for a lock is set in the same statement, because another one would cost a round trip.
+WITH limited AS MATERIALIZED (
+    SELECT set_config('lock_timeout', :lock_milliseconds::text, TRUE) AS lock_timeout
+)
+
 SELECT
     app.take_stripe_event(
         :id,
@@ -12,7 +17,23 @@ SELECT
         :noun,
         :view::jsonb,
         :can_ask
-    ) AS result;
+    ) AS result
+FROM limited;
+
+-- name: limit_statements :one
+-- Until the transaction ends: the time of each of its statements, and the time that one
+-- waits for a lock. NULL leaves the limit as it is.
+SELECT
+    set_config(
+        'statement_timeout',
+        COALESCE(:statement_milliseconds::text, current_setting('statement_timeout')),
+        TRUE
+    ) AS statement_timeout,
+    set_config(
+        'lock_timeout',
+        COALESCE(:lock_milliseconds::text, current_setting('lock_timeout')),
+        TRUE
+    ) AS lock_timeout;
 
 -- name: insert_event :optional
 -- Takes the lock on the event's customer until the transaction ends, then the event,
