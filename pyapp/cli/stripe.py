@@ -30,8 +30,6 @@ from pyapp.stripe_sync.inbox import Result
 from pyapp.stripe_sync.retry import retry_failed_events
 
 BATCH = 1000
-# Seconds that requests under way have to finish when the server is told to stop.
-GRACE = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -49,11 +47,10 @@ def serve(
 ) -> None:
     """Take Stripe's deliveries at /stripe/webhook until told to stop."""
     try:
-        import uvicorn
-
+        from pyapp.stripe_sync import server
         from pyapp.stripe_sync.web import create_app
     except ModuleNotFoundError as exc:
-        if exc.name in {"starlette", "uvicorn"}:
+        if exc.name in {"anyio", "h11", "starlette", "uvicorn"}:
             raise MissingExtraError("web") from exc
         raise
     settings = load_settings()
@@ -69,19 +66,10 @@ def serve(
             client,
             livemode=find_livemode(settings),
         )
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE,
-        )
         # The server raises the signal again once it has stopped; that is no failure.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
-        uvicorn.Server(config).run()
+        server.serve(app, host, port)
 
 
 def events(
@@ -108,10 +96,11 @@ def events(
 
 def retry() -> None:
     """Try the failed events again; the status is 1 while some still fail."""
-    client = _client(load_settings())
+    settings = load_settings()
+    client, livemode = _client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
     with connect() as conn:
-        for outcome in retry_failed_events(conn, client):
+        for outcome in retry_failed_events(conn, client, livemode=livemode):
             counts[outcome.result] += 1
             _tell_error(outcome)
     if not counts:
