@@ -56,7 +56,8 @@ def reconcile(
 ) -> None:
     """Compare all of Stripe with the database, and mend the database.
 
-    With --every, only a failure of the first run ends it.
+    The status is 1 if some objects could not be compared. With --every, only a failure
+    of the first run ends it.
     """
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
@@ -70,6 +71,8 @@ def reconcile(
         except (PyappError, psycopg.OperationalError) as exc:
             reason = explain(exc) if isinstance(exc, psycopg.Error) else exc
             warn(f"error: {reason}; it is tried again in {every}")
+    if found.failed:
+        raise typer.Exit(1)
     if dry_run and found.number_found:
         raise typer.Exit(DIFFERENT)
 
@@ -89,6 +92,7 @@ def _run(client: StripeClient, dry_run: bool, match_email: bool) -> Reconciliati
             match_email=match_email,
             progress=progress,
             on_difference=show,
+            on_failure=lambda one: say(f"{one.object_id}: {one.error}"),
         )
     _report(found, shown)
     return found
@@ -97,6 +101,8 @@ def _run(client: StripeClient, dry_run: bool, match_email: bool) -> Reconciliati
 def _report(found: Reconciliation, shown: list[Difference]) -> None:
     seen = ", ".join(f"{number:,} {noun}" for noun, number in found.seen.items())
     resumed = ", resumed" if found.is_resumed else ""
+    if found.failed:
+        resumed += f"; {found.failed:,} failed"
     if not found.number_found:
         say(f"no differences: {seen}{resumed}")
         return

@@ -1,7 +1,7 @@
 """Stripe stays the truth: webhooks, replay and reconciliation keep the mirror so."""
 
 from pyapp.stripe_sync.api import make_client
-from pyapp.stripe_sync.differences import Difference, Progress, Reconciliation
+from pyapp.stripe_sync.differences import Difference, Failure, Progress, Reconciliation
 from pyapp.stripe_sync.inbox import Outcome
 from pyapp.stripe_sync.reconcile import reconcile
 from pyapp.stripe_sync.replay import Replay, replay_events
@@ -9,6 +9,7 @@ from pyapp.stripe_sync.webhooks import handle_webhook
 
 __all__ = [
     "Difference",
+    "Failure",
     "Outcome",
     "Progress",
     "Reconciliation",

@@ -35,6 +35,18 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """An object that could not be compared or repaired, and why.
+
+    *object_id* is a customer or a subscription, or says that Stripe gave no id.
+    """
+
+    noun: Noun
+    object_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is; `expected` is how many there are likely to be."""
 
@@ -45,7 +57,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """What a run has seen and found, by kind, also before it was resumed."""
+    """What a run has seen and found, by kind, also before it was resumed.
+
+    `failed` is how many objects could not be compared or repaired.
+    """
 
     run_id: int
     is_dry_run: bool
@@ -53,6 +68,7 @@ class Reconciliation:
     seen: Mapping[Noun, int]
     found: Mapping[str, int]
     repaired: Mapping[str, int]
+    failed: int = 0
 
     @property
     def number_found(self) -> int:

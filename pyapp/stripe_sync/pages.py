@@ -16,6 +16,7 @@ import stripe
 from pyapp.errors import StripeRequestError
 from pyapp.stripe_sync.api import Answer, list_page
 from pyapp.stripe_sync.mirror import Noun
+from pyapp.stripe_sync.shapes import find_created, find_id
 
 NOUNS: tuple[Noun, ...] = ("customers", "subscriptions")
 # Those created in the second at which a page was cut; more would only be fetched again.
@@ -115,15 +116,22 @@ def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> Answer:
 
 def _read(cursor: Cursor, answer: Answer) -> Page:
     shapes = answer.data["data"]
-    listed = [shape["id"] for shape in shapes]
+    listed = [name for shape in shapes if (name := find_id(shape))]
     # What was created within the last second may not have been there yet.
     newest = answer.as_of - timedelta(seconds=1)
     until = newest if cursor.created is None else _moment(cursor.created)
     ids = [*cursor.tail, *listed]
     if not shapes or not answer.data["has_more"]:
         return Page(cursor.noun, shapes, answer.as_of, None, until, ids, cursor)
-    created = shapes[-1]["created"]
-    tail = [shape["id"] for shape in shapes if shape["created"] == created]
+    times = [time for shape in shapes if (time := find_created(shape)) is not None]
+    if not listed or not times:
+        raise StripeRequestError(f"Stripe lists {cursor.noun} without ids or times")
+    created = times[-1]
+    tail = [
+        name
+        for shape in shapes
+        if (name := find_id(shape)) and find_created(shape) in (created, None)
+    ]
     if created == cursor.created:
         tail = [*cursor.tail, *tail]
     there = Cursor(cursor.noun, listed[-1], created, tail[-_LONGEST_TAIL:])

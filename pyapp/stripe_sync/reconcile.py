@@ -1,19 +1,24 @@
 """Reconciliation: all that Stripe lists against all that is known here."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import psycopg
 import stripe
 from psycopg import Connection
 
+from pyapp.errors import RuleError
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.api import patiently
+from pyapp.stripe_sync.api import describe, is_passing, patiently
 from pyapp.stripe_sync.apply import read, refresh, sync_owners
+from pyapp.stripe_sync.deadline import BUSY
 from pyapp.stripe_sync.differences import (
     KINDS,
     Difference,
+    Failure,
     Progress,
     Reconciliation,
     find_differences,
@@ -21,10 +26,26 @@ from pyapp.stripe_sync.differences import (
 from pyapp.stripe_sync.inbox import own_transaction
 from pyapp.stripe_sync.mirror import Judgement, Noun, Suspect, SyncedUser
 from pyapp.stripe_sync.pages import NOUNS, Cursor, Page, list_pages
-from pyapp.stripe_sync.running import Started, start_run
+from pyapp.stripe_sync.running import Started, start_run, wait_briefly
 from pyapp.stripe_sync.runs import get_mirror_size
+from pyapp.stripe_sync.shapes import find_id
+
+log = logging.getLogger("pyapp.stripe")
 
 _SUSPECTS = 100
+# Classes of SQLSTATE: data, integrity, limits of the server, a rule of ours.
+_OF_A_ROW = frozenset({"22", "23", "54", "P0"})
+# What reading a shape raises that is unlike Stripe's.
+_UNREADABLE = (
+    AttributeError,
+    KeyError,
+    IndexError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def reconcile(
@@ -35,12 +56,15 @@ def reconcile(
     progress: Callable[[Progress], None] | None = None,
     on_difference: Callable[[Difference], None] | None = None,
     page_size: int = 100,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> Reconciliation:
     """Compare all of Stripe with the database, and mend the database.
 
     A run that was killed within the last day is resumed, unless *dry_run*, which
     changes nothing. With *match_email*, a customer that names no user is linked to the
-    one with its e-mail; otherwise that is proposed by an `unlinked` difference.
+    one with its e-mail; otherwise that is proposed by an `unlinked` difference. An
+    object that cannot be read or kept, or that another transaction holds for five
+    seconds, has failed: it is reported to *on_failure*, and the others are compared.
 
     Raises:
         ReconcileRunningError: another one is under way.
@@ -48,7 +72,7 @@ def reconcile(
         OpenTransactionError: the connection is in a transaction.
     """
     with start_run(conn, "reconcile", is_dry_run=dry_run) as run:
-        work = _Work(conn, client, run, dry_run, match_email, on_difference)
+        work = _Work(conn, client, run, dry_run, match_email, on_difference, on_failure)
         with own_transaction(conn):
             size = get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}
@@ -70,6 +94,7 @@ def reconcile(
             seen={noun: run.counts[noun] for noun in NOUNS},
             found={kind: run.counts[kind] for kind in KINDS},
             repaired={kind: run.counts[f"{kind} repaired"] for kind in KINDS},
+            failed=run.counts["failed"],
         )
 
 
@@ -81,44 +106,95 @@ class _Work:
     is_dry_run: bool
     match_email: bool
     on_difference: Callable[[Difference], None] | None
+    on_failure: Callable[[Failure], None] | None
 
     def compare(self, page: Page) -> None:
         """Mend what the page shows, then look for what it should show and does not.
 
         Where nothing is left to look for, one transaction holds all of it.
         """
-        rows = [read(page.noun, shape, page.as_of) for shape in page.shapes]
-        customers = {
-            row["id"]: row["id"] if page.noun == "customers" else row["customer_id"]
-            for row in rows
-        }
-        with self.run.transaction():
-            if not self.is_dry_run:
-                mirror.lock_customers(self.conn, ids=list(customers.values()))
-            judged = mirror.upsert_views(
-                self.conn,
-                noun=page.noun,
-                views=rows,
-                source="page",
-                can_ask=True,
-                match_email=self.match_email,
-                is_dry_run=self.is_dry_run,
-            )
-            users = sync_owners(self.conn, judged, is_dry_run=self.is_dry_run)
-            unclear = [one.id for one in judged if one.verdict == "unclear"]
-            unlisted = self._list_unlisted(page, page.until, None)
-            found = self._count(
-                find_differences(page.noun, judged, users, self.is_dry_run)
-            )
-            if not unclear and not unlisted:
-                self._end(page)
+        rows = self._read(page)
+        try:
+            with self.run.transaction():
+                found, unclear = self._put(page, rows)
+                unlisted = self._list_unlisted(page, page.until, None)
+                if not unclear and not unlisted:
+                    self._end(page)
+        except Exception as exc:
+            if not is_of_one_object(exc, self.conn):
+                raise
+            # One of them is at fault, or is locked.
+            found, unclear = [], []
+            for row in rows:
+                self._put_alone(page, row)
+            with own_transaction(self.conn):
+                unlisted = self._list_unlisted(page, page.until, None)
+            is_ended = False
+        else:
+            is_ended = not unclear and not unlisted
         self._tell(found)
-        if unclear or unlisted:
-            for name in unclear:
-                self._look(page.noun, name, customers[name], page.as_of)
+        if not is_ended:
+            for row in unclear:
+                self._look(page.noun, row["id"], _customer(page, row), page.as_of)
             self._look_for(page, unlisted)
             with self.run.transaction():
                 self._end(page)
+
+    def _read(self, page: Page) -> list[dict[str, Any]]:
+        rows = []
+        for shape in page.shapes:
+            name = find_id(shape)
+            try:
+                if name is None:
+                    raise ValueError("it has no id")
+                rows.append(read(page.noun, shape, page.as_of))
+            except _UNREADABLE as exc:
+                self._fail(page.noun, name or "(no id)", exc)
+        return rows
+
+    def _put(
+        self, page: Page, rows: list[dict[str, Any]]
+    ) -> tuple[list[Difference], list[dict[str, Any]]]:
+        """Keep the rows; return what differed, and those that are unclear."""
+        if not self.is_dry_run:
+            customers = [_customer(page, row) for row in rows]
+            mirror.lock_customers(self.conn, ids=customers)
+        judged = mirror.upsert_views(
+            self.conn,
+            noun=page.noun,
+            views=rows,
+            source="page",
+            can_ask=True,
+            match_email=self.match_email,
+            is_dry_run=self.is_dry_run,
+        )
+        users = sync_owners(self.conn, judged, is_dry_run=self.is_dry_run)
+        unclear = {one.id for one in judged if one.verdict == "unclear"}
+        found = self._count(find_differences(page.noun, judged, users, self.is_dry_run))
+        return found, [row for row in rows if row["id"] in unclear]
+
+    def _put_alone(self, page: Page, row: dict[str, Any]) -> None:
+        try:
+            with self.run.transaction():
+                found, unclear = self._put(page, [row])
+        except Exception as exc:
+            if not is_of_one_object(exc, self.conn):
+                raise
+            self._fail(page.noun, row["id"], exc)
+            return
+        self._tell(found)
+        if unclear:
+            self._look(page.noun, row["id"], _customer(page, row), page.as_of)
+
+    def _fail(self, noun: Noun, name: str, error: Exception) -> None:
+        failure = Failure(noun, name, describe(error))
+        self.run.counts["failed"] += 1
+        log.error(
+            "stripe object failed",
+            extra={"object_id": name, "kind": type(error).__name__},
+        )
+        if self.on_failure:
+            self.on_failure(failure)
 
     def _end(self, page: Page) -> None:
         self.run.counts[page.noun] += len(page.shapes)
@@ -182,6 +258,7 @@ class _Work:
 
         def look() -> tuple[Judgement | None, list[SyncedUser]]:
             with own_transaction(self.conn):
+                wait_briefly(self.conn)
                 if not self.is_dry_run:
                     mirror.lock_customers(self.conn, ids=[customer_id])
                 judged = refresh(
@@ -200,7 +277,13 @@ class _Work:
                 return judged, users
 
         # Whoever waits for Stripe does so without the lock.
-        judged, users = patiently(look)
+        try:
+            judged, users = patiently(look)
+        except Exception as exc:
+            if not is_of_one_object(exc, self.conn):
+                raise
+            self._fail(noun, name, exc)
+            return
         found: Iterable[Difference]
         if judged is None:
             found = [Difference("missing_there", name, None, not self.is_dry_run)]
@@ -235,3 +318,21 @@ class _Work:
         for one in found:
             if self.on_difference:
                 self.on_difference(one)
+
+
+def _customer(page: Page, row: dict[str, Any]) -> str:
+    name: str = row["id"] if page.noun == "customers" else row["customer_id"]
+    return name
+
+
+def is_of_one_object(error: Exception, conn: Connection[Any]) -> bool:
+    """Say whether *error* is about one object, so that the others can go on."""
+    if conn.closed:
+        return False
+    if isinstance(error, psycopg.Error):
+        state = error.sqlstate or ""
+        return isinstance(error, BUSY) or state[:2] in _OF_A_ROW
+    if isinstance(error, stripe.StripeError):
+        refused = (stripe.AuthenticationError, stripe.PermissionError)
+        return not is_passing(error) and not isinstance(error, refused)
+    return isinstance(error, (RuleError, *_UNREADABLE))

@@ -8,7 +8,7 @@ or that was taken in before, is a duplicate there and changes nothing.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from pyapp.stripe_sync.differences import Progress
 from pyapp.stripe_sync.envelope import read_event
 from pyapp.stripe_sync.inbox import Outcome, Result, Taken, own_transaction, take_in
 from pyapp.stripe_sync.running import Started, start_run
+from pyapp.stripe_sync.shapes import find_created, find_id, find_last_id
 
 KEPT = timedelta(days=30)
 RESULTS: tuple[Result, ...] = (*get_args(Taken), "failed")
@@ -76,7 +77,7 @@ def replay_events(
                 if on_outcome:
                     on_outcome(outcome)
             run.counts["seen"] += len(page)
-            cursor = _Cursor(cursor.since, page[-1]["id"], page[-1]["created"])
+            cursor = cursor.behind(page)
             run.save(cursor.dump())
             if progress:
                 seen = run.counts["seen"]
@@ -107,29 +108,48 @@ def _read_since(since: datetime | None) -> int | None:
 def _take_page(
     conn: Connection[Any], client: stripe.StripeClient, page: Shapes
 ) -> Iterator[Outcome]:
+    ids = [name for shape in page if (name := find_id(shape))]
     with own_transaction(conn):
-        found = events.list_done_events(conn, ids=[shape["id"] for shape in page])
-    done = {event.id for event in found}
+        done = {event.id for event in events.list_done_events(conn, ids=ids)}
     for shape in page:
-        if shape["id"] in done:
-            yield Outcome(shape["id"], shape["type"], "duplicate")
+        # What Stripe sends without an id is told by what it has.
+        name, kind = find_id(shape) or "(no id)", "(no type)"
+        if isinstance(shape, Mapping):
+            kind = str(shape.get("type", kind))
+        if name in done:
+            yield Outcome(name, kind, "duplicate")
             continue
         try:
             event = read_event(shape)
         except InvalidPayloadError as exc:
             # It would be so the next time; the others are not held up by it.
-            yield Outcome(shape["id"], shape["type"], "failed", describe(exc))
+            yield Outcome(name, kind, "failed", describe(exc))
         else:
             yield take_in(conn, event, client, is_patient=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """Where a search that began at *since* is: *after* an event made at *created*."""
+    """Where a search that began at *since* is: *after* an event made at *created*.
+
+    Behind that one *nameless* events without an id were seen, too.
+    """
 
     since: int | None
     after: str | None = None
     created: int | None = None
+    nameless: int = 0
+
+    def behind(self, page: Shapes) -> "_Cursor":
+        """Return the cursor behind *page*."""
+        names = [find_id(shape) for shape in page]
+        times = [time for shape in page if (time := find_created(shape)) is not None]
+        created = times[-1] if times else self.created
+        after = find_last_id(page)
+        if after is None:
+            return replace(self, created=created, nameless=self.nameless + len(page))
+        nameless = names[::-1].index(after)
+        return _Cursor(self.since, after, created, nameless)
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
@@ -154,13 +174,20 @@ class _Listing:
     def list_after(self, cursor: _Cursor) -> Shapes:
         """Return the next page, its oldest event first; empty at the end."""
         answer = None
+        if cursor.nameless and cursor.after is None:
+            raise StripeRequestError("Stripe lists nothing but events without ids")
         if cursor.after is not None:
             answer = self._ask(cursor.since, ending_before=cursor.after)
         if answer is None:
             # There is no cursor, or Stripe has it no more: the oldest there is then.
             answer = self._find_oldest(cursor)
-        page: Shapes = answer["data"]
-        return page[::-1]
+        page: Shapes = answer["data"][::-1]
+        seen = 0
+        while seen < min(cursor.nameless, len(page)) and not find_id(page[seen]):
+            seen += 1
+        if page[seen:] or not page or not answer["has_more"]:
+            return page[seen:]
+        raise StripeRequestError("Stripe lists nothing but events without ids")
 
     def _find_oldest(self, cursor: _Cursor) -> Mapping[str, Any]:
         since = cursor.since if cursor.created is None else cursor.created
@@ -169,7 +196,8 @@ class _Listing:
             raise StripeRequestError("Stripe does not list events")
         expected = self.run.counts["seen"] + len(page["data"])
         while page["has_more"]:
-            older = self._ask(since, starting_after=page["data"][-1]["id"])
+            last = find_last_id(page["data"])
+            older = self._ask(since, starting_after=last) if last else None
             if older is None or not older["data"]:
                 break
             page = older

@@ -6,17 +6,23 @@ from typing import Any
 import stripe
 from psycopg import Connection
 
+from pyapp.errors import InvalidPayloadError
 from pyapp.stripe_sync import events
 from pyapp.stripe_sync.envelope import read_event
-from pyapp.stripe_sync.inbox import Outcome, own_transaction, take_in
+from pyapp.stripe_sync.inbox import Outcome, keep_unread, own_transaction, take_in
 
 
 def retry_failed_events(
     conn: Connection[Any],
     client: stripe.StripeClient | None = None,
     page: int = 100,
+    *,
+    livemode: bool | None = None,
 ) -> Iterator[Outcome]:
     """Yield what becomes of each failed event, the oldest first, each tried once.
+
+    One that cannot be read or applied has failed again, by its error; the others are
+    tried all the same. *livemode* is as in handle_webhook.
 
     Raises:
         OpenTransactionError: the connection is in a transaction.
@@ -32,16 +38,25 @@ def retry_failed_events(
         if not failed:
             return
         after, after_id = failed[-1].event_created_at, failed[-1].id
-        yield from _retry(conn, client, failed)
+        for event in failed:
+            yield _retry(conn, client, event, livemode)
 
 
 def _retry(
     conn: Connection[Any],
     client: stripe.StripeClient | None,
-    failed: list[events.StoredEvent],
-) -> Iterator[Outcome]:
-    for event in failed:
-        with own_transaction(conn):
-            kept = events.find_event_payload(conn, id=event.id)
-        if kept is not None and kept.payload is not None:
-            yield take_in(conn, read_event(kept.payload), client, is_patient=True)
+    failed: events.StoredEvent,
+    livemode: bool | None,
+) -> Outcome:
+    with own_transaction(conn):
+        kept = events.find_event_payload(conn, id=failed.id)
+    if kept is None:
+        return Outcome(failed.id, failed.type, "failed", "it was deleted")
+    if kept.payload is None:
+        # Applied by another delivery, and its payload's retention has ended.
+        return Outcome(failed.id, failed.type, "duplicate")
+    try:
+        event = read_event(kept.payload, livemode)
+    except InvalidPayloadError as exc:
+        return keep_unread(conn, failed, kept.payload, exc)
+    return take_in(conn, event, client, is_patient=True)

@@ -14,6 +14,8 @@ from psycopg import Connection
 from pyapp.errors import ReconcileRunningError
 from pyapp.stripe_sync import runs
 from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.deadline import PATIENCE, milliseconds
+from pyapp.stripe_sync.events import limit_statements
 from pyapp.stripe_sync.inbox import own_transaction
 from pyapp.stripe_sync.runs import Kind
 
@@ -44,6 +46,7 @@ class Started:
         cursor, counts = self.cursor, self.counts.copy()
         try:
             with own_transaction(self.conn):
+                wait_briefly(self.conn)
                 yield
         except BaseException:
             self.cursor, self.counts = cursor, counts
@@ -58,6 +61,15 @@ class Started:
         """Remember how far the run is, in the transaction that is open."""
         self.cursor = cursor
         runs.update_run(self.conn, id=self.id, cursor=cursor, counts=self.counts)
+
+
+def wait_briefly(conn: Connection[Any]) -> None:
+    """Wait PATIENCE seconds at most for each lock, until the transaction ends."""
+    limit_statements(
+        conn,
+        statement_milliseconds=None,
+        lock_milliseconds=milliseconds(PATIENCE),
+    )
 
 
 @contextmanager

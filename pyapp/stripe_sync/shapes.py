@@ -6,9 +6,12 @@ a row cannot do without, the database refuses.
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from pyapp.arguments import MAX_ID_LENGTH
+from pyapp.storable import storable_text
 
 Json = Mapping[str, Any]
 
@@ -60,6 +63,31 @@ def object_id(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("id")
     return value if isinstance(value, str) and value else None
+
+
+def find_id(shape: Any) -> str | None:
+    """Return the id of what a list shows, None if it has none that can be sent."""
+    name = object_id(shape) if isinstance(shape, Mapping) else None
+    if name is None or len(name) > MAX_ID_LENGTH or storable_text(name) != name:
+        return None
+    return name
+
+
+def find_last_id(shapes: Sequence[Any]) -> str | None:
+    """Return the id of the last that has one, None if none has."""
+    return next(filter(None, map(find_id, reversed(shapes))), None)
+
+
+def find_created(shape: Any) -> int | None:
+    """Return when Stripe created what a list shows, None for what is no time."""
+    created = shape.get("created") if isinstance(shape, Mapping) else None
+    if not isinstance(created, int) or isinstance(created, bool):
+        return None
+    try:
+        datetime.fromtimestamp(created, UTC)
+    except (OSError, OverflowError, ValueError):
+        return None
+    return created
 
 
 def read_user_id(value: Any) -> str | None:
