@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pyapp.devtools.ports import free_port
-from tests.fake_stripe import TEST_SECRET, sign
+from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 
 PATH = "/stripe/webhook"
 _START = """
@@ -77,7 +77,7 @@ def serving(url: str, *, files: int = 0, api: str = "") -> Iterator[Served]:
     environment = os.environ | {
         "DATABASE_URL": url,
         "STRIPE_WEBHOOK_SECRET": TEST_SECRET,
-        "STRIPE_SECRET_KEY": "sk_test_1" if api else "",
+        "STRIPE_SECRET_KEY": TEST_KEY if api else "",
         "STRIPE_API_BASE": api,
     }
     command = ["stripe", "serve", "--port", str(port)]

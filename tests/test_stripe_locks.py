@@ -139,3 +139,43 @@ def test_locked_customer_holds_up_no_other(
         name = f"event_id={json.loads(body)['id']} "
         told = [line for line in served.log if name in line and "ERROR" in line]
         assert [line for line in told if "kind=LockNotAvailable attempts=" in line]
+
+
+def others() -> list[bytes]:
+    return [body for n in range(OTHERS) for body in changes(f"cus_{n}", 1)]
+
+
+def test_many_locked_customers_hold_up_no_other(world: StripeWorld):
+    """As a batch locks them, in one transaction: more than the pool has connections."""
+    locked = []
+    for number in range(30):
+        customer = f"{LOCKED}{number}"
+        world.send("customer.created", make_customer(customer, world.user()))
+        locked += changes(customer, 3)
+    lock = held(world.url, "SELECT FROM app.users FOR UPDATE")
+    with serving(world.url) as served, lock:
+        answers, rest, health = asyncio.run(deliver(served, locked, others()))
+        assert waiting(world.conn) == 0
+    assert {a.status for a in rest + health} == {200}
+    assert max(a.seconds for a in rest + health) < 3
+    assert {a.status for a in answers} == {503}
+    assert max(a.seconds for a in answers) < 6
+
+
+def test_slow_api_of_stripe_holds_up_no_other(world: StripeWorld):
+    """Each asks while its customer is locked, with a connection."""
+    world.fake.faults.add("slow", seconds=20, times=None)
+    asking = [
+        make_event(
+            "invoice.paid",
+            {"object": "invoice", "customer": f"cus_a{n}", "subscription": f"sub_{n}"},
+        )
+        for n in range(20)
+    ]
+    with serving(world.url, api=world.fake.base_url) as served:
+        answers, rest, health = asyncio.run(deliver(served, asking, others()))
+    world.fake.faults.clear()
+    assert {a.status for a in rest + health} == {200}
+    assert max(a.seconds for a in rest + health) < 3
+    assert {a.status for a in answers} <= {500, 503}
+    assert max(a.seconds for a in answers) < 6

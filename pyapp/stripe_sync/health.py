@@ -32,7 +32,9 @@ class Health:
 
     def ask(self) -> bool:
         """Return whether the database answers; one thread at a time asks it."""
-        with self._lock:
+        if not self._lock.acquire(timeout=_PATIENCE):
+            return False
+        try:
             if (known := self.known) is not None:
                 return known
             try:
@@ -43,6 +45,8 @@ class Health:
                 self._is_well = True
             self._asked_at = time.monotonic()
             return self._is_well
+        finally:
+            self._lock.release()
 
     def _ask(self) -> None:
         pool = self._pool

@@ -45,6 +45,8 @@ _WITHOUT_CONNECTION = 0.1
 _WHILE_ASKING = 0.5
 # Seconds after PATIENCE at which an answer is given although a thread is still at work.
 _GRACE = 0.5
+# Deliveries at a time where the pool sets no limit.
+_UNLIMITED = 40
 # Bytes that are verified at once; for more, other requests would have to wait.
 _SMALL = 1 << 16
 
@@ -65,8 +67,9 @@ def create_app(
     is as in handle_webhook. The *pool* stays the caller's: deliveries that wait, for a
     lock or for Stripe's API, use half of its connections at most.
     """
-    lanes = Lanes(pool.max_size)
-    health = Health(pool)
+    # A pool without connections of its own may have no limit.
+    lanes = Lanes(pool.max_size or _UNLIMITED)
+    health, asking = Health(pool), anyio.CapacityLimiter(2)
 
     async def webhook(request: Request) -> Response:
         try:
@@ -106,7 +109,8 @@ def create_app(
     async def healthz(_request: Request) -> Response:
         is_well = health.known
         if is_well is None:
-            is_well = await run_sync(health.ask)
+            # The threads of the application that this is mounted in may all be in use.
+            is_well = await run_sync(health.ask, limiter=asking)
         if not is_well:
             return _refuse(503, "database unavailable")
         return JSONResponse({"status": "ok"})
