@@ -252,6 +252,21 @@ def test_replay_passes_an_event_whose_customer_is_locked(
     assert (done.results["applied"], done.results["failed"]) == (2, 1)
 
 
+def test_replay_passes_an_event_about_which_stripe_does_not_answer(
+    world: StripeWorld, lost: list[str]
+):
+    subscription = world.subscribe(lost[1])
+    world.fake.faults.add("error", path=f"/v1/subscriptions/{subscription}", times=None)
+    told: list[Outcome] = []
+    done = replay_events(world.conn, world.client, on_outcome=told.append)
+    failed = [o for o in told if o.result == "failed"]
+    assert failed
+    assert {str(o.error).partition(":")[0] for o in failed} == {"StripeRequestError"}
+    assert done.results["applied"] >= 3
+    world.fake.faults.clear()
+    assert replay_events(world.conn, world.client).results["failed"] == 0
+
+
 # --- reconciliation ---
 
 
@@ -347,6 +362,21 @@ def test_reconciliation_passes_a_locked_user(world: StripeWorld, lost: list[str]
     with held(world, held_row, lost[1]):
         told = run(world)
     assert [one.object_id for one in told] == [lost[1]]
+
+
+def test_reconciliation_passes_an_object_about_which_stripe_does_not_answer(
+    world: StripeWorld, lost: list[str]
+):
+    world.conn.execute(
+        "INSERT INTO app.stripe_customers (id, as_of)"
+        " VALUES ('cus_a', now()), ('cus_b', now())"
+    )
+    world.fake.faults.add("error", path="/v1/customers/cus_a", times=None)
+    told = run(world)
+    world.fake.faults.clear()
+    assert [one.object_id for one in told] == ["cus_a"]
+    assert world.customer_row("cus_b").is_deleted
+    assert not world.customer_row("cus_a").is_deleted
 
 
 def test_reconciliation_that_the_database_cannot_do_at_all_ends(

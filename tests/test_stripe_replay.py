@@ -279,7 +279,7 @@ def test_outage_ends_the_replay_and_fails_no_event(
 ):
     monkeypatch.setattr(api, "sleep", lambda _: None)
     subscription = world.subscribe(world.customer(world.user()))
-    outage = world.fake.faults.add("error", path="/v1/subscriptions/", times=None)
+    outage = world.fake.faults.add("error", skip=1, times=None)
     with pytest.raises(StripeRequestError):
         run(world)
     assert {status for _, status, _, _ in world.events()} == {"applied"}

@@ -193,6 +193,25 @@ def patiently(ask: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
+def is_of_all(error: StripeRequestError, client: Asking) -> bool:
+    """Say whether Stripe would answer so whatever it is asked about.
+
+    It is away, or it does not accept the key.
+    """
+    cause = error.__context__
+    if not isinstance(cause, stripe.StripeError):
+        return True
+    if isinstance(cause, stripe.AuthenticationError | stripe.PermissionError):
+        return True
+    if not is_passing(cause):
+        return _OTHER_MODE in str(cause)
+    try:
+        _get(client, "/v1/events", limit=1)
+    except stripe.StripeError as exc:
+        return is_passing(exc)
+    return False
+
+
 def describe(exc: Exception) -> str:
     """Return an error in one line without keys, secrets or rows."""
     lines = str(exc).strip().splitlines() or [""]

@@ -10,12 +10,13 @@ import stripe
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from pyapp.errors import InvalidPayloadError, OpenTransactionError
+from pyapp.errors import InvalidPayloadError, OpenTransactionError, StripeRequestError
 from pyapp.stripe_sync import events
 from pyapp.stripe_sync.api import (
     Asking,
     HastyClient,
     describe,
+    is_of_all,
     is_passing,
     patiently,
 )
@@ -78,11 +79,17 @@ def take_in(
 
     Raises:
         OpenTransactionError: the connection is in a transaction.
-        StripeRequestError: somebody patient has waited for minutes.
+        StripeRequestError: Stripe has been out of reach for minutes.
         psycopg.OperationalError: the connection is lost; nothing is changed.
     """
     if is_patient:
-        return patiently(lambda: _take_in(conn, event, client, NEVER))
+        try:
+            return patiently(lambda: _take_in(conn, event, client, NEVER))
+        except StripeRequestError as exc:
+            if client is None or is_of_all(exc, client):
+                raise
+            # Stripe cannot answer about this one; it does about others.
+            return keep_failed(conn, event, exc, NEVER)
     return _take_in(conn, event, client, Deadline.after(PATIENCE))
 
 

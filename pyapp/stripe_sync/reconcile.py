@@ -10,9 +10,9 @@ import psycopg
 import stripe
 from psycopg import Connection
 
-from pyapp.errors import RuleError
+from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.api import describe, is_passing, patiently
+from pyapp.stripe_sync.api import describe, is_of_all, is_passing, patiently
 from pyapp.stripe_sync.apply import read, refresh, sync_owners
 from pyapp.stripe_sync.deadline import BUSY
 from pyapp.stripe_sync.differences import (
@@ -279,6 +279,11 @@ class _Work:
         # Whoever waits for Stripe does so without the lock.
         try:
             judged, users = patiently(look)
+        except StripeRequestError as exc:
+            if is_of_all(exc, self.client):
+                raise
+            self._fail(noun, name, exc)
+            return
         except Exception as exc:
             if not is_of_one_object(exc, self.conn):
                 raise
