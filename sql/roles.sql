@@ -110,8 +110,8 @@ ON app.message_payloads TO pyapp_app;
 
 GRANT
 SELECT,
-INSERT (referrer_id, referred_id, status, credits, completed_at),
-UPDATE (status, completed_at)
+INSERT (referrer_id, referred_id, status, credits),
+UPDATE (status)
 ON app.referrals TO pyapp_app;
 
 -- ---------------------------------------------------------------------------

@@ -40,6 +40,8 @@ REFUSED = {
         "UPDATE app.plans SET stripe_price_id = NULL",
         "UPDATE app.referrals SET referrer_id = gen_random_uuid()",
         "UPDATE app.referrals SET credits = 1",
+        "UPDATE app.referrals SET completed_at = now()",
+        "INSERT INTO app.referrals (completed_at) VALUES (now())",
         "DELETE FROM app.referrals",
         "SELECT id FROM app.stripe_events",
         "INSERT INTO app.stripe_subscriptions (id) VALUES ('sub_1')",

@@ -225,8 +225,16 @@ VIOLATIONS = {
     "referrals_referred_id_fkey": referral(EVE, NOBODY),
     "referrals_not_self_check": referral(EVE, EVE),
     "referrals_status_known_check": referral(BOB, EVE, status="'done'"),
-    "referrals_completed_has_time_check": referral(BOB, EVE, status="'completed'"),
+    "referrals_completed_has_time_check": referral(BOB, EVE, completed_at="now()"),
     "referrals_credits_is_amount_check": referral(BOB, EVE, credits="-1"),
+    "referrals_grant_on_insert": referral(
+        BOB, EVE, status="'completed'", completed_at="'2026-01-01Z'"
+    ),
+    "referrals_grant_on_update": f"""
+        {referral(BOB, EVE)};
+        UPDATE app.referrals SET status = 'completed', completed_at = '2026-01-01Z'
+        WHERE referrer_id = '{BOB}'
+    """,
     "referrals_completed_is_final": "DELETE FROM app.referrals",
     "referrals_no_truncate": "TRUNCATE app.referrals",
     "stripe_events_pkey": event(id="'evt_1'"),

@@ -12,15 +12,12 @@ WITH locked AS (
     FOR NO KEY UPDATE
 )
 
-INSERT INTO app.referrals AS r (
-    referrer_id, referred_id, status, credits, completed_at
-)
+INSERT INTO app.referrals AS r (referrer_id, referred_id, status, credits)
 SELECT
     referrer.id AS referrer_id,
     referred.id AS referred_id,
     'completed' AS status,
-    :credits AS credits,
-    now() AS completed_at
+    :credits AS credits
 FROM locked AS referrer
 LEFT JOIN locked AS referred ON referred.id = :referred_id
 WHERE referrer.referral_code = :referral_code
@@ -77,9 +74,7 @@ WITH locked AS (
 )
 
 UPDATE app.referrals AS r
-SET
-    status = 'completed',
-    completed_at = now()
+SET status = 'completed'
 WHERE r.referred_id = :referred_id
     AND r.status = 'pending'
     AND (SELECT count(*) FROM locked) = 2
