@@ -63,6 +63,10 @@ class SchemaCheckError(PyappError):
     """Schemas cannot be compared or differ; the message names which, or what to do."""
 
 
+class DataDriftError(PyappError):
+    """A sum that is kept differs from its rows; repair it by the command it names."""
+
+
 class UnknownModelError(PyappError):
     """No published price for this model; give the cost, or mend the model's name."""
 

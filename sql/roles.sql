@@ -67,6 +67,11 @@ REVOKE EXECUTE ON FUNCTION
 app.add_usage(), app.grant_referral_credits(), app.refuse_user_id()
 FROM public;
 
+-- Repairs are the owner's. They run as their caller, who needs the tables as well.
+REVOKE EXECUTE ON FUNCTION
+app.repair_usage_day(uuid, date), app.repair_referral_totals(uuid)
+FROM public;
+
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 
 -- ---------------------------------------------------------------------------
@@ -168,7 +173,8 @@ ON app.stripe_sync_runs TO pyapp_sync;
 
 GRANT SELECT ON
 app.plans, app.users, app.fingerprints, app.messages, app.usage_daily, app.referrals,
-app.stripe_customers, app.stripe_subscriptions, app.stripe_sync_runs
+app.stripe_customers, app.stripe_subscriptions, app.stripe_sync_runs,
+app.usage_drift, app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

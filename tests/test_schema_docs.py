@@ -144,7 +144,8 @@ def test_triggers_are_writers(conn: psycopg.Connection):
     writers = list_writers(read_catalog(conn), [])
 
     assert writers["usage_daily"] == [
-        Writer("trigger", "messages_add_usage", ("inserts or updates",))
+        Writer("function", "repair_usage_day", ("deletes", "inserts", "updates")),
+        Writer("trigger", "messages_add_usage", ("inserts or updates",)),
     ]
     assert (
         Writer("trigger", "users_set_updated_at", ("sets updated_at",))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pyapp.cli.console import confirmed, console, say
+from pyapp.cli.data_check import run_data_check
 from pyapp.config import load_settings
 from pyapp.connection import connect
 from pyapp.devtools import migrator
@@ -94,9 +95,32 @@ def check(
         str | None,
         typer.Option(help="Server for the scratch databases; else the live one."),
     ] = None,
+    data: Annotated[
+        bool,
+        typer.Option("--data", help="Compare sums with their rows instead."),
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --data: correct the sums.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, max=100_000, help="With --data: rows shown of each kind."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --data: one JSON object.")
+    ] = False,
 ) -> None:
-    """Prove schema.sql, the migrations and a live database equal."""
-    result = check_schema(url or load_settings().database_url, scratch_url=scratch)
+    """Prove schema.sql, the migrations and a live database equal; or its data."""
+    url = url or load_settings().database_url
+    if data:
+        if scratch is not None:
+            raise typer.BadParameter("--data needs no --scratch")
+        most = 20 if limit is None else limit
+        run_data_check(url, limit=most, is_repairing=repair, as_json=as_json)
+        return
+    if repair or as_json or limit is not None:
+        raise typer.BadParameter("--repair, --limit and --json go with --data")
+    result = check_schema(url, scratch_url=scratch)
     if not result.differences:
         say(
             "schema.sql, the migrations and the live database are equal:"

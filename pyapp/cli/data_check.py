@@ -1,0 +1,164 @@
+"""`pyapp db check --data`: sums against the rows they are made from."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import typer
+
+from pyapp.cli.console import say
+from pyapp.devtools.data_check import (
+    DataCheck,
+    Drift,
+    ReferralDrift,
+    UsageDrift,
+    check_data,
+)
+from pyapp.errors import DataDriftError
+
+R = TypeVar("R")
+# 80 columns in all.
+_DAY = "{:<36}  {:<10}  {:<17}  {:>11}"
+_USER = "{:<36}  {:<16}  {:>11}  {:>11}"
+_SHORT = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_creation_input_tokens": "cache writes",
+    "cache_read_input_tokens": "cache reads",
+}
+
+
+def run_data_check(url: str, *, limit: int, is_repairing: bool, as_json: bool) -> None:
+    """Print what differs, and end with an error if some of it still does."""
+    result = check_data(url, limit=limit, is_repairing=is_repairing)
+    if as_json:
+        typer.echo(json.dumps(_as_object(result), default=_exact))
+    else:
+        for line in _lines(result):
+            say(line)
+    if result.remaining:
+        remedy = (
+            "see above"
+            if is_repairing and not as_json
+            else "repair them by: pyapp db check --data --repair"
+        )
+        plural = "" if result.remaining == 1 else "s"
+        raise DataDriftError(
+            f"{result.remaining:,} sum{plural} not equal to the rows summed: {remedy}"
+        )
+
+
+def _as_object(result: DataCheck) -> dict[str, Any]:
+    """Return what `--json` prints; its keys are promised in docs/operations.md."""
+    return {
+        "compared": {"days": result.days, "users": result.users},
+        "usage": _section(result.usage),
+        "referrals": _section(result.referrals),
+        "raised": _section(result.raised),
+        "over_limit": _section(result.over_limit),
+    }
+
+
+def _section(drift: Drift[Any]) -> dict[str, Any]:
+    rows = [asdict(row) for row in drift.rows]
+    return {"found": drift.found, "repaired": drift.repaired, "rows": rows}
+
+
+def _exact(value: Any) -> str:
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+def _lines(result: DataCheck) -> Iterator[str]:
+    if result.usage.found:
+        yield _DAY.format("payer", "day", "usage_daily", "off by")
+        yield from _rows(result.usage, _day_lines)
+        yield ""
+    if result.referrals.found:
+        yield _USER.format("user", "users", "kept", "exact")
+        yield from _rows(result.referrals, _user_lines)
+        yield ""
+    if result.raised.found:
+        yield "More referral credits than granted, given by hand and kept:"
+        yield _USER.format("user", "users", "kept", "granted")
+        yield from _rows(result.raised, _raised_lines)
+        yield ""
+    for user in result.over_limit.rows:
+        yield (
+            f"{user.user_id} has completed {user.completed_count} referrals and may"
+            f" have {user.referral_limit}: raise referral_limit, then repair again"
+        )
+    repaired = result.usage.repaired + result.referrals.repaired
+    if repaired:
+        yield f"repaired: {_days(result.usage.repaired)}, " + _users(
+            result.referrals.repaired
+        )
+    if not result.remaining and not repaired:
+        yield (
+            "usage_daily equals messages, users equal referrals:"
+            f" {_days(result.days)}, {_users(result.users)}"
+        )
+
+
+def _days(count: int) -> str:
+    return "1 payer's day" if count == 1 else f"{count:,} payers' days"
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count:,} users"
+
+
+def _rows(drift: Drift[R], lines: Any) -> Iterator[str]:
+    for row in drift.rows:
+        yield from lines(row)
+    if more := drift.found - len(drift.rows):
+        yield f"and {more:,} more"
+
+
+def _day_lines(row: UsageDrift) -> Iterator[str]:
+    differences = row.differences()
+    first, *others = differences
+    more = f" (+{len(others)})" if others else ""
+    what = _SHORT.get(first, first) + more
+    if row.kept_messages is None:
+        what = "no row, credits"
+        first = "credits"
+    elif row.recorded_messages is None:
+        what = "no messages"
+    off = _signed(differences.get(first, Decimal(0)))
+    yield _DAY.format(str(row.subject_id), f"{row.day}", what, off)
+
+
+def _user_lines(row: ReferralDrift) -> Iterator[str]:
+    if row.kept_count != row.completed_count:
+        counts = (row.kept_count, row.completed_count)
+        yield _USER.format(str(row.user_id), "referral_count", *counts)
+    if row.kept_credits < row.granted_credits:
+        amounts = (_amount(row.kept_credits), _amount(row.granted_credits))
+        yield _USER.format(str(row.user_id), "referral_credits", *amounts)
+
+
+def _raised_lines(row: ReferralDrift) -> Iterator[str]:
+    amounts = (_amount(row.kept_credits), _amount(row.granted_credits))
+    yield _USER.format(str(row.user_id), "referral_credits", *amounts)
+
+
+def _amount(value: Decimal) -> str:
+    return _fitted(value, "")
+
+
+def _signed(value: Decimal) -> str:
+    return _fitted(value, "+")
+
+
+def _fitted(value: Decimal, sign: str) -> str:
+    """Return *value* in at most 11 characters: exact, rounded, or as a power of ten."""
+    exact = format(value, f"{sign},f")
+    if "." in exact:
+        exact = exact.rstrip("0").rstrip(".")
+    short = format(value, f"{sign},.0f" if abs(value) >= 1000 else f"{sign}.3e")
+    return next(
+        (text for text in (exact, short) if len(text) <= 11),
+        format(value, f"{sign}.2e"),
+    )

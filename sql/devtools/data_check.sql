@@ -1,0 +1,47 @@
+-- name: count_compared :one
+-- How much a check compares: so that its success cannot come from the wrong database.
+SELECT
+    (SELECT count(*) FROM app.usage_daily) AS days,
+    (SELECT count(*) FROM app.users) AS users;
+
+-- name: list_usage_drift :many
+-- Reads all messages in one pass and one snapshot.
+SELECT
+    v.subject_id,
+    v.day,
+    v.kept_messages,
+    v.recorded_messages,
+    v.kept_input_tokens,
+    v.recorded_input_tokens,
+    v.kept_cache_creation_input_tokens,
+    v.recorded_cache_creation_input_tokens,
+    v.kept_cache_read_input_tokens,
+    v.recorded_cache_read_input_tokens,
+    v.kept_output_tokens,
+    v.recorded_output_tokens,
+    v.kept_cost,
+    v.recorded_cost,
+    v.kept_credits,
+    v.recorded_credits
+FROM app.usage_drift AS v
+ORDER BY v.subject_id, v.day;
+
+-- name: list_referral_drift :many
+-- Also users who were given more credits by hand; those are kept.
+SELECT
+    v.user_id,
+    v.referral_limit,
+    v.kept_count,
+    v.completed_count,
+    v.kept_credits,
+    v.granted_credits
+FROM app.referral_drift AS v
+ORDER BY v.user_id;
+
+-- name: repair_usage_day :one
+-- Waits for writers of that payer's day, and they for this.
+SELECT app.repair_usage_day(:subject_id, :day) AS is_repaired;
+
+-- name: repair_referral_totals :one
+-- Never lowers credits.
+SELECT app.repair_referral_totals(:user_id) AS is_repaired;

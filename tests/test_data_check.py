@@ -1,0 +1,494 @@
+"""`pyapp db check --data`: drift is named, and repaired while writers go on."""
+
+import json
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from pyapp.cli.data_check import _signed
+from pyapp.devtools.data_check import DataCheck, check_data
+from pyapp.messages import record_messages
+from pyapp.referrals import redeem_referral
+from pyapp.users import get_user
+from tests.metering import add_fingerprint, add_user, new_message, usage_differences
+from tests.support import run_cli
+from tests.waiting import wait_for_lock
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DAY = NOON.date()
+# Each kind of drift, planted in the day of one payer.
+PLANTED = {
+    "credits": "UPDATE app.usage_daily SET credits = credits + 12.5",
+    "cost": "UPDATE app.usage_daily SET cost = cost * 2",
+    "messages": "UPDATE app.usage_daily SET messages = messages + 1",
+    "input": "UPDATE app.usage_daily SET input_tokens = 0",
+    "output": "UPDATE app.usage_daily SET output_tokens = 0",
+    "cache writes": (
+        "UPDATE app.usage_daily SET cache_creation_input_tokens = 9000000000"
+    ),
+    "cache reads": "UPDATE app.usage_daily SET cache_read_input_tokens = 0",
+    "credits (+6)": """
+        UPDATE app.usage_daily SET (
+            messages, input_tokens, cache_creation_input_tokens,
+            cache_read_input_tokens, output_tokens, cost, credits
+        ) = (
+            2 * messages, 2 * input_tokens, 2 * cache_creation_input_tokens,
+            2 * cache_read_input_tokens, 2 * output_tokens, 2 * cost, 2 * credits
+        )
+    """,
+    "no row, credits": "DELETE FROM app.usage_daily",
+    "no messages": "DELETE FROM app.messages",
+}
+
+
+def plant(conn: psycopg.Connection, statement: str) -> None:
+    """Run *statement* as an owner does who has disabled the triggers."""
+    with conn.transaction():
+        conn.execute("SET LOCAL session_replication_role = replica")
+        conn.execute(statement.encode())
+        conn.execute("SET LOCAL session_replication_role = origin")
+
+
+def record(
+    conn: psycopg.Connection, user: UUID, day: date = DAY, count: int = 1
+) -> None:
+    """Record messages of one credit each on that day."""
+    noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    new = [new_message(user_id=user, finished_at=noon) for _ in range(count)]
+    record_messages(conn, new)
+
+
+def refer(conn: psycopg.Connection, referrer: UUID, referred: UUID) -> None:
+    code = get_user(conn, user_id=referrer).referral_code
+    redeem_referral(conn, referral_code=code, referred_id=referred)
+
+
+def repair_day(conn: psycopg.Connection, subject: UUID, day: date = DAY) -> bool:
+    row = conn.execute("SELECT app.repair_usage_day(%s, %s)", [subject, day]).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def repair_user(conn: psycopg.Connection, user: UUID) -> bool:
+    row = conn.execute("SELECT app.repair_referral_totals(%s)", [user]).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def totals(conn: psycopg.Connection, user: UUID) -> tuple[int, int]:
+    found = get_user(conn, user_id=user)
+    return found.referral_count, int(found.referral_credits)
+
+
+def kept_messages(conn: psycopg.Connection, subject: UUID) -> list[tuple[int]]:
+    return conn.execute(
+        "SELECT messages FROM app.usage_daily WHERE subject_id = %s ORDER BY day",
+        [subject],
+    ).fetchall()
+
+
+def test_equal_sums_are_said_to_be_equal(committing: psycopg.Connection):
+    ada, bob = add_user(committing), add_user(committing)
+    device = add_fingerprint(committing)
+    record(committing, ada, count=3)
+    new = new_message(fingerprint_id=device, finished_at=NOON)
+    record_messages(committing, [new])
+    refer(committing, ada, bob)
+
+    assert run_cli("db", "check", "--data") == (
+        0,
+        "usage_daily equals messages, users equal referrals: 2 payers' days, 2 users\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_each_kind_of_drift_is_named_and_repaired(
+    committing: psycopg.Connection, kind: str
+):
+    user = add_user(committing)
+    record(committing, user, count=2)
+    plant(committing, PLANTED[kind])
+
+    code, out, err = run_cli("db", "check", "--data")
+
+    assert code == 1
+    header, row, *_ = out.splitlines()
+    assert header.split() == ["payer", "day", "usage_daily", "off", "by"]
+    assert row.startswith(f"{user}  {DAY}  {kind:<17}  ")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert err == (
+        "error: 1 sum not equal to the rows summed:"
+        " repair them by: pyapp db check --data --repair\n"
+    )
+    assert len(usage_differences(committing)) > 0
+
+    code, out, err = run_cli("db", "check", "--data", "--repair")
+
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "repaired: 1 payer's day, 0 users"
+    assert usage_differences(committing) == []
+    assert run_cli("db", "check", "--data")[0] == 0
+
+
+def test_rows_shown_are_limited_and_the_rest_is_counted(
+    committing: psycopg.Connection,
+):
+    user = add_user(committing)
+    days = [DAY + timedelta(days=n) for n in range(5)]
+    for day in days:
+        record(committing, user, day)
+    plant(committing, "UPDATE app.usage_daily SET credits = 1234567.25")
+
+    code, out, _ = run_cli("db", "check", "--data", "--limit", "2")
+    as_json = run_cli("db", "check", "--data", "--limit", "2", "--json")[1]
+
+    assert code == 1
+    _, *rows, more, last = out.splitlines()
+    assert rows == [
+        f"{user}  {day}  credits             +1,234,566" for day in days[:2]
+    ]
+    assert (more, last) == ("and 3 more", "")
+    found = json.loads(as_json)
+    assert found["compared"] == {"days": 5, "users": 1}
+    assert (found["usage"]["found"], found["usage"]["repaired"]) == (5, 0)
+    row, _ = found["usage"]["rows"]
+    assert row["subject_id"] == str(user)
+    assert row["day"] == "2026-03-01"
+    assert (row["kept_credits"], row["recorded_credits"]) == ("1234567.25", "1")
+    assert (row["kept_messages"], row["recorded_messages"]) == (1, 1)
+
+
+def test_referral_totals_are_set_and_raised_and_never_lowered(
+    committing: psycopg.Connection,
+):
+    ada, bob, cleo, dan = (add_user(committing) for _ in range(4))
+    refer(committing, ada, bob)
+    refer(committing, ada, cleo)
+    plant(
+        committing,
+        f"""
+        UPDATE app.users SET referral_count = 4, referral_credits = 1500
+        WHERE id = '{ada}';
+        UPDATE app.users SET referral_credits = 499.5 WHERE id = '{bob}';
+        UPDATE app.users SET referral_credits = 7 WHERE id = '{dan}'
+        """,
+    )
+
+    code, out, err = run_cli("db", "check", "--data")
+    repaired = run_cli("db", "check", "--data", "--repair")
+
+    assert code == 1
+    assert f"{ada}  referral_count              4            2\n" in out
+    assert f"{bob}  referral_credits        499.5          500\n" in out
+    wrong, _, raised = out.partition("More referral credits than granted")
+    assert f"{ada}  referral_credits        1,500        1,000\n" in raised
+    assert f"{dan}  referral_credits            7            0\n" in raised
+    assert str(dan) not in wrong
+    assert str(cleo) not in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert err.startswith("error: 2 sums not equal")
+    assert (repaired[0], repaired[2]) == (0, "")
+    assert repaired[1].splitlines()[-1] == "repaired: 0 payers' days, 2 users"
+    users = [totals(committing, user) for user in (ada, bob, cleo, dan)]
+    assert users == [(2, 1500), (0, 500), (0, 500), (0, 7)]
+    code, out, _ = run_cli("db", "check", "--data")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        "More referral credits than granted, given by hand and kept:",
+    )
+
+
+def test_count_above_the_limit_is_left_and_says_what_to_do(
+    committing: psycopg.Connection,
+):
+    ada, bob, cleo = (add_user(committing) for _ in range(3))
+    refer(committing, ada, bob)
+    refer(committing, ada, cleo)
+    plant(committing, "UPDATE app.users SET referral_count = 0, referral_limit = 1")
+
+    code, out, err = run_cli("db", "check", "--data", "--repair")
+
+    assert code == 1
+    assert (
+        f"{ada} has completed 2 referrals and may have 1:"
+        " raise referral_limit, then repair again\n"
+    ) in out
+    assert err == "error: 1 sum not equal to the rows summed: see above\n"
+    committing.execute("UPDATE app.users SET referral_limit = 2")
+    assert run_cli("db", "check", "--data", "--repair")[0] == 0
+    assert totals(committing, ada) == (2, 1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("0", "+0"),
+        ("12.500000", "+12.5"),
+        ("-0.000001", "-0.000001"),
+        ("0.00000000012345", "+1.234e-10"),
+        ("123456.789012", "+123,457"),
+        ("-9999999999", "-1.00e+10"),
+        ("1e30", "+1.00e+30"),
+        ("1e-100", "+1.000e-100"),
+    ],
+)
+def test_amount_fits_its_column(value: str, shown: str):
+    assert _signed(Decimal(value)) == shown
+    assert len(shown) <= 11
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--repair"], ["--json"], ["--limit", "3"], ["--data", "--scratch", "x"]],
+)
+def test_options_of_another_check_are_refused(arguments: list[str]):
+    code, _, err = run_cli("db", "check", *arguments)
+
+    assert code == 2
+    assert "--data" in err
+
+
+def test_repair_of_what_is_right_changes_nothing(conn: psycopg.Connection):
+    user = add_user(conn)
+    record(conn, user)
+    before = conn.execute("SELECT xmin, ctid, * FROM app.usage_daily").fetchall()
+
+    assert not repair_day(conn, user)
+    assert not repair_day(conn, user, DAY + timedelta(days=1))
+    assert not repair_user(conn, user)
+
+    assert (
+        conn.execute("SELECT xmin, ctid, * FROM app.usage_daily").fetchall() == before
+    )
+
+
+def test_day_of_a_repair_is_in_utc_whatever_the_session(conn: psycopg.Connection):
+    user = add_user(conn)
+    midnight = NOON.replace(hour=0)
+    for moment in (midnight - timedelta(microseconds=1), midnight):
+        new = new_message(user_id=user, finished_at=moment)
+        record_messages(conn, [new])
+    plant(conn, "UPDATE app.usage_daily SET messages = 7, credits = 0")
+    conn.execute("SET LOCAL TimeZone = 'Pacific/Kiritimati'")
+
+    assert repair_day(conn, user, DAY)
+    assert repair_day(conn, user, DAY - timedelta(days=1))
+
+    assert usage_differences(conn) == []
+
+
+def test_table_stays_closed_after_a_repair(conn: psycopg.Connection):
+    user = add_user(conn)
+    record(conn, user)
+    plant(conn, "UPDATE app.usage_daily SET credits = 9")
+    assert repair_day(conn, user)
+
+    with pytest.raises(errors.RestrictViolation, match="only the trigger of messages"):
+        conn.execute("UPDATE app.usage_daily SET credits = 0")
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "app.repair_usage_day(gen_random_uuid(), '2026-01-01')",
+        "app.repair_referral_totals(gen_random_uuid())",
+    ],
+)
+def test_repair_by_an_older_snapshot_is_refused(database: str, level: str, call: str):
+    with psycopg.connect(database) as conn:
+        conn.isolation_level = psycopg.IsolationLevel[level.replace(" ", "_")]
+
+        with pytest.raises(errors.InvalidTransactionState, match="READ COMMITTED"):
+            conn.execute(f"SELECT {call}".encode())
+
+
+def test_repair_runs_where_the_default_is_repeatable_read(
+    committing: psycopg.Connection,
+):
+    user = add_user(committing)
+    record(committing, user)
+    plant(committing, "UPDATE app.usage_daily SET credits = 9")
+    committing.execute("""
+        DO $$ BEGIN EXECUTE format(
+            'ALTER DATABASE %I SET default_transaction_isolation = serializable',
+            current_database()
+        ); END $$
+    """)
+
+    assert run_cli("db", "check", "--data", "--repair")[0] == 0
+    assert usage_differences(committing) == []
+
+
+class TestWriterAtWork:
+    """A writer has inserted and not committed; the repair and the writer both count."""
+
+    @pytest.fixture
+    def user(self, database: str) -> UUID:
+        with psycopg.connect(database) as conn:
+            user = add_user(conn)
+            record(conn, user)
+            return user
+
+    @pytest.mark.parametrize("kind", ["credits", "no row, credits", "no messages"])
+    def test_repair_waits_for_the_writer_of_its_day(
+        self, database: str, user: UUID, kind: str
+    ):
+        with (
+            psycopg.connect(database) as writer,
+            psycopg.connect(database) as repairer,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            plant(repairer, PLANTED[kind])
+            repairer.commit()
+            record(writer, user)
+            waiting = thread.submit(repair_day, repairer, user)
+            wait_for_lock(writer, repairer)
+            writer.commit()
+            assert waiting.result()
+            repairer.commit()
+
+            assert usage_differences(writer) == []
+
+    @pytest.mark.parametrize("kind", ["credits", "no row, credits", "no messages"])
+    @pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
+    def test_writer_waits_for_the_repair_and_adds_to_its_result(
+        self, database: str, user: UUID, kind: str, is_kept: bool
+    ):
+        with (
+            psycopg.connect(database) as writer,
+            psycopg.connect(database) as repairer,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            plant(repairer, PLANTED[kind])
+            repairer.commit()
+            assert repair_day(repairer, user)
+            waiting = thread.submit(record, writer, user)
+            wait_for_lock(repairer, writer)
+            if is_kept:
+                repairer.commit()
+            else:
+                repairer.rollback()
+            waiting.result()
+            writer.commit()
+            if not is_kept:
+                repair_day(repairer, user)
+
+            assert usage_differences(repairer) == []
+
+    def test_referral_at_work_is_added_to_the_repaired_total(self, database: str):
+        with (
+            psycopg.connect(database) as writer,
+            psycopg.connect(database) as repairer,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            ada, bob, cleo = (add_user(writer) for _ in range(3))
+            refer(writer, ada, bob)
+            plant(writer, "UPDATE app.users SET referral_credits = 0")
+            writer.commit()
+            assert repair_user(repairer, ada)
+            waiting = thread.submit(refer, writer, ada, cleo)
+            wait_for_lock(repairer, writer)
+            repairer.commit()
+            waiting.result()
+            writer.commit()
+
+            assert totals(writer, ada) == (2, 1000)
+
+            plant(writer, "UPDATE app.users SET referral_credits = 0")
+            writer.commit()
+            dan = add_user(writer)
+            refer(writer, ada, dan)
+            later = thread.submit(repair_user, repairer, ada)
+            wait_for_lock(writer, repairer)
+            writer.commit()
+            assert later.result()
+            repairer.commit()
+
+            assert totals(writer, ada) == (3, 1500)
+
+
+def test_drift_is_repaired_and_never_invented_under_concurrent_writers(database: str):
+    """Checks of sound data report nothing; planted drift is gone, all sums exact."""
+    with psycopg.connect(database) as conn:
+        users = [add_user(conn, referral_limit=1000) for _ in range(3)]
+        days = [DAY + timedelta(days=n) for n in range(3)]
+        for user in users:
+            for day in days:
+                record(conn, user, day, count=2)
+    done = threading.Event()
+
+    def write(seed: int) -> int:
+        choose, written = random.Random(seed), 0
+        with psycopg.connect(database) as conn:
+            while not done.is_set():
+                count = choose.randrange(1, 4)
+                record(conn, choose.choice(users), choose.choice(days), count=count)
+                conn.commit()
+                written += count
+                if choose.random() < 0.3:
+                    refer(conn, choose.choice(users), add_user(conn))
+                    conn.commit()
+        return written
+
+    def check(is_repairing: bool = False) -> DataCheck:
+        return check_data(database, limit=100, is_repairing=is_repairing)
+
+    with ThreadPoolExecutor() as threads:
+        writers = [threads.submit(write, seed) for seed in range(4)]
+        try:
+            for _ in range(5):
+                assert (check().usage.found, check().referrals.found) == (0, 0)
+            with psycopg.connect(database) as conn:
+                for statement in PLANTED.values():
+                    if "DELETE FROM app.messages" in statement:
+                        continue
+                    plant(
+                        conn,
+                        f"{statement} WHERE (subject_id, day) ="
+                        f" ('{random.choice(users)}', '{random.choice(days)}')",
+                    )
+                    plant(
+                        conn,
+                        "UPDATE app.users SET referral_count = 0, referral_credits = 0"
+                        f" WHERE id = '{users[0]}'",
+                    )
+                    conn.commit()
+                    found = check(is_repairing=True)
+                    assert found.usage.found >= 1
+                    assert found.remaining == 0
+                    assert (check().usage.found, check().referrals.found) == (0, 0)
+        finally:
+            done.set()
+        written = sum(writer.result() for writer in writers)
+
+    with psycopg.connect(database) as conn:
+        assert usage_differences(conn) == []
+        kept = conn.execute("SELECT sum(messages) FROM app.usage_daily").fetchone()
+    assert kept == (written + 18,)
+    assert written > 20
+    assert check().remaining == 0
+
+
+def test_check_reads_only(database: str):
+    """Sums are compared while a writer holds its rows, and nothing is locked."""
+    with psycopg.connect(database) as conn:
+        user = add_user(conn)
+        record(conn, user)
+        conn.commit()
+        plant(conn, "UPDATE app.usage_daily SET credits = 9")
+        conn.commit()
+        record(conn, user)
+
+        found = check_data(database, limit=1)
+
+        assert (found.usage.found, found.usage.repaired) == (1, 0)
+        assert found.usage.rows[0].differences() == {"credits": Decimal(8)}
