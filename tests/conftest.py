@@ -48,7 +48,8 @@ if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_pgbouncer():
         LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
     if not find_programs():
-        LEFT_OUT["test_server_15.py"] = "the distribution's PostgreSQL 15 is not here"
+        for name in ("test_server_15.py", "test_upgrade.py"):
+            LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not here"
 if "COMPOSE_2" not in os.environ:
     LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
 if "PYAPP_WHEELS" not in os.environ:

@@ -19,6 +19,9 @@ from pyapp.cli import main
 from pyapp.connection import connect
 from pyapp.devtools.embedded import EmbeddedServer
 
+# Where Debian's package of the oldest supported version has its programs.
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
 
 @dataclass(frozen=True)
 class Server:

@@ -17,7 +17,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = ("pyapp ", "make ", "yoyo ", "python ", "docker ", "psql ")
+PROGRAMS = (
+    "pyapp ",
+    "make ",
+    "yoyo ",
+    "python ",
+    "docker ",
+    "psql ",
+    "pg_dump ",
+    "pg_restore ",
+)
 
 # What cannot be run against a database of a test's own, and who runs it instead.
 RUN_BY = {
@@ -32,6 +41,9 @@ RUN_BY = {
     "make audit": ".ci/run",
     "python -m examples.stripe_demo": "Makefile",
     "python examples/demo.py": "Makefile",
+    "pg_dump": "tests/test_backup.py",
+    "pg_restore": "tests/test_backup.py",
+    "psql": "tests/test_backup.py",
     "yoyo apply": "tests/test_migrations.py",
     "pyapp db start": "tests/test_server_cli.py",
     "pyapp db stop": "tests/test_server_cli.py",

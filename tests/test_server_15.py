@@ -18,9 +18,9 @@ from pyapp.devtools.schema_diff import check
 from pyapp.devtools.scratch import scratch_database
 from pyapp.devtools.throwaway import throwaway_server
 from pyapp.errors import SchemaCheckError
-from tests.support import run_cli
+from tests.support import DEBIAN_15, run_cli
 from tests.test_schema_check import told
-from tests.tls_server import OLDEST, tls_server
+from tests.tls_server import tls_server
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def tls() -> Iterator[tuple[EmbeddedServer, Path]]:
 @pytest.fixture(scope="module")
 def old() -> Iterator[EmbeddedServer]:
     """Return a migrated PostgreSQL 15 with some rows."""
-    with throwaway_server(programs=OLDEST) as server:
+    with throwaway_server(programs=DEBIAN_15) as server:
         migrate(server.url)
         with connect(server.url) as conn:
             conn.execute("INSERT INTO app.users (email) VALUES ('ada@example.com')")
@@ -111,7 +111,7 @@ def test_old_pg_dump_is_not_new_enough(
     newest: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(pg_dump, "PACKAGED", (str(OLDEST / "pg_dump")[1:],))
+    monkeypatch.setattr(pg_dump, "PACKAGED", (str(DEBIAN_15 / "pg_dump")[1:],))
     monkeypatch.setenv("PATH", "/nowhere")
     line = r"no pg_dump here is new enough .* 18, .* 15\.\d+: install .*-client-18 "
     with pytest.raises(SchemaCheckError, match=line):
@@ -134,7 +134,7 @@ def test_database_of_15_restored_by_its_own_pg_dump_is_equal(
     old: EmbeddedServer, restored: str, tmp_path: Path
 ):
     file = str(tmp_path / "pyapp.dump")
-    _run(OLDEST / "pg_dump", "--format=custom", f"--file={file}", old.url)
+    _run(DEBIAN_15 / "pg_dump", "--format=custom", f"--file={file}", old.url)
     restore = ["--exit-on-error", "--no-owner", f"--dbname={restored}", file]
     _run(binaries() / "pg_restore", *restore)
 

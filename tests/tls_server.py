@@ -14,15 +14,15 @@ from pyapp.devtools.binaries import server_account
 from pyapp.devtools.embedded import EmbeddedServer
 from pyapp.devtools.ports import free_port
 from pyapp.devtools.throwaway import THROWAWAY, open_folder
+from tests.support import DEBIAN_15
 
-OLDEST = Path("/usr/lib/postgresql/15/bin")
 ACCESS = "hostssl all all all scram-sha-256\n"
 
 
 def find_programs() -> Path | None:
     """Return the folder of the distribution's PostgreSQL 15; None without openssl."""
-    is_here = (OLDEST / "postgres").is_file() and shutil.which("openssl")
-    return OLDEST if is_here else None
+    is_here = (DEBIAN_15 / "postgres").is_file() and shutil.which("openssl")
+    return DEBIAN_15 if is_here else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,125 @@
+"""What the tests of docs/backup.md share: a database, and the page's own commands."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from psycopg import sql
+
+from pyapp.connection import connect
+from pyapp.devtools.maintenance import create_payload_partitions
+
+DOCS = Path(__file__).parents[1] / "docs"
+# Accounts, both kinds of payers, completed and pending referrals, payloads of months
+# with and without a partition, a plan of the operator's, and all of Stripe's tables.
+FILL = """
+INSERT INTO app.users (id, email, referral_limit)
+SELECT md5('user' || n)::uuid, 'user' || n || '@example.com', 100
+FROM generate_series(1, 20) AS n;
+INSERT INTO app.fingerprints (id, sig_hash)
+SELECT md5('device' || n)::uuid, 'hash' FROM generate_series(1, 5) AS n;
+UPDATE app.plans SET stripe_price_id = 'price_1' WHERE id = 'paid';
+INSERT INTO app.plans (id, monthly_credits) VALUES ('team', 1e6);
+INSERT INTO app.referrals (referrer_id, referred_id, status, credits)
+SELECT md5('user' || n % 3 + 1)::uuid, md5('user' || n)::uuid, 'completed', 500 + n
+FROM generate_series(4, 15) AS n;
+INSERT INTO app.referrals (referrer_id, referred_id, credits)
+VALUES (md5('user1')::uuid, md5('user16')::uuid, 100);
+UPDATE app.users SET referral_credits = referral_credits + 1000
+WHERE id = md5('user2')::uuid;
+INSERT INTO app.messages (
+    subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, model, cost,
+    credits
+)
+SELECT
+    p.id, md5('message' || n)::uuid, p.user_id, p.device_id,
+    now() - n * interval '17 hours', n, 1, 2, 3, 'm', n * 0.000001, n * 0.00012
+FROM generate_series(1, 300) AS n
+CROSS JOIN LATERAL (
+    SELECT id, id AS user_id, NULL::uuid AS device_id
+    FROM app.users WHERE id = md5('user' || n % 20 + 1)::uuid AND n % 7 > 0
+    UNION ALL
+    SELECT id, NULL, id FROM app.fingerprints
+    WHERE id = md5('device' || n % 5 + 1)::uuid AND n % 7 = 0
+) AS p;
+INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
+SELECT m.subject_id, m.id, m.finished_at, '[{"role": "user"}]'
+FROM app.messages AS m;
+INSERT INTO app.sessions (token_hash, user_id, expires_at)
+SELECT sha256(('token' || n)::bytea), md5('user' || n)::uuid, 'infinity'
+FROM generate_series(1, 5) AS n;
+INSERT INTO app.stripe_events (id, type, event_created_at, payload)
+VALUES ('evt_1', 'invoice.paid', now(), '{"a": 1}');
+INSERT INTO app.stripe_customers (id, user_id, as_of)
+VALUES ('cus_1', md5('user1')::uuid, now());
+INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
+VALUES ('sub_1', 'cus_1', 'active', now(), now());
+INSERT INTO app.stripe_sync_runs (kind) VALUES ('reconcile'), ('replay');
+"""
+# Where the messages' rows are, by their partition, is not part of a restore.
+TABLES = """
+    SELECT c.relname FROM pg_class AS c
+    WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p')
+        AND NOT c.relispartition
+    ORDER BY c.relname
+"""
+
+
+def commands_of(section: str) -> list[str]:
+    """Return the commands of the section's console block, each on one line."""
+    page = (DOCS / "backup.md").read_text(encoding="utf-8")
+    body = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    block = re.search(r"^```console\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+    assert block is not None, section
+    text = block[1].replace("\\\n    ", "")
+    assert all(line.startswith("$ ") for line in text.splitlines())
+    return [line.removeprefix("$ ") for line in text.splitlines()]
+
+
+def run(
+    commands: list[str], folder: Path, url: str, new_url: str, *programs: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run the commands in one shell, which stops at the first that fails."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    paths = [*programs, scripts, Path(sys.executable).parent]
+    return subprocess.run(
+        ["/bin/sh", "-ec", "\n".join(commands)],
+        cwd=folder,
+        env=os.environ
+        | {
+            "PATH": ":".join([*map(str, paths), os.environ["PATH"]]),
+            "DATABASE_URL": url,
+            "NEW_URL": new_url,
+            "LC_ALL": "C",
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+def rows_of(url: str) -> dict[str, list[str]]:
+    """Return all rows of all tables, as text, and where the sequence stands."""
+    with connect(url) as conn:
+        found = {}
+        for (table,) in conn.execute(TABLES).fetchall():
+            name = sql.Identifier("app", table)
+            query = sql.SQL("SELECT t::text FROM {} AS t ORDER BY 1").format(name)
+            found[table] = [row for (row,) in conn.execute(query)]
+        last = conn.execute("SELECT last_value FROM app.stripe_sync_runs_id_seq")
+        return found | {"sequence": [str(last.fetchone())]}
+
+
+def fill(url: str) -> None:
+    with connect(url) as conn:
+        conn.execute(FILL.encode())
+    with connect(url) as conn:
+        # As it is when the months were made and referrals completed long ago.
+        conn.execute("SET LOCAL session_replication_role = replica")
+        conn.execute(
+            "UPDATE app.referrals SET completed_at = completed_at - interval '1 day'"
+        )
+    create_payload_partitions(url)
