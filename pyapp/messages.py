@@ -155,8 +155,10 @@ def record_message(
 ) -> Call[RecordedMessage]:
     """Record one call to a model, in one round trip, and return what it added.
 
-    The user pays, else the fingerprint. Repeating the *id* for one payer changes
-    nothing; without one, each call is new. The four token counts are disjoint.
+    The user pays, else the fingerprint. Repeating the *id* for one payer or one
+    fingerprint changes nothing; without one, each call is new. So a retry after sign-in
+    is no second message if it names the fingerprint, too: the payer of the first
+    recording pays. The four token counts are disjoint.
     *finished_at* is aware; without it, now. *cost* is in USD; without it, computed
     from the model's published prices at that time, as *credits* are from the cost
     and *margin*, PYAPP_MARGIN if not given. Whatever *request* and *response* hold is
@@ -210,9 +212,9 @@ def record_messages(
     """Record many calls to models by COPY, all or none, and return what was new.
 
     *user_id* and *fingerprint_id* pay for the messages that name neither. Of those
-    with one id the first counts. *messages* are taken one by one, so that memory stays
-    flat; commit every so many thousand, for others who record for the same payers wait
-    until then.
+    with one id, for one payer or one fingerprint, the first counts. *messages* are
+    taken one by one, so that memory stays flat; commit every so many thousand, for
+    others who record for the same payers wait until then.
 
     Raises: as record_message; the message says which one.
     """

@@ -508,8 +508,10 @@ ON app.messages (subject_id, finished_at) INCLUDE (credits);
 -- For messages_user_id_fkey.
 CREATE INDEX messages_user_id_idx ON app.messages (user_id);
 
--- For messages_fingerprint_id_fkey.
-CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
+-- For messages_fingerprint_id_fkey. Unique, because a call that is recorded again after
+-- its user has signed in has the same device and id, and another payer.
+CREATE UNIQUE INDEX messages_fingerprint_id_id_idx
+ON app.messages (fingerprint_id, id);
 
 -- For get_client_usage; partial, because imported and anonymous calls often have none.
 CREATE INDEX messages_client_id_idx ON app.messages (client_id)

@@ -178,6 +178,13 @@ VIOLATIONS = {
     "sessions_token_hash_is_sha256_check": session(token_hash="'token'"),
     "sessions_expires_after_created_check": session(expires_at="now()"),
     "messages_pkey": message(subject_id=f"'{ADA}'", user_id=f"'{ADA}'"),
+    "messages_fingerprint_id_id_idx": (
+        message(fingerprint_id=f"'{DEVICE}'")
+        + ";"
+        + message(
+            subject_id=f"'{DEVICE}'", user_id="NULL", fingerprint_id=f"'{DEVICE}'"
+        )
+    ),
     "messages_user_id_fkey": message(subject_id=f"'{NOBODY}'", user_id=f"'{NOBODY}'"),
     "messages_fingerprint_id_fkey": message(fingerprint_id=f"'{NOBODY}'"),
     "messages_subject_is_payer_check": message(subject_id=f"'{ADA}'"),

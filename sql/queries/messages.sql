@@ -1,6 +1,7 @@
 -- name: record_message :one
--- The same id again for the same payer adds nothing. An unknown payer is reported, not
--- refused, so that the caller's transaction goes on without a savepoint. What was said
+-- The same id again for the same payer or the same device adds nothing: no conflict
+-- target, because two unique indexes say so. An unknown payer is reported, not refused,
+-- so that the caller's transaction goes on without a savepoint. What was said
 -- is not kept once its user has been erased; the foreign key's lock, taken before that
 -- is looked at, waits for who is erasing him.
 WITH named AS MATERIALIZED (
@@ -45,7 +46,7 @@ new_message AS (
         :credits::numeric
     FROM payer AS p
     WHERE p.is_user_known AND p.is_fingerprint_known
-    ON CONFLICT (subject_id, id) DO NOTHING
+    ON CONFLICT DO NOTHING
     RETURNING m.subject_id, m.id, m.finished_at, m.cost, m.credits
 ),
 
@@ -114,8 +115,9 @@ COPY pg_temp.staged_messages (
 ) FROM STDIN;
 
 -- name: record_messages :one
--- Of those with one id the first counts. In key order, so that two writers of the same
--- messages queue up instead of deadlocking. Users are locked as by record_message.
+-- Of those with one id, for one payer or one device, the first counts. In the order of
+-- their ids, which both unique indexes hold, so that two writers of the same messages
+-- queue up instead of deadlocking. Users are locked as by record_message.
 WITH named AS MATERIALIZED (
     SELECT
         u.id,
@@ -129,8 +131,8 @@ WITH named AS MATERIALIZED (
     FOR KEY SHARE OF u
 ),
 
-first_message AS (
-    SELECT DISTINCT ON (s.subject_id, s.id)
+ranked AS (
+    SELECT
         s.position,
         s.subject_id,
         s.id,
@@ -147,9 +149,34 @@ first_message AS (
         s.client_request_id,
         s.cost,
         s.credits,
-        num_nonnulls(s.request, s.response) > 0 AS has_payload
+        num_nonnulls(s.request, s.response) > 0 AS has_payload,
+        min(s.position) OVER (PARTITION BY s.id, s.subject_id) AS first_of_payer,
+        min(s.position) OVER (PARTITION BY s.id, s.fingerprint_id) AS first_of_device
     FROM pg_temp.staged_messages AS s
-    ORDER BY s.subject_id, s.id, s.position
+),
+
+first_message AS (
+    SELECT
+        r.position,
+        r.subject_id,
+        r.id,
+        r.user_id,
+        r.fingerprint_id,
+        r.finished_at,
+        r.input_tokens,
+        r.cache_creation_input_tokens,
+        r.cache_read_input_tokens,
+        r.output_tokens,
+        r.latency_ms,
+        r.model,
+        r.client_id,
+        r.client_request_id,
+        r.cost,
+        r.credits,
+        r.has_payload
+    FROM ranked AS r
+    WHERE r.position = r.first_of_payer
+        AND (r.position = r.first_of_device OR r.fingerprint_id IS NULL)
 ),
 
 new_message AS (
@@ -175,8 +202,8 @@ new_message AS (
         f.cost,
         f.credits
     FROM first_message AS f
-    ORDER BY f.subject_id, f.id
-    ON CONFLICT (subject_id, id) DO NOTHING
+    ORDER BY f.id, f.subject_id
+    ON CONFLICT DO NOTHING
     RETURNING m.subject_id, m.id, m.cost, m.credits
 ),
 

@@ -1,0 +1,5 @@
+-- Loses nothing.
+-- transactional: false
+
+CREATE INDEX CONCURRENTLY messages_fingerprint_id_idx
+ON app.messages (fingerprint_id);
