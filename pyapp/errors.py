@@ -147,7 +147,7 @@ class ReferralCodeNotFoundError(ReferralError):
 
 
 class ReferralNotFoundError(ReferralError):
-    """There is no such pending referral to complete."""
+    """There is no such pending referral to complete or cancel."""
 
 
 class SelfReferralError(ReferralError):
@@ -155,16 +155,21 @@ class SelfReferralError(ReferralError):
 
 
 class AlreadyReferredError(ReferralError):
-    """The user was referred before; nobody is referred twice."""
+    """The user was referred before; a pending referral ends by cancel_referral."""
 
 
 class MutualReferralError(ReferralError):
-    """The user referred the referrer; two users cannot refer each other."""
+    """The user referred the referrer; a pending referral ends by cancel_referral."""
 
 
 class ReferralLimitReachedError(ReferralError):
     """The referrer has completed as many referrals as he may."""
 
+
+_REFERRED_BEFORE = (
+    "the user has been referred before; a referral that is still pending can be ended"
+    " by cancel_referral"
+)
 
 # The names of constraints, indexes and refusing triggers are part of the schema's
 # contract: a rule is recognised by its name, never by the text of its message.
@@ -182,15 +187,13 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
         UserNotFoundError,
         "no such user to be referred, or the person has been erased",
     ),
-    "referrals_referred_id_key": (
-        AlreadyReferredError,
-        "the user has been referred before",
-    ),
-    "referrals_pkey": (AlreadyReferredError, "the user has been referred before"),
+    "referrals_referred_id_key": (AlreadyReferredError, _REFERRED_BEFORE),
+    "referrals_pkey": (AlreadyReferredError, _REFERRED_BEFORE),
     "referrals_referrer_id_fkey": (UserNotFoundError, "no such user to refer"),
     "referrals_unordered_pair_idx": (
         MutualReferralError,
-        "the two users cannot refer each other",
+        "the two users cannot refer each other; a referral that is still pending can be"
+        " ended by cancel_referral",
     ),
     "sessions_expires_after_created_check": (
         RuleError,

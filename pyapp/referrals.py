@@ -4,6 +4,7 @@ Users are found by the code in their link. An anonymized user neither refers nor
 referred any more; what he was granted before stays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -65,8 +66,9 @@ def redeem_referral(
         ReferralCodeNotFoundError: no user has this code.
         UserNotFoundError: there is no such user to be referred.
         SelfReferralError: it is his own code.
-        AlreadyReferredError: he has been referred before.
-        MutualReferralError: he has referred the code's owner.
+        AlreadyReferredError: he has been referred before; a referral that is still
+            pending can be ended by cancel_referral.
+        MutualReferralError: he has referred the code's owner; the same holds.
         ReferralLimitReachedError: the code's owner has referred as many as he may.
         ConfigError: *credits* are not given, and what is configured is no amount.
     """
@@ -100,8 +102,22 @@ def complete_referral(*, referred_id: UUID) -> Call[Referral]:
     return one(
         Referral,
         {"referred_id": referred_id},
-        missing=lambda: ReferralNotFoundError(f"no pending referral of {referred_id}"),
+        missing=_none_pending(referred_id),
         is_guarded=True,
+    )
+
+
+@query
+def cancel_referral(*, referred_id: UUID) -> Call[Referral]:
+    """Delete the user's pending referral and return it as it was.
+
+    The user can then be referred again. A completed referral is final.
+
+    Raises:
+        ReferralNotFoundError: none is pending.
+    """
+    return one(
+        Referral, {"referred_id": referred_id}, missing=_none_pending(referred_id)
     )
 
 
@@ -135,6 +151,10 @@ def list_referrals(
     check_cursor("before", before, before_id)
     cursor = {"before": before, "before_id": before_id, "limit": limit}
     return many(Referral, {"user_id": user_id, **cursor})
+
+
+def _none_pending(referred_id: UUID) -> Callable[[], ReferralNotFoundError]:
+    return lambda: ReferralNotFoundError(f"no pending referral of {referred_id}")
 
 
 def _new_referral(

@@ -117,6 +117,8 @@ def set_user_profile(
 def set_user_email(*, user_id: UUID, email: str) -> Call[User]:
     """Change the e-mail and return the user; a new address is not verified.
 
+    The user's sessions stay until the new address is proved for the first time.
+
     Raises:
         EmailTakenError: another user has it, whatever the case.
         RuleError: by users_email_shape_check, it is not an e-mail address.
@@ -128,9 +130,12 @@ def set_user_email(*, user_id: UUID, email: str) -> Call[User]:
 
 @query
 def mark_user_email_verified(*, user_id: UUID, email: str) -> Call[User]:
-    """Record that the user has proved to own *email*, and return him.
+    """Record that the user has proved to own *email*, and return the user.
 
-    Repeating it keeps the time of the first proof.
+    The first proof of an address ends all sessions of the user, also one that is being
+    created concurrently, because another person may have signed up with the address:
+    create the session of the person who proved it after this. Repeating it keeps the
+    time of the first proof and ends nothing. The transaction must be READ COMMITTED.
 
     Raises:
         UserNotFoundError: there is no such user, or it is no longer his e-mail.

@@ -64,7 +64,9 @@ REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 -- write whatever the caller wants. A trigger that is there needs no such right to fire,
 -- and all other functions run as their caller.
 REVOKE EXECUTE ON FUNCTION
-app.add_usage(), app.grant_referral_credits(), app.refuse_user_id()
+app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
+app.end_unproved_sessions(), app.delete_session(bytea), app.delete_user_sessions(uuid),
+app.delete_expired_sessions(bigint), app.cancel_referral(uuid)
 FROM public;
 
 -- Repairs are the owner's. They run as their caller, who needs the tables as well.
@@ -92,8 +94,7 @@ GRANT INSERT (id, sig_hash), UPDATE (sig_hash) ON app.fingerprints TO pyapp_app;
 GRANT
 SELECT,
 INSERT (token_hash, user_id, fingerprint_id, created_at, expires_at),
-UPDATE (expires_at),
-DELETE
+UPDATE (expires_at)
 ON app.sessions TO pyapp_app;
 
 -- Neither UPDATE nor DELETE nor TRUNCATE: a bill is added to, never changed.
@@ -118,6 +119,12 @@ SELECT,
 INSERT (referrer_id, referred_id, status, credits),
 UPDATE (status)
 ON app.referrals TO pyapp_app;
+
+-- In place of DELETE on these tables, which would allow an ACCESS EXCLUSIVE lock, too.
+GRANT EXECUTE ON FUNCTION
+app.delete_session(bytea), app.delete_user_sessions(uuid),
+app.delete_expired_sessions(bigint), app.cancel_referral(uuid)
+TO pyapp_app;
 
 -- ---------------------------------------------------------------------------
 -- pyapp_sync

@@ -405,6 +405,101 @@ CREATE INDEX sessions_fingerprint_id_idx ON app.sessions (fingerprint_id);
 -- For delete_expired_sessions, which takes the oldest first.
 CREATE INDEX sessions_expires_at_idx ON app.sessions (expires_at);
 
+-- Sessions are deleted by functions that run as their owner: the privilege DELETE on
+-- the table would also allow an ACCESS EXCLUSIVE lock on it.
+CREATE FUNCTION app.delete_session(token_hash bytea)
+RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM app.sessions AS s
+    WHERE s.token_hash = delete_session.token_hash
+    RETURNING s.user_id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.delete_session(bytea) IS
+    'Deletes one session by the hash of its token; returns its user, or no row.';
+
+CREATE FUNCTION app.delete_user_sessions(user_id uuid)
+RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    DELETE FROM app.sessions AS s
+    WHERE s.user_id = delete_user_sessions.user_id
+    RETURNING s.user_id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.delete_user_sessions(uuid) IS
+    'Deletes all sessions of a user; returns one row for each.';
+
+CREATE FUNCTION app.delete_expired_sessions(row_limit bigint)
+RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH expired AS (
+        SELECT s.token_hash
+        FROM app.sessions AS s
+        WHERE s.expires_at <= statement_timestamp()
+        ORDER BY s.expires_at
+        LIMIT row_limit
+        FOR UPDATE SKIP LOCKED
+    )
+
+    DELETE FROM app.sessions AS s
+    USING expired AS e
+    WHERE s.token_hash = e.token_hash
+    RETURNING s.user_id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
+    'Deletes at most so many expired sessions, oldest first; returns one row for each.';
+
+-- Anyone can sign up with an address before its owner does: a session that is older
+-- than the first proof of the address may be another person's.
+CREATE FUNCTION app.end_unproved_sessions()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- The snapshot of another level would hide a session that is committed during the
+    -- wait below.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    -- The update does not conflict with the lock that create_session takes; this lock
+    -- does. So a session that is being created is committed before the deletion.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = NEW.id
+    FOR UPDATE;
+    DELETE FROM app.sessions AS s
+    WHERE s.user_id = NEW.id;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.end_unproved_sessions() IS
+    'Trigger: deletes the sessions of a user whose address is proved the first time.';
+
+CREATE TRIGGER users_end_unproved_sessions
+AFTER UPDATE OF email, email_verified_at ON app.users
+FOR EACH ROW WHEN (
+    NEW.email_verified_at IS NOT NULL
+    AND (
+        OLD.email_verified_at IS NULL
+        OR lower(NEW.email) IS DISTINCT FROM lower(OLD.email)
+    )
+)
+EXECUTE FUNCTION app.end_unproved_sessions();
+
 -- ---------------------------------------------------------------------------
 -- messages
 -- ---------------------------------------------------------------------------
@@ -878,7 +973,7 @@ COMMENT ON COLUMN app.referrals.referrer_id IS
 COMMENT ON COLUMN app.referrals.referred_id IS
     'Who used it; nobody is referred twice.';
 COMMENT ON COLUMN app.referrals.status IS
-    'pending, then completed, which is final.';
+    'pending, then completed, which is final; a cancelled one is deleted.';
 COMMENT ON COLUMN app.referrals.credits IS
     'Credits granted to each of the two on completion; at most 1000000, 10000 USD.';
 COMMENT ON COLUMN app.referrals.completed_at IS
@@ -996,6 +1091,41 @@ EXECUTE FUNCTION app.refuse_change('a completed referral is final');
 CREATE TRIGGER referrals_no_truncate BEFORE TRUNCATE ON app.referrals
 FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('a completed referral is final');
+
+-- As its owner, because the privilege DELETE on the table would also allow an ACCESS
+-- EXCLUSIVE lock on it. The user is locked before the referral, as everywhere.
+CREATE FUNCTION app.cancel_referral(referred uuid)
+RETURNS TABLE (
+    referrer_id uuid,
+    referred_id uuid,
+    status text,
+    credits numeric,
+    created_at timestamptz,
+    completed_at timestamptz
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = cancel_referral.referred
+    FOR NO KEY UPDATE;
+    RETURN QUERY
+    DELETE FROM app.referrals AS r
+    WHERE r.referred_id = cancel_referral.referred
+        AND r.status = 'pending'
+    RETURNING
+        r.referrer_id,
+        r.referred_id,
+        r.status,
+        r.credits,
+        r.created_at,
+        r.completed_at;
+END;
+$$;
+
+COMMENT ON FUNCTION app.cancel_referral(uuid) IS
+    'Deletes the pending referral of a user and returns it; no row if none is pending.';
 
 -- ---------------------------------------------------------------------------
 -- Drift: sums that do not equal the rows they are made from

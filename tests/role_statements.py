@@ -41,6 +41,10 @@ REFUSED = {
         "DELETE FROM app.fingerprints",
         "UPDATE app.sessions SET token_hash = sha256('x')",
         "UPDATE app.sessions SET user_id = gen_random_uuid()",
+        "DELETE FROM app.sessions",
+        "TRUNCATE app.sessions",
+        "LOCK TABLE app.sessions IN ACCESS EXCLUSIVE MODE",
+        "LOCK TABLE app.sessions IN SHARE MODE",
         "UPDATE app.plans SET monthly_credits = 1000000",
         "UPDATE app.plans SET stripe_price_id = NULL",
         "UPDATE app.referrals SET referrer_id = gen_random_uuid()",
@@ -48,6 +52,7 @@ REFUSED = {
         "UPDATE app.referrals SET completed_at = now()",
         "INSERT INTO app.referrals (completed_at) VALUES (now())",
         "DELETE FROM app.referrals",
+        "LOCK TABLE app.referrals IN ACCESS EXCLUSIVE MODE",
         "SELECT id FROM app.stripe_events",
         "INSERT INTO app.stripe_subscriptions (id) VALUES ('sub_1')",
         "UPDATE app.stripe_customers SET user_id = NULL",
@@ -67,6 +72,10 @@ REFUSED = {
         "INSERT INTO app.messages (model) VALUES ('x')",
         "SELECT model FROM app.messages",
         "SELECT token_hash FROM app.sessions",
+        "SELECT app.delete_session(sha256('x'))",
+        "SELECT app.delete_user_sessions(gen_random_uuid())",
+        "SELECT app.delete_expired_sessions(1)",
+        "SELECT app.cancel_referral(gen_random_uuid())",
         "SELECT request FROM app.message_payloads",
         "UPDATE app.stripe_events SET type = 'invoice.paid'",
         "UPDATE app.stripe_events SET received_at = now()",
@@ -94,9 +103,21 @@ REFUSED = {
         "INSERT INTO app.users (email) VALUES ('a@b')",
         "UPDATE app.users SET name = 'x'",
         "DELETE FROM app.sessions",
+        "LOCK TABLE app.sessions IN ACCESS EXCLUSIVE MODE",
+        "SELECT app.delete_session(sha256('x'))",
+        "SELECT app.delete_user_sessions(gen_random_uuid())",
+        "SELECT app.delete_expired_sessions(1)",
+        "SELECT app.cancel_referral(gen_random_uuid())",
         "INSERT INTO app.messages (model) VALUES ('x')",
         "SELECT id FROM app.users FOR UPDATE",
     ],
+}
+# What the application may do only as the owner, by a function for each.
+CALLABLE = {
+    (APP, "app.cancel_referral(uuid)"),
+    (APP, "app.delete_expired_sessions(bigint)"),
+    (APP, "app.delete_session(bytea)"),
+    (APP, "app.delete_user_sessions(uuid)"),
 }
 # What is done by hand, by the owner of the schema.
 OPERATOR = {"set_plan_price"}

@@ -21,6 +21,11 @@ LONGEST_TABLE = 39
 # A body that must write what its caller may not, or see what its caller may not.
 SECURITY_DEFINER = {
     "app.add_usage()": "writes usage_daily, which nobody else may",
+    "app.cancel_referral(uuid)": "deletes without the privilege to lock the table",
+    "app.delete_expired_sessions(bigint)": "deletes, as cancel_referral",
+    "app.delete_session(bytea)": "deletes, as cancel_referral",
+    "app.delete_user_sessions(uuid)": "deletes, as cancel_referral",
+    "app.end_unproved_sessions()": "deletes sessions, which its callers may not",
     "app.grant_referral_credits()": "writes the counters of both users",
     "app.refuse_user_id()": "must see every user, whoever adds a device",
 }

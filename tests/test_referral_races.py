@@ -19,7 +19,12 @@ from pyapp.errors import (
     ReferralLimitReachedError,
     ReferralNotFoundError,
 )
-from pyapp.referrals import complete_referral, create_referral, redeem_referral
+from pyapp.referrals import (
+    cancel_referral,
+    complete_referral,
+    create_referral,
+    redeem_referral,
+)
 from pyapp.users import anonymize_user, get_user
 from tests.metering import add_user
 from tests.waiting import wait_for_lock
@@ -140,15 +145,100 @@ def test_pending_referrals_completed_at_once_pass_the_limit_by_none(database: st
         for user in users:
             create_referral(conn, referral_code=code, referred_id=user)
 
-    def complete(user: UUID) -> Attempt:
-        return lambda conn: complete_referral(conn, referred_id=user)
-
     # Each of them twice.
     outcomes = race(database, [complete(user) for user in users * 2])
 
     assert outcomes["done"] == 5
     refused = {ReferralLimitReachedError.__name__, ReferralNotFoundError.__name__}
     assert set(outcomes) == {"done"} | refused
+    assert accounts_are_exact(database)
+
+
+def complete(user: UUID) -> Attempt:
+    return lambda conn: complete_referral(conn, referred_id=user)
+
+
+def cancel(user: UUID) -> Attempt:
+    return lambda conn: cancel_referral(conn, referred_id=user)
+
+
+@pytest.mark.parametrize("first", [complete, cancel])
+@pytest.mark.parametrize("second", [complete, cancel])
+def test_pending_referral_ends_once(database: str, first, second):
+    ada, bob = add_users(database, 2)
+    (code,) = codes_of(database, [ada])
+    with psycopg.connect(database) as conn, psycopg.connect(database) as other:
+        create_referral(conn, referral_code=code, referred_id=bob)
+        conn.commit()
+        first(bob)(conn)
+
+        with ThreadPoolExecutor() as threads:
+            ending = threads.submit(second(bob), other)
+            wait_for_lock(conn, other)
+            conn.commit()
+            with pytest.raises(ReferralNotFoundError):
+                ending.result()
+        other.commit()
+
+        owner = get_user(conn, user_id=ada)
+    assert owner.referral_count == (1 if first is complete else 0)
+    assert accounts_are_exact(database)
+
+
+def test_code_redeemed_during_a_cancellation_waits_and_counts(database: str):
+    ada, bob, carl = add_users(database, 3)
+    old, new = codes_of(database, [ada, carl])
+    with psycopg.connect(database) as conn, psycopg.connect(database) as other:
+        create_referral(conn, referral_code=old, referred_id=bob)
+        conn.commit()
+        cancel_referral(conn, referred_id=bob)
+
+        with ThreadPoolExecutor() as threads:
+            redeeming = threads.submit(redeem(new, bob), other)
+            wait_for_lock(conn, other)
+            conn.commit()
+            redeeming.result()
+        other.commit()
+
+        counts = [get_user(conn, user_id=user).referral_count for user in (ada, carl)]
+    assert counts == [0, 1]
+    assert accounts_are_exact(database)
+
+
+def test_replacement_does_not_deadlock_with_a_completion(database: str):
+    ada, bob, carl = add_users(database, 3)
+    old, new = codes_of(database, [ada, carl])
+    with psycopg.connect(database) as conn, psycopg.connect(database) as other:
+        create_referral(conn, referral_code=old, referred_id=bob)
+        conn.commit()
+        cancel_referral(conn, referred_id=bob)
+
+        with ThreadPoolExecutor() as threads:
+            completing = threads.submit(complete(bob), other)
+            wait_for_lock(conn, other)
+            create_referral(conn, referral_code=new, referred_id=bob)
+            conn.commit()
+            with pytest.raises(ReferralNotFoundError):
+                completing.result()
+        other.commit()
+
+        assert complete_referral(conn, referred_id=bob).referrer_id == carl
+    assert accounts_are_exact(database)
+
+
+def test_cancel_complete_and_redeem_at_once_end_in_one_referral(database: str):
+    for _ in range(5):
+        ada, bob, carl = add_users(database, 3)
+        old, new = codes_of(database, [ada, carl])
+        with psycopg.connect(database) as conn:
+            create_referral(conn, referral_code=old, referred_id=bob)
+
+        ends = [complete(bob), cancel(bob)]
+        outcomes = race(database, [*ends * 3, *[redeem(new, bob)] * 2])
+
+        # The pending one ends once; a cancelled one may leave room for the other.
+        assert outcomes["done"] in (1, 2)
+        assert sum(outcomes.values()) == 8
     assert accounts_are_exact(database)
 
 

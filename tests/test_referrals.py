@@ -18,6 +18,7 @@ from pyapp.errors import (
     UserNotFoundError,
 )
 from pyapp.referrals import (
+    cancel_referral,
     complete_referral,
     create_referral,
     get_referral_summary,
@@ -190,6 +191,49 @@ def test_pending_referral_is_completed_once(
     with pytest.raises(ReferralNotFoundError):
         complete_referral(conn, referred_id=bob)
     assert credits_of(conn, ada, bob) == [BONUS, BONUS]
+
+
+def test_cancelled_referral_is_gone_and_grants_nothing(
+    conn: psycopg.Connection, ada: UUID, bob: UUID
+):
+    pending = create_referral(conn, referral_code=code_of(conn, ada), referred_id=bob)
+
+    assert cancel_referral(conn, referred_id=bob) == pending
+
+    assert list_referrals(conn, user_id=ada) == []
+    assert get_referral_summary(conn, user_id=ada).pending_count == 0
+    for end in (cancel_referral, complete_referral):
+        with pytest.raises(ReferralNotFoundError, match=f"no pending .* {bob}"):
+            end(conn, referred_id=bob)
+    assert credits_of(conn, ada, bob) == [0, 0]
+
+
+@pytest.mark.parametrize("refer", [create_referral, redeem_referral])
+def test_pending_referral_is_replaced_by_cancelling_it(
+    conn: psycopg.Connection, ada: UUID, bob: UUID, refer
+):
+    carl = add_user(conn)
+    code = code_of(conn, carl)
+    create_referral(conn, referral_code=code_of(conn, ada), referred_id=bob)
+
+    with pytest.raises(AlreadyReferredError, match="ended by cancel_referral"):
+        refer(conn, referral_code=code, referred_id=bob)
+    with pytest.raises(MutualReferralError, match="ended by cancel_referral"):
+        refer(conn, referral_code=code_of(conn, bob), referred_id=ada)
+    cancel_referral(conn, referred_id=bob)
+
+    assert refer(conn, referral_code=code, referred_id=bob).referrer_id == carl
+
+
+def test_completed_referral_is_not_cancelled(
+    conn: psycopg.Connection, ada: UUID, bob: UUID
+):
+    made = redeem_referral(conn, referral_code=code_of(conn, ada), referred_id=bob)
+
+    with pytest.raises(ReferralNotFoundError):
+        cancel_referral(conn, referred_id=bob)
+
+    assert list_referrals(conn, user_id=ada) == [made]
 
 
 def test_referral_of_an_anonymized_user_is_not_completed(

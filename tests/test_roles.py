@@ -11,14 +11,22 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from pyapp import messages, quota, users
+from pyapp import messages, quota, referrals, sessions, users
 from pyapp.devtools.query_plans import explain_query, is_planned
 from pyapp.devtools.roles import ROLES, apply_roles
 from pyapp.queries import QUERIES, Query
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.role_logins import role_logins
-from tests.role_statements import APP, EVERYTHING, OPERATOR, READONLY, REFUSED, SYNC
+from tests.role_statements import (
+    APP,
+    CALLABLE,
+    EVERYTHING,
+    OPERATOR,
+    READONLY,
+    REFUSED,
+    SYNC,
+)
 from tests.stripe_world import make_customer, make_event, make_subscription
 
 # By the first word of the query's file; all else is a request's work.
@@ -121,14 +129,21 @@ def test_trigger_function_cannot_be_hung_on_a_table_of_ones_own(
     )
     allowed = [
         function
-        for function in ("add_usage", "grant_referral_credits", "refuse_user_id")
+        for function in (
+            "add_usage",
+            "end_unproved_sessions",
+            "grant_referral_credits",
+            "refuse_user_id",
+        )
         if not refused(granted, APP, hang.format(function))
     ]
 
     assert allowed == []
 
 
-def test_no_role_calls_a_function_that_runs_as_its_owner(granted: psycopg.Connection):
+def test_role_calls_only_its_own_functions_that_run_as_their_owner(
+    granted: psycopg.Connection,
+):
     callable_ones = granted.execute(
         """
         SELECT r.rolname, p.oid::regprocedure::text
@@ -140,7 +155,7 @@ def test_no_role_calls_a_function_that_runs_as_its_owner(granted: psycopg.Connec
         [list(ROLES)],
     ).fetchall()
 
-    assert callable_ones == []
+    assert set(callable_ones) == CALLABLE
 
 
 def test_roles_are_applied_again_from_nothing(granted: psycopg.Connection):
@@ -173,6 +188,32 @@ def test_application_does_a_days_work(granted: psycopg.Connection):
         users.anonymize_user(granted, user_id=user.id)
 
     assert used.credits_used == Decimal("1.2")
+
+
+def test_application_ends_sessions_and_pending_referrals(granted: psycopg.Connection):
+    with acting_as(granted, APP):
+        ada, bob = (
+            users.create_user(granted, email=f"{name}@example.com")
+            for name in ("ada", "bob")
+        )
+        tokens = [
+            sessions.create_session(granted, user_id=ada.id).token for _ in range(4)
+        ]
+        ended = [
+            sessions.delete_session(granted, token=tokens[0]),
+            sessions.delete_user_sessions(granted, user_id=ada.id),
+            sessions.delete_expired_sessions(granted),
+        ]
+        token = sessions.create_session(granted, user_id=ada.id).token
+        users.mark_user_email_verified(granted, user_id=ada.id, email="ada@example.com")
+        found = sessions.find_session(granted, token=token)
+        code = bob.referral_code
+        referrals.create_referral(granted, referral_code=code, referred_id=ada.id)
+        cancelled = referrals.cancel_referral(granted, referred_id=ada.id)
+
+    assert ended == [True, 3, 0]
+    assert found is None
+    assert cancelled.referrer_id == bob.id
 
 
 def test_sync_writes_what_stripe_owns(granted: psycopg.Connection):

@@ -86,6 +86,17 @@ RETURNING
     r.created_at,
     r.completed_at;
 
+-- name: cancel_referral :optional
+-- The function deletes as its owner; no row unless one is pending.
+SELECT
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at
+FROM app.cancel_referral(:referred_id) AS r;
+
 -- name: get_referral_summary :one
 -- The user's own referral is at most one; those he made are few.
 SELECT

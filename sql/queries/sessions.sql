@@ -69,26 +69,16 @@ RETURNING
     s.expires_at;
 
 -- name: delete_session :rowcount
--- Signs out, whether or not the session has expired.
-DELETE FROM app.sessions AS s
-WHERE s.token_hash = :token_hash;
+-- Signs out, whether or not the session has expired. The function deletes as its owner.
+SELECT d.user_id
+FROM app.delete_session(:token_hash) AS d (user_id);
 
 -- name: delete_user_sessions :rowcount
 -- Signs out everywhere, by sessions_user_id_idx.
-DELETE FROM app.sessions AS s
-WHERE s.user_id = :user_id;
+SELECT d.user_id
+FROM app.delete_user_sessions(:user_id) AS d (user_id);
 
 -- name: delete_expired_sessions :rowcount
 -- Oldest first, by sessions_expires_at_idx; what others hold is left for a later sweep.
-WITH expired AS (
-    SELECT s.token_hash
-    FROM app.sessions AS s
-    WHERE s.expires_at <= statement_timestamp()
-    ORDER BY s.expires_at
-    LIMIT :limit
-    FOR UPDATE SKIP LOCKED
-)
-
-DELETE FROM app.sessions AS s
-USING expired AS e
-WHERE s.token_hash = e.token_hash;
+SELECT d.user_id
+FROM app.delete_expired_sessions(:limit) AS d (user_id);

@@ -162,12 +162,23 @@ RETURNING
     u.anonymized_at;
 
 -- name: mark_user_email_verified :optional
--- The address is named, for the user may have changed it since he was asked. The first
--- proof counts.
+-- The address is named, because the user may have changed it since the mail was sent.
+-- The first proof sets the time, and a trigger then ends the sessions from before it.
+-- The trigger's lock is taken here first: upgraded from the update's, it can deadlock.
+WITH locked AS MATERIALIZED (
+    SELECT u.id
+    FROM app.users AS u
+    WHERE u.id = :user_id
+        AND lower(u.email) = lower(:email)
+        AND u.email_verified_at IS NULL
+    FOR UPDATE
+)
+
 UPDATE app.users AS u
 SET email_verified_at = COALESCE(u.email_verified_at, now())
 WHERE u.id = :user_id
     AND lower(u.email) = lower(:email)
+    AND (SELECT count(*) FROM locked) >= 0
 RETURNING
     u.id,
     u.email,
@@ -230,9 +241,9 @@ WITH erased AS (
         u.anonymized_at
 ),
 
-deleted_sessions AS (
-    DELETE FROM app.sessions AS s
-    WHERE s.user_id = :user_id
+ended AS (
+    SELECT count(*) AS sessions
+    FROM app.delete_user_sessions(:user_id)
 ),
 
 deleted_payloads AS (
@@ -260,4 +271,5 @@ SELECT
     e.created_at,
     e.updated_at,
     e.anonymized_at
-FROM erased AS e;
+FROM erased AS e
+CROSS JOIN ended;
