@@ -72,7 +72,7 @@ class UnknownModelError(PyappError):
 
 
 class InvalidValueError(PyappError):
-    """A value that cannot be meant, and was not sent; mend what the message names."""
+    """A value that cannot be meant, and was not stored; correct what is named."""
 
 
 class MessageNotFoundError(PyappError):
@@ -179,6 +179,11 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
         "the fingerprint's id is a user's: give the device an id of its own",
     ),
     "messages_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
+    "messages_finished_at_not_ahead_check": (
+        RuleError,
+        "finished_at is more than 24 hours after recorded_at"
+        " (messages_finished_at_not_ahead_check)",
+    ),
     "messages_user_id_fkey": (UserNotFoundError, "no such user"),
     "plans_stripe_price_id_key": (PriceTakenError, "another plan has this price"),
     "referrals_not_self_check": (SelfReferralError, "nobody can use his own code"),

@@ -21,12 +21,15 @@ from pyapp.calls import (
 )
 from pyapp.errors import (
     FingerprintNotFoundError,
+    InvalidValueError,
     MessageNotFoundError,
     UserNotFoundError,
 )
 from pyapp.message_values import message_values, staged_rows
 from pyapp.records import JSON, NewMessage
 from pyapp.storable import storable_text
+
+_AHEAD = "more than 24 hours ahead of the database's clock; correct the clock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +129,20 @@ class DailyUsage:
 class _Outcome:
     is_user_known: bool
     is_fingerprint_known: bool
+    is_ahead: bool
     id: UUID
     is_new: bool
     cost: Decimal
     credits: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcomes:
+    recorded: int
+    duplicates: int
+    cost: Decimal
+    credits: Decimal
+    ahead_position: int | None
 
 
 @query
@@ -165,7 +178,9 @@ def record_message(
     stored as nearly as it can be, and not at all for a user who has been anonymized.
 
     Raises:
-        InvalidValueError: a value that no message can have; nothing has been sent.
+        InvalidValueError: a value that no message can have, such as a time more than
+            24 hours ahead of the database's clock; nothing is recorded, and the
+            transaction can go on.
         UnknownModelError: *cost* is not given and the model has no published price.
         UserNotFoundError, FingerprintNotFoundError: none such; nothing is recorded,
             and the transaction can go on.
@@ -191,6 +206,8 @@ def record_message(
     )
 
     def finish(outcome: _Outcome) -> RecordedMessage:
+        if outcome.is_ahead:
+            raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
         if not outcome.is_user_known:
             raise UserNotFoundError(f"no user {user_id}")
         if not outcome.is_fingerprint_known:
@@ -222,7 +239,8 @@ def record_messages(
     yield Step("delete_staged_messages", rowcount({}))
     rows = staged_rows(messages, user_id, fingerprint_id, margin)
     yield CopyStep("copy_staged_messages", rows)
-    counts: RecordedMessages = yield Step("record_messages", one(RecordedMessages, {}))
+    call = one(_Outcomes, {}).map(_counts)
+    counts: RecordedMessages = yield Step("record_messages", call)
     return counts
 
 
@@ -295,6 +313,14 @@ def list_daily_usage(
     """Return a payer's days with messages in order, both days included, in UTC."""
     days = {"first_day": first_day, "last_day": last_day, "limit": limit}
     return many(DailyUsage, {"subject_id": subject_id, **days})
+
+
+def _counts(outcomes: _Outcomes) -> RecordedMessages:
+    if outcomes.ahead_position is not None:
+        where = f"message {outcomes.ahead_position}"
+        raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
+    cost, credits = outcomes.cost, outcomes.credits
+    return RecordedMessages(outcomes.recorded, outcomes.duplicates, cost, credits)
 
 
 def _usage(rows: list[ModelUsage]) -> Usage:

@@ -69,6 +69,7 @@ def read_usage_logs(
     paths: Iterable[Path],
     *,
     at: datetime | None = None,
+    latest: datetime | None = None,
     counts: LineCounts | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Iterator[NewMessage | BrokenLine]:
@@ -77,6 +78,7 @@ def read_usage_logs(
     A line that cannot be counted is yielded as a BrokenLine, and the rest goes on.
     A message's id follows from its response, so reading again yields the same ids.
     A response without a time of its own gets *at*, else its file's time of change.
+    One that finished after *latest*, if that is given, is a BrokenLine too.
     One that may still be streaming is left out, and counted as `still_open`.
     The payer is not set. *counts* is kept up to date; *on_bytes* is told of every
     part read, which is twice the size of the files in all.
@@ -90,7 +92,7 @@ def read_usage_logs(
         for source in sources:
             _note_largest(source, largest, on_bytes)
         for source in sources:
-            yield from _messages(source, largest, counts, on_bytes)
+            yield from _messages(source, largest, latest, counts, on_bytes)
 
 
 def _source(path: Path, number: int, at: datetime | None, stack: ExitStack) -> _Source:
@@ -128,6 +130,7 @@ def _note_largest(
 def _messages(
     source: _Source,
     largest: dict[int, int],
+    latest: datetime | None,
     counts: LineCounts,
     on_bytes: Callable[[int], None],
 ) -> Iterator[NewMessage | BrokenLine]:
@@ -145,6 +148,11 @@ def _messages(
                 counts.still_open += 1
                 continue
             message = _message(response, source.time)
+            if latest is not None and message.finished_at > latest:
+                raise BadUsageError(
+                    f"finished at {message.finished_at:%Y-%m-%d %H:%M:%S} UTC, more"
+                    " than 24 hours ahead of the database's clock"
+                )
         except (BadUsageError, InvalidValueError, UnknownModelError) as exc:
             counts.broken += 1
             yield BrokenLine(source.name, number, str(exc))

@@ -15,7 +15,6 @@ from pyapp.calls import (
     one,
     optional,
     query,
-    rowcount,
     script,
 )
 from pyapp.errors import UserNotFoundError, refusal
@@ -149,16 +148,16 @@ def mark_user_email_verified(*, user_id: UUID, email: str) -> Call[User]:
 def anonymize_user(*, user_id: UUID) -> Script[User]:
     """Erase the person, keep the bill, and return what remains of the user.
 
-    E-mail, name, image, sessions and message payloads go; messages, usage, referrals
-    and Stripe's ids stay. Nobody can sign in to the account any more, and its e-mail
-    can be used for a new one. Repeating it is harmless.
+    E-mail, name, image, sessions, pending referrals and message payloads are deleted,
+    wherever maintenance keeps payloads at the moment; messages, usage, completed
+    referrals and Stripe's ids stay. No one can sign in to the account any more, and its
+    e-mail can be used for a new one. Repeating it is harmless. Archives that were
+    written before are files, and not changed; docs/users.md says how to change them.
 
     Raises:
         UserNotFoundError: there is no such user.
     """
-    parameters = {"user_id": user_id}
-    yield Step("lock_user", rowcount(parameters))
-    call = one(User, parameters, missing=_not_found(user_id))
+    call = one(User, {"user_id": user_id}, missing=_not_found(user_id))
     user: User = yield Step("anonymize_user", call)
     return user
 

@@ -66,7 +66,7 @@ REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 REVOKE EXECUTE ON FUNCTION
 app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
 app.end_unproved_sessions(), app.delete_session(bytea), app.delete_user_sessions(uuid),
-app.delete_expired_sessions(bigint), app.cancel_referral(uuid)
+app.delete_expired_sessions(bigint), app.cancel_referral(uuid), app.anonymize_user(uuid)
 FROM public;
 
 -- Repairs are the owner's. They run as their caller, who needs the tables as well.
@@ -84,7 +84,7 @@ GRANT SELECT ON app.plans, app.users, app.fingerprints, app.usage_daily TO pyapp
 
 GRANT
 INSERT (email, name),
-UPDATE (email, name, email_verified_at, image_url, anonymized_at)
+UPDATE (email, name, email_verified_at, image_url)
 ON app.users TO pyapp_app;
 
 GRANT INSERT (id, sig_hash), UPDATE (sig_hash) ON app.fingerprints TO pyapp_app;
@@ -107,12 +107,15 @@ INSERT (
 )
 ON app.messages TO pyapp_app;
 
--- What was said can be forgotten; anonymize_user does.
+-- No DELETE, which would also allow to lock the table against all others.
 GRANT
 SELECT,
-INSERT (subject_id, message_id, finished_at, request, response),
-DELETE
+INSERT (subject_id, message_id, finished_at, request, response)
 ON app.message_payloads TO pyapp_app;
+
+-- Runs as its owner: it deletes payloads, also those that maintenance has detached, and
+-- pending referrals, and is the only way to set anonymized_at.
+GRANT EXECUTE ON FUNCTION app.anonymize_user(uuid) TO pyapp_app;
 
 GRANT
 SELECT,

@@ -551,7 +551,7 @@ COMMENT ON COLUMN app.messages.fingerprint_id IS
 COMMENT ON COLUMN app.messages.finished_at IS
     'When the model had answered; the period and the prices go by this time.';
 COMMENT ON COLUMN app.messages.recorded_at IS
-    'When the row was written.';
+    'When the row was written; finished_at is at most 24 hours after it.';
 COMMENT ON COLUMN app.messages.total_tokens IS
     'Sum of the four disjoint token counts.';
 COMMENT ON COLUMN app.messages.input_tokens IS
@@ -580,6 +580,12 @@ ALTER TABLE app.messages
     ADD CONSTRAINT messages_subject_is_payer_check
         CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
     ADD CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
+    -- In UTC, because timestamptz + interval depends on the session's TimeZone; and no
+    -- subtraction, because times that are far apart overflow an interval.
+    ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
+        finished_at AT TIME ZONE 'UTC'
+        <= recorded_at AT TIME ZONE 'UTC' + interval '24 hours'
+    ),
     ADD CONSTRAINT messages_tokens_not_negative_check CHECK (
         LEAST(
             input_tokens, cache_creation_input_tokens,
@@ -667,8 +673,7 @@ COMMENT ON TABLE app.message_payloads_default IS
     'Payloads of months that have no partition yet.';
 
 CREATE FUNCTION app.create_payload_partitions(first_month date, months integer)
-RETURNS integer LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
+RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     month date;
@@ -676,7 +681,22 @@ DECLARE
     upper_bound text;
     partition text;
     created integer := 0;
+    this_month timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
 BEGIN
+    -- A query that names no time locks every partition and plans for it.
+    IF (
+        CASE
+            WHEN months BETWEEN 0 AND 120
+                THEN first_month >= this_month - interval '120 months'
+                    AND first_month < this_month + make_interval(months => 121 - months)
+        END
+    ) IS NOT TRUE THEN
+        RAISE EXCEPTION
+            'create_payload_partitions(%, %) is refused: at most 120 months, from 120'
+            ' months ago to 120 months ahead', first_month, months
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
     FOR month IN
         SELECT (date_trunc('month', first_month::timestamp)
             + make_interval(months => n))::date
@@ -726,10 +746,10 @@ COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
     'Makes the partitions of so many months from the first; returns how many were new.';
 
 CREATE FUNCTION app.retire_payload_partition(keep_from date)
-RETURNS text LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    foreign_key text;
     partition text := (
         SELECT min(c.relname)
         FROM pg_catalog.pg_inherits AS i
@@ -740,12 +760,24 @@ DECLARE
     );
 BEGIN
     IF partition IS NOT NULL THEN
-        -- In the order of the writers, who would deadlock with another.
-        LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
+        -- In the order of the writers, who would deadlock with another. Dropping the
+        -- foreign key needs the strongest lock, and is done here so that the table can
+        -- later be dropped without locking messages.
+        LOCK TABLE app.messages IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
         );
         EXECUTE format('ALTER TABLE app.%I RENAME TO retired_payloads', partition);
+        FOR foreign_key IN
+            SELECT c.conname
+            FROM pg_catalog.pg_constraint AS c
+            WHERE c.conrelid = to_regclass('app.retired_payloads')
+                AND c.contype = 'f'
+        LOOP
+            EXECUTE format(
+                'ALTER TABLE app.retired_payloads DROP CONSTRAINT %I', foreign_key
+            );
+        END LOOP;
     END IF;
     RETURN partition;
 END;
@@ -1396,6 +1428,81 @@ $$;
 
 COMMENT ON FUNCTION app.repair_referral_totals(uuid) IS
     'Sets the count, raises the credits to what referrals say; whether it changed.';
+
+-- ---------------------------------------------------------------------------
+-- Erasure
+-- ---------------------------------------------------------------------------
+
+-- Runs as its owner, so that the application needs no DELETE on payloads, and reaches
+-- the tables that maintenance has detached from message_payloads.
+CREATE FUNCTION app.anonymize_user(user_id uuid)
+RETURNS SETOF app.users
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    detached text;
+BEGIN
+    -- An older snapshot would not show the payloads that were committed after it.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'anonymize_user needs a transaction of isolation READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+
+    -- The strongest lock waits for what refers to the user and is not yet committed;
+    -- each statement below then sees it.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = anonymize_user.user_id
+    FOR UPDATE;
+    -- The id may be that of a fingerprint, which pays for messages, too.
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+
+    DELETE FROM app.sessions AS s WHERE s.user_id = anonymize_user.user_id;
+
+    DELETE FROM app.referrals AS r
+    WHERE (
+            r.referrer_id = anonymize_user.user_id
+            OR r.referred_id = anonymize_user.user_id
+        )
+        AND r.status = 'pending';
+
+    -- message_payloads first: its lock keeps every partition attached until the end of
+    -- this transaction, and rows move between the tables only under a lock on the user.
+    DELETE FROM app.message_payloads AS p
+    WHERE p.subject_id = anonymize_user.user_id;
+
+    FOREACH detached IN ARRAY ARRAY['waiting_payloads', 'retired_payloads'] LOOP
+        CONTINUE WHEN to_regclass('app.' || detached) IS NULL;
+        BEGIN
+            EXECUTE format('DELETE FROM app.%I WHERE subject_id = $1', detached)
+            USING anonymize_user.user_id;
+        EXCEPTION
+            -- Dropped while this waited for its lock, with all that was left in it.
+            WHEN undefined_table THEN NULL;
+        END;
+    END LOOP;
+
+    RETURN QUERY
+    UPDATE app.users AS u
+    SET
+        email = NULL,
+        name = NULL,
+        email_verified_at = NULL,
+        image_url = NULL,
+        anonymized_at = COALESCE(u.anonymized_at, now())
+    WHERE u.id = anonymize_user.user_id
+    RETURNING u.*;
+END;
+$$;
+
+COMMENT ON FUNCTION app.anonymize_user(uuid) IS
+    'Erases the person and every payload of the user, keeps the bill; returns the row.';
+
+-- From the start, because whoever may use the schema could erase any user.
+REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;
 
 -- ---------------------------------------------------------------------------
 -- stripe_events

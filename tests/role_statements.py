@@ -20,6 +20,7 @@ REFUSED = {
         "SELECT app.repair_referral_totals(gen_random_uuid())",
         "SELECT user_id FROM app.referral_drift",
         "UPDATE app.users SET quota = DEFAULT",
+        "UPDATE app.users SET anonymized_at = now()",
         "UPDATE app.users SET base_quota = 1000000",
         "UPDATE app.users SET next_quota_reset = NULL",
         "UPDATE app.users SET quota_anchor = now()",
@@ -61,6 +62,9 @@ REFUSED = {
         "ALTER TABLE app.messages DISABLE TRIGGER ALL",
         "DROP TABLE app.message_payloads_default",
         "SELECT finished_at FROM app.message_payloads_default",
+        "DELETE FROM app.message_payloads",
+        "LOCK TABLE app.message_payloads IN ACCESS EXCLUSIVE MODE",
+        "LOCK TABLE app.message_payloads IN SHARE MODE",
     ],
     SYNC: [
         "UPDATE app.users SET email = 'a@b'",
@@ -83,6 +87,7 @@ REFUSED = {
         "UPDATE app.stripe_subscriptions SET id = 'sub_2'",
         "UPDATE app.stripe_sync_runs SET started_at = now()",
         "INSERT INTO app.stripe_sync_runs (kind, outcome) VALUES ('replay', 'failed')",
+        "SELECT FROM app.anonymize_user(gen_random_uuid())",
         "DELETE FROM app.stripe_events",
         "DELETE FROM app.stripe_customers",
         "DELETE FROM app.stripe_subscriptions",
@@ -100,6 +105,7 @@ REFUSED = {
         "SELECT last_message FROM app.message_payloads",
         "SELECT request FROM app.message_payloads_default",
         "SELECT payload FROM app.stripe_events",
+        "SELECT FROM app.anonymize_user(gen_random_uuid())",
         "INSERT INTO app.users (email) VALUES ('a@b')",
         "UPDATE app.users SET name = 'x'",
         "DELETE FROM app.sessions",
@@ -114,6 +120,7 @@ REFUSED = {
 }
 # What the application may do only as the owner, by a function for each.
 CALLABLE = {
+    (APP, "app.anonymize_user(uuid)"),
     (APP, "app.cancel_referral(uuid)"),
     (APP, "app.delete_expired_sessions(bigint)"),
     (APP, "app.delete_session(bytea)"),

@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import re
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,7 +19,7 @@ from pyapp.devtools import maintenance
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.errors import ArchiveError
 from pyapp.messages import record_message
-from pyapp.users import anonymize_user, create_user
+from pyapp.users import create_user
 
 NOW = datetime.now(UTC)
 MANY_MONTHS_AGO = NOW - timedelta(days=400)
@@ -71,7 +73,7 @@ def archived(folder: Path) -> dict[UUID, str]:
 
 def test_payload_without_a_month_waits_and_then_moves(database: str):
     user_id = add_user(database)
-    moments = [NOW, MANY_MONTHS_AGO, NOW + timedelta(days=400)]
+    moments = [NOW, MANY_MONTHS_AGO, NOW + timedelta(hours=1)]
     with connect(database) as conn:
         ids = [write(conn, user_id, moment) for moment in moments]
     assert set(places(database).values()) == {"app.message_payloads_default"}
@@ -83,13 +85,11 @@ def test_payload_without_a_month_waits_and_then_moves(database: str):
 
 
 def test_whole_month_ends_at_midnight_in_utc(database: str):
-    create_payload_partitions(database, months=2)
     user_id = add_user(database)
-    first = (NOW.replace(day=1) + timedelta(days=32)).replace(
-        day=1, hour=0, minute=0, second=0, microsecond=0
-    )
+    first = NOW.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     before = first - timedelta(microseconds=1)
     with psycopg.connect(database) as conn:
+        conn.execute("SELECT app.create_payload_partitions(%s, 2)", [before.date()])
         conn.execute("SET TimeZone = 'Pacific/Auckland'")
         ids = [write(conn, user_id, moment) for moment in (first, before)]
 
@@ -97,6 +97,67 @@ def test_whole_month_ends_at_midnight_in_utc(database: str):
         ids[0]: partition_of(first),
         ids[1]: partition_of(before),
     }
+
+
+def write_every_month(url: str, user_id: UUID, months: int) -> None:
+    """Record a message with a payload in each of so many months, this one first."""
+    with psycopg.connect(url) as conn:
+        conn.execute(
+            """
+            WITH new_message AS (
+                INSERT INTO app.messages (
+                    subject_id, id, user_id, finished_at, input_tokens, output_tokens,
+                    cache_creation_input_tokens, cache_read_input_tokens, model, cost,
+                    credits
+                )
+                SELECT
+                    %(user_id)s, gen_random_uuid(), %(user_id)s,
+                    now() - make_interval(months => n), 1, 1, 0, 0, 'm', 1, 1
+                FROM generate_series(0, %(months)s - 1) AS n
+                RETURNING subject_id, id, finished_at
+            )
+            INSERT INTO app.message_payloads
+            SELECT n.subject_id, n.id, n.finished_at, '["a quote"]'
+            FROM new_message AS n
+            """,
+            {"user_id": user_id, "months": months},
+        )
+
+
+@pytest.mark.parametrize(("keep_months", "past"), [(None, 24), (2, 2), (1200, 120)])
+def test_payloads_of_many_months_make_few_partitions(
+    database: str, keep_months: int | None, past: int
+):
+    write_every_month(database, add_user(database), 3600)
+
+    created = create_payload_partitions(database, keep_months=keep_months)
+
+    assert created == 3 + past
+    found = Counter(places(database).values())
+    assert found["app.message_payloads_default"] == 3600 - 1 - past
+    assert set(found.values()) == {1, 3600 - 1 - past}
+    assert create_payload_partitions(database, keep_months=keep_months) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "now()::date, 121",
+        "now()::date, -1",
+        "now()::date, 2147483647",
+        "now()::date, NULL",
+        "NULL, 1",
+        "'infinity', 1",
+        "'-infinity', 1",
+        "(now() + interval '122 months')::date, 1",
+        "(now() + interval '60 months')::date, 62",
+        "(now() - interval '122 months')::date, 1",
+    ],
+)
+def test_absurd_months_are_refused(conn: psycopg.Connection, arguments: str):
+    statement = f"SELECT app.create_payload_partitions({arguments})"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="at most 120"):
+        conn.execute(statement.encode())
 
 
 def test_bill_remains_when_payloads_are_retired(database: str, tmp_path: Path):
@@ -137,6 +198,46 @@ def test_nothing_is_dropped_that_cannot_be_archived(database: str, tmp_path: Pat
     assert names == [month, month]
     assert archived(folder) == {old: f"{month}.csv.gz", late: f"{month}-2.csv.gz"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+
+
+def test_expired_payloads_of_the_default_partition_are_retired(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(maintenance, "BATCH", 7)
+    monkeypatch.setattr(maintenance, "RETIRED_AT_ONCE", 28)
+    write_every_month(database, add_user(database), 60)
+    before = places(database).keys()
+
+    create_payload_partitions(database, keep_months=12)
+    names = retire_payloads(database, keep_months=12, archive_folder=tmp_path)
+
+    kept, gone = places(database), archived(tmp_path)
+    assert (len(kept), len(gone)) == (13, 47)
+    assert before == kept.keys() | gone.keys()
+    assert "app.message_payloads_default" not in kept.values()
+    assert set(gone.values()) == {f"{name}.csv.gz" for name in names}
+    assert len(names) == 2
+    with connect(database) as conn:
+        row = conn.execute("SELECT sum(messages) FROM app.usage_daily").fetchone()
+    assert row == (60,)
+
+
+def test_expired_payloads_that_were_moved_are_archived_by_the_next_run(
+    database: str, tmp_path: Path
+):
+    write_every_month(database, add_user(database), 30)
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    create_payload_partitions(database, keep_months=1)
+    with pytest.raises(ArchiveError, match=r"left in app\.retired_payloads"):
+        retire_payloads(database, keep_months=1, archive_folder=blocked)
+
+    folder = tmp_path / "folder"
+    (name,) = retire_payloads(database, keep_months=1, archive_folder=folder)
+
+    assert re.fullmatch(r"message_payloads_\d{6}_to_\d{6}", name)
+    assert len(archived(folder)) == 28
+    assert set(archived(folder).values()) == {f"{name}.csv.gz"}
 
 
 def test_nothing_is_lost_while_months_come_and_go(database: str, tmp_path: Path):
@@ -243,25 +344,3 @@ def test_move_that_was_killed_is_finished_by_the_next_run(
     with connect(database) as conn:
         row = conn.execute("SELECT to_regclass('app.waiting_payloads')").fetchone()
     assert row == (None,)
-
-
-def test_nothing_is_kept_of_who_is_anonymized_while_payloads_move(
-    database: str, few_at_once: None, monkeypatch: pytest.MonkeyPatch
-):
-    user_id = add_user(database)
-    fill_default(database, user_id)
-    move_batch = maintenance._move_batch
-    moved: list[int] = []
-
-    def anonymize_and_move(conn: psycopg.Connection) -> int:
-        if not moved:
-            with connect(database) as other:
-                anonymize_user(other, user_id=user_id)
-        moved.append(move_batch(conn))
-        return moved[-1]
-
-    monkeypatch.setattr(maintenance, "_move_batch", anonymize_and_move)
-    create_payload_partitions(database)
-
-    assert sum(moved) == 20
-    assert places(database) == {}

@@ -209,7 +209,7 @@ def test_plan_of_a_query_is_shown():
 def test_plan_for_a_value_is_run_and_undone():
     user = "user_id=00000000-0000-0000-0000-000000000000"
 
-    code, out, _ = run_cli("db", "plan", "lock_user", "--set", user, "--analyze")
+    code, out, _ = run_cli("db", "plan", "get_user", "--set", user, "--analyze")
 
     assert code == 0
     assert "actual time" in out

@@ -189,6 +189,9 @@ VIOLATIONS = {
     "messages_fingerprint_id_fkey": message(fingerprint_id=f"'{NOBODY}'"),
     "messages_subject_is_payer_check": message(subject_id=f"'{ADA}'"),
     "messages_finished_at_is_finite_check": message(finished_at="'infinity'"),
+    "messages_finished_at_not_ahead_check": message(
+        finished_at="now() + interval '24 hours 1 microsecond'"
+    ),
     "messages_tokens_not_negative_check": message(cache_read_input_tokens="-1"),
     "messages_latency_not_negative_check": message(latency_ms="-1"),
     "messages_model_not_empty_check": message(model="''"),

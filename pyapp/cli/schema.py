@@ -1,4 +1,4 @@
-"""`pyapp db migrate | rollback | check | generate | maintain`."""
+"""`pyapp db migrate | rollback | check | generate | maintain | erase-archived`."""
 
 import logging
 import re
@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from pyapp.cli.arguments import parse_id
 from pyapp.cli.console import confirmed, console, say
 from pyapp.cli.data_check import run_data_check
 from pyapp.config import load_settings
 from pyapp.connection import connect
-from pyapp.devtools import migrator
+from pyapp.devtools import archives, migrator
 from pyapp.devtools.changes import Rename
 from pyapp.devtools.generate import generate as draft_migration
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
@@ -37,7 +38,7 @@ MEANINGS: dict[State, str] = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `pyapp db`."""
-    for command in (migrate, rollback, check, generate, maintain):
+    for command in (migrate, rollback, check, generate, maintain, erase_archived):
         app.command()(command)
 
 
@@ -185,11 +186,34 @@ def maintain(
 ) -> None:
     """Make payload partitions ahead, sweep expired sessions, retire old payloads."""
     url = load_settings().database_url
-    say(f"Payload partitions made: {create_payload_partitions(url)}")
+    created = create_payload_partitions(url, keep_months=keep_months)
+    say(f"Payload partitions made: {created}")
     say(f"Expired sessions deleted: {_sweep_sessions(url)}")
     if keep_months is not None:
         retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
         say(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
+
+
+def erase_archived(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="Where archives are."
+        ),
+    ],
+    payer: Annotated[
+        str, typer.Option(metavar="UUID", help="The user or fingerprint.")
+    ],
+) -> None:
+    """Remove a payer's payloads from the archives of db maintain."""
+    subject_id = parse_id(payer)
+    if subject_id is None:
+        raise typer.BadParameter(f"--payer: {payer!r} is not a UUID")
+    removed = archives.erase_archived(folder, subject_id)
+    for name, count in removed.items():
+        say(f"{name}: payloads removed: {count:,}")
+    if not removed:
+        say(f"No archive in {folder} has payloads of {subject_id}")
 
 
 def _read_rename(text: str) -> Rename:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
 from pyapp.cli.console import say, stderr, warn
 from pyapp.config import load_settings
 from pyapp.connection import connect
+from pyapp.devtools.tool_queries import fetch_one
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_messages
@@ -35,6 +36,11 @@ SHOWN_BROKEN_LINES = 20
 class _Payer:
     user_id: UUID | None = None
     fingerprint_id: UUID | None = None
+
+
+@dataclass(frozen=True)
+class _Latest:
+    finished_at: datetime
 
 
 @dataclass
@@ -83,7 +89,10 @@ def usage(
     tally = _Tally()
     with connect(settings.database_url) as conn, _progress(files) as advance:
         payer = _find_payer(conn, user, device_id)
-        lines = read_usage_logs(files, at=moment, counts=tally.lines, on_bytes=advance)
+        latest = fetch_one(conn, "get_latest_finish", _Latest).finished_at
+        lines = read_usage_logs(
+            files, at=moment, latest=latest, counts=tally.lines, on_bytes=advance
+        )
         with _told_how_to_go_on(tally):
             _record(conn, _messages(lines), payer, settings.margin, tally)
     for line in _summary(tally):

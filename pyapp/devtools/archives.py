@@ -1,56 +1,156 @@
 """Archives of retired payloads: gzipped CSV files, each whole or absent."""
 
+import csv
 import gzip
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
 from pyapp.devtools.tool_queries import TOOL_QUERIES
 from pyapp.errors import ArchiveError
 
+# Of every archive; what is not named yet has a dot before it.
+PREFIX = "message_payloads_"
+_COLUMNS = ["subject_id", "message_id", "finished_at", "request", "response"]
 
-def archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> Path:
-    """Write what was detached to *folder* as *name*.csv.gz; return the file.
 
-    An archive that is already there stays, and the new one is numbered. Only the owner
-    can read it: it holds what people said.
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A copy of the retired payloads on disk that has no name yet."""
+
+    folder: Path
+    name: str
+    temporary: Path
+    payloads: int
+
+    @contextmanager
+    def published(self) -> Iterator[Path]:
+        """Give the file its name, and take it away again if the block fails.
+
+        An archive that is already there stays, and the new one is numbered.
+
+        Raises:
+            ArchiveError: the folder cannot be written.
+        """
+        with _reported(self.folder):
+            path = _link(self.temporary, self.folder, self.name)
+        try:
+            with _reported(self.folder):
+                _sync_folder(self.folder)
+            yield path
+        except BaseException:
+            path.unlink()
+            raise
+
+
+@contextmanager
+def draft_archive(
+    conn: psycopg.Connection[Any], folder: Path, name: str
+) -> Iterator[Archive]:
+    """Copy what was detached to a file in *folder* that the block can publish.
+
+    Only the owner can read it: it holds what people said. It is removed at the end of
+    the block; what was published stays.
 
     Raises:
         ArchiveError: the folder or the file cannot be written; no file is left.
     """
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        with os.fdopen(handle, "wb") as file:
-            with gzip.GzipFile(f"{name}.csv", "wb", 6, file) as packed:
-                _copy(conn, packed)
-            file.flush()
-            os.fsync(file.fileno())
-        path = _link(temporary, folder, name)
-        _sync_folder(folder)
-    except OSError as exc:
-        raise ArchiveError(f"cannot archive to {folder}: {exc.strerror}") from exc
+        with _reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # A run that was killed has left its copy.
+            for stale in folder.glob(f".{PREFIX}*"):
+                stale.unlink(missing_ok=True)
+            handle, created = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            temporary = Path(created)
+            with os.fdopen(handle, "wb") as file:
+                with gzip.GzipFile(f"{name}.csv", "wb", 6, file) as packed:
+                    payloads = _copy(conn, packed)
+                file.flush()
+                os.fsync(file.fileno())
+        yield Archive(folder, name, temporary, payloads)
     finally:
         if temporary is not None:
-            Path(temporary).unlink()
-    return path
+            temporary.unlink(missing_ok=True)
 
 
-def _copy(conn: psycopg.Connection[Any], file: gzip.GzipFile) -> None:
-    with (
-        conn.cursor() as cursor,
-        cursor.copy(TOOL_QUERIES["copy_retired_payloads"].sql) as rows,
-    ):
-        for block in rows:
-            file.write(block)
+def erase_archived(folder: Path, subject_id: UUID) -> dict[str, int]:
+    """Remove a payer's payloads from the archives in *folder*; return counts by file.
+
+    A file with payloads of the payer is replaced as a whole by one without them.
+
+    Raises:
+        ArchiveError: a file cannot be read or replaced; it is as it was, and so are
+            those after it in the order of their names.
+    """
+    removed: dict[str, int] = {}
+    for path in sorted(folder.glob(f"{PREFIX}*.csv.gz")):
+        try:
+            count = _rewrite(path, str(subject_id))
+        except (OSError, EOFError, ValueError, csv.Error) as exc:
+            raise ArchiveError(f"cannot change {path}: {exc}") from exc
+        if count:
+            removed[path.name] = count
+    return removed
 
 
-def _link(temporary: str, folder: Path, name: str) -> Path:
+def _rewrite(path: Path, subject_id: str) -> int:
+    csv.field_size_limit(2**31 - 1)
+    handle, created = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(created)
+    try:
+        removed = 0
+        with os.fdopen(handle, "wb") as file:
+            with (
+                gzip.open(path, "rt", encoding="utf-8", newline="") as source,
+                gzip.open(file, "wt", 6, encoding="utf-8", newline="") as target,
+            ):
+                rows, kept = csv.reader(source), csv.writer(target, lineterminator="\n")
+                header = next(rows, [])
+                if header != _COLUMNS:
+                    raise ValueError("it is not an archive of payloads")
+                kept.writerow(header)
+                for row in rows:
+                    if row[0] == subject_id:
+                        removed += 1
+                    else:
+                        kept.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+        if removed:
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        return removed
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ArchiveError(f"cannot archive to {folder}: {exc.strerror}") from exc
+
+
+def _copy(conn: psycopg.Connection[Any], file: gzip.GzipFile) -> int:
+    with conn.cursor() as cursor:
+        with cursor.copy(TOOL_QUERIES["copy_retired_payloads"].sql) as rows:
+            for block in rows:
+                file.write(block)
+        return cursor.rowcount
+
+
+def _link(temporary: Path, folder: Path, name: str) -> Path:
     """Give the finished file its name, the first that is free; never overwrite."""
     for number in itertools.count(1):
         path = folder / (f"{name}.csv.gz" if number == 1 else f"{name}-{number}.csv.gz")

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -12,9 +13,9 @@ from typing import Any, TypeVar
 import psycopg
 
 from pyapp.connection import connect
-from pyapp.devtools.archives import archive
+from pyapp.devtools.archives import Archive, draft_archive
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
-from pyapp.errors import MaintenanceError
+from pyapp.errors import ArchiveError, MaintenanceError
 
 log = logging.getLogger("pyapp.maintenance")
 
@@ -28,6 +29,14 @@ LONG_WAITS = 3
 # So many payloads move at once: while writers are locked out, and while they are not.
 MOST_UNDER_LOCK = 200
 BATCH = 500
+# Partitions are made for past months, where payloads have no partition: so many months
+# back, or as many as are kept, but not more than the function allows.
+MONTHS_BACK = 24
+MOST_MONTHS_BACK = 120
+# So many payloads of the default partition are retired at a time, to one archive.
+RETIRED_AT_ONCE = 100_000
+# An archive is copied again if a user was erased while it was copied.
+COPIES_WITHOUT_LOCK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +60,45 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
+class _Counts:
+    payloads: int
+    erased: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Setting:
     setting: str
 
 
-def create_payload_partitions(url: str, *, months: int = 3) -> int:
+def create_payload_partitions(
+    url: str, *, months: int = 3, keep_months: int | None = None
+) -> int:
     """Make the partitions of this month and those after it; return how many are new.
 
-    Also those of the months that wait in the default partition, which move there. Each
-    is a transaction of its own, so that no lock is held for long. Where many wait, the
-    default partition is first put aside whole, and they move in batches, during which
-    writers go on; until its batch, such a payload is not found. A run that is ended
-    meanwhile is finished by the next.
+    Also those of the last *keep_months*, or else of two years, where payloads of such
+    a month are in the default partition; they move to it, and older ones stay. Each is
+    a transaction of its own, so that no lock is held for long. Where many payloads are
+    in the default partition, it is first put aside whole, and they move in batches,
+    during which writers go on; until its batch, such a payload is not found. A run that
+    is ended before it is done is finished by the next.
 
     Raises:
         MaintenanceError: others kept the table locked; earlier months are made.
     """
+    months_back = MONTHS_BACK if keep_months is None else keep_months
+    window = {"months": months, "months_back": min(months_back, MOST_MONTHS_BACK)}
     created = 0
     with connect(url) as conn:
         conn.autocommit = True
+        missing = fetch(conn, "list_missing_months", _Month, **window)
         is_aside = fetch_one(conn, "find_waiting_table", _Found).is_there
-        if not is_aside:
+        if missing and not is_aside:
             many = fetch_one(conn, "has_many_waiting", _Found, most=MOST_UNDER_LOCK)
             if is_aside := many.is_there:
                 created += _patiently(conn, partial(_put_aside, conn))
-        missing = fetch(conn, "list_missing_months", _Month, months=months)
+                missing = fetch(conn, "list_missing_months", _Month, **window)
         if is_aside:
-            missing += fetch(conn, "list_waiting_months", _Month)
+            missing += fetch(conn, "list_waiting_months", _Month, **window)
         for month in missing:
             created += _patiently(conn, partial(_create, conn, month.first_day))
             log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
@@ -92,22 +113,29 @@ def retire_payloads(
     """Drop the payloads of months before the last *keep_months*; return what went.
 
     With *archive_folder*, each month is first written there, to a file that is whole
-    or absent. What an earlier run had detached and not yet dropped goes first.
+    or absent, and that holds no payload of a user who was anonymized before it was
+    there. What an earlier run had detached and not yet dropped goes first. Payloads
+    that are in the default partition go last, several months to a file.
 
     Raises:
-        MaintenanceError: others kept the table locked; earlier months are gone.
+        MaintenanceError: others kept a table locked; earlier months are gone.
         ArchiveError: an archive cannot be written; its month is not dropped.
     """
     retired: list[str] = []
     with connect(url) as conn:
         conn.autocommit = True
         if fetch_one(conn, "find_retired_table", _Found).is_there:
-            name = fetch_one(conn, "find_retired_month", _Partition).name
-            retired.append(name or "retired_payloads")
-            _drop(conn, name, archive_folder)
+            retired.append(_drop(conn, archive_folder))
         while name := _patiently(conn, partial(_detach, conn, keep_months)):
-            _drop(conn, name, archive_folder)
+            _drop(conn, archive_folder, name)
             retired.append(name)
+        is_left = _has_expired(conn, keep_months)
+        # Writers may go on adding expired payloads; those are for the next run.
+        while is_left:
+            _patiently(conn, partial(execute, conn, "create_retired_table"))
+            with _reporting_what_is_left("payloads of the default partition"):
+                is_left = _move_expired(conn, keep_months)
+            retired.append(_drop(conn, archive_folder))
     return retired
 
 
@@ -128,10 +156,8 @@ def _put_aside(conn: psycopg.Connection[Any]) -> int:
 
 def _move_waiting(conn: psycopg.Connection[Any]) -> None:
     """Move what was put aside to its months, and drop the empty table."""
-    while _move_batch(conn):
+    while _patiently(conn, partial(_move_batch, conn)):
         pass
-    _patiently(conn, partial(execute, conn, "lock_users"))
-    execute(conn, "delete_anonymous_payloads")
     _patiently(conn, partial(execute, conn, "drop_waiting_payloads"))
 
 
@@ -145,15 +171,83 @@ def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
     ).name
 
 
+def _has_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
+    return fetch_one(conn, "has_expired_payloads", _Found, months=keep_months).is_there
+
+
+def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
+    """Move expired payloads to the retired table; say whether more are left for it."""
+    move = partial(
+        execute, conn, "move_expired_payloads", months=keep_months, rows=BATCH
+    )
+    batches = range(0, RETIRED_AT_ONCE, BATCH)
+    return all(_patiently(conn, move) == BATCH for _ in batches)
+
+
 def _drop(
-    conn: psycopg.Connection[Any], name: str | None, archive_folder: Path | None
-) -> None:
-    """Drop what was detached, which held the month *name*, archived if so wished."""
-    if archive_folder is not None and name is not None:
-        archive(conn, archive_folder, name)
-    _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
+    conn: psycopg.Connection[Any], archive_folder: Path | None, name: str | None = None
+) -> str:
+    """Drop what was detached, archived if so wished; return its name.
+
+    The name says which months it holds, where *name* does not.
+    """
+    with _reporting_what_is_left(name or "what was detached"):
+        _patiently(conn, partial(execute, conn, "delete_erased_payloads"))
+        months = fetch_one(conn, "find_retired_months", _Partition).name
+        name = name or months or "retired_payloads"
+        # Without months it is empty, and makes no file.
+        if archive_folder is None or months is None:
+            _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
+        else:
+            _archive(conn, archive_folder, name)
     fields = {"partition": name, "is_archived": archive_folder is not None}
     log.info("month retired", extra=fields)
+    return name
+
+
+@contextmanager
+def _reporting_what_is_left(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArchiveError, MaintenanceError) as exc:
+        raise type(exc)(
+            f"{exc}; {what}: left in app.retired_payloads, with which the next run of"
+            " pyapp db maintain --keep-months begins"
+        ) from exc
+
+
+def _archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
+    """Write the archive and drop the table.
+
+    The file gets its name under a lock that makes erasures wait, and only if none was
+    committed since the copy began. So no file with a user's payloads appears after the
+    erasure of the user was committed. Where erasures overtake every copy, the last one
+    is made under the lock.
+    """
+    for _ in range(COPIES_WITHOUT_LOCK):
+        with draft_archive(conn, folder, name) as archive:
+            if _patiently(conn, partial(_publish, conn, archive)):
+                return
+        log.info("archive overtaken by an erasure", extra={"partition": name})
+    _patiently(conn, partial(_archive_under_lock, conn, folder, name))
+
+
+def _publish(conn: psycopg.Connection[Any], archive: Archive) -> bool:
+    """Name the file and drop the table, unless a user was erased since the copy."""
+    execute(conn, "lock_retired_payloads")
+    counts = fetch_one(conn, "count_retired_payloads", _Counts)
+    if counts.erased or counts.payloads != archive.payloads:
+        return False
+    with archive.published():
+        execute(conn, "drop_retired_payloads")
+    return True
+
+
+def _archive_under_lock(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
+    execute(conn, "lock_retired_payloads")
+    execute(conn, "delete_erased_payloads")
+    with draft_archive(conn, folder, name) as archive, archive.published():
+        execute(conn, "drop_retired_payloads")
 
 
 def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:

@@ -3,17 +3,24 @@
 SELECT set_config('lock_timeout', :milliseconds::text, TRUE) AS setting;
 
 -- name: list_missing_months :many
--- From this month on, in UTC, and those that wait in the default partition.
-WITH wanted_months AS (
-    SELECT
-        (
-            date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n)
-        )::date AS first_day
-    FROM generate_series(0, :months - 1) AS n
+-- From this month on, in UTC, and the last :months_back months as far as payloads of
+-- theirs wait in the default partition. Older payloads stay there.
+WITH this_month AS (
+    SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
+),
+
+wanted_months AS (
+    SELECT (m.starts_at + make_interval(months => n))::date AS first_day
+    FROM this_month AS m
+    CROSS JOIN generate_series(0, :months - 1) AS n
     UNION
     SELECT date_trunc('month', d.finished_at AT TIME ZONE 'UTC')::date AS first_day
-    FROM app.message_payloads_default AS d
-    WHERE isfinite(d.finished_at)
+    FROM this_month AS m
+    INNER JOIN app.message_payloads_default AS d
+        ON (m.starts_at - make_interval(months => :months_back)) AT TIME ZONE 'UTC'
+            <= d.finished_at
+            AND (m.starts_at + make_interval(months => :months)) AT TIME ZONE 'UTC'
+            > d.finished_at
 )
 
 SELECT w.first_day
@@ -23,7 +30,7 @@ WHERE
 ORDER BY w.first_day;
 
 -- name: has_many_waiting :one
--- Whether more wait in the default partition than may move under the writers' lock.
+-- Whether more are in the default partition than may be read under the writers' lock.
 SELECT count(*) > :most AS is_there
 FROM (
     SELECT 1
@@ -52,11 +59,19 @@ $$;
 SELECT to_regclass('app.waiting_payloads') IS NOT NULL AS is_there;
 
 -- name: list_waiting_months :many
--- Those of what was set aside, as far as they have no partition.
-WITH waiting_months AS (
+-- As list_missing_months, of the payloads that were set aside.
+WITH this_month AS (
+    SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
+),
+
+waiting_months AS (
     SELECT date_trunc('month', p.finished_at AT TIME ZONE 'UTC')::date AS first_day
-    FROM app.waiting_payloads AS p
-    WHERE isfinite(p.finished_at)
+    FROM this_month AS m
+    INNER JOIN app.waiting_payloads AS p
+        ON (m.starts_at - make_interval(months => :months_back)) AT TIME ZONE 'UTC'
+            <= p.finished_at
+            AND (m.starts_at + make_interval(months => :months)) AT TIME ZONE 'UTC'
+            > p.finished_at
     GROUP BY first_day
 )
 
@@ -67,45 +82,63 @@ WHERE
 ORDER BY w.first_day;
 
 -- name: move_waiting_payloads :rowcount
--- So many at once; each goes to the partition of its month.
-WITH moved AS (
+-- A batch; each payload goes to the partition of its month, or back to the default
+-- partition. The users are locked first, in id order, as every writer of payloads does:
+-- anonymize_user then finds a payload where it was or where it is, and what it did not
+-- find is not moved on.
+WITH batch AS MATERIALIZED (
+    SELECT
+        w.subject_id,
+        w.message_id,
+        w.finished_at
+    FROM app.waiting_payloads AS w
+    ORDER BY w.subject_id, w.message_id, w.finished_at
+    LIMIT :rows
+),
+
+locked AS MATERIALIZED (
+    SELECT
+        u.id,
+        u.anonymized_at
+    FROM app.users AS u
+    WHERE u.id IN (
+        SELECT b.subject_id
+        FROM batch AS b
+    )
+    ORDER BY u.id
+    FOR KEY SHARE OF u
+),
+
+moved AS (
     DELETE FROM app.waiting_payloads AS w
-    USING (
-        SELECT
-            b.subject_id,
-            b.message_id,
-            b.finished_at
-        FROM app.waiting_payloads AS b
-        ORDER BY b.subject_id, b.message_id, b.finished_at
-        LIMIT :rows
-    ) AS b
+    USING batch AS b
     WHERE w.subject_id = b.subject_id
         AND w.message_id = b.message_id
         AND w.finished_at = b.finished_at
+        -- Read before a row is deleted, so that the locks are taken before.
+        AND (SELECT count(*) FROM locked) >= 0
     RETURNING w.subject_id, w.message_id, w.finished_at, w.request, w.response
+),
+
+kept AS (
+    INSERT INTO app.message_payloads (
+        subject_id, message_id, finished_at, request, response
+    )
+    SELECT
+        m.subject_id,
+        m.message_id,
+        m.finished_at,
+        m.request,
+        m.response
+    FROM moved AS m
+    WHERE NOT EXISTS (
+        SELECT FROM locked AS u
+        WHERE u.id = m.subject_id AND u.anonymized_at IS NOT NULL
+    )
 )
 
-INSERT INTO app.message_payloads (
-    subject_id, message_id, finished_at, request, response
-)
-SELECT
-    m.subject_id,
-    m.message_id,
-    m.finished_at,
-    m.request,
-    m.response
-FROM moved AS m;
-
--- name: lock_users :rowcount
--- Waits for every anonymize_user that began before the last payloads had moved.
-LOCK TABLE app.users IN SHARE MODE;
-
--- name: delete_anonymous_payloads :rowcount
--- What anonymize_user did not find, for it was set aside.
-DELETE FROM app.message_payloads AS p
-USING app.users AS u
-WHERE p.subject_id = u.id
-    AND u.anonymized_at IS NOT NULL;
+SELECT b.message_id
+FROM batch AS b;
 
 -- name: drop_waiting_payloads :rowcount
 -- Once it is empty.
@@ -125,22 +158,128 @@ SELECT
         )::date
     ) AS name;
 
+-- name: has_expired_payloads :one
+-- Whether payloads of months before the last :months are in the default partition.
+SELECT count(*) > 0 AS is_there
+FROM (
+    SELECT 1
+    FROM app.message_payloads_default AS d
+    WHERE d.finished_at < (
+        date_trunc('month', now() AT TIME ZONE 'UTC')
+        - make_interval(months => :months)
+    ) AT TIME ZONE 'UTC'
+    LIMIT 1 -- noqa: AM09
+) AS e;
+
+-- name: create_retired_table :rowcount
+-- For what is taken out of the default partition; locks no one out.
+CREATE TABLE app.retired_payloads (LIKE app.message_payloads INCLUDING ALL);
+
+-- name: move_expired_payloads :rowcount
+-- A batch of the default partition's payloads of months before the last :months. The
+-- users are locked as by move_waiting_payloads.
+WITH batch AS MATERIALIZED (
+    SELECT
+        d.subject_id,
+        d.message_id,
+        d.finished_at
+    FROM app.message_payloads_default AS d
+    WHERE d.finished_at < (
+        date_trunc('month', now() AT TIME ZONE 'UTC')
+        - make_interval(months => :months)
+    ) AT TIME ZONE 'UTC'
+    ORDER BY d.subject_id, d.message_id, d.finished_at
+    LIMIT :rows
+),
+
+locked AS MATERIALIZED (
+    SELECT
+        u.id,
+        u.anonymized_at
+    FROM app.users AS u
+    WHERE u.id IN (
+        SELECT b.subject_id
+        FROM batch AS b
+    )
+    ORDER BY u.id
+    FOR KEY SHARE OF u
+),
+
+moved AS (
+    DELETE FROM app.message_payloads_default AS d
+    USING batch AS b
+    WHERE d.subject_id = b.subject_id
+        AND d.message_id = b.message_id
+        AND d.finished_at = b.finished_at
+        -- Read before a row is deleted, so that the locks are taken before.
+        AND (SELECT count(*) FROM locked) >= 0
+    RETURNING d.subject_id, d.message_id, d.finished_at, d.request, d.response
+),
+
+kept AS (
+    INSERT INTO app.retired_payloads (
+        subject_id, message_id, finished_at, request, response
+    )
+    SELECT
+        m.subject_id,
+        m.message_id,
+        m.finished_at,
+        m.request,
+        m.response
+    FROM moved AS m
+    WHERE NOT EXISTS (
+        SELECT FROM locked AS u
+        WHERE u.id = m.subject_id AND u.anonymized_at IS NOT NULL
+    )
+)
+
+SELECT b.message_id
+FROM batch AS b;
+
 -- name: find_retired_table :one
--- Left over where a run was ended between detaching and dropping.
+-- There while a month is archived, and where that failed or was ended.
 SELECT to_regclass('app.retired_payloads') IS NOT NULL AS is_there;
 
--- name: find_retired_month :one
--- The month of what was detached; NULL if it is empty.
+-- name: find_retired_months :one
+-- The month of what was detached, or the first and the last; NULL if it is empty.
 SELECT
-    'message_payloads_'
-    || to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM') AS name
+    CASE
+        WHEN count(*) > 0
+            THEN 'message_payloads_' || concat_ws(
+                '_to_',
+                to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM'),
+                NULLIF(
+                    to_char(max(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM'),
+                    to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM')
+                )
+            )
+    END AS name
 FROM app.retired_payloads AS r;
 
+-- name: delete_erased_payloads :rowcount
+-- anonymize_user deletes them itself; this finds what earlier versions of it left.
+DELETE FROM app.retired_payloads AS r
+USING app.users AS u
+WHERE r.subject_id = u.id
+    AND u.anonymized_at IS NOT NULL;
+
 -- name: copy_retired_payloads :rowcount
--- For an archive. Nobody can write it any more: it is no partition.
+-- For an archive. No payload is added to the table any more; anonymize_user may delete.
 COPY app.retired_payloads (
     subject_id, message_id, finished_at, request, response
 ) TO STDOUT WITH (FORMAT csv, HEADER);
+
+-- name: lock_retired_payloads :rowcount
+-- anonymize_user waits from here on.
+LOCK TABLE app.retired_payloads IN ACCESS EXCLUSIVE MODE;
+
+-- name: count_retired_payloads :one
+-- Asked under that lock: an erasure since the copy shows in one of the two.
+SELECT
+    count(*) AS payloads,
+    count(u.id) AS erased
+FROM app.retired_payloads AS r
+LEFT JOIN app.users AS u ON r.subject_id = u.id AND u.anonymized_at IS NOT NULL;
 
 -- name: drop_retired_payloads :rowcount
 -- For good.

@@ -1,7 +1,8 @@
 -- name: record_message :one
 -- The same id again for the same payer or the same device adds nothing: no conflict
--- target, because two unique indexes say so. An unknown payer is reported, not refused,
--- so that the caller's transaction goes on without a savepoint. What was said
+-- target, because two unique indexes say so. An unknown payer, and a time that
+-- messages_finished_at_not_ahead_check refuses, are reported, not refused, so that the
+-- caller's transaction goes on without a savepoint. What was said
 -- is not kept once its user has been erased; the foreign key's lock, taken before that
 -- is looked at, waits for who is erasing him.
 WITH named AS MATERIALIZED (
@@ -19,7 +20,9 @@ payer AS MATERIALIZED (
         :fingerprint_id::uuid IS NULL OR EXISTS (
             SELECT FROM app.fingerprints AS f
             WHERE f.id = :fingerprint_id
-        ) AS is_fingerprint_known
+        ) AS is_fingerprint_known,
+        :finished_at::timestamptz AT TIME ZONE 'UTC'
+        > now() AT TIME ZONE 'UTC' + interval '24 hours' AS is_ahead
 ),
 
 new_message AS (
@@ -45,7 +48,7 @@ new_message AS (
         :cost::numeric,
         :credits::numeric
     FROM payer AS p
-    WHERE p.is_user_known AND p.is_fingerprint_known
+    WHERE p.is_user_known AND p.is_fingerprint_known AND NOT p.is_ahead
     ON CONFLICT DO NOTHING
     RETURNING m.subject_id, m.id, m.finished_at, m.cost, m.credits
 ),
@@ -71,6 +74,7 @@ new_payload AS (
 SELECT
     p.is_user_known,
     p.is_fingerprint_known,
+    p.is_ahead,
     :id::uuid AS id,
     n.id IS NOT NULL AS is_new,
     COALESCE(n.cost, 0) AS cost,
@@ -118,6 +122,8 @@ COPY pg_temp.staged_messages (
 -- Of those with one id, for one payer or one device, the first counts. In the order of
 -- their ids, which both unique indexes hold, so that two writers of the same messages
 -- queue up instead of deadlocking. Users are locked as by record_message.
+-- Where messages_finished_at_not_ahead_check refuses a message, nothing is recorded and
+-- the position of the first such message is reported.
 WITH named AS MATERIALIZED (
     SELECT
         u.id,
@@ -129,6 +135,13 @@ WITH named AS MATERIALIZED (
     )
     ORDER BY u.id
     FOR KEY SHARE OF u
+),
+
+first_ahead AS MATERIALIZED (
+    SELECT min(s.position) AS position
+    FROM pg_temp.staged_messages AS s
+    WHERE s.finished_at AT TIME ZONE 'UTC'
+        > now() AT TIME ZONE 'UTC' + interval '24 hours'
 ),
 
 ranked AS (
@@ -202,6 +215,8 @@ new_message AS (
         f.cost,
         f.credits
     FROM first_message AS f
+    CROSS JOIN first_ahead AS a
+    WHERE a.position IS NULL
     ORDER BY f.id, f.subject_id
     ON CONFLICT DO NOTHING
     RETURNING m.subject_id, m.id, m.cost, m.credits
@@ -231,7 +246,8 @@ SELECT
     count(*) AS recorded,
     (SELECT count(*) FROM pg_temp.staged_messages) - count(*) AS duplicates,
     COALESCE(sum(n.cost), 0) AS cost,
-    COALESCE(sum(n.credits), 0) AS credits
+    COALESCE(sum(n.credits), 0) AS credits,
+    (SELECT a.position FROM first_ahead AS a) AS ahead_position
 FROM new_message AS n;
 
 -- name: get_message :one

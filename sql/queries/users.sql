@@ -200,76 +200,26 @@ RETURNING
     u.updated_at,
     u.anonymized_at;
 
--- name: lock_user :rowcount
--- The strongest lock waits for what refers to the user and is not yet committed, a new
--- session above all; the next statement then sees it.
-SELECT u.id
-FROM app.users AS u
-WHERE u.id = :user_id
-FOR UPDATE;
-
--- name: anonymize_user :one
--- Erases the person and keeps the bill. The user is locked first, by lock_user.
-WITH erased AS (
-    UPDATE app.users AS u
-    SET
-        email = NULL,
-        name = NULL,
-        email_verified_at = NULL,
-        image_url = NULL,
-        anonymized_at = COALESCE(u.anonymized_at, now())
-    WHERE u.id = :user_id
-    RETURNING
-        u.id,
-        u.email,
-        u.name,
-        u.email_verified_at,
-        u.image_url,
-        u.base_quota,
-        u.referral_credits,
-        u.quota,
-        u.referral_code,
-        u.referral_limit,
-        u.referral_count,
-        u.stripe_customer_id,
-        u.stripe_subscription_id,
-        u.stripe_price_id,
-        u.subscription_status,
-        u.subscription_active,
-        u.created_at,
-        u.updated_at,
-        u.anonymized_at
-),
-
-ended AS (
-    SELECT count(*) AS sessions
-    FROM app.delete_user_sessions(:user_id)
-),
-
-deleted_payloads AS (
-    DELETE FROM app.message_payloads AS p
-    WHERE p.subject_id = :user_id
-)
-
+-- name: anonymize_user :optional
+-- Erases the person and keeps the bill. No row says that there is no such user.
 SELECT
-    e.id,
-    e.email,
-    e.name,
-    e.email_verified_at,
-    e.image_url,
-    e.base_quota,
-    e.referral_credits,
-    e.quota,
-    e.referral_code,
-    e.referral_limit,
-    e.referral_count,
-    e.stripe_customer_id,
-    e.stripe_subscription_id,
-    e.stripe_price_id,
-    e.subscription_status,
-    e.subscription_active,
-    e.created_at,
-    e.updated_at,
-    e.anonymized_at
-FROM erased AS e
-CROSS JOIN ended;
+    u.id,
+    u.email,
+    u.name,
+    u.email_verified_at,
+    u.image_url,
+    u.base_quota,
+    u.referral_credits,
+    u.quota,
+    u.referral_code,
+    u.referral_limit,
+    u.referral_count,
+    u.stripe_customer_id,
+    u.stripe_subscription_id,
+    u.stripe_price_id,
+    u.subscription_status,
+    u.subscription_active,
+    u.created_at,
+    u.updated_at,
+    u.anonymized_at
+FROM app.anonymize_user(:user_id) AS u;

@@ -170,6 +170,7 @@ RENAMES: Values = {
     "three parts": "a.b.c=d",
     "with a quote": "users.name=x'; --",
 }
+NIL = "00000000-0000-0000-0000-000000000000"
 ADA = ("--user", "{user}")
 LOG = "{log}"  # the name of a log without usage
 
@@ -189,6 +190,11 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
         PATHS,
         ("db", "maintain", "--keep-months", "1", "--archive", "{}"),
     ),
+    "db erase-archived folder": (
+        {name: path for name, path in PATHS.items() if name != "a folder"},
+        ("db", "erase-archived", "{}", "--payer", NIL),
+    ),
+    "db erase-archived payer": (WORDS, ("db", "erase-archived", ".", "--payer", "{}")),
     "db docs output": (PATHS, ("db", "docs", "--output", "{}")),
     "db plan query": (WORDS, ("db", "plan", "{}")),
     "db plan values": (WORDS, ("db", "plan", "get_user", "--set", "{}")),
