@@ -2,7 +2,7 @@
 
 `python -m bench.functions` prints the table; ratios hold within one run. Each call is
 measured as the first of its transaction and inside one that is open, where a guarded
-call sends a savepoint along. Bare psycopg is given the finished parameters and returns
+call takes a savepoint. Bare psycopg is given the finished parameters and returns
 tuples; its savepoint is `conn.transaction()`.
 """
 

@@ -239,8 +239,12 @@ def _take(conn: Connection[Any], step: Step | CopyStep) -> Any:
     return execution.copy(conn, sql, step.rows)
 
 
-async def _run_async(conn: AsyncConnection[Any], sql: str, call: Call[T]) -> T:
-    run = execution.run_guarded_async if call.is_guarded else execution.run_async
+async def _run_async(
+    conn: AsyncConnection[Any], sql: str, call: Call[T], *, is_step: bool = False
+) -> T:
+    run = execution.run_step_async if is_step else execution.run_async
+    if call.is_guarded:
+        run = execution.run_guarded_async
     has_rows = call.row is not None
     return call.result(*await run(conn, sql, call.parameters, has_rows=has_rows))
 
@@ -248,5 +252,5 @@ async def _run_async(conn: AsyncConnection[Any], sql: str, call: Call[T]) -> T:
 async def _take_async(conn: AsyncConnection[Any], step: Step | CopyStep) -> Any:
     sql = QUERIES[step.name].sql
     if isinstance(step, Step):
-        return await _run_async(conn, sql, step.call)
+        return await _run_async(conn, sql, step.call, is_step=True)
     return await execution.copy_async(conn, sql, step.rows)

@@ -8,6 +8,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pyapp.config import load_settings
+from pyapp.connection_types import Connection
 from pyapp.database_url import find_elsewhere, read_url, redact_url
 from pyapp.errors import DatabaseUnavailableError
 
@@ -31,7 +32,7 @@ def connect(
     """
     url = url or load_settings().database_url
     try:
-        return psycopg.connect(
+        return Connection.connect(
             session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
         )
     except psycopg.OperationalError as exc:
@@ -57,8 +58,9 @@ def pool(
     # The pool itself would retry for half a minute before it says that nobody is there.
     with connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
-    connections = ConnectionPool(
+    connections = ConnectionPool[psycopg.Connection[TupleRow]](
         session_conninfo(url, has_options=not is_pooled),
+        connection_class=Connection,
         kwargs=behaviour(is_pooled),
         min_size=min_size,
         max_size=max_size,

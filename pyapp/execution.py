@@ -1,37 +1,54 @@
-"""Runs one statement on a sync or an async connection, and never commits it.
+"""Runs statements on a sync or an async connection, and never commits a transaction.
 
-A guarded statement that a rule refuses leaves the caller's transaction as it was. Where
-one is open, that takes a savepoint, which travels with the statement in one round trip.
-Where the statement itself begins one, that one is rolled back. Under autocommit there
-is nothing to undo.
+A guarded statement that is refused or interrupted leaves the caller's transaction as it
+was. Where a transaction is open, that takes a savepoint. Where the statement itself
+begins the transaction, it is rolled back. Under autocommit there is nothing to undo.
+
+An interruption is a KeyboardInterrupt, or under asyncio the cancellation of a task. It
+may arrive at any moment: also while the savepoint is being released or rolled back to.
+Its rule is that no effect of an interrupted call can be committed: what cannot be
+undone alone aborts the transaction.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeAlias
+import asyncio
+from collections.abc import (
+    AsyncIterator,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import (
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pyapp.errors import RuleError, translate
+from pyapp.errors import translate
+
+T = TypeVar("T")
 
 # The values of the rows, and how many rows there were.
 Outcome: TypeAlias = tuple[Sequence[tuple[Any, ...]], int]
 Parameters: TypeAlias = Mapping[str, Any]
 
-_SET = b"SAVEPOINT pyapp"
-_RELEASE = b"RELEASE pyapp"
-_BACK_TO_SAVEPOINT = (b"ROLLBACK TO pyapp", _RELEASE)
-_BACK_TO_NOTHING = (b"ROLLBACK",)
-_FAILURES = (psycopg.Error, RuleError)
+# No such savepoint exists: the error that this causes aborts the transaction.
+_ABORT = b"ROLLBACK TO pyapp_aborts_an_interrupted_transaction"
+# Seconds that an interrupted call gives the server to answer.
+_PATIENCE = 5.0
 
 
 def run(
     conn: Connection[Any], sql: str, parameters: Parameters, *, has_rows: bool
 ) -> Outcome:
-    """Return what the statement gives; a refusal aborts the transaction."""
+    """Return what the statement gives; an error aborts the transaction."""
     cursor = conn.cursor(row_factory=tuple_row)
     try:
         cursor.execute(sql, parameters)
@@ -39,73 +56,76 @@ def run(
         return cursor.fetchall() if has_rows else (), cursor.rowcount
     except psycopg.IntegrityError as exc:
         raise translate(exc) from exc
+    except Exception:
+        raise
+    except BaseException:
+        # The statement may have completed all the same.
+        if _status(conn) == TransactionStatus.INTRANS:
+            _try(conn, _ABORT)
+        raise
 
 
 def run_guarded(
     conn: Connection[Any], sql: str, parameters: Parameters, *, has_rows: bool
 ) -> Outcome:
-    """Return what the statement gives; a refusal leaves no trace."""
+    """Return what the statement gives; an error leaves no trace."""
     _catch_up(conn)
-    undo = _undo(conn)
-    in_savepoint = undo is _BACK_TO_SAVEPOINT
-    start = _run_in_savepoint if in_savepoint else run
-    try:
-        return start(conn, sql, parameters, has_rows=has_rows)
-    except _FAILURES as exc:
-        _check_connection(conn, exc)
-        if _is_open(conn):
-            for command in undo:
-                conn.execute(command, prepare=False)
-        raise
-
-
-def _run_in_savepoint(
-    conn: Connection[Any], sql: str, parameters: Parameters, *, has_rows: bool
-) -> Outcome:
-    cursor = conn.cursor(row_factory=tuple_row)
-    frame = conn.cursor()
-    failure: psycopg.Error | None = None
-    try:
-        with conn.pipeline():
-            try:
-                frame.execute(_SET, prepare=False)
-                cursor.execute(sql, parameters)
-                frame.execute(_RELEASE, prepare=False)
-            except psycopg.Error as exc:
-                # Kept back, for psycopg would log what else fails at the exit.
-                failure = exc
-    except psycopg.Error as exc:
-        failure = failure or _first(exc)
-    with _translated():
-        if failure:
-            raise failure
-        return cursor.fetchall() if has_rows else (), cursor.rowcount
+    if _needs_no_undo(conn):
+        return run(conn, sql, parameters, has_rows=has_rows)
+    with unit(conn):
+        return run(conn, sql, parameters, has_rows=has_rows)
 
 
 def copy(conn: Connection[Any], sql: str, rows: Iterable[Sequence[Any]]) -> int:
     """Send *rows* to a COPY ... FROM STDIN and return how many they were."""
     cursor = conn.cursor()
-    with _translated():
-        with cursor.copy(sql) as target:
-            for row in rows:
-                target.write_row(row)
-        return cursor.rowcount
+    try:
+        with _translated():
+            with cursor.copy(sql) as target:
+                for row in rows:
+                    target.write_row(row)
+            return cursor.rowcount
+    finally:
+        # psycopg leaves a connection in its COPY if it is interrupted at the beginning.
+        if _status(conn) == TransactionStatus.ACTIVE:
+            conn.pgconn.finish()
 
 
 @contextmanager
 def unit(conn: Connection[Any]) -> Iterator[None]:
-    """Do all that is done inside, or nothing of it."""
+    """Do everything inside, or nothing of it."""
     _catch_up(conn)
-    if _undo(conn) is not _BACK_TO_NOTHING:
-        with conn.transaction():
-            yield
-        return
+    is_first = _status(conn) == TransactionStatus.IDLE
+    block = None
     try:
-        yield
-    except BaseException:
-        if _is_open(conn):
-            conn.rollback()
+        if is_first and not conn.autocommit:
+            yield
+        else:
+            with conn.transaction() as block:
+                yield
+    except BaseException as exc:
+        if is_first:
+            _roll_back(conn)
+        elif block and _is_unsettled(block, exc):
+            _try(conn, *_undo(block))
+        _check_connection(conn, exc)
         raise
+
+
+def _roll_back(conn: Connection[Any]) -> None:
+    """Roll back, once more if the first attempt was interrupted."""
+    for _ in range(2):
+        if not _is_open(conn):
+            return
+        with suppress(psycopg.Error):
+            conn.rollback()
+
+
+def _try(conn: Connection[Any], *commands: bytes) -> None:
+    with suppress(psycopg.Error):
+        for command in commands:
+            conn.execute(command, prepare=False)
+            _catch_up(conn)
 
 
 def _catch_up(conn: Connection[Any]) -> None:
@@ -118,7 +138,7 @@ def _catch_up(conn: Connection[Any]) -> None:
 async def run_async(
     conn: AsyncConnection[Any], sql: str, parameters: Parameters, *, has_rows: bool
 ) -> Outcome:
-    """Return what the statement gives; a refusal aborts the transaction."""
+    """Return what the statement gives; an error aborts the transaction."""
     cursor = conn.cursor(row_factory=tuple_row)
     try:
         await cursor.execute(sql, parameters)
@@ -126,75 +146,95 @@ async def run_async(
         return await cursor.fetchall() if has_rows else (), cursor.rowcount
     except psycopg.IntegrityError as exc:
         raise translate(exc) from exc
+    except Exception:
+        raise
+    except BaseException:
+        # The statement may have completed all the same.
+        if _status(conn) == TransactionStatus.INTRANS:
+            await _finish(conn, _try_async(conn, _ABORT))
+        raise
 
 
 async def run_guarded_async(
     conn: AsyncConnection[Any], sql: str, parameters: Parameters, *, has_rows: bool
 ) -> Outcome:
-    """Return what the statement gives; a refusal leaves no trace."""
+    """Return what the statement gives; an error leaves no trace."""
     await _catch_up_async(conn)
-    undo = _undo(conn)
-    in_savepoint = undo is _BACK_TO_SAVEPOINT
-    start = _run_in_savepoint_async if in_savepoint else run_async
-    try:
-        return await start(conn, sql, parameters, has_rows=has_rows)
-    except _FAILURES as exc:
-        _check_connection(conn, exc)
-        if _is_open(conn):
-            for command in undo:
-                await conn.execute(command, prepare=False)
-        raise
+    if _needs_no_undo(conn):
+        return await run_async(conn, sql, parameters, has_rows=has_rows)
+    async with unit_async(conn):
+        return await run_step_async(conn, sql, parameters, has_rows=has_rows)
 
 
-async def _run_in_savepoint_async(
+async def run_step_async(
     conn: AsyncConnection[Any], sql: str, parameters: Parameters, *, has_rows: bool
 ) -> Outcome:
-    cursor = conn.cursor(row_factory=tuple_row)
-    frame = conn.cursor()
-    failure: psycopg.Error | None = None
-    try:
-        async with conn.pipeline():
-            try:
-                await frame.execute(_SET, prepare=False)
-                await cursor.execute(sql, parameters)
-                await frame.execute(_RELEASE, prepare=False)
-            except psycopg.Error as exc:
-                # Kept back, for psycopg would log what else fails at the exit.
-                failure = exc
-    except psycopg.Error as exc:
-        failure = failure or _first(exc)
-    with _translated():
-        if failure:
-            raise failure
-        return await cursor.fetchall() if has_rows else (), cursor.rowcount
+    """Do as run_async within a unit; a cancellation waits for the server's answer.
+
+    psycopg closes the connection if the statement fails at the moment at which it is
+    cancelled, and a transaction() block ends a closed connection without an error.
+    """
+    work = run_async(conn, sql, parameters, has_rows=has_rows)
+    return await _finish(conn, work, stops=True)
 
 
 async def copy_async(
     conn: AsyncConnection[Any], sql: str, rows: Iterable[Sequence[Any]]
 ) -> int:
     """Send *rows* to a COPY ... FROM STDIN and return how many they were."""
-    cursor = conn.cursor()
-    with _translated():
-        async with cursor.copy(sql) as target:
-            for row in rows:
-                await target.write_row(row)
-        return cursor.rowcount
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancellations = caller.cancelling()
+
+    async def send() -> int:
+        cursor = conn.cursor()
+        with _translated():
+            async with cursor.copy(sql) as target:
+                for row in rows:
+                    if caller.cancelling() > cancellations:
+                        raise asyncio.CancelledError
+                    await target.write_row(row)
+            return cursor.rowcount
+
+    # psycopg leaves a connection in its COPY if it is cancelled at the beginning.
+    return await _finish(conn, send(), stops=True)
 
 
 @asynccontextmanager
 async def unit_async(conn: AsyncConnection[Any]) -> AsyncIterator[None]:
-    """Do all that is done inside, or nothing of it."""
+    """Do everything inside, or nothing of it."""
     await _catch_up_async(conn)
-    if _undo(conn) is not _BACK_TO_NOTHING:
-        async with conn.transaction():
-            yield
-        return
+    is_first = _status(conn) == TransactionStatus.IDLE
+    block = None
     try:
-        yield
-    except BaseException:
-        if _is_open(conn):
-            await conn.rollback()
+        if is_first and not conn.autocommit:
+            yield
+        else:
+            async with _finished(conn) as block:
+                yield
+    except BaseException as exc:
+        if is_first:
+            await _finish(conn, _roll_back_async(conn))
+        elif block and _is_unsettled(block, exc):
+            await _finish(conn, _try_async(conn, *_undo(block)))
+        _check_connection(conn, exc)
         raise
+
+
+async def _roll_back_async(conn: AsyncConnection[Any]) -> None:
+    """Roll back, once more if the first attempt was interrupted."""
+    for _ in range(2):
+        if not _is_open(conn):
+            return
+        with suppress(psycopg.Error):
+            await conn.rollback()
+
+
+async def _try_async(conn: AsyncConnection[Any], *commands: bytes) -> None:
+    with suppress(psycopg.Error):
+        for command in commands:
+            await conn.execute(command, prepare=False)
+            await _catch_up_async(conn)
 
 
 async def _catch_up_async(conn: AsyncConnection[Any]) -> None:
@@ -204,39 +244,99 @@ async def _catch_up_async(conn: AsyncConnection[Any]) -> None:
             pass
 
 
-def _undo(conn: Connection[Any] | AsyncConnection[Any]) -> tuple[bytes, ...]:
-    """Return the commands that take the connection back to where it is now."""
-    status = conn.pgconn.transaction_status
-    if status == TransactionStatus.IDLE:
-        if conn.autocommit:
-            return ()
-        if not conn.pgconn.pipeline_status:
-            return _BACK_TO_NOTHING
-    return () if status == TransactionStatus.INERROR else _BACK_TO_SAVEPOINT
+@asynccontextmanager
+async def _finished(conn: AsyncConnection[Any]) -> AsyncIterator[AsyncTransaction]:
+    """Do as conn.transaction(); no cancellation stops its beginning or end half way."""
+    manager = conn.transaction()
+    block: AsyncTransaction | None = None
+
+    async def enter() -> AsyncTransaction:
+        nonlocal block
+        block = await manager.__aenter__()
+        return block
+
+    try:
+        yield await _finish(conn, enter())
+    except BaseException as exc:
+        if block is not None:
+            await _finish(conn, manager.__aexit__(type(exc), exc, exc.__traceback__))
+        raise
+    await _finish(conn, manager.__aexit__(None, None, None))
+
+
+async def _finish(
+    conn: AsyncConnection[Any], work: Coroutine[Any, Any, T], *, stops: bool = False
+) -> T:
+    """Return what *work* gives, or raise a cancellation once *work* has ended.
+
+    *stops* says that the server is asked to give the work up. A server that does not
+    answer for some seconds loses the connection.
+    """
+    task = asyncio.ensure_future(work)
+    pending: set[asyncio.Future[Any]] = {task}
+    cancelled: asyncio.CancelledError | None = None
+    patience = None
+    while pending:
+        try:
+            done, pending = await asyncio.wait(pending, timeout=patience)
+        except asyncio.CancelledError as exc:
+            if stops and cancelled is None and not task.done():
+                pending.add(asyncio.ensure_future(conn.cancel_safe(timeout=_PATIENCE)))
+            cancelled, patience = exc, _PATIENCE
+        else:
+            if not done:
+                task.cancel()
+                patience = None
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()
+    raise cancelled
+
+
+def _status(conn: Connection[Any] | AsyncConnection[Any]) -> TransactionStatus:
+    return TransactionStatus(conn.pgconn.transaction_status)
 
 
 def _is_open(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
-    status = conn.pgconn.transaction_status
-    return status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+    return _status(conn) in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+def _needs_no_undo(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Say whether one statement is undone by its error alone, or cannot succeed."""
+    status = _status(conn)
+    is_alone = status == TransactionStatus.IDLE and conn.autocommit
+    return is_alone or status == TransactionStatus.INERROR
+
+
+def _is_unsettled(block: Transaction | AsyncTransaction, exc: BaseException) -> bool:
+    """Say whether the savepoint of *block* was neither released nor rolled back to.
+
+    After an interruption, a release may have been sent: that is to be undone.
+    """
+    if _status(block.connection) == TransactionStatus.INERROR:
+        return True
+    is_interruption = not isinstance(exc, Exception)
+    return is_interruption and block.status == block.Status.COMMITTED
+
+
+def _undo(block: Transaction | AsyncTransaction) -> list[bytes]:
+    """Return the commands that restore the savepoint, or abort if it is released."""
+    name = f'"{block.savepoint_name}"'.encode()
+    return [b"ROLLBACK TO " + name, b"RELEASE " + name]
 
 
 def _check_connection(
-    conn: Connection[Any] | AsyncConnection[Any], exc: Exception
+    conn: Connection[Any] | AsyncConnection[Any], exc: BaseException
 ) -> None:
     """Let no refusal hide that the connection was lost with it.
 
-    Whoever took the refusal and went on would leave a transaction() block that says
-    nothing, for psycopg commits no lost connection, and would think it committed.
+    A caller that handled the refusal and went on would leave a transaction() block
+    without an error, because psycopg does not commit a lost connection.
     """
-    if conn.closed and not isinstance(exc, psycopg.OperationalError):
+    is_told = isinstance(exc, psycopg.OperationalError)
+    if conn.closed and isinstance(exc, Exception) and not is_told:
         raise psycopg.OperationalError("the connection was lost") from exc
-
-
-def _first(error: psycopg.Error) -> psycopg.Error:
-    """Return what went wrong before the rest of a pipeline was skipped."""
-    before = error.__context__
-    skipped = isinstance(error, psycopg.errors.PipelineAborted)
-    return _first(before) if skipped and isinstance(before, psycopg.Error) else error
 
 
 @contextmanager

@@ -1,12 +1,19 @@
 """Connections are in UTC, named, and fail with a line that says what to do."""
 
+import contextlib
 import re
+from typing import Any
 
+import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from pyapp.connection import connect, pool
 from pyapp.devtools.ports import free_port
 from pyapp.errors import ConfigError, DatabaseUnavailableError
+from pyapp.users import create_user, list_users
+
+IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 
 SETTINGS = "SELECT current_setting('TimeZone'), current_setting('application_name')"
 
@@ -78,3 +85,35 @@ def test_a_url_that_is_none_is_refused_without_showing_it() -> None:
         connect("postgresql://me:%hunter2@localhost/mine")
 
     assert "hunter2" not in str(caught.value)
+
+
+def fail_quietly(conn: psycopg.Connection[Any]) -> None:
+    create_user(conn, email="ada@example.com")
+    with contextlib.suppress(psycopg.Error):
+        conn.execute("SELECT 1 / 0")
+
+
+def test_aborted_transaction_ends_with_an_error(database: str) -> None:
+    """psycopg would send COMMIT, and the server would answer ROLLBACK."""
+    conn = connect(database)
+    for end in (conn.transaction(), conn):
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction), end:
+            fail_quietly(conn)
+        assert conn.info.transaction_status in (IDLE, UNKNOWN)
+
+    with connect(database) as conn:
+        assert list_users(conn) == []
+
+
+def test_lost_transaction_ends_with_an_error(database: str) -> None:
+    with (
+        connect(database) as conn,
+        pytest.raises(psycopg.OperationalError, match="the connection was lost"),
+        conn.transaction(),
+    ):
+        conn.pgconn.finish()
+
+
+def test_transaction_to_be_rolled_back_may_be_aborted(database: str) -> None:
+    with connect(database) as conn, conn.transaction(force_rollback=True):
+        fail_quietly(conn)

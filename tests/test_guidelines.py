@@ -164,6 +164,7 @@ def test_guidelines_have_their_sections():
     assert re.findall(r"^## (.+)$", GUIDELINES, re.MULTILINE) == [
         "Setting up",
         "Environment",
+        "Connections",
         "Indexes",
         "Defaults and calculated columns",
         "Referrals",

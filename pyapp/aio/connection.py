@@ -11,6 +11,7 @@ from pyapp.connection import (
     session_conninfo,
     unavailable,
 )
+from pyapp.connection_types import AsyncConnection
 
 
 async def connect(
@@ -24,7 +25,7 @@ async def connect(
     """
     url = url or load_settings().database_url
     try:
-        return await psycopg.AsyncConnection.connect(
+        return await AsyncConnection.connect(
             session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
         )
     except psycopg.OperationalError as exc:
@@ -50,8 +51,9 @@ async def pool(
     # The pool itself would retry for half a minute before it says that nobody is there.
     async with await connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
-    connections = AsyncConnectionPool(
+    connections = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
         session_conninfo(url, has_options=not is_pooled),
+        connection_class=AsyncConnection,
         kwargs=behaviour(is_pooled),
         min_size=min_size,
         max_size=max_size,
