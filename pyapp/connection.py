@@ -5,10 +5,10 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from pyapp.config import load_settings
-from pyapp.connection_types import Connection
+from pyapp.connection_types import Connection, Pool
 from pyapp.database_url import find_elsewhere, read_url, redact_url
 from pyapp.errors import DatabaseUnavailableError
 
@@ -47,8 +47,10 @@ def pool(
     min_size: int = 1,
     max_size: int = 10,
     is_pooled: bool = False,
-) -> ConnectionPool[psycopg.Connection[TupleRow]]:
+) -> Pool:
     """Return an open pool of such connections; close it, or use it in a `with`.
+
+    The pool works in this process only: open it after a fork.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
@@ -58,7 +60,7 @@ def pool(
     # The pool itself would retry for half a minute before it says that nobody is there.
     with connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
-    connections = ConnectionPool[psycopg.Connection[TupleRow]](
+    connections = Pool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=Connection,
         kwargs=behaviour(is_pooled),

@@ -1,10 +1,15 @@
-"""The connections that `pyapp.connect` and the pools of `pyapp.pool` open.
+"""The connections and pools that `pyapp.connect` and `pyapp.pool` return.
 
-They differ from psycopg's in one point. A transaction that the server has rolled back
+They differ from psycopg's in two points. A transaction that the server has rolled back
 never ends as if it were committed: commit(), a `with` block of the connection and a
-transaction() block raise an error.
+transaction() block raise an error. And neither a connection nor a pool works in a
+process that was forked from the one that opened it: the two would share a socket, and
+read each other's rows.
 """
 
+import contextlib
+import os
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -15,17 +20,28 @@ from psycopg import AsyncTransaction, Transaction
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from pyapp.errors import ForkedConnectionError
 
 RV = TypeVar("RV")
 
+_open: "weakref.WeakSet[Connection | AsyncConnection]" = weakref.WeakSet()
+
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A psycopg connection that reports a lost commit."""
+    """A psycopg connection that works in one process and reports a lost commit."""
 
     _is_interrupted = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._opened_by = os.getpid()
+        _open.add(self)
+
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Run a generator of psycopg's; every statement goes through here."""
+        _refuse_fork(self._opened_by)
         try:
             return super().wait(gen, *args, **kwargs)
         except Exception:
@@ -72,8 +88,14 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
 
     _is_interrupted = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._opened_by = os.getpid()
+        _open.add(self)
+
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Run a generator of psycopg's; every statement goes through here."""
+        _refuse_fork(self._opened_by)
         try:
             return await super().wait(gen, *args, **kwargs)
         except Exception:
@@ -115,6 +137,112 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
         await super().__aexit__(exc_type, exc_val, exc_tb)
 
 
+class Pool(ConnectionPool[psycopg.Connection[TupleRow]]):
+    """A pool that works in the process that opened it and in no other.
+
+    In a forked process, a request for a connection raises ForkedConnectionError.
+    Giving a connection back and closing the pool do nothing there, so that a block
+    which the fork copied ends quietly.
+    """
+
+    _opened_by: int | None = None
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool for this process."""
+        self._opened_by = self._opened_by or os.getpid()
+        _refuse_fork(self._opened_by)
+        super().open(wait, timeout)
+
+    def getconn(self, timeout: float | None = None) -> psycopg.Connection[TupleRow]:
+        """Return a connection, to be given back by putconn()."""
+        _refuse_fork(self._opened_by)
+        return super().getconn(timeout)
+
+    def putconn(self, conn: psycopg.Connection[TupleRow]) -> None:
+        """Take a connection back."""
+        if not _is_forked(self._opened_by):
+            super().putconn(conn)
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Wait until the pool has min_size connections."""
+        _refuse_fork(self._opened_by)
+        super().wait(timeout)
+
+    def check(self) -> None:
+        """Replace the connections that are dead."""
+        _refuse_fork(self._opened_by)
+        super().check()
+
+    def drain(self) -> None:
+        """Replace all connections."""
+        _refuse_fork(self._opened_by)
+        super().drain()
+
+    def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the size of the pool."""
+        _refuse_fork(self._opened_by)
+        super().resize(min_size, max_size)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the pool and its connections."""
+        if not _is_forked(self._opened_by):
+            super().close(timeout)
+
+    def __del__(self) -> None:
+        """Stop the pool's threads, which a forked process does not have."""
+        if not _is_forked(self._opened_by):
+            super().__del__()
+
+
+class AsyncPool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
+    """The same for asyncio."""
+
+    _opened_by: int | None = None
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool for this process."""
+        self._opened_by = self._opened_by or os.getpid()
+        _refuse_fork(self._opened_by)
+        await super().open(wait, timeout)
+
+    async def getconn(
+        self, timeout: float | None = None
+    ) -> psycopg.AsyncConnection[TupleRow]:
+        """Return a connection, to be given back by putconn()."""
+        _refuse_fork(self._opened_by)
+        return await super().getconn(timeout)
+
+    async def putconn(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
+        """Take a connection back."""
+        if not _is_forked(self._opened_by):
+            await super().putconn(conn)
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait until the pool has min_size connections."""
+        _refuse_fork(self._opened_by)
+        await super().wait(timeout)
+
+    async def check(self) -> None:
+        """Replace the connections that are dead."""
+        _refuse_fork(self._opened_by)
+        await super().check()
+
+    async def drain(self) -> None:
+        """Replace all connections."""
+        _refuse_fork(self._opened_by)
+        await super().drain()
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the size of the pool."""
+        _refuse_fork(self._opened_by)
+        await super().resize(min_size, max_size)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool and its connections."""
+        if not _is_forked(self._opened_by):
+            await super().close(timeout)
+
+
 _LOST = "the connection was lost, and what its transaction did with it"
 
 
@@ -130,3 +258,34 @@ def _lost_transaction(
             " cancelled"
         )
     return None
+
+
+def _is_forked(opened_by: int | None) -> bool:
+    return opened_by is not None and opened_by != os.getpid()
+
+
+def _refuse_fork(opened_by: int | None) -> None:
+    if _is_forked(opened_by):
+        raise ForkedConnectionError(
+            f"process {opened_by} opened this connection or pool, and this process was"
+            " forked from it: call pyapp.connect or pyapp.pool after the fork"
+        )
+
+
+def _let_go() -> None:
+    """Put /dev/null in the place of each socket that belongs to the parent process.
+
+    So nothing that happens to the copies, not even close(), reaches the server.
+    """
+    inherited = list(_open)
+    if not inherited:
+        return
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for conn in inherited:
+        with contextlib.suppress(psycopg.Error, OSError):
+            os.dup2(nothing, conn.pgconn.socket, inheritable=False)
+    os.close(nothing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

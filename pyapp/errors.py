@@ -24,6 +24,13 @@ class DatabaseUnavailableError(PyappError):
     reason = ""
 
 
+class ForkedConnectionError(PyappError):
+    """The process that opened the connection or pool forked; open one after the fork.
+
+    Two processes on one connection would read each other's answers.
+    """
+
+
 class LocalServerError(PyappError):
     """The local server cannot do what was asked; the message says what to do."""
 

@@ -2,7 +2,7 @@
 
 import psycopg
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from pyapp.config import load_settings
 from pyapp.connection import (
@@ -11,7 +11,7 @@ from pyapp.connection import (
     session_conninfo,
     unavailable,
 )
-from pyapp.connection_types import AsyncConnection
+from pyapp.connection_types import AsyncConnection, AsyncPool
 
 
 async def connect(
@@ -40,7 +40,7 @@ async def pool(
     min_size: int = 1,
     max_size: int = 10,
     is_pooled: bool = False,
-) -> AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]:
+) -> AsyncPool:
     """Return an open pool as `pyapp.pool` does; close it, or use it in an `async with`.
 
     Raises:
@@ -51,7 +51,7 @@ async def pool(
     # The pool itself would retry for half a minute before it says that nobody is there.
     async with await connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
-    connections = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]](
+    connections = AsyncPool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=AsyncConnection,
         kwargs=behaviour(is_pooled),

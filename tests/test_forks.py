@@ -1,0 +1,288 @@
+"""A connection belongs to the process that opened it; a fork gets none of it."""
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from pyapp import aio
+from pyapp.connection import connect, pool
+from pyapp.connection_types import AsyncConnection, AsyncPool, Connection, Pool
+from pyapp.errors import ForkedConnectionError
+from pyapp.users import create_user, find_user_by_email, get_user
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+PROCESSES = 4
+HOOKS = {"gunicorn": "def post_fork", "uwsgi": "@postfork", "celery": "from celery"}
+USERS = "SELECT count(*) FROM app.users"
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Return what *work* raises in a forked process, or else its result."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            told = repr(work())
+        except Exception as exc:
+            told = f"{type(exc).__name__}: {exc}"
+        except BaseException:
+            told = traceback.format_exc()
+        os.write(write, told.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8") as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    return told
+
+
+def use(connections: Pool) -> object:
+    with connections.connection(timeout=5) as conn:
+        return conn.execute("SELECT 1").fetchone()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        use,
+        Pool.open,
+        Pool.getconn,
+        Pool.wait,
+        Pool.check,
+        Pool.drain,
+        lambda connections: connections.resize(1, 2),
+    ],
+    ids=["connection", "open", "getconn", "wait", "check", "drain", "resize"],
+)
+def test_pool_refuses_to_work_in_a_forked_process(
+    shared_database: str, work: Callable[[Pool], object]
+):
+    with pool(shared_database) as connections:
+        told = in_child(lambda: work(connections))
+
+        assert told == (
+            f"ForkedConnectionError: process {os.getpid()} opened this connection or"
+            " pool, and this process was forked from it: call pyapp.connect or"
+            " pyapp.pool after the fork"
+        )
+        assert use(connections) == (1,)
+
+
+@pytest.mark.parametrize("name", ["getconn", "open", "wait", "check", "drain"])
+def test_pool_for_asyncio_refuses_too(shared_database: str, name: str):
+    async def open_it() -> AsyncPool:
+        return await aio.pool(shared_database)
+
+    async def use_it(connections: AsyncPool) -> None:
+        await getattr(connections, name)()
+
+    with asyncio.Runner() as runner:
+        connections = runner.run(open_it())
+        told = in_child(lambda: asyncio.run(use_it(connections)))
+        runner.run(connections.close())
+
+    assert told.startswith("ForkedConnectionError: ")
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_inherited_connection_refuses_and_its_owner_goes_on(
+    database: str, is_begun: bool
+):
+    with connect(database) as conn:
+        user = create_user(conn, email="ada@example.com")
+        if not is_begun:
+            conn.commit()
+
+        for work in (
+            lambda: conn.execute(USERS),
+            lambda: get_user(conn, user_id=user.id),
+            lambda: conn.commit() if is_begun else conn.execute(USERS),
+        ):
+            assert in_child(work).startswith("ForkedConnectionError: ")
+
+        assert get_user(conn, user_id=user.id) == user
+    with connect(database) as conn:
+        assert get_user(conn, user_id=user.id) == user
+
+
+def close_all(conn: Connection, connections: Pool, lent: Connection) -> str:
+    """Do in a child all that could reach the server by the parent's sockets."""
+    lent.close()
+    connections.putconn(lent)
+    connections.close()
+    conn.close()
+    return "closed"
+
+
+def finish_all(conn: Connection, connections: Pool, lent: Connection) -> str:
+    """Do what a garbage collection could do, and more."""
+    conn.pgconn.finish()
+    lent.pgconn.finish()
+    connections.__del__()
+    for each in list(connections._pool):
+        each.pgconn.finish()
+    gc.collect()
+    return "closed"
+
+
+@pytest.mark.parametrize("close", [close_all, finish_all])
+def test_closing_in_a_forked_process_harms_nothing(
+    database: str, close: Callable[[Connection, Pool, Connection], str]
+):
+    with connect(database) as conn, pool(database, min_size=3) as connections:
+        assert isinstance(conn, Connection)
+        user = create_user(conn, email="ada@example.com")
+        lent = connections.getconn()
+        assert isinstance(lent, Connection)
+        lent.execute("CREATE TEMP TABLE mine (id int)")
+
+        assert in_child(lambda: close(conn, connections, lent)) == "'closed'"
+
+        assert lent.execute("SELECT count(*) FROM mine").fetchone() == (0,)
+        connections.putconn(lent)
+        for _ in range(3):
+            assert use(connections) == (1,)
+        assert get_user(conn, user_id=user.id) == user
+        assert connections.get_stats().get("connections_lost", 0) == 0
+
+
+def test_child_leaves_blocks_and_interpreter_without_harm(database: str):
+    """A child that leaves the blocks of its parent, and ends as a program ends."""
+    script = textwrap.dedent(
+        """
+        import os, sys, pyapp
+        with pyapp.pool(min_size=2) as pool, pyapp.connect() as own:
+            with pool.connection() as conn:
+                conn.execute("CREATE TEMP TABLE mine (id int)")
+                own.execute("CREATE TEMP TABLE mine (id int)")
+                child = os.fork()
+                if child == 0:
+                    sys.exit(7)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+                conn.execute("SELECT FROM mine")
+                own.execute("SELECT FROM mine")
+        print("unharmed")
+        """
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", script],
+        env={**os.environ, "DATABASE_URL": database},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (run.returncode, run.stdout) == (0, "unharmed\n"), run.stderr
+    assert "Traceback" not in run.stderr
+
+
+POOL: list[Pool] = []
+
+
+def open_pool(url: str) -> None:
+    POOL.append(pool(url, max_size=2))
+
+
+def read_email(user_id: UUID) -> str | None:
+    with POOL[-1].connection() as conn:
+        return get_user(conn, user_id=user_id).email
+
+
+def test_pools_opened_after_the_fork_read_their_own_rows(database: str):
+    with pool(database) as connections, connections.connection() as conn:
+        users = [create_user(conn, email=f"{n}@example.com") for n in range(200)]
+        conn.commit()
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(PROCESSES, open_pool, [database]) as workers:
+            emails = workers.map(read_email, [user.id for user in users])
+
+        assert emails == [user.email for user in users]
+        assert find_user_by_email(conn, email="7@example.com") == users[7]
+
+
+def test_inherited_pool_gives_no_row_in_any_worker(database: str):
+    """With psycopg's own pool, a worker may get the row that another one asked for."""
+    with pool(database, min_size=2) as connections:
+        with connections.connection() as conn:
+            users = [create_user(conn, email=f"{n}@example.com") for n in range(8)]
+        POOL.append(connections)
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(PROCESSES) as workers:
+            results = [workers.apply_async(read_email, [user.id]) for user in users]
+            for result in results:
+                with pytest.raises(ForkedConnectionError):
+                    result.get(timeout=30)
+
+
+def test_async_connection_refuses_too(shared_database: str):
+    async def open_it() -> psycopg.AsyncConnection:
+        return await aio.connect(shared_database)
+
+    async def count(conn: psycopg.AsyncConnection) -> object:
+        return await (await conn.execute(USERS)).fetchone()
+
+    async def close(conn: psycopg.AsyncConnection) -> None:
+        await conn.close()
+
+    with asyncio.Runner() as runner:
+        conn = runner.run(open_it())
+        assert isinstance(conn, AsyncConnection)
+        assert in_child(lambda: asyncio.run(count(conn))).startswith("ForkedConn")
+        assert in_child(lambda: asyncio.run(close(conn))) == "None"
+        assert runner.run(count(conn))
+        runner.run(close(conn))
+
+
+@pytest.mark.parametrize("host", ["gunicorn", "uwsgi", "celery"])
+def test_hooks_of_the_documentation_open_a_pool_in_each_worker(
+    database: str, monkeypatch: pytest.MonkeyPatch, host: str
+):
+    """The servers call them; here a fork does, with what they import in their place."""
+    page = Path(__file__).parents[1] / "docs" / "connections.md"
+    blocks = re.findall(
+        r"^```py\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S
+    )
+    (code,) = (block for block in blocks if HOOKS[host] in block)
+    monkeypatch.setenv("DATABASE_URL", database)
+    stub = SimpleNamespace(connect=lambda hook: hook)
+    application = SimpleNamespace()
+    for name, module in {
+        "application": application,
+        "celery": SimpleNamespace(),
+        "celery.signals": SimpleNamespace(
+            worker_process_init=stub, worker_process_shutdown=stub
+        ),
+        "uwsgidecorators": SimpleNamespace(postfork=stub.connect),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+
+    def work() -> object:
+        if host == "gunicorn":
+            names["post_fork"](None, None)
+        else:
+            names["open_pool"]()
+        result = use(names.get("pool") or application.pool)
+        if host == "gunicorn":
+            names["worker_exit"](None, None)
+        elif host == "celery":
+            names["close_pool"]()
+        return result
+
+    with pool(database):
+        assert in_child(work) == in_child(work) == "(1,)"
