@@ -11,9 +11,15 @@ from pyapp.config import load_settings
 from pyapp.connection_types import Connection, Pool
 from pyapp.database_url import find_elsewhere, read_url, redact_url
 from pyapp.errors import DatabaseUnavailableError
+from pyapp.session_settings import session_options, session_sql
 
 # How PgBouncer before 1.20 refuses a session's options.
 POOLER_REFUSAL = "unsupported startup parameter"
+
+REPLICA_ROLE = (
+    "FATAL: session_replication_role switches triggers off for this role;"
+    " a superuser takes that back by ALTER ROLE ... RESET session_replication_role"
+)
 
 
 def connect(
@@ -21,10 +27,11 @@ def connect(
 ) -> psycopg.Connection[TupleRow]:
     """Return an open connection to *url*, else to the configured DATABASE_URL.
 
-    Its session is in UTC and is called pyapp. The caller commits and closes it.
-    *is_pooled* says that a pooler may give every transaction another session: nothing
-    is then prepared on the server, and the time zone is the pooler's to set. A pooler
-    that refuses a session's options is known by that.
+    Its session is called pyapp, is in UTC, and does not depend on settings of the role,
+    the database or the server. The caller commits and closes it. *is_pooled* says that
+    a pooler may give every transaction another session: nothing is then prepared on the
+    server, and the settings are the pooler's to set. A pooler that refuses a session's
+    options is known by that.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
@@ -32,13 +39,23 @@ def connect(
     """
     url = url or load_settings().database_url
     try:
-        return Connection.connect(
+        conn = Connection.connect(
             session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
         )
     except psycopg.OperationalError as exc:
         if not is_pooled and POOLER_REFUSAL in str(exc):
             return connect(url, is_pooled=True)
         raise unavailable(url, exc) from exc
+    if is_pooled:
+        return conn
+    try:
+        settle(conn)
+    except BaseException as exc:
+        conn.close()
+        if isinstance(exc, psycopg.Error):
+            raise unavailable(url, exc) from exc
+        raise
+    return conn
 
 
 def pool(
@@ -64,6 +81,7 @@ def pool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=Connection,
         kwargs=behaviour(is_pooled),
+        configure=None if is_pooled else settle,
         min_size=min_size,
         max_size=max_size,
         open=False,
@@ -76,6 +94,15 @@ def pool(
     return connections
 
 
+def settle(conn: psycopg.Connection[Any]) -> None:
+    """Set in a new session what its options cannot set."""
+    try:
+        conn.execute(session_sql(), prepare=False)
+        conn.commit()
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise psycopg.OperationalError(REPLICA_ROLE) from exc
+
+
 def behaviour(is_pooled: bool) -> dict[str, Any]:
     """Return what psycopg is told beside the conninfo."""
     return {"prepare_threshold": None} if is_pooled else {}
@@ -86,8 +113,10 @@ def session_conninfo(url: str, *, has_options: bool = True) -> str:
     parts = read_url(url)
     parts.setdefault("application_name", "pyapp")
     parts.setdefault("connect_timeout", 10)
+    parts["client_encoding"] = "UTF8"
     if has_options:
-        parts["options"] = f"{parts.get('options', '')} -c TimeZone=UTC".strip()
+        # The last of two options wins: a URL may add others, not change these.
+        parts["options"] = f"{parts.get('options', '')} {session_options()}".strip()
     return make_conninfo("", **parts)
 
 

@@ -3,6 +3,7 @@
 Needs `pgbouncer`; without it these tests are left out, except on CI as root.
 """
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pyapp.devtools.throwaway import open_folder
 from pyapp.messages import record_message, record_messages
 from pyapp.quota import get_user_quota
 from pyapp.records import NewMessage
+from pyapp.session_settings import SETTINGS
 from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user
 from tests.support import find_pgbouncer
@@ -50,7 +52,7 @@ def pooled(module_database: str, request: pytest.FixtureRequest) -> Iterator[str
     (folder / "pgbouncer.ini").write_text(
         f"""
 [databases]
-pooled = {target} timezone=UTC
+pooled = {target} {connect_query()}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -78,6 +80,15 @@ ignore_startup_parameters = {ignored}
         process.kill()
         process.wait()
         log.close()
+
+
+def connect_query() -> str:
+    """Return what the documentation has PgBouncer set in each of its sessions."""
+    page = Path(__file__).parents[1] / "docs" / "connections.md"
+    (query,) = re.findall(
+        r"^pooled = .*(connect_query=.*)$", page.read_text("utf-8"), re.M
+    )
+    return str(query)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -169,6 +180,41 @@ def test_pooler_is_known_by_refusing_options(pooled: str, open_it):
             conn.commit()
         if open_it is pool:
             given.putconn(conn)
+
+
+def test_pooler_sets_what_a_session_of_its_own_would(module_database: str, pooled: str):
+    parts = conninfo_to_dict(module_database)
+    alter = sql.SQL("ALTER ROLE {} IN DATABASE {} ").format(
+        *(sql.Identifier(str(parts[part])) for part in ("user", "dbname"))
+    )
+    hostile = {
+        "DateStyle": "German",
+        "IntervalStyle": "iso_8601",
+        "TimeZone": "Asia/Kathmandu",
+        "client_encoding": "LATIN1",
+        "default_transaction_isolation": "serializable",
+        "standard_conforming_strings": "off",
+    }
+    with psycopg.connect(module_database, autocommit=True) as admin:
+        for name, value in hostile.items():
+            admin.execute(alter + sql.SQL("SET {} TO {}").format(sql.SQL(name), value))
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> {}"
+        admin.execute(
+            sql.SQL(end + " AND datname = {}").format(
+                admin.info.backend_pid, str(parts["dbname"])
+            )
+        )
+        try:
+            with connect(pooled, is_pooled=True) as conn:
+                for name in re.findall(r"SET (\w+)=", connect_query()):
+                    row = conn.execute(sql.SQL("SHOW {}").format(sql.SQL(name)))
+                    value = SETTINGS[name].replace("O,M", "O, M")
+                    assert row.fetchone() == (value,), name
+                assert conn.info.encoding == "utf-8"
+                user = create_user(conn, email=f"\u20ac{uuid4()}@example.com")
+                assert get_user_quota(conn, user_id=user.id).credits_used == 0
+        finally:
+            admin.execute(alter + sql.SQL("RESET ALL"))
 
 
 def test_server_itself_is_asked_to_prepare(module_database: str):

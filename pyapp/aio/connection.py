@@ -1,5 +1,7 @@
 """`pyapp.connect` and `pyapp.pool`, to be awaited."""
 
+from typing import Any
+
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout
@@ -7,11 +9,13 @@ from psycopg_pool import PoolTimeout
 from pyapp.config import load_settings
 from pyapp.connection import (
     POOLER_REFUSAL,
+    REPLICA_ROLE,
     behaviour,
     session_conninfo,
     unavailable,
 )
 from pyapp.connection_types import AsyncConnection, AsyncPool
+from pyapp.session_settings import session_sql
 
 
 async def connect(
@@ -25,13 +29,32 @@ async def connect(
     """
     url = url or load_settings().database_url
     try:
-        return await AsyncConnection.connect(
+        conn = await AsyncConnection.connect(
             session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
         )
     except psycopg.OperationalError as exc:
         if not is_pooled and POOLER_REFUSAL in str(exc):
             return await connect(url, is_pooled=True)
         raise unavailable(url, exc) from exc
+    if is_pooled:
+        return conn
+    try:
+        await settle(conn)
+    except BaseException as exc:
+        await conn.close()
+        if isinstance(exc, psycopg.Error):
+            raise unavailable(url, exc) from exc
+        raise
+    return conn
+
+
+async def settle(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Set in a new session what its options cannot set."""
+    try:
+        await conn.execute(session_sql(), prepare=False)
+        await conn.commit()
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise psycopg.OperationalError(REPLICA_ROLE) from exc
 
 
 async def pool(
@@ -55,6 +78,7 @@ async def pool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=AsyncConnection,
         kwargs=behaviour(is_pooled),
+        configure=None if is_pooled else settle,
         min_size=min_size,
         max_size=max_size,
         open=False,
