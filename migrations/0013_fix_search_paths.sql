@@ -124,3 +124,8 @@ BEGIN
     END IF;
 END;
 $$;
+
+-- PUBLIC may not call a function that runs as its owner.
+REVOKE EXECUTE ON FUNCTION
+app.add_usage(), app.grant_referral_credits(), app.refuse_user_id()
+FROM public;

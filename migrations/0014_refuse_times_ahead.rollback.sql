@@ -5,7 +5,7 @@ SET LOCAL lock_timeout = '5s';
 CREATE OR REPLACE FUNCTION app.create_payload_partitions(
     first_month date, months integer
 )
-RETURNS integer LANGUAGE plpgsql SET search_path = ''
+RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     month date;

@@ -6,8 +6,8 @@ SET LOCAL lock_timeout = '5s';
 
 ALTER TABLE app.messages
     ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
-        finished_at AT TIME ZONE 'UTC'
-        <= recorded_at AT TIME ZONE 'UTC' + interval '24 hours'
+        finished_at AT TIME ZONE interval '0'
+        <= recorded_at AT TIME ZONE interval '0' + interval '24 hours'
     ) NOT VALID;
 COMMENT ON COLUMN app.messages.recorded_at IS
     'When the row was written; finished_at is at most 24 hours after it.';
@@ -23,7 +23,7 @@ DECLARE
     upper_bound text;
     partition text;
     created integer := 0;
-    this_month timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
+    this_month timestamp := date_trunc('month', now() AT TIME ZONE interval '0');
 BEGIN
     -- A query that names no time locks every partition and plans for it.
     IF (

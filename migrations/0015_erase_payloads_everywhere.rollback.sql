@@ -3,7 +3,7 @@
 SET LOCAL lock_timeout = '5s';
 
 CREATE OR REPLACE FUNCTION app.retire_payload_partition(keep_from date)
-RETURNS text LANGUAGE plpgsql SET search_path = ''
+RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     partition text := (

@@ -3,7 +3,7 @@
 SET LOCAL lock_timeout = '5s';
 
 CREATE OR REPLACE FUNCTION app.grant_referral_credits()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- Both sides of every row are locked in id order before any is changed, so that

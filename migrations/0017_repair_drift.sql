@@ -18,7 +18,7 @@ CREATE VIEW app.usage_drift WITH (security_invoker = TRUE) AS
 WITH recorded AS (
     SELECT
         m.subject_id,
-        (m.finished_at AT TIME ZONE 'UTC')::date AS day,
+        (m.finished_at AT TIME ZONE interval '0')::date AS day,
         count(*) AS messages,
         sum(m.input_tokens) AS input_tokens,
         sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
@@ -116,9 +116,10 @@ BEGIN ATOMIC
         sum(m.credits) AS credits
     FROM app.messages AS m
     WHERE m.subject_id = sum_usage_day.subject
-        AND m.finished_at >= sum_usage_day.usage_day::timestamp AT TIME ZONE 'UTC'
         AND m.finished_at
-        < (sum_usage_day.usage_day + 1)::timestamp AT TIME ZONE 'UTC'
+        >= sum_usage_day.usage_day::timestamp AT TIME ZONE interval '0'
+        AND m.finished_at
+        < (sum_usage_day.usage_day + 1)::timestamp AT TIME ZONE interval '0'
     HAVING count(*) > 0;
 END;
 

@@ -2,4 +2,5 @@
 -- transactional: false
 
 CREATE UNIQUE INDEX CONCURRENTLY messages_fingerprint_id_id_idx
-ON app.messages (fingerprint_id, id);
+ON app.messages (fingerprint_id, id)
+WHERE fingerprint_id IS NOT NULL;

@@ -135,3 +135,10 @@ COMMENT ON FUNCTION app.cancel_referral(uuid) IS
 
 COMMENT ON COLUMN app.referrals.status IS
     'pending, then completed, which is final; a cancelled one is deleted.';
+
+-- PUBLIC may not call a function that runs as its owner.
+REVOKE EXECUTE ON FUNCTION
+app.delete_session(bytea), app.delete_user_sessions(uuid),
+app.delete_expired_sessions(bigint), app.end_unproved_sessions(),
+app.cancel_referral(uuid)
+FROM public;

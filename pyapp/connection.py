@@ -97,8 +97,9 @@ def pool(
 def settle(conn: psycopg.Connection[Any]) -> None:
     """Set in a new session what its options cannot set."""
     try:
+        conn.autocommit = True
         conn.execute(session_sql(), prepare=False)
-        conn.commit()
+        conn.autocommit = False
     except psycopg.errors.InsufficientPrivilege as exc:
         raise psycopg.OperationalError(REPLICA_ROLE) from exc
 

@@ -28,8 +28,6 @@ SELECT pg_catalog.create_reference_table('app.fingerprints');
 DROP INDEX app.messages_fingerprint_id_id_idx;
 CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
 
-SELECT create_distributed_table('app.messages', 'subject_id');
-
 SELECT pg_catalog.create_distributed_table('app.messages', 'subject_id');
 
 SELECT pg_catalog.create_distributed_table(

@@ -362,6 +362,9 @@ $$;
 COMMENT ON FUNCTION app.refuse_user_id() IS
     'Trigger: refuses a fingerprint whose id is a user''s.';
 
+-- PUBLIC may not call a function that runs as its owner.
+REVOKE EXECUTE ON FUNCTION app.refuse_user_id() FROM public;
+
 CREATE TRIGGER fingerprints_refuse_user_id BEFORE INSERT OR UPDATE OF id
 ON app.fingerprints FOR EACH ROW EXECUTE FUNCTION app.refuse_user_id();
 
@@ -422,6 +425,8 @@ $$;
 COMMENT ON FUNCTION app.delete_session(bytea) IS
     'Deletes one session by the hash of its token; returns its user, or no row.';
 
+REVOKE EXECUTE ON FUNCTION app.delete_session(bytea) FROM public;
+
 CREATE FUNCTION app.delete_user_sessions(user_id uuid)
 RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -436,6 +441,8 @@ $$;
 
 COMMENT ON FUNCTION app.delete_user_sessions(uuid) IS
     'Deletes all sessions of a user; returns one row for each.';
+
+REVOKE EXECUTE ON FUNCTION app.delete_user_sessions(uuid) FROM public;
 
 CREATE FUNCTION app.delete_expired_sessions(row_limit bigint)
 RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
@@ -461,6 +468,8 @@ $$;
 
 COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
     'Deletes at most so many expired sessions, oldest first; returns one row for each.';
+
+REVOKE EXECUTE ON FUNCTION app.delete_expired_sessions(bigint) FROM public;
 
 -- Anyone can sign up with an address before its owner does: a session that is older
 -- than the first proof of the address may be another person's.
@@ -488,6 +497,8 @@ $$;
 
 COMMENT ON FUNCTION app.end_unproved_sessions() IS
     'Trigger: deletes the sessions of a user whose address is proved the first time.';
+
+REVOKE EXECUTE ON FUNCTION app.end_unproved_sessions() FROM public;
 
 CREATE TRIGGER users_end_unproved_sessions
 AFTER UPDATE OF email, email_verified_at ON app.users
@@ -583,8 +594,8 @@ ALTER TABLE app.messages
     -- In UTC, because timestamptz + interval depends on the session's TimeZone; and no
     -- subtraction, because times that are far apart overflow an interval.
     ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
-        finished_at AT TIME ZONE 'UTC'
-        <= recorded_at AT TIME ZONE 'UTC' + interval '24 hours'
+        finished_at AT TIME ZONE interval '0'
+        <= recorded_at AT TIME ZONE interval '0' + interval '24 hours'
     ),
     ADD CONSTRAINT messages_tokens_not_negative_check CHECK (
         LEAST(
@@ -610,9 +621,11 @@ ON app.messages (subject_id, finished_at) INCLUDE (credits);
 CREATE INDEX messages_user_id_idx ON app.messages (user_id);
 
 -- For messages_fingerprint_id_fkey. Unique, because a call that is recorded again after
--- its user has signed in has the same device and id, and another payer.
+-- its user has signed in has the same device and id, and another payer. Partial: most
+-- messages of users name no device.
 CREATE UNIQUE INDEX messages_fingerprint_id_id_idx
-ON app.messages (fingerprint_id, id);
+ON app.messages (fingerprint_id, id)
+WHERE fingerprint_id IS NOT NULL;
 
 -- For get_client_usage; partial, because imported and anonymous calls often have none.
 CREATE INDEX messages_client_id_idx ON app.messages (client_id)
@@ -681,7 +694,7 @@ DECLARE
     upper_bound text;
     partition text;
     created integer := 0;
-    this_month timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
+    this_month timestamp := date_trunc('month', now() AT TIME ZONE interval '0');
 BEGIN
     -- A query that names no time locks every partition and plans for it.
     IF (
@@ -881,6 +894,8 @@ $$;
 
 COMMENT ON FUNCTION app.add_usage() IS
     'Trigger: adds a statement''s new messages to usage_daily.';
+
+REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;
 
 CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
 REFERENCING NEW TABLE AS inserted
@@ -1106,6 +1121,8 @@ $$;
 COMMENT ON FUNCTION app.grant_referral_credits() IS
     'Trigger: grants what this transaction completes; earlier ones must be counted.';
 
+REVOKE EXECUTE ON FUNCTION app.grant_referral_credits() FROM public;
+
 CREATE TRIGGER referrals_grant_on_insert AFTER INSERT ON app.referrals
 REFERENCING NEW TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
@@ -1159,6 +1176,8 @@ $$;
 COMMENT ON FUNCTION app.cancel_referral(uuid) IS
     'Deletes the pending referral of a user and returns it; no row if none is pending.';
 
+REVOKE EXECUTE ON FUNCTION app.cancel_referral(uuid) FROM public;
+
 -- ---------------------------------------------------------------------------
 -- Drift: sums that do not equal the rows they are made from
 -- ---------------------------------------------------------------------------
@@ -1169,7 +1188,7 @@ CREATE VIEW app.usage_drift WITH (security_invoker = TRUE) AS
 WITH recorded AS (
     SELECT
         m.subject_id,
-        (m.finished_at AT TIME ZONE 'UTC')::date AS day,
+        (m.finished_at AT TIME ZONE interval '0')::date AS day,
         count(*) AS messages,
         sum(m.input_tokens) AS input_tokens,
         sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
@@ -1267,9 +1286,10 @@ BEGIN ATOMIC
         sum(m.credits) AS credits
     FROM app.messages AS m
     WHERE m.subject_id = sum_usage_day.subject
-        AND m.finished_at >= sum_usage_day.usage_day::timestamp AT TIME ZONE 'UTC'
         AND m.finished_at
-        < (sum_usage_day.usage_day + 1)::timestamp AT TIME ZONE 'UTC'
+        >= sum_usage_day.usage_day::timestamp AT TIME ZONE interval '0'
+        AND m.finished_at
+        < (sum_usage_day.usage_day + 1)::timestamp AT TIME ZONE interval '0'
     HAVING count(*) > 0;
 END;
 
@@ -1501,7 +1521,6 @@ $$;
 COMMENT ON FUNCTION app.anonymize_user(uuid) IS
     'Erases the person and every payload of the user, keeps the bill; returns the row.';
 
--- From the start, because whoever may use the schema could erase any user.
 REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;
 
 -- ---------------------------------------------------------------------------

@@ -73,16 +73,25 @@ class Rule:
 
 RULES = (
     Rule(
-        "foreign_key_leads_a_full_index",
+        "foreign_key_leads_an_index",
         f"""
         SELECT c.conname FROM ({CONSTRAINTS}) AS c
         WHERE c.contype = 'f' AND NOT EXISTS (
             SELECT FROM pg_index AS i
-            WHERE i.indrelid = c.conrelid AND i.indisvalid AND i.indpred IS NULL
+            WHERE i.indrelid = c.conrelid AND i.indisvalid
+                -- A row whose key is NULL refers to nothing.
+                AND COALESCE(
+                    pg_get_expr(i.indpred, i.indrelid) = (
+                        SELECT format('(%I IS NOT NULL)', a.attname)
+                        FROM pg_attribute AS a
+                        WHERE a.attrelid = i.indrelid AND a.attnum = c.conkey[1]
+                    ),
+                    i.indpred IS NULL
+                )
                 AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] @> c.conkey
         )
         """,
-        "create an index, not a partial one, that begins with its columns",
+        "create an index that begins with its columns and leaves out only NULL keys",
         "ALTER TABLE app.plans ADD COLUMN user_id uuid"
         " CONSTRAINT plans_user_id_fkey REFERENCES app.users ON DELETE RESTRICT;"
         "COMMENT ON COLUMN app.plans.user_id IS 'NULL for all.';"
@@ -265,6 +274,18 @@ RULES = (
         " RETURN (now() AT TIME ZONE 'UTC')::date;"
         "COMMENT ON FUNCTION app.get_day() IS 'The day.'",
         "app.get_day()",
+    ),
+    Rule(
+        "security_definer_is_not_left_to_public",
+        f"""
+        SELECT f.object FROM ({FUNCTIONS}) AS f
+        WHERE f.prosecdef AND has_function_privilege('public', f.oid, 'EXECUTE')
+        """,
+        "REVOKE EXECUTE from public where it is created",
+        "CREATE FUNCTION app.get_one() RETURNS integer LANGUAGE sql SECURITY DEFINER"
+        " SET search_path = pg_catalog, pg_temp RETURN 1;"
+        "COMMENT ON FUNCTION app.get_one() IS 'One.'",
+        "app.get_one()",
     ),
     Rule(
         "foreign_key_writes_its_on_delete",

@@ -64,7 +64,7 @@ SELECT
     m.user_id,
     m.fingerprint_id,
     now() - random() ^ 2 * interval '45 days',
-    now() - interval '13 seconds'
+    now() - interval '0.28 seconds'
     * (300000 - row_number() OVER (ORDER BY COALESCE(m.user_id, m.fingerprint_id))),
     100, 200, 300, 400, 500,
     'model-' || m.n % 7,

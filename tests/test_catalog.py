@@ -21,6 +21,7 @@ LONGEST_TABLE = 39
 # A body that must write what its caller may not, or see what its caller may not.
 SECURITY_DEFINER = {
     "app.add_usage()": "writes usage_daily, which nobody else may",
+    "app.anonymize_user(uuid)": "deletes, also what maintenance has detached",
     "app.cancel_referral(uuid)": "deletes without the privilege to lock the table",
     "app.delete_expired_sessions(bigint)": "deletes, as cancel_referral",
     "app.delete_session(bytea)": "deletes, as cancel_referral",

@@ -72,6 +72,16 @@ def test_program_that_does_not_run_is_passed_over(machine: Path):
     assert list_pg_dumps() == []
 
 
+def test_folder_of_the_path_that_cannot_be_read_is_passed_over(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Root may read every folder, so one is taken whose name is too long."""
+    program = install(machine / "bin" / "pg_dump", "18.6")
+    monkeypatch.setenv("PATH", f"/{'x' * 300}:{program.parent}")
+
+    assert [found.path for found in list_pg_dumps()] == [program]
+
+
 def test_link_to_a_program_is_listed_once(machine: Path):
     real = install(machine / "postgresql" / "18" / "bin" / "pg_dump", "18.6")
     (machine / "bin").mkdir()

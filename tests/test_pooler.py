@@ -23,6 +23,7 @@ from pyapp.connection import connect, pool
 from pyapp.devtools.binaries import as_account, server_account
 from pyapp.devtools.ports import free_port
 from pyapp.devtools.throwaway import open_folder
+from pyapp.errors import PyappError
 from pyapp.messages import record_message, record_messages
 from pyapp.quota import get_user_quota
 from pyapp.records import NewMessage
@@ -80,6 +81,20 @@ ignore_startup_parameters = {ignored}
         process.kill()
         process.wait()
         log.close()
+
+
+def wait_for_sessions(url: str) -> None:
+    """Wait until the pooler has missed those that were ended, and opened another."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with connect(url, is_pooled=True) as conn:
+                conn.execute("SELECT 1")
+        except (psycopg.Error, PyappError):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
 
 
 def connect_query() -> str:
@@ -205,6 +220,7 @@ def test_pooler_sets_what_a_session_of_its_own_would(module_database: str, poole
             )
         )
         try:
+            wait_for_sessions(pooled)
             with connect(pooled, is_pooled=True) as conn:
                 for name in re.findall(r"SET (\w+)=", connect_query()):
                     row = conn.execute(sql.SQL("SHOW {}").format(sql.SQL(name)))

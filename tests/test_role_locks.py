@@ -43,12 +43,6 @@ GIVEN = {
     "MAINTAIN": MODES,
 }
 STRONG = ["UPDATE", "DELETE", "TRUNCATE", "MAINTAIN"]
-# Deletions that are still granted on the table instead of to a function. Delete what is
-# no longer so.
-EXCEPTIONS = {
-    (APP, "app.message_payloads", "DELETE"),
-    (APP, "app.sessions", "DELETE"),
-}
 
 
 @pytest.fixture
@@ -105,7 +99,7 @@ def can_lock(conn: psycopg.Connection, relation: str, mode: str) -> bool:
 def test_no_role_has_a_privilege_that_gives_every_lock(granted: psycopg.Connection):
     strong = {found for found in table_privileges(granted) if found[2] in STRONG}
 
-    assert strong - EXCEPTIONS == set(), "grant UPDATE by column, DELETE by a function"
+    assert strong == set(), "grant UPDATE by column, DELETE by a function"
 
 
 def test_role_takes_only_the_locks_that_its_privileges_give(
@@ -132,7 +126,7 @@ def test_role_takes_only_the_locks_that_its_privileges_give(
 
     assert len(tables) > 10
     assert too_many == []
-    assert strong <= {(role, table) for role, table, _ in EXCEPTIONS}
+    assert strong == set()
 
 
 def test_role_gets_no_lock_by_a_view_of_its_own(logins: dict[str, str]):

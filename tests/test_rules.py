@@ -6,6 +6,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tests.catalog_rules import RULES
 from tests.metering import add_user, usage_differences
 from tests.violations import (
     ADA,
@@ -255,16 +256,9 @@ def test_9_every_generated_column_of_the_catalog_is_tried(conn: psycopg.Connecti
     assert sorted(name for (name,) in found) == sorted(GENERATED)
 
 
-UNINDEXED_KEYS = """
-    SELECT k.conname
-    FROM pg_constraint AS k
-    WHERE k.contype = 'f' AND k.connamespace = 'app'::regnamespace
-        AND NOT EXISTS (
-            SELECT FROM pg_index AS i
-            WHERE i.indrelid = k.conrelid AND i.indpred IS NULL
-                AND (i.indkey::smallint[])[0:cardinality(k.conkey) - 1] @> k.conkey
-        )
-"""
+UNINDEXED_KEYS = next(
+    rule.sql for rule in RULES if rule.name == "foreign_key_leads_an_index"
+)
 
 UNCOMMENTED = """
     SELECT c.relname

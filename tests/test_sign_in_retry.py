@@ -2,12 +2,14 @@
 
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from decimal import Decimal
 from itertools import permutations
 from pathlib import Path
 from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,6 +20,7 @@ from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.migrator import migrate
 from pyapp.errors import MigrationError
 from pyapp.messages import record_message, record_messages
+from pyapp.queries import QUERIES
 from pyapp.records import NewMessage
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
 
@@ -239,3 +242,31 @@ def test_calls_recorded_twice_stop_the_migration_until_repaired(empty_database: 
         )
         with pytest.raises(psycopg.errors.RestrictViolation):
             conn.execute("UPDATE app.messages SET fingerprint_id = NULL")
+
+
+def read_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from read_nodes(child)
+
+
+def test_plan_made_for_few_messages_reads_none_of_many_twice(
+    conn: psycopg.Connection,
+):
+    """The plan is kept for the session: a loop over all rows for each would be slow."""
+    conn.execute(QUERIES["create_staged_messages"].sql)
+
+    row = conn.execute(
+        "EXPLAIN (FORMAT JSON) " + QUERIES["record_messages"].sql
+    ).fetchone()
+
+    assert row is not None
+    loops = [
+        child
+        for node in read_nodes(row[0][0]["Plan"])
+        if node["Node Type"] == "Nested Loop"
+        for child in node["Plans"]
+        if child.get("CTE Name") in {"first_message", "new_message"}
+        or child.get("Relation Name") == "staged_messages"
+    ]
+    assert loops == []

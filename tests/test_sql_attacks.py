@@ -75,17 +75,15 @@ FIRED = {
         """,
         f"""
         INSERT INTO app.referrals (
-            referrer_id, referred_id, status, credits, completed_at
-        ) VALUES ('{ADA}', '{BOB}', 'completed', 500, '{TIME}')
+            referrer_id, referred_id, status, credits
+        ) VALUES ('{ADA}', '{BOB}', 'completed', 500)
         """,
         f"""
         INSERT INTO app.referrals (referrer_id, referred_id, credits)
         VALUES ('{ADA}', '{EVE}', 500)
         """,
-        f"""
-        UPDATE app.referrals SET status = 'completed', completed_at = '{TIME}'
-        WHERE status IN ('pending')
-        """,
+        "UPDATE app.referrals SET status = 'completed' WHERE status IN ('pending')",
+        f"UPDATE app.users SET email_verified_at = '{TIME}'",
     ],
     SYNC: [
         f"""
@@ -124,7 +122,7 @@ FIRED = {
 REFUSED = {
     APP: [
         f"INSERT INTO app.fingerprints (id) VALUES ('{ADA}')",
-        "UPDATE app.referrals SET status = 'pending', completed_at = NULL",
+        "UPDATE app.referrals SET status = 'pending'",
     ],
     SYNC: [
         "UPDATE app.stripe_customers SET is_deleted = 'true',"

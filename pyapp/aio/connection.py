@@ -51,8 +51,9 @@ async def connect(
 async def settle(conn: psycopg.AsyncConnection[Any]) -> None:
     """Set in a new session what its options cannot set."""
     try:
+        await conn.set_autocommit(True)
         await conn.execute(session_sql(), prepare=False)
-        await conn.commit()
+        await conn.set_autocommit(False)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise psycopg.OperationalError(REPLICA_ROLE) from exc
 

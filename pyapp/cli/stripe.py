@@ -47,6 +47,8 @@ def serve(
 ) -> None:
     """Take Stripe's deliveries at /stripe/webhook until told to stop."""
     try:
+        import uvicorn  # noqa: F401
+
         from pyapp.stripe_sync import server
         from pyapp.stripe_sync.web import create_app
     except ModuleNotFoundError as exc:

@@ -179,7 +179,8 @@ def _ask(url: str) -> _Server:
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+    # In this order: is_file fails in a folder that may not be read.
+    return os.access(path, os.X_OK) and path.is_file()
 
 
 def _version(program: Path) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import psycopg
 import stripe
 from anyio.to_thread import run_sync
 from psycopg import Connection
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -134,7 +134,7 @@ class _Delivery:
         self._until = self._deadline.before(RESERVE)
         self._client = hurried(client, self._until)
         self._error: Exception = psycopg.errors.LockNotAvailable(
-            "other deliveries for this customer were under way all the time"
+            "other deliveries were under way until the time was over"
         )
 
     async def take(self) -> Outcome:
@@ -161,7 +161,9 @@ class _Delivery:
                 return await self._try(is_slow=is_slow)
             except BUSY as exc:
                 self._error = exc
-            except (psycopg.OperationalError, TimeoutError):
+            except (PoolTimeout, TimeoutError):
+                return None
+            except psycopg.OperationalError:
                 raise
             except Exception as exc:
                 self._error = exc

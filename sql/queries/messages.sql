@@ -21,8 +21,8 @@ payer AS MATERIALIZED (
             SELECT FROM app.fingerprints AS f
             WHERE f.id = :fingerprint_id
         ) AS is_fingerprint_known,
-        :finished_at::timestamptz AT TIME ZONE 'UTC'
-        > now() AT TIME ZONE 'UTC' + interval '24 hours' AS is_ahead
+        :finished_at::timestamptz AT TIME ZONE interval '0'
+        > now() AT TIME ZONE interval '0' + interval '24 hours' AS is_ahead
 ),
 
 new_message AS (
@@ -140,8 +140,8 @@ WITH named AS MATERIALIZED (
 first_ahead AS MATERIALIZED (
     SELECT min(s.position) AS position
     FROM pg_temp.staged_messages AS s
-    WHERE s.finished_at AT TIME ZONE 'UTC'
-        > now() AT TIME ZONE 'UTC' + interval '24 hours'
+    WHERE s.finished_at AT TIME ZONE interval '0'
+        > now() AT TIME ZONE interval '0' + interval '24 hours'
 ),
 
 ranked AS (
@@ -163,8 +163,12 @@ ranked AS (
         s.cost,
         s.credits,
         num_nonnulls(s.request, s.response) > 0 AS has_payload,
-        min(s.position) OVER (PARTITION BY s.id, s.subject_id) AS first_of_payer,
-        min(s.position) OVER (PARTITION BY s.id, s.fingerprint_id) AS first_of_device
+        s.position
+        = min(s.position) OVER (PARTITION BY s.id, s.subject_id) AS is_first_of_payer,
+        s.fingerprint_id IS NULL
+        OR s.position
+        = min(s.position) OVER (PARTITION BY s.id, s.fingerprint_id)
+        AS is_first_of_device
     FROM pg_temp.staged_messages AS s
 ),
 
@@ -188,8 +192,9 @@ first_message AS (
         r.credits,
         r.has_payload
     FROM ranked AS r
-    WHERE r.position = r.first_of_payer
-        AND (r.position = r.first_of_device OR r.fingerprint_id IS NULL)
+    -- As columns, of which the planner expects half the rows. It expects nearly none of
+    -- a comparison here, and would read these rows once for each new message.
+    WHERE r.is_first_of_payer AND r.is_first_of_device
 ),
 
 new_message AS (
@@ -215,8 +220,7 @@ new_message AS (
         f.cost,
         f.credits
     FROM first_message AS f
-    CROSS JOIN first_ahead AS a
-    WHERE a.position IS NULL
+    WHERE (SELECT a.position FROM first_ahead AS a) IS NULL
     ORDER BY f.id, f.subject_id
     ON CONFLICT DO NOTHING
     RETURNING m.subject_id, m.id, m.cost, m.credits

@@ -3,7 +3,10 @@
 -- done, for Stripe has to be asked while the customer is locked. The limit of each wait
 -- for a lock is set in the same statement, because another one would cost a round trip.
 WITH limited AS MATERIALIZED (
-    SELECT set_config('lock_timeout', :lock_milliseconds::text, TRUE) AS lock_timeout
+    SELECT
+        set_config(
+            'lock_timeout', (:lock_milliseconds::integer)::text, TRUE
+        ) AS lock_timeout
 )
 
 SELECT
@@ -26,12 +29,17 @@ FROM limited;
 SELECT
     set_config(
         'statement_timeout',
-        COALESCE(:statement_milliseconds::text, current_setting('statement_timeout')),
+        COALESCE(
+            (:statement_milliseconds::integer)::text,
+            current_setting('statement_timeout')
+        ),
         TRUE
     ) AS statement_timeout,
     set_config(
         'lock_timeout',
-        COALESCE(:lock_milliseconds::text, current_setting('lock_timeout')),
+        COALESCE(
+            (:lock_milliseconds::integer)::text, current_setting('lock_timeout')
+        ),
         TRUE
     ) AS lock_timeout;
 
