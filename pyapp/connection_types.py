@@ -51,6 +51,16 @@ class Connection(psycopg.Connection[TupleRow]):
             self._is_interrupted = self.broken
             raise
 
+    def cancel(self) -> None:
+        """Cancel the statement under way."""
+        _refuse_fork(self._opened_by)
+        super().cancel()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the statement under way."""
+        _refuse_fork(self._opened_by)
+        super().cancel_safe(timeout=timeout)
+
     def commit(self) -> None:
         """Commit the transaction; raise an error if the server has rolled it back."""
         error = _lost_transaction(self)
@@ -104,6 +114,16 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
             # psycopg closes a connection whose answer was interrupted.
             self._is_interrupted = self.broken
             raise
+
+    def cancel(self) -> None:
+        """Cancel the statement under way."""
+        _refuse_fork(self._opened_by)
+        super().cancel()
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Cancel the statement under way."""
+        _refuse_fork(self._opened_by)
+        await super().cancel_safe(timeout=timeout)
 
     async def commit(self) -> None:
         """Commit the transaction; raise an error if the server has rolled it back."""
@@ -243,7 +263,7 @@ class AsyncPool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
             await super().close(timeout)
 
 
-_LOST = "the connection was lost, and what its transaction did with it"
+_LOST = "the connection was lost; its transaction is not committed"
 
 
 def _lost_transaction(

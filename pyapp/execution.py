@@ -11,6 +11,7 @@ undone alone aborts the transaction.
 """
 
 import asyncio
+import time
 from collections.abc import (
     AsyncIterator,
     Coroutine,
@@ -275,18 +276,23 @@ async def _finish(
     task = asyncio.ensure_future(work)
     pending: set[asyncio.Future[Any]] = {task}
     cancelled: asyncio.CancelledError | None = None
-    patience = None
-    while pending:
+    until: float | None = None
+    # A cancel scope of anyio cancels again at each turn of the loop: what is done by
+    # then is not waited for, and no cancellation extends the time.
+    while pending := {future for future in pending if not future.done()}:
+        left = None if until is None else max(until - time.monotonic(), 0)
+        if left == 0:
+            task.cancel()
+            until = left = None
         try:
-            done, pending = await asyncio.wait(pending, timeout=patience)
+            await asyncio.wait(pending, timeout=left)
         except asyncio.CancelledError as exc:
-            if stops and cancelled is None and not task.done():
-                pending.add(asyncio.ensure_future(conn.cancel_safe(timeout=_PATIENCE)))
-            cancelled, patience = exc, _PATIENCE
-        else:
-            if not done:
-                task.cancel()
-                patience = None
+            if cancelled is None:
+                until = time.monotonic() + _PATIENCE
+                if stops and not task.done():
+                    cancel = conn.cancel_safe(timeout=_PATIENCE)
+                    pending.add(asyncio.ensure_future(cancel))
+            cancelled = exc
     if cancelled is None:
         return task.result()
     if not task.cancelled():

@@ -50,6 +50,8 @@ if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_programs():
         for name in ("test_server_15.py", "test_upgrade.py"):
             LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not here"
+if not hasattr(os, "fork"):
+    LEFT_OUT["test_forks.py"] = "this system does not fork"
 if "COMPOSE_2" not in os.environ:
     LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
 if "PYAPP_WHEELS" not in os.environ:

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio
 import psycopg
 import pytest
 from psycopg import AsyncConnection
@@ -246,3 +247,31 @@ def test_what_was_reported_as_committed_is_there_and_nothing_else(
         assert usage_differences(conn) == []
     outcomes = Counter(this.outcome for this in played)
     assert outcomes["cancelled"] > ROUNDS / 10, outcomes
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_cancel_scope_that_cancels_again_and_again_ends_the_call(
+    database: str, loop: str
+):
+    """anyio, and so FastAPI, cancels at each turn of the loop until the call ends."""
+    with connect(database) as holder:
+        user = add_user(holder)
+        holder.commit()
+        holder.execute("SELECT FROM app.users WHERE id = %s FOR UPDATE", [user])
+
+        async def time_out() -> float:
+            async with await aio.connect(database) as conn:
+                await conn.execute("SELECT 1")
+                began = time.monotonic()
+                with pytest.raises(TimeoutError), anyio.fail_after(0.3):
+                    await aio.users.set_user_email(
+                        conn, user_id=user, email="new@example.com"
+                    )
+                taken = time.monotonic() - began
+                await conn.execute("SELECT 1")
+            return taken
+
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            taken = runner.run(asyncio.wait_for(time_out(), 30))
+
+    assert taken < 5

@@ -24,7 +24,6 @@ from pyapp.connection_types import AsyncConnection, AsyncPool, Connection, Pool
 from pyapp.errors import ForkedConnectionError
 from pyapp.users import create_user, find_user_by_email, get_user
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PROCESSES = 4
 HOOKS = {"gunicorn": "def post_fork", "uwsgi": "@postfork", "celery": "from celery"}
 USERS = "SELECT count(*) FROM app.users"
@@ -111,6 +110,8 @@ def test_inherited_connection_refuses_and_its_owner_goes_on(
             lambda: conn.execute(USERS),
             lambda: get_user(conn, user_id=user.id),
             lambda: conn.commit() if is_begun else conn.execute(USERS),
+            conn.cancel,
+            conn.cancel_safe,
         ):
             assert in_child(work).startswith("ForkedConnectionError: ")
 
