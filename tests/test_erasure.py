@@ -1,7 +1,9 @@
 """An erased user's payloads are deleted wherever they are, and archived no more."""
 
 import csv
+import fcntl
 import gzip
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 
 from pyapp.connection import connect
 from pyapp.devtools import maintenance
-from pyapp.devtools.archives import draft_archive
+from pyapp.devtools.archives import draft_archive, erase_archived
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.devtools.roles import apply_roles
 from pyapp.devtools.tool_queries import execute
@@ -38,6 +40,9 @@ from tests.waiting import wait_for_lock, wait_for_waiter
 NOW = datetime.now(UTC)
 OLD = NOW - timedelta(days=100)
 VERY_OLD = NOW - timedelta(days=9000)
+HEADER = "subject_id,message_id,finished_at,request,response\n"
+# Whole at its beginning and end, and no deflate stream in between.
+DAMAGED = gzip.compress(os.urandom(200))[:12] + b"\xff" * 200
 
 
 def add_user(url: str) -> UUID:
@@ -464,21 +469,55 @@ def test_archives_are_cleared_of_one_payer(
 
 @pytest.mark.parametrize(
     "content",
-    [b"words", gzip.compress(b"a,b\n1,2\n")[:-9], b""],
-    ids=["text", "cut", "empty"],
+    [
+        b"words",
+        gzip.compress(b"a,b\n1,2\n")[:-9],
+        b"",
+        gzip.compress(HEADER.encode() + b"\n"),
+        DAMAGED,
+    ],
+    ids=["text", "cut", "empty", "blank line", "damaged"],
 )
 def test_file_that_is_no_archive_is_named_and_left(tmp_path: Path, content: bytes):
     path = tmp_path / "message_payloads_202601.csv.gz"
     path.write_bytes(content)
 
-    code, _, err = run_cli(
-        "db", "erase-archived", str(tmp_path), "--payer", str(uuid4())
-    )
+    payer = str(uuid4())
+    later = tmp_path / "message_payloads_202602.csv.gz"
+    row = f"{payer},{uuid4()},2026-02-01 00:00:00+00,[],\n"
+    later.write_bytes(gzip.compress((HEADER + row).encode()))
 
-    assert code == 1
-    assert err.startswith(f"error: cannot change {path}: ")
-    assert err.count("\n") == 1
-    assert [path.read_bytes()] == [file.read_bytes() for file in tmp_path.iterdir()]
+    code, out, err = run_cli("db", "erase-archived", str(tmp_path), "--payer", payer)
+
+    assert (code, err) == (
+        1,
+        f"error: 1 of the archives in {tmp_path} could not be searched; see above\n",
+    )
+    assert out.startswith(
+        f"{later.name}: payloads removed: 1\n{path.name}: not changed: "
+    )
+    assert path.read_bytes() == content
+    assert gzip.decompress(later.read_bytes()).decode() == HEADER
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_archives_are_changed_by_one_run_at_a_time(tmp_path: Path):
+    """Another run's unfinished file must not be taken for one of a killed run."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ArchiveError, match="another run works on the archives"):
+            erase_archived(tmp_path, uuid4())
+    finally:
+        os.close(handle)
+
+    assert erase_archived(tmp_path, uuid4()).removed == {}
+
+
+def test_archive_folder_without_months_to_retire_is_refused(tmp_path: Path):
+    code, _, err = run_cli("db", "maintain", "--archive", str(tmp_path))
+
+    assert (code, "--archive needs --keep-months" in err) == (2, True)
 
 
 def test_payloads_of_a_fingerprint_are_not_a_users(conn: psycopg.Connection):

@@ -304,7 +304,9 @@ def test_migrating_without_a_healthy_database_names_the_command(folder: Path) ->
 
 def test_session_that_holds_the_lock_is_named(empty_database: str) -> None:
     with psycopg.connect(empty_database, application_name="console") as holder:
-        lock = fetch_one(holder, "try_migration_lock", AdvisoryLock)
+        lock = fetch_one(
+            holder, "try_tool_lock", AdvisoryLock, purpose="pyapp migrations"
+        )
         assert lock.is_held
         expected = (
             f"at work: process {holder.info.backend_pid}, role {holder.info.user},"

@@ -14,10 +14,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from pyapp.advisory_locks import AdvisoryLock
 from pyapp.connection import connect
 from pyapp.devtools import maintenance
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
-from pyapp.errors import ArchiveError
+from pyapp.devtools.tool_queries import fetch_one
+from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.messages import record_message
 from pyapp.users import create_user
 
@@ -344,3 +346,22 @@ def test_move_that_was_killed_is_finished_by_the_next_run(
     with connect(database) as conn:
         row = conn.execute("SELECT to_regclass('app.waiting_payloads')").fetchone()
     assert row == (None,)
+
+
+def test_only_one_maintenance_runs_at_a_time(database: str, tmp_path: Path):
+    """Two runs could drop a month that only one of them thought archived."""
+    with connect(database) as other:
+        lock = fetch_one(
+            other, "try_tool_lock", AdvisoryLock, purpose="pyapp maintenance"
+        )
+        assert lock.is_held
+
+        for run in (
+            lambda: create_payload_partitions(database),
+            lambda: retire_payloads(database, keep_months=1, archive_folder=tmp_path),
+        ):
+            holder = f"another maintenance .* process {other.info.backend_pid}"
+            with pytest.raises(MaintenanceError, match=holder):
+                run()
+
+    assert create_payload_partitions(database) == 3

@@ -20,7 +20,7 @@ from pyapp.devtools.migrator import State
 from pyapp.devtools.reached import name_reached
 from pyapp.devtools.schema_diff import SchemaCheck
 from pyapp.devtools.schema_diff import check as check_schema
-from pyapp.errors import ConfigError, GenerateError, SchemaCheckError
+from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
 from pyapp.sessions import delete_expired_sessions
 
 log = logging.getLogger("pyapp.sessions")
@@ -185,6 +185,10 @@ def maintain(
     ] = None,
 ) -> None:
     """Make payload partitions ahead, sweep expired sessions, retire old payloads."""
+    if archive is not None and keep_months is None:
+        raise typer.BadParameter(
+            "--archive needs --keep-months: which months to retire"
+        )
     url = load_settings().database_url
     created = create_payload_partitions(url, keep_months=keep_months)
     say(f"Payload partitions made: {created}")
@@ -209,10 +213,17 @@ def erase_archived(
     subject_id = parse_id(payer)
     if subject_id is None:
         raise typer.BadParameter(f"--payer: {payer!r} is not a UUID")
-    removed = archives.erase_archived(folder, subject_id)
-    for name, count in removed.items():
+    result = archives.erase_archived(folder, subject_id)
+    for name, count in result.removed.items():
         say(f"{name}: payloads removed: {count:,}")
-    if not removed:
+    for name, reason in result.failed.items():
+        say(f"{name}: not changed: {reason}")
+    if result.failed:
+        raise ArchiveError(
+            f"{len(result.failed)} of the archives in {folder} could not be searched;"
+            " see above"
+        )
+    if not result.removed:
         say(f"No archive in {folder} has payloads of {subject_id}")
 
 

@@ -5,8 +5,9 @@ import gzip
 import itertools
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import psycopg
 
 from pyapp.devtools.tool_queries import TOOL_QUERIES
 from pyapp.errors import ArchiveError
+
+with suppress(ModuleNotFoundError):  # not on every system
+    import fcntl
 
 # Of every archive; what is not named yet has a dot before it.
 PREFIX = "message_payloads_"
@@ -57,50 +61,83 @@ def draft_archive(
 ) -> Iterator[Archive]:
     """Copy what was detached to a file in *folder* that the block can publish.
 
-    Only the owner can read it: it holds what people said. It is removed at the end of
+    Only the owner can read it, because it holds payloads. It is removed at the end of
     the block; what was published stays.
 
     Raises:
-        ArchiveError: the folder or the file cannot be written; no file is left.
+        ArchiveError: the folder or the file cannot be written, or another run works in
+            the folder; no file is left.
     """
     temporary: Path | None = None
     try:
         with _reported(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # A run that was killed has left its copy.
-            for stale in folder.glob(f".{PREFIX}*"):
-                stale.unlink(missing_ok=True)
-            handle, created = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            temporary = Path(created)
-            with os.fdopen(handle, "wb") as file:
-                with gzip.GzipFile(f"{name}.csv", "wb", 6, file) as packed:
-                    payloads = _copy(conn, packed)
-                file.flush()
-                os.fsync(file.fileno())
-        yield Archive(folder, name, temporary, payloads)
+        with _alone_in(folder):
+            with _reported(folder):
+                handle, created = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+                temporary = Path(created)
+                with os.fdopen(handle, "wb") as file:
+                    with gzip.GzipFile(f"{name}.csv", "wb", 6, file) as packed:
+                        payloads = _copy(conn, packed)
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield Archive(folder, name, temporary, payloads)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def erase_archived(folder: Path, subject_id: UUID) -> dict[str, int]:
-    """Remove a payer's payloads from the archives in *folder*; return counts by file.
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """By file: payloads removed, and the reason why a file could not be changed."""
 
-    A file with payloads of the payer is replaced as a whole by one without them.
+    removed: dict[str, int]
+    failed: dict[str, str]
+
+
+def erase_archived(folder: Path, subject_id: UUID) -> Erasure:
+    """Remove a payer's payloads from the archives in *folder*.
+
+    A file with payloads of the payer is replaced as a whole by one without them. A file
+    that cannot be read or replaced stays as it was, and the others are changed.
 
     Raises:
-        ArchiveError: a file cannot be read or replaced; it is as it was, and so are
-            those after it in the order of their names.
+        ArchiveError: another run works in the folder.
     """
-    removed: dict[str, int] = {}
-    for path in sorted(folder.glob(f"{PREFIX}*.csv.gz")):
+    result = Erasure({}, {})
+    with _alone_in(folder):
+        for path in sorted(folder.glob(f"{PREFIX}*.csv.gz")):
+            try:
+                count = _rewrite(path, str(subject_id))
+            except (OSError, EOFError, ValueError, csv.Error, zlib.error) as exc:
+                result.failed[path.name] = str(exc)
+            else:
+                if count:
+                    result.removed[path.name] = count
+    return result
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of *folder*, and remove the copies that killed runs left.
+
+    Raises:
+        ArchiveError: another run is there, or the folder cannot be written.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            count = _rewrite(path, str(subject_id))
-        except (OSError, EOFError, ValueError, csv.Error) as exc:
-            raise ArchiveError(f"cannot change {path}: {exc}") from exc
-        if count:
-            removed[path.name] = count
-    return removed
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArchiveError(
+                f"another run works on the archives in {folder}; wait for it"
+            ) from None
+        with _reported(folder):
+            for stale in folder.glob(f".{PREFIX}*"):
+                stale.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _rewrite(path: Path, subject_id: str) -> int:
@@ -120,6 +157,8 @@ def _rewrite(path: Path, subject_id: str) -> int:
                     raise ValueError("it is not an archive of payloads")
                 kept.writerow(header)
                 for row in rows:
+                    if len(row) != len(_COLUMNS):
+                        raise ValueError(f"line {rows.line_num} is not a payload")
                     if row[0] == subject_id:
                         removed += 1
                     else:

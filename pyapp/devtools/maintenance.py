@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from pyapp.advisory_locks import AdvisoryLock
 from pyapp.connection import connect
 from pyapp.devtools.archives import Archive, draft_archive
 from pyapp.devtools.tool_queries import execute, fetch, fetch_one
@@ -29,11 +30,11 @@ LONG_WAITS = 3
 # So many payloads move at once: while writers are locked out, and while they are not.
 MOST_UNDER_LOCK = 200
 BATCH = 500
-# Partitions are made for past months, where payloads have no partition: so many months
-# back, or as many as are kept, but not more than the function allows.
+# Partitions are made for past months where payloads have no partition: this number of
+# months back, or as many as are kept, but not more than the function allows.
 MONTHS_BACK = 24
 MOST_MONTHS_BACK = 120
-# So many payloads of the default partition are retired at a time, to one archive.
+# Maximum number of payloads of the default partition that go to one archive.
 RETIRED_AT_ONCE = 100_000
 # An archive is copied again if a user was erased while it was copied.
 COPIES_WITHOUT_LOCK = 2
@@ -83,13 +84,13 @@ def create_payload_partitions(
     is ended before it is done is finished by the next.
 
     Raises:
-        MaintenanceError: others kept the table locked; earlier months are made.
+        MaintenanceError: another maintenance is under way, or other sessions kept the
+            table locked; earlier months are made.
     """
     months_back = MONTHS_BACK if keep_months is None else keep_months
     window = {"months": months, "months_back": min(months_back, MOST_MONTHS_BACK)}
     created = 0
-    with connect(url) as conn:
-        conn.autocommit = True
+    with _maintaining(url) as conn:
         missing = fetch(conn, "list_missing_months", _Month, **window)
         is_aside = fetch_one(conn, "find_waiting_table", _Found).is_there
         if missing and not is_aside:
@@ -118,12 +119,12 @@ def retire_payloads(
     that are in the default partition go last, several months to a file.
 
     Raises:
-        MaintenanceError: others kept a table locked; earlier months are gone.
+        MaintenanceError: another maintenance is under way, or other sessions kept a
+            table locked; earlier months are gone.
         ArchiveError: an archive cannot be written; its month is not dropped.
     """
     retired: list[str] = []
-    with connect(url) as conn:
-        conn.autocommit = True
+    with _maintaining(url) as conn:
         if fetch_one(conn, "find_retired_table", _Found).is_there:
             retired.append(_drop(conn, archive_folder))
         while name := _patiently(conn, partial(_detach, conn, keep_months)):
@@ -137,6 +138,21 @@ def retire_payloads(
                 is_left = _move_expired(conn, keep_months)
             retired.append(_drop(conn, archive_folder))
     return retired
+
+
+@contextmanager
+def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Give a connection that alone maintains the payloads, in autocommit."""
+    with connect(url) as conn:
+        conn.autocommit = True
+        lock = fetch_one(
+            conn, "try_tool_lock", AdvisoryLock, purpose="pyapp maintenance"
+        )
+        if not lock.is_held:
+            raise MaintenanceError(
+                f"another maintenance is under way: {lock.describe_holder()}"
+            )
+        yield conn
 
 
 def _create(conn: psycopg.Connection[Any], first_day: date) -> int:

@@ -144,7 +144,9 @@ def _require_grants(conn: psycopg.Connection[Any], is_building: bool) -> None:
 def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:
     deadline = time.monotonic() + patience
     while True:
-        lock = fetch_one(conn, "try_migration_lock", AdvisoryLock)
+        lock = fetch_one(
+            conn, "try_tool_lock", AdvisoryLock, purpose="pyapp migrations"
+        )
         if lock.is_held:
             return
         if time.monotonic() > deadline:

@@ -1,11 +1,11 @@
--- name: try_migration_lock :one
--- Held by the session that migrates, so that it ends with it, however that ends. If it
--- is taken, the columns after the first say by whom, as far as the role may see it.
+-- name: try_tool_lock :one
+-- Held by the session, so that it is released when the session ends. If another session
+-- holds it, the other columns identify that session, if the role may see it.
 WITH tried AS MATERIALIZED (
     SELECT
         k.key,
         pg_try_advisory_lock(k.key) AS is_held
-    FROM hashtextextended('pyapp migrations', 0) AS k (key)
+    FROM hashtextextended(:purpose::text, 0) AS k (key)
 )
 
 SELECT

@@ -172,7 +172,7 @@ FROM (
 ) AS e;
 
 -- name: create_retired_table :rowcount
--- For what is taken out of the default partition; locks no one out.
+-- For payloads moved out of the default partition; blocks no other session.
 CREATE TABLE app.retired_payloads (LIKE app.message_payloads INCLUDING ALL);
 
 -- name: move_expired_payloads :rowcount
@@ -264,7 +264,8 @@ WHERE r.subject_id = u.id
     AND u.anonymized_at IS NOT NULL;
 
 -- name: copy_retired_payloads :rowcount
--- For an archive. No payload is added to the table any more; anonymize_user may delete.
+-- Copies the table to an archive. Payloads are no longer added; anonymize_user may
+-- delete some.
 COPY app.retired_payloads (
     subject_id, message_id, finished_at, request, response
 ) TO STDOUT WITH (FORMAT csv, HEADER);
