@@ -492,3 +492,23 @@ def test_check_reads_only(database: str):
 
         assert (found.usage.found, found.usage.repaired) == (1, 0)
         assert found.usage.rows[0].differences() == {"credits": Decimal(8)}
+
+
+def test_row_that_stays_locked_is_left_for_the_next_run(
+    committing: psycopg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pyapp.devtools.data_check.LOCK_WAIT_MS", 50)
+    user = add_user(committing)
+    record(committing, user)
+    plant(committing, "UPDATE app.usage_daily SET credits = 9")
+    with psycopg.connect(database) as holder:
+        holder.execute("SELECT FROM app.usage_daily FOR UPDATE")
+
+        code, out, err = run_cli("db", "check", "--data", "--repair")
+
+        assert (code, "repaired: " in out) == (1, False)
+        assert "other transactions hold the rows: 1; repair again" in out
+        assert "1 sum not equal" in err
+
+    assert run_cli("db", "check", "--data", "--repair")[0] == 0
+    assert usage_differences(committing) == []

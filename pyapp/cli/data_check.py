@@ -58,6 +58,7 @@ def _as_object(result: DataCheck) -> dict[str, Any]:
         "referrals": _section(result.referrals),
         "raised": _section(result.raised),
         "over_limit": _section(result.over_limit),
+        "locked": _section(result.locked),
     }
 
 
@@ -88,6 +89,11 @@ def _lines(result: DataCheck) -> Iterator[str]:
         yield (
             f"{user.user_id} has completed {user.completed_count} referrals and may"
             f" have {user.referral_limit}: raise referral_limit, then repair again"
+        )
+    if result.locked.found:
+        yield (
+            f"not repaired, because other transactions hold the rows:"
+            f" {result.locked.found:,}; repair again when these have ended"
         )
     repaired = result.usage.repaired + result.referrals.repaired
     if repaired:

@@ -25,6 +25,8 @@ SUMS = (
     "cache_read_input_tokens",
 )
 LIMIT_RULE = "users_referral_count_within_limit_check"
+# How long a repair waits for a row that another transaction holds.
+LOCK_WAIT_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,9 @@ class Drift(Generic[R]):
 class DataCheck:
     """What a check has compared and found.
 
-    `raised` are users with more referral credits than granted, which is no drift;
-    `over_limit` those whose count cannot be repaired below their referral_limit.
+    `raised` are users with more referral credits than granted, which is not drift;
+    `over_limit` those whose count cannot be repaired below their referral_limit;
+    `locked` the rows that another transaction held for too long to be repaired.
     """
 
     days: int
@@ -120,6 +123,7 @@ class DataCheck:
     referrals: Drift[ReferralDrift]
     raised: Drift[ReferralDrift]
     over_limit: Drift[ReferralDrift]
+    locked: Drift[UsageDrift | ReferralDrift]
 
     @property
     def remaining(self) -> int:
@@ -140,6 +144,11 @@ class _Repaired:
     is_repaired: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    setting: str
+
+
 def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck:
     """Compare the sums at *url* with their rows; keep the first *limit* of each kind.
 
@@ -154,14 +163,16 @@ def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck
         repairer.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         compared = fetch_one(reader, "count_compared", _Compared)
         result = DataCheck(
-            compared.days, compared.users, *(Drift(limit) for _ in range(4))
+            compared.days, compared.users, *(Drift(limit) for _ in range(5))
         )
         for day in _stream(reader, "list_usage_drift", UsageDrift):
             result.usage.add(day)
             if is_repairing:
                 key = {"subject_id": day.subject_id, "day": day.day}
-                _repair(repairer, "repair_usage_day", **key)
-                result.usage.repaired += 1
+                if _repair(repairer, "repair_usage_day", **key):
+                    result.usage.repaired += 1
+                else:
+                    result.locked.add(day)
         for user in _stream(reader, "list_referral_drift", ReferralDrift):
             if user.is_raised:
                 result.raised.add(user)
@@ -176,19 +187,27 @@ def _repair_user(
     conn: psycopg.Connection[Any], user: ReferralDrift, result: DataCheck
 ) -> None:
     try:
-        _repair(conn, "repair_referral_totals", user_id=user.user_id)
+        is_done = _repair(conn, "repair_referral_totals", user_id=user.user_id)
     except psycopg.errors.CheckViolation as exc:
         if exc.diag.constraint_name != LIMIT_RULE:
             raise
         result.over_limit.add(user)
-    else:
+        return
+    if is_done:
         result.referrals.repaired += 1
+    else:
+        result.locked.add(user)
 
 
-def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> None:
-    """Repair one row in a transaction of its own; it may be right by now."""
-    with conn.transaction():
-        fetch_one(conn, name, _Repaired, **key)
+def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
+    """Repair one row in a transaction of its own; return False if it stays locked."""
+    try:
+        with conn.transaction():
+            fetch_one(conn, "limit_lock_wait", _Setting, milliseconds=LOCK_WAIT_MS)
+            fetch_one(conn, name, _Repaired, **key)
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 def _stream(conn: psycopg.Connection[Any], name: str, row: type[R]) -> Iterator[R]:

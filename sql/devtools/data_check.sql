@@ -1,5 +1,5 @@
 -- name: count_compared :one
--- How much a check compares: so that its success cannot come from the wrong database.
+-- Counts the rows compared, to show that the database is not empty.
 SELECT
     (SELECT count(*) FROM app.usage_daily) AS days,
     (SELECT count(*) FROM app.users) AS users;
