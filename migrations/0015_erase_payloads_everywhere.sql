@@ -74,6 +74,15 @@ COMMENT ON FUNCTION app.anonymize_user(uuid) IS
 -- From the start, because whoever may use the schema could erase any user.
 REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;
 
+-- Programs of this version call it; pyapp db roles may come later.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pyapp_app') THEN
+        GRANT EXECUTE ON FUNCTION app.anonymize_user(uuid) TO pyapp_app;
+    END IF;
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION app.retire_payload_partition(keep_from date)
 RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$

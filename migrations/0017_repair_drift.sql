@@ -140,7 +140,7 @@ BEGIN
         RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- For usage_daily_kept_by_trigger; it grants nobody the right to write the table.
+    -- For usage_daily_kept_by_trigger; it grants no privilege to write the table.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     LOOP
         PERFORM FROM app.usage_daily AS d
@@ -231,7 +231,7 @@ WHERE u.referral_count <> COALESCE(g.referrals, 0)
     OR u.referral_credits <> COALESCE(g.credits, 0);
 
 COMMENT ON VIEW app.referral_drift IS
-    'Users whose totals differ from referrals; more credits were given by hand.';
+    'Users whose totals differ from referrals; higher credits were granted manually.';
 COMMENT ON COLUMN app.referral_drift.user_id IS
     'The user.';
 COMMENT ON COLUMN app.referral_drift.referral_limit IS

@@ -1,4 +1,4 @@
--- Apart, so that the rows are looked at while others read and write.
+-- A separate migration, because validation allows concurrent reads and writes.
 
 SET LOCAL lock_timeout = '5s';
 

@@ -58,7 +58,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
-    'Deletes at most so many expired sessions, oldest first; returns one row for each.';
+    'Deletes at most row_limit expired sessions, oldest first; one row for each.';
 
 -- Anyone can sign up with an address before its owner does: a session that is older
 -- than the first proof of the address may be another person's.
@@ -70,7 +70,7 @@ BEGIN
     -- wait below.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
-            USING ERRCODE = 'object_not_in_prerequisite_state';
+            USING ERRCODE = 'invalid_transaction_state';
     END IF;
     -- The update does not conflict with the lock that create_session takes; this lock
     -- does. So a session that is being created is committed before the deletion.
@@ -142,3 +142,15 @@ app.delete_session(bytea), app.delete_user_sessions(uuid),
 app.delete_expired_sessions(bigint), app.end_unproved_sessions(),
 app.cancel_referral(uuid)
 FROM public;
+
+-- Programs of this version call them; pyapp db roles may come later.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pyapp_app') THEN
+        GRANT EXECUTE ON FUNCTION
+        app.delete_session(bytea), app.delete_user_sessions(uuid),
+        app.delete_expired_sessions(bigint), app.cancel_referral(uuid)
+        TO pyapp_app;
+    END IF;
+END;
+$$;

@@ -467,7 +467,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
-    'Deletes at most so many expired sessions, oldest first; returns one row for each.';
+    'Deletes at most row_limit expired sessions, oldest first; one row for each.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_expired_sessions(bigint) FROM public;
 
@@ -481,7 +481,7 @@ BEGIN
     -- wait below.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
-            USING ERRCODE = 'object_not_in_prerequisite_state';
+            USING ERRCODE = 'invalid_transaction_state';
     END IF;
     -- The update does not conflict with the lock that create_session takes; this lock
     -- does. So a session that is being created is committed before the deletion.
@@ -1310,7 +1310,7 @@ BEGIN
         RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- For usage_daily_kept_by_trigger; it grants nobody the right to write the table.
+    -- For usage_daily_kept_by_trigger; it grants no privilege to write the table.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     LOOP
         PERFORM FROM app.usage_daily AS d
@@ -1401,7 +1401,7 @@ WHERE u.referral_count <> COALESCE(g.referrals, 0)
     OR u.referral_credits <> COALESCE(g.credits, 0);
 
 COMMENT ON VIEW app.referral_drift IS
-    'Users whose totals differ from referrals; more credits were given by hand.';
+    'Users whose totals differ from referrals; higher credits were granted manually.';
 COMMENT ON COLUMN app.referral_drift.user_id IS
     'The user.';
 COMMENT ON COLUMN app.referral_drift.referral_limit IS

@@ -208,7 +208,7 @@ def test_first_proof_is_refused_where_it_could_miss_a_session(
         conn.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
 
         with pytest.raises(
-            psycopg.errors.ObjectNotInPrerequisiteState, match="needs READ COMMITTED"
+            psycopg.errors.InvalidTransactionState, match="needs READ COMMITTED"
         ):
             prove(conn, user)
         conn.rollback()

@@ -1,9 +1,13 @@
 """Migration 0013 on a database that holds a larger referral than is now possible."""
 
+import re
+from pathlib import Path
+
 import psycopg
 import pytest
 from psycopg.errors import CheckViolation
 
+from pyapp.devtools.data_check import check_data
 from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.migrator import migrate, rollback
 from pyapp.devtools.schema_diff import check
@@ -52,3 +56,32 @@ def test_larger_referral_does_not_keep_the_repair_from_being_applied(
     rollback(empty_database, count=len(read_migrations()) - 12)
     with psycopg.connect(empty_database) as conn:
         assert conn.execute("SELECT FROM app.referrals").rowcount == 1
+
+
+def test_larger_referral_is_corrected_as_the_changelog_says(
+    empty_database: str, server: Server
+):
+    migrate(empty_database, count=12)
+    with psycopg.connect(empty_database) as conn:
+        conn.execute(REFERRALS.encode())
+    migrate(empty_database)
+    changelog = (
+        Path(__file__).parents[1].joinpath("CHANGELOG.md").read_text(encoding="utf-8")
+    )
+    (correction,) = (
+        block
+        for block in re.findall(r"```sql\n(.*?)```", changelog, re.DOTALL)
+        if "DISABLE TRIGGER USER" in block
+    )
+
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(correction.encode())
+
+    result = check(empty_database, scratch_url=server.url("postgres"))
+    assert [line for c in result.comparisons for line in c.report()] == []
+    assert check_data(empty_database, limit=1).remaining == 0
+    with psycopg.connect(empty_database) as conn:
+        totals = conn.execute(
+            "SELECT referral_credits FROM app.users WHERE referral_credits > 0"
+        ).fetchall()
+    assert totals == [(1_000_000,), (1_000_000,)]

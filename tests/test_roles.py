@@ -1,6 +1,7 @@
 """Each role of sql/roles.sql can do its work, and nothing beyond it."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,6 +13,7 @@ from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
 from pyapp import messages, quota, referrals, sessions, users
+from pyapp.devtools.migration_files import read_migrations
 from pyapp.devtools.query_plans import explain_query, is_planned
 from pyapp.devtools.roles import ROLES, apply_roles
 from pyapp.queries import QUERIES, Query
@@ -273,3 +275,29 @@ def test_login_of_the_sync_takes_webhooks_in(logins: dict[str, str], database: s
     assert results == ["applied", "applied", "applied", "failed"]
     with psycopg.connect(database) as owner:
         assert users.get_user(owner, user_id=user.id).stripe_customer_id == "cus_1"
+
+
+def test_migrations_grant_new_functions_to_an_application_that_has_its_role(
+    conn: psycopg.Connection,
+):
+    """So that new programs work between db migrate and db roles."""
+    grants = [
+        block
+        for file in read_migrations()
+        for block in re.findall(r"DO \$\$.*?\n\$\$;", file.text, re.DOTALL)
+        if "GRANT EXECUTE" in block
+    ]
+    conn.execute("CREATE ROLE pyapp_app")
+    needed = {function for role, function in CALLABLE if role == APP}
+
+    for block in grants:
+        conn.execute(block.encode())
+
+    found = conn.execute(
+        """
+        SELECT f FROM unnest(%s::text[]) AS f
+        WHERE has_function_privilege('pyapp_app', f, 'EXECUTE')
+        """,
+        [sorted(needed)],
+    ).fetchall()
+    assert {function for (function,) in found} == needed

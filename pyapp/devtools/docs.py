@@ -160,8 +160,10 @@ def _table(name: str, sources: _Sources) -> Iterator[str]:
             ("Index", "On", "Serves", "Why"),
             (_index_cells(index, sources) for index in indexes),
         )
-    yield ""
-    yield f"Written by: {_written_by(sources.writers.get(name, []), sources.queries)}."
+    if not table.is_view:
+        writers = _written_by(sources.writers.get(name, []), sources.queries)
+        yield ""
+        yield f"Written by: {writers}."
 
 
 def _value(column: Column) -> str:
