@@ -230,8 +230,8 @@ def record_messages(
 
     *user_id* and *fingerprint_id* pay for the messages that name neither. Of those
     with one id, for one payer or one fingerprint, the first counts. *messages* are
-    taken one by one, so that memory stays flat; commit every so many thousand, for
-    others who record for the same payers wait until then.
+    taken one by one, so that memory stays flat; commit every few thousand, because
+    other sessions that record for the same payers wait until then.
 
     Raises: as record_message; the message says which one.
     """

@@ -65,11 +65,12 @@ def redeem_referral(
     Raises:
         ReferralCodeNotFoundError: no user has this code.
         UserNotFoundError: there is no such user to be referred.
-        SelfReferralError: it is his own code.
-        AlreadyReferredError: he has been referred before; a referral that is still
-            pending can be ended by cancel_referral.
-        MutualReferralError: he has referred the code's owner; the same holds.
-        ReferralLimitReachedError: the code's owner has referred as many as he may.
+        SelfReferralError: the code is the user's own.
+        AlreadyReferredError: the user was referred before; cancel_referral ends a
+            referral that is still pending.
+        MutualReferralError: the user has referred the code's owner; cancel_referral
+            ends that referral while it is pending.
+        ReferralLimitReachedError: the code's owner has reached referral_limit.
         ConfigError: *credits* are not given, and what is configured is no amount.
     """
     return _new_referral(referral_code, referred_id, credits)

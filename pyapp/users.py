@@ -135,9 +135,11 @@ def mark_user_email_verified(*, user_id: UUID, email: str) -> Call[User]:
     created concurrently, because another person may have signed up with the address:
     create the session of the person who proved it after this. Repeating it keeps the
     time of the first proof and ends nothing. The transaction must be READ COMMITTED.
+    Call it before all else in the transaction that refers to the user: otherwise two
+    such transactions can deadlock.
 
     Raises:
-        UserNotFoundError: there is no such user, or it is no longer his e-mail.
+        UserNotFoundError: there is no such user, or the e-mail is another one now.
     """
     parameters = {"user_id": user_id, "email": _clean(email)}
     missing = f"no user {user_id} whose e-mail this is now"
@@ -150,7 +152,7 @@ def anonymize_user(*, user_id: UUID) -> Script[User]:
 
     E-mail, name, image, sessions, pending referrals and message payloads are deleted,
     wherever maintenance keeps payloads at the moment; messages, usage, completed
-    referrals and Stripe's ids stay. No one can sign in to the account any more, and its
+    referrals and Stripe's ids stay. The account can no longer be signed in to, and its
     e-mail can be used for a new one. Repeating it is harmless. Archives that were
     written before are files, and not changed; docs/users.md says how to change them.
 

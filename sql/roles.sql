@@ -37,7 +37,8 @@
 --   role can keep a transaction open, which holds VACUUM back.
 -- - pyapp_app can insert messages of any payer with any cost and credits, sessions of
 --   any user, and referrals of up to 1,000,000 credits between users of its choice. It
---   can change the e-mail of any user, and erase any user.
+--   can change the e-mail of any user, erase any user, end any session, and cancel any
+--   pending referral.
 -- - pyapp_sync can give any user any quota and any status of a subscription.
 -- - Every role can use up connections, memory and disk, as by temporary tables.
 --   ALTER ROLE ... CONNECTION LIMIT and temp_file_limit set bounds. Time-outs do not:

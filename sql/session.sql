@@ -2,7 +2,8 @@
 -- pooler. The other settings are options of its start: pyapp/session_settings.py.
 -- No name or operator here goes by the search_path, which is among what is set.
 SELECT
-    -- Else triggers and foreign keys are off. Refused where the role may not set it.
+    -- Any other value disables triggers and foreign keys. Refused where the role may
+    -- not set it.
     CASE
         WHEN pg_catalog.textne(
             pg_catalog.current_setting('session_replication_role'), 'origin'

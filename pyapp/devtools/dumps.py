@@ -43,7 +43,7 @@ def dump_objects(url: str, program: Path | None = None) -> Objects:
     of all sides of a comparison; without it, one that reaches this server is chosen.
 
     Raises:
-        SchemaCheckError: there is no pg_dump that can, or it fails.
+        SchemaCheckError: no pg_dump can reach the server, or pg_dump fails.
     """
     program = program or choose_pg_dump(url)
     return split_dump(run_pg_dump(program, url, *_OPTIONS))

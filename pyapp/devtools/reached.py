@@ -22,7 +22,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """Both ends of a connection, as one side sees them; None for a socket file."""
+    """The addresses of a connection, as one side reports them; None for a socket."""
 
     client_address: str | None
     client_port: int | None

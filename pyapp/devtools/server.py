@@ -243,13 +243,14 @@ def _maintenance(target: Target) -> Iterator[psycopg.Connection[Any]]:
 
 
 def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
-    """Return the statement that drops *database*, as a word of a shell."""
+    """Return the statement that drops *database*, as quoted for the shell."""
     found = fetch_one(conn, "format_drop_database", _Statement, name=database)
     return shlex.quote(found.statement)
 
 
 def _make_again(target: Target) -> None:
-    """Delete the database of *target* on a server of others, and make it again."""
+    """Delete the database of *target* on a server that this checkout did not start,
+    and create it again."""
     with _maintenance(target) as conn:
         for query in ("format_drop_database", "format_create_database"):
             found = fetch_one(conn, query, _Statement, name=target.database)

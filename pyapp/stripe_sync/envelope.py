@@ -67,7 +67,7 @@ def read_event(body: str | Mapping[str, Any], livemode: bool | None = None) -> E
     """
     try:
         given = body if isinstance(body, str) else json.dumps(body)
-        # Only what Stripe's library has read may hold what is no JSON: an infinity.
+        # An event from Stripe's library may hold what JSON does not allow: Infinity.
         whole, is_exact = _read_json(given, has_constants=given is not body)
         shape = _object(whole)
         text = given if is_exact and _is_storable(given) else to_json(shape)

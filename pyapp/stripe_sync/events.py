@@ -81,8 +81,8 @@ def take_event(
 ) -> Call[Taken]:
     """Enter the event with the view that it gives, or none, and return what it was.
 
-    Nobody else changes what is known of *lock_key* meanwhile. It waits for each lock
-    for *lock_milliseconds* at most, without end for 0.
+    No other session changes the rows of *lock_key* until the transaction ends. It waits
+    for each lock for *lock_milliseconds* at most, without end for 0.
     """
     parameters = {
         "id": id,

@@ -51,9 +51,9 @@ class Outcome:
     ignored    it is kept, and says nothing that is used here
     failed     nothing is changed; it is kept with `error`, and should be sent again
 
-    `is_busy` says that it failed because of a lock, or in want of time, and may succeed
-    later as it is. `attempts` is how often an event has failed that is kept; None if it
-    is not.
+    `is_busy` says that it failed because of a lock, or because the time ran out, and
+    may succeed later as it is. `attempts` is how often a kept event has failed; None if
+    the event is not kept.
     """
 
     event_id: str

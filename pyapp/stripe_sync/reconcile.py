@@ -35,7 +35,7 @@ log = logging.getLogger("pyapp.stripe")
 _SUSPECTS = 100
 # Classes of SQLSTATE: data, integrity, limits of the server, a rule of ours.
 _OF_A_ROW = frozenset({"22", "23", "54", "P0"})
-# What reading a shape raises that is unlike Stripe's.
+# Errors from reading an object of an unexpected shape.
 _UNREADABLE = (
     AttributeError,
     KeyError,

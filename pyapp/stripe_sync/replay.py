@@ -112,7 +112,7 @@ def _take_page(
     with own_transaction(conn):
         done = {event.id for event in events.list_done_events(conn, ids=ids)}
     for shape in page:
-        # What Stripe sends without an id is told by what it has.
+        # An event without an id is reported by the fields that it has.
         name, kind = find_id(shape) or "(no id)", "(no type)"
         if isinstance(shape, Mapping):
             kind = str(shape.get("type", kind))

@@ -19,6 +19,8 @@ Json = Mapping[str, Any]
 def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
     """Return the customer as `upsert_views` takes it."""
     metadata = shape.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise ValueError("metadata is not an object")
     return {
         "id": shape["id"],
         "user_id": read_user_id(metadata.get("user_id")),
@@ -79,7 +81,7 @@ def find_last_id(shapes: Sequence[Any]) -> str | None:
 
 
 def find_created(shape: Any) -> int | None:
-    """Return when Stripe created what a list shows, None for what is no time."""
+    """Return when Stripe created what a list shows, or None if it has no valid time."""
     created = shape.get("created") if isinstance(shape, Mapping) else None
     if not isinstance(created, int) or isinstance(created, bool):
         return None
@@ -100,7 +102,11 @@ def read_user_id(value: Any) -> str | None:
 
 def _item_end(item: Json) -> float:
     end = item.get("current_period_end")
-    return float("inf") if end is None else end
+    if end is None:
+        return float("inf")
+    if not isinstance(end, int | float):
+        raise ValueError("current_period_end is not a number of seconds")
+    return end
 
 
 def _period(item: Json, shape: Json, name: str) -> str | None:
@@ -111,4 +117,7 @@ def _period(item: Json, shape: Json, name: str) -> str | None:
 def _moment(seconds: float | None) -> str | None:
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (OSError, OverflowError, TypeError, ValueError):
+        raise ValueError("a time is not a number of seconds in range") from None

@@ -60,12 +60,12 @@ def create_app(
 ) -> Starlette:
     """Return an application with POST /stripe/webhook and GET /healthz.
 
-    It says 200 only after the commit, 400 to what nobody signed or is no event, 408 to
-    a body that does not arrive in five seconds, 413 to more than *max_body* bytes, and
-    500 if the event could not be applied. It says 503 while the database is away, and
-    if a lock was not free within five seconds. Stripe repeats the last two. *livemode*
-    is as in handle_webhook. The *pool* stays the caller's: deliveries that wait, for a
-    lock or for Stripe's API, use half of its connections at most.
+    It says 200 only after the commit, 400 if the signature or the event is not valid,
+    408 to a body that does not arrive in five seconds, 413 to more than *max_body*
+    bytes, and 500 if the event could not be applied. It says 503 while the database is
+    away, and if a lock was not free within five seconds. Stripe repeats the last two.
+    *livemode* is as in handle_webhook. The *pool* stays the caller's: deliveries that
+    wait, for a lock or for Stripe's API, use half of its connections at most.
     """
     # A pool without connections of its own may have no limit.
     lanes = Lanes(pool.max_size or _UNLIMITED)

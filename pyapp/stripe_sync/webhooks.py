@@ -44,7 +44,7 @@ def handle_webhook(
     then, so give deliveries a pool of their own, or few enough threads.
 
     Raises:
-        InvalidSignatureError: nobody who knows a secret sent this, or not just now.
+        InvalidSignatureError: no secret matches, or the signature is too old.
         InvalidPayloadError: it is too large, or no event.
         OpenTransactionError: the connection is in a transaction.
         ConfigError: there is no secret, or an empty one.
@@ -63,7 +63,7 @@ def read_delivery(
     """Return the event of a delivery, verified; the parameters are handle_webhook's.
 
     Raises:
-        InvalidSignatureError: nobody who knows a secret sent this, or not just now.
+        InvalidSignatureError: no secret matches, or the signature is too old.
         InvalidPayloadError: it is too large, or no event.
         ConfigError: there is no secret, or an empty one.
         InvalidValueError: the payload or the signature has another type.

@@ -17,8 +17,9 @@ FROM customers AS c
 CROSS JOIN subscriptions AS s;
 
 -- name: try_lock_runs :one
--- One run of a kind at a time; the lock ends with the session, even a killed one. If it
--- is taken, the columns after the first say by whom, as far as the role may see it.
+-- One run of a kind at a time; the lock ends with the session, even a killed one. If
+-- another session holds it, the other columns identify that session, if the role may
+-- see it.
 WITH tried AS MATERIALIZED (
     SELECT
         k.key,
