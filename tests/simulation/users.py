@@ -132,6 +132,11 @@ def _find_fault_of_period(user: UserRow, state: Paid) -> str | None:
     if anchor != billed_from:
         return f"should have the anchor {billed_from}"
     now = datetime.now(UTC)
+    # Stripe's clock may be ahead of ours, as after minutes of a soak. A trial that ends
+    # on the first boundary after its start is then reset there, and not before.
+    start = moment(state.start)
+    if start > now and reset == end == period_end(anchor, start):
+        return None
     coming = period_end(anchor, now)
     effective = reset if reset > now else coming
     return None if effective == coming else f"should be reset at {coming}"
