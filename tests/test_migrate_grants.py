@@ -72,6 +72,45 @@ def test_owner_of_the_database_needs_the_grant_on_public_only(
     assert err.endswith(' run: GRANT CREATE ON SCHEMA public TO "Mi""grator"\n')
 
 
+@pytest.mark.parametrize(
+    ("granted", "missing"), [("CREATE", "USAGE"), ("", "USAGE, CREATE")]
+)
+def test_missing_usage_on_public_is_named(
+    owner: psycopg.Connection, url: str, granted: str, missing: str
+):
+    owner.execute(
+        f'GRANT CREATE ON DATABASE {owner.info.dbname} TO "Mi""grator"'.encode()
+    )
+    owner.execute("REVOKE USAGE ON SCHEMA public FROM public")
+    if granted:
+        owner.execute(f'GRANT {granted} ON SCHEMA public TO "Mi""grator"'.encode())
+    grant = f'GRANT {missing} ON SCHEMA public TO "Mi""grator"'
+
+    code, out, err = run_cli("db", "migrate")
+
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.endswith(f" run: {grant}\n")
+    owner.execute(grant.encode())
+    assert run_cli("db", "migrate")[0] == 0
+
+
+def test_migrated_database_needs_usage_on_public_only(
+    owner: psycopg.Connection, url: str
+):
+    owner.execute('GRANT CREATE ON SCHEMA public TO "Mi""grator"')
+    owner.execute(
+        f'GRANT CREATE ON DATABASE {owner.info.dbname} TO "Mi""grator"'.encode()
+    )
+    assert run_cli("db", "migrate")[0] == 0
+    owner.execute('REVOKE CREATE ON SCHEMA public FROM "Mi""grator"')
+    owner.execute("REVOKE USAGE ON SCHEMA public FROM public")
+
+    code, _, err = run_cli("db", "migrate")
+
+    assert code == 1
+    assert err.endswith(' run: GRANT USAGE ON SCHEMA public TO "Mi""grator"\n')
+
+
 def test_missing_schema_public_is_named(owner: psycopg.Connection, url: str):
     owner.execute("DROP SCHEMA public")
     owner.execute(

@@ -116,8 +116,7 @@ def migration_session(
         conn = backend.connection
         _take_lock(conn, patience)
         tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
-        if not (tables.has_lock and tables.has_migrations and tables.has_checksums):
-            _require_grants(conn, is_building)
+        _require_grants(conn, tables, is_building)
         if not tables.has_lock:
             backend.create_lock_table()
         _wait_for_yoyo(conn, patience=10)
@@ -131,8 +130,17 @@ def migration_session(
         yield backend
 
 
-def _require_grants(conn: psycopg.Connection[Any], is_building: bool) -> None:
-    grants = fetch(conn, "list_missing_grants", _Grant, is_building=is_building)
+def _require_grants(
+    conn: psycopg.Connection[Any], tables: Bookkeeping, is_building: bool
+) -> None:
+    has_all = tables.has_lock and tables.has_migrations and tables.has_checksums
+    grants = fetch(
+        conn,
+        "list_missing_grants",
+        _Grant,
+        is_missing_tables=not has_all,
+        is_building=is_building,
+    )
     if grants:
         statements = "; ".join(grant.statement for grant in grants)
         raise MigrationError(

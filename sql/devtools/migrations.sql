@@ -44,35 +44,53 @@ RESET ALL;
 
 -- name: get_bookkeeping :one
 -- Which tables of yoyo's and of ours are there; other_clients could be a yoyo at work.
+-- From pg_class, because to_regclass fails for a role without USAGE on public.
 SELECT
-    to_regclass('public._yoyo_migration') IS NOT NULL AS has_migrations,
-    to_regclass('public.yoyo_lock') IS NOT NULL AS has_lock,
-    to_regclass('public.pyapp_migration_checksums') IS NOT NULL AS has_checksums,
+    coalesce(bool_or(c.relname = '_yoyo_migration'), FALSE) AS has_migrations,
+    coalesce(bool_or(c.relname = 'yoyo_lock'), FALSE) AS has_lock,
+    coalesce(bool_or(c.relname = 'pyapp_migration_checksums'), FALSE)
+        AS has_checksums,
     (
         SELECT count(*)
         FROM pg_stat_activity AS a
         WHERE a.datname = current_database()
             AND a.backend_type = 'client backend'
             AND a.pid <> pg_backend_pid()
-    ) AS other_clients;
+    ) AS other_clients
+FROM pg_class AS c
+WHERE c.relnamespace = to_regnamespace('public');
 
 -- name: list_missing_grants :many
 -- What lets this role build: yoyo's tables are in public, and 0001 creates schema app.
+-- Where the tables exist, USAGE on public is enough.
 SELECT
-    format(
-        CASE
-            WHEN to_regnamespace('public') IS NULL
-                THEN 'CREATE SCHEMA public AUTHORIZATION %I'
-            ELSE 'GRANT CREATE ON SCHEMA public TO %I'
-        END,
-        current_user
-    ) AS statement
-WHERE has_schema_privilege(to_regnamespace('public'), 'CREATE') IS NOT TRUE
+    CASE
+        WHEN to_regnamespace('public') IS NULL
+            THEN format('CREATE SCHEMA public AUTHORIZATION %I', current_user)
+        ELSE
+            format(
+                'GRANT %s ON SCHEMA public TO %I',
+                concat_ws(
+                    ', ',
+                    CASE WHEN NOT p.has_usage THEN 'USAGE' END,
+                    CASE WHEN NOT p.can_create THEN 'CREATE' END
+                ),
+                current_user
+            )
+    END AS statement
+FROM (
+    SELECT
+        has_schema_privilege(to_regnamespace('public'), 'USAGE') AS has_usage,
+        NOT :is_missing_tables
+        OR has_schema_privilege(to_regnamespace('public'), 'CREATE') AS can_create
+) AS p
+WHERE (p.has_usage AND p.can_create) IS NOT TRUE
 UNION ALL
 SELECT
     format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
         AS statement
-WHERE :is_building
+WHERE :is_missing_tables
+    AND :is_building
     AND to_regnamespace('app') IS NULL
     AND NOT has_database_privilege(current_database(), 'CREATE')
 ORDER BY statement DESC;
