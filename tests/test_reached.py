@@ -198,6 +198,45 @@ def test_address_that_decides_is_part_of_the_name(
     )
 
 
+@pytest.mark.parametrize("by", ["URL", "PGSERVICE"])
+def test_service_with_several_addresses_is_named_and_kept_to(
+    empty_database: str,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+):
+    """Its hosts are names that only it resolves."""
+    migrate(empty_database, count=1)
+    name = empty_database.rpartition("/")[2]
+    (tmp_path / "services").write_text(
+        "[pair]\nhost=one.invalid,two.invalid\nhostaddr=127.0.0.1,127.0.0.1\n"
+        f"port=1,{server.port}\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    url = f"postgresql://{server.user}:{server.password}@/{name}"
+    if by == "URL":
+        url += "?service=pair"
+    else:
+        monkeypatch.setenv("PGSERVICE", "pair")
+    monkeypatch.setenv("DATABASE_URL", url)
+    shown = (
+        f"postgresql://{server.user}@two.invalid:{server.port}/{name}"
+        "?hostaddr=127.0.0.1"
+    )
+
+    code, out, _ = run_cli("db", "status")
+    assert (code, f" is up at {shown} (not this project's)\n" in out) == (0, True)
+
+    code, out, err = run_cli("db", "rollback", "--yes")
+    assert (code, err, out.splitlines()[0]) == (
+        0,
+        "",
+        f"To be rolled back at {shown}:",
+    )
+    assert {s.state for s in list_migrations(empty_database)} == {"pending"}
+
+
 def test_several_ports_are_an_error_and_no_traceback():
     with pytest.raises(ConfigError, match="several ports"):
         local_target("host=localhost port=1,2 user=a password=b dbname=c")

@@ -33,14 +33,19 @@ class _Ends:
 def name_reached(url: str, conn: psycopg.Connection[Any]) -> Reached:
     """Return the database that *conn*, made with *url*, is connected to.
 
-    *url* may name several servers, or take its host from the environment.
+    *url* may name several servers, or take its host from the environment or a service.
+    The new URL always has the address, which replaces a service's list of them; the
+    name has it only where a parameter may have set it.
     """
     info = conn.info
     parts = {"host": info.host, "port": str(info.port)}
-    if reached_parameters(url).get("hostaddr"):
-        parts["hostaddr"] = info.hostaddr
-    name = make_conninfo("", user=info.user, dbname=info.dbname, **parts)
-    return Reached(redact_url(name), make_conninfo(url, dbname=info.dbname, **parts))
+    address = {"hostaddr": info.hostaddr} if info.hostaddr else {}
+    given = reached_parameters(url)
+    is_set = bool(given.get("hostaddr")) or "service" in given
+    shown = address if is_set and info.hostaddr != info.host else {}
+    name = make_conninfo("", user=info.user, dbname=info.dbname, **parts, **shown)
+    exact = make_conninfo(url, dbname=info.dbname, **parts, **address)
+    return Reached(redact_url(name), exact)
 
 
 def is_on_this_machine(conn: psycopg.Connection[Any]) -> bool:

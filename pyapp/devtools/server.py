@@ -20,7 +20,7 @@ from pyapp.devtools.binaries import state_folder
 from pyapp.devtools.embedded import ANEW, EmbeddedServer
 from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
-from pyapp.devtools.reached import is_on_this_machine
+from pyapp.devtools.reached import is_on_this_machine, name_reached
 from pyapp.devtools.target import Target, local_target, require_password
 from pyapp.devtools.tool_queries import fetch_one
 from pyapp.errors import (
@@ -97,11 +97,12 @@ def status(settings: Settings) -> str:
     """
     with connect(settings.database_url) as conn:
         version = readable_version(conn.info.server_version)
+        name = name_reached(settings.database_url, conn).name
     try:
         kind = running_kind(settings)
     except ConfigError:  # not on this machine
         kind = Kind.OTHER
-    return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
+    return f"PostgreSQL {version} is up at {name} ({kind})"
 
 
 def reset(settings: Settings, expected: Kind | None = None) -> str:
