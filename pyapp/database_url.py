@@ -1,6 +1,5 @@
 """What a DATABASE_URL says, read so that no message ever quotes its password."""
 
-import ipaddress
 from typing import Any
 from urllib.parse import quote
 
@@ -70,7 +69,9 @@ def find_elsewhere(url: str) -> str | None:
     if "," in reached["port"]:
         return f"DATABASE_URL is {redact_url(url)}, which names several ports"
     address = reached.get("hostaddr", "")
-    if not address or _is_loopback(address):
+    # The local servers listen on these addresses only: another server on 127.0.0.2 may
+    # have the same port.
+    if not address or address in LOOPBACK:
         return None
     source = "its" if "hostaddr" in parts else "PGHOSTADDR or PGSERVICE sets the"
     return (
@@ -106,13 +107,6 @@ def _is_misread(url: str) -> bool:
         return False
     authority, _, path = url.removeprefix(scheme).partition("/")
     return authority.count("@") > 1 or "@" in path.partition("?")[0]
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_host(name: str) -> bool:

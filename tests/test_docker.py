@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from pyapp.config import Settings
+from pyapp.connection import connect
+from pyapp.database_url import redact_url
 from pyapp.devtools import docker
+from pyapp.devtools.ports import free_port
 from pyapp.devtools.server import Kind, embedded_server, reset, reset_kind, start, stop
 from pyapp.devtools.target import local_target
+from pyapp.devtools.throwaway import throwaway_server
 from pyapp.errors import LocalServerError
 from tests.support import Server, run_cli
 
@@ -229,14 +233,13 @@ def test_a_volume_made_for_another_url_says_how_to_go_on(
         start(settings(project, url), Kind.DOCKER)
 
 
-def test_stop_and_reset_reach_the_running_container(
-    project: Path, server: Server
-) -> None:
-    (project / "running").write_text(f"{server.port}\n")
-    running = settings(project, server.url("postgres"))
+def test_stop_and_reset_reach_the_running_container(project: Path) -> None:
+    with throwaway_server() as alone:
+        (project / "running").write_text(f"{alone.port}\n")
+        running = settings(project, alone.url)
 
-    stopped = stop(running)
-    was_reset = reset(running)
+        stopped = stop(running)
+        was_reset = reset(running)
 
     assert stopped == "PostgreSQL is stopped (Docker); its data stays"
     assert was_reset.endswith("is new and empty (Docker)")
@@ -246,6 +249,72 @@ def test_stop_and_reset_reach_the_running_container(
         "down --volumes",
         "up --detach db",
     ]
+
+
+def test_reset_keeps_the_volume_that_holds_other_databases(
+    project: Path,
+    database: str,
+    empty_database: str,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (project / "running").write_text(f"{server.port}\n")
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+    with connect(empty_database) as conn:
+        conn.execute("CREATE TABLE deleted ()")
+        conn.commit()
+
+    asked = run_cli("db", "reset", answer="n\n")[1]
+    code, out, err = run_cli("db", "reset", "--yes")
+
+    assert asked.startswith(
+        f"Delete {redact_url(empty_database)}, all its data, on a server that is"
+        " Docker; its other databases stay?"
+    )
+    assert (code, err, "is new and empty (Docker)" in out) == (0, "", True)
+    with connect(empty_database) as conn:
+        found = conn.execute("SELECT to_regclass('public.deleted')").fetchone()
+        assert found == (None,)
+    with connect(database) as conn:
+        assert conn.execute("SELECT count(*) FROM app.users").fetchone() == (0,)
+    assert _calls(project) == []
+
+
+def test_reset_by_another_port_leaves_the_container_alone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    (project / "running").write_text("6543\n")
+    monkeypatch.setenv("DATABASE_URL", URL.replace("6543", str(port)))
+    monkeypatch.setenv("ENVIRONMENT", "local")
+
+    assert run_cli("db", "reset", "--yes") == (
+        1,
+        "",
+        "error: this checkout's server (Docker) runs on port 6543, and DATABASE_URL"
+        f" names port {port}: put port 6543 into DATABASE_URL, or stop that server:"
+        " pyapp db stop\n",
+    )
+    assert _calls(project) == []
+
+
+def test_reset_of_a_container_that_does_not_come_up_asks_for_its_volume(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "states").write_text("exited\n")
+    monkeypatch.setenv("DATABASE_URL", URL)
+    monkeypatch.setenv("ENVIRONMENT", "local")
+
+    code, _, err = run_cli("db", "reset", "--yes")
+    asked = run_cli("db", "reset", answer="n\n")[1]
+
+    assert (code, "databases cannot be listed: run pyapp db reset without" in err) == (
+        1,
+        True,
+    )
+    assert "with all databases in it, which cannot be listed?" in asked
+    assert not any("down" in call for call in _calls(project))
 
 
 def test_container_on_another_port_is_not_the_server_of_the_url(

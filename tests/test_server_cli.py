@@ -3,14 +3,17 @@
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from pyapp.database_url import redact_url
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.throwaway import open_folder
+from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.ports import free_port, port_is_free
+from pyapp.devtools.throwaway import THROWAWAY, open_folder
+from pyapp.errors import DatabaseUnavailableError
 from tests.support import Server, run_cli
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,11 +79,15 @@ def test_a_day_with_the_local_server(project: Path, url: str) -> None:
         "Nothing is deleted; --yes deletes without asking.",
     )
     code, out, _ = run_cli("db", "reset", answer="n\n")
-    assert f"Delete {project}/.pyapp/postgres with all its data?" in out
+    assert f"Delete {project}/.pyapp/postgres with all its databases?" in out
     assert (code, _tables(url)) == (1, ["kept"])
     code, out, err = run_cli("db", "reset", answer="y\n")
     assert (code, err, _tables(url)) == (0, "", [])
     assert out.splitlines()[-1] == "Build the schema with: pyapp db migrate"
+
+
+def _port(url: str) -> int:
+    return int(url.rpartition(":")[2].partition("/")[0])
 
 
 def _tables(url: str, schema: str = "public") -> list[str]:
@@ -118,8 +125,143 @@ def test_reset_mends_a_half_made_folder(project: Path, url: str) -> None:
         " `pyapp db reset` makes it anew, without its data\n",
     )
 
-    assert run_cli("db", "reset", "--yes")[0] == 0
+    code, _, err = run_cli("db", "reset", "--yes")
+    assert (code, err) == (
+        1,
+        "error: --yes deletes only the data of a server that this checkout started, and"
+        " this one's databases cannot be listed: run pyapp db reset without --yes, and"
+        " answer its question\n",
+    )
+    code, out, _ = run_cli("db", "reset", answer="y\n")
+    assert code == 0
+    assert f"Delete {data} with all its databases, which cannot be listed?" in out
     assert _tables(url) == []
+
+
+def test_reset_with_another_password_asks_for_the_whole_folder(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_cli("db", "start")[0] == 0
+    other = url.replace(":pyapp@", ":other@")
+    monkeypatch.setenv("DATABASE_URL", other)
+
+    assert run_cli("db", "reset", "--yes")[0] == 1
+    assert _tables(url) == []
+    code, out, _ = run_cli("db", "reset", answer="y\n")
+
+    assert (code, "postgres with all its databases, which" in out) == (0, True)
+    assert _tables(other) == []
+
+
+@pytest.mark.parametrize("answer", ["--yes", "asked"])
+def test_reset_by_another_port_leaves_the_running_server_alone(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    assert run_cli("db", "start")[0] == 0
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE kept ()")
+    port, wrong = _port(url), free_port()
+    monkeypatch.setenv("DATABASE_URL", url.replace(f":{port}/", f":{wrong}/"))
+
+    code, out, err = run_cli(
+        "db", "reset", *(["--yes"] if answer == "--yes" else []), answer="y\n"
+    )
+
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: this checkout's server (embedded) runs on port {port}, and"
+        f" DATABASE_URL names port {wrong}: put port {port} into DATABASE_URL, or stop"
+        " that server: pyapp db stop\n"
+    )
+    assert _tables(url) == ["kept"]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("has_table", [False, True])
+def test_reset_leaves_the_other_databases_of_the_server(
+    project: Path,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    is_stopped: bool,
+    has_table: bool,
+) -> None:
+    """Also where the named database does not exist yet."""
+    scratch = url.rpartition("/")[0] + "/scratch"
+    assert run_cli("db", "start")[0] == 0
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("CREATE TABLE kept ()")
+        if has_table:
+            conn.execute("CREATE DATABASE scratch")
+    if has_table:
+        with psycopg.connect(scratch) as conn:
+            conn.execute("CREATE TABLE deleted ()")
+    if is_stopped:
+        run_cli("db", "stop")
+    monkeypatch.setenv("DATABASE_URL", scratch)
+    shown = redact_url(scratch)
+
+    code, out, _ = run_cli("db", "reset", answer="n\n")
+    assert out.startswith(
+        f"Delete {shown}, all its data, on a server that is embedded; its other"
+        " databases stay?"
+    )
+    assert (code, port_is_free(_port(url))) == (1, is_stopped)
+    code, _, err = run_cli("db", "reset", "--yes")
+
+    assert (code, err) == (0, "")
+    assert (_tables(scratch), _tables(url)) == ([], ["kept"])
+
+
+def test_tables_in_postgres_count_as_another_database(project: Path, url: str) -> None:
+    assert run_cli("db", "start")[0] == 0
+    postgres = url.rpartition("/")[0] + "/postgres"
+    for each in (url, postgres):
+        with psycopg.connect(each) as conn:
+            conn.execute("CREATE TABLE made ()")
+
+    assert run_cli("db", "reset", "--yes")[0] == 0
+
+    assert (_tables(url), _tables(postgres)) == ([], ["made"])
+
+
+@pytest.mark.parametrize("by", ["URL", "PGHOSTADDR", "PGSERVICE"])
+def test_server_on_another_loopback_address_is_not_the_embedded_one(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Both may listen on the same port."""
+    assert run_cli("db", "start")[0] == 0
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE kept ()")
+    folder = open_folder()
+    other = EmbeddedServer(folder / "data", free_port(), settings=THROWAWAY)
+    moved = {"port": str(_port(url)), "listen_addresses": "127.0.0.2"}
+    try:
+        other.start()
+        other.stop()
+        with pytest.raises(DatabaseUnavailableError):  # it is looked for on localhost
+            replace(other, settings={**THROWAWAY, **moved}).start()
+        (folder / "services").write_text("[two]\nhostaddr=127.0.0.2\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(folder / "services"))
+        if by == "URL":
+            monkeypatch.setenv("DATABASE_URL", f"{url}?hostaddr=127.0.0.2")
+        elif by == "PGHOSTADDR":
+            monkeypatch.setenv("PGHOSTADDR", "127.0.0.2")
+        else:
+            monkeypatch.setenv("PGSERVICE", "two")
+
+        shown = run_cli("db", "status")[1]
+        code, out, err = run_cli("db", "reset", "--yes")
+    finally:
+        for name in ("PGHOSTADDR", "PGSERVICE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("DATABASE_URL", url)
+        other.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    assert " (not this project's)\n" in shown
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "hostaddr 127.0.0.2 is not an address of localhost" in err
+    assert _tables(url) == ["kept"]
 
 
 def test_a_healthy_server_of_others_is_used_and_left_alone(
@@ -180,7 +322,7 @@ def test_a_server_of_others_that_refuses_is_named(
 
 
 def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> None:
-    port = int(url.rpartition(":")[2].partition("/")[0])
+    port = _port(url)
 
     with socket.create_server(("127.0.0.1", port)):
         code, _, err = run_cli("db", "start", "--embedded")

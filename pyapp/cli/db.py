@@ -47,12 +47,12 @@ def reset(
 ) -> None:
     """Delete the local database and make it again, empty."""
     settings = load_settings()
-    kind = server.reset_kind(settings)
-    what = server.describe_reset(settings, kind)
+    plan = server.plan_reset(settings)
+    what = server.describe_reset(settings, plan)
     if yes:
-        server.require_own(settings, kind)
+        server.require_own(settings, plan)
     elif not confirmed(f"Delete {what}?"):
         say("Nothing is deleted; --yes deletes without asking.")
         raise typer.Exit(1)
-    say(server.reset(settings, kind))
+    say(server.reset(settings, plan))
     say("Build the schema with: pyapp db migrate")

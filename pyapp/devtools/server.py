@@ -5,7 +5,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyapp.devtools.ports import port_is_free
 from pyapp.devtools.postmaster import find_postmaster
 from pyapp.devtools.reached import is_on_this_machine, name_reached
 from pyapp.devtools.target import Target, local_target, require_password
-from pyapp.devtools.tool_queries import fetch_one
+from pyapp.devtools.tool_queries import fetch, fetch_one
 from pyapp.errors import (
     ConfigError,
     DatabaseUnavailableError,
@@ -105,49 +105,74 @@ def status(settings: Settings) -> str:
     return f"PostgreSQL {version} is up at {name} ({kind})"
 
 
-def reset(settings: Settings, expected: Kind | None = None) -> str:
-    """Delete the local database and make it again, empty; return a line.
+@dataclass(frozen=True, slots=True)
+class ResetPlan:
+    """What `reset` deletes: one database, or the whole server with its data."""
 
-    *expected* is the kind of server that the user has agreed to.
+    kind: Kind
+    # The server's other databases of users, or None if it cannot be asked for them.
+    others: tuple[str, ...] | None
 
-    Raises:
-        ConfigError: this is no local environment.
-        LocalServerError: the server is another one by now, or not on this machine.
-    """
-    target = local_target(settings.database_url)
-    kind = reset_kind(settings)
-    if expected not in (None, kind):
-        raise LocalServerError(
-            f"the server at {_name(settings)} has changed since the question: it is now"
-            f" {kind}; run it again"
-        )
-    if kind is not Kind.OTHER:
-        require_password(target)
-    if kind is Kind.DOCKER:
-        docker.remove(settings.root)
-        docker.up(settings.root, target)
-        _wait_for_docker(target)
-    elif kind is Kind.EMBEDDED:
-        embedded = embedded_server(settings, target)
-        embedded.remove()
-        _start_embedded(embedded)
-    else:
-        _make_again(target)
-    log.info("database made anew", extra={"server": kind.value})
-    return f"the database at {_name(settings)} is new and empty ({kind})"
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole server is deleted: it holds no other database, or fails."""
+        return self.kind is not Kind.OTHER and not self.others
 
 
-def reset_kind(settings: Settings) -> Kind:
-    """Return whose data `reset` would delete.
+def plan_reset(settings: Settings) -> ResetPlan:
+    """Return what `reset` would delete.
+
+    A server of this checkout that is stopped runs for a moment, to list its databases.
 
     Raises:
         ConfigError: this is no local environment.
+        LocalServerError: the server is not on this machine, or this checkout's server
+            runs on another port than the DATABASE_URL's.
     """
     if settings.environment != "local":
         raise ConfigError(
             f"ENVIRONMENT is {settings.environment or 'not set'}:"
             " only a local database is reset"
         )
+    target = local_target(settings.database_url)
+    kind = reset_kind(settings)
+    if kind is not Kind.OTHER:
+        require_password(target)
+        _require_port(settings, target, kind)
+        return ResetPlan(kind, _find_others(settings, target, kind))
+    with _maintenance(target):
+        return ResetPlan(kind, None)
+
+
+def reset(settings: Settings, agreed: ResetPlan | None = None) -> str:
+    """Delete the local database and make it again, empty; return a line.
+
+    *agreed* is what the user has agreed to.
+
+    Raises:
+        ConfigError: this is no local environment.
+        LocalServerError: the server is another one by now, or not on this machine.
+    """
+    target = local_target(settings.database_url)
+    plan = plan_reset(settings)
+    if agreed not in (None, plan):
+        raise LocalServerError(
+            f"the server at {_name(settings)} has changed since the question: it is now"
+            f" {plan.kind}, or has other databases; run it again"
+        )
+    kind = plan.kind
+    if plan.is_whole:
+        _make_server_again(settings, target, kind)
+    else:
+        if running_kind(settings) is None:
+            _bring_up(settings, target, kind)
+        _make_again(target, kind)
+    log.info("database made anew", extra={"server": kind.value})
+    return f"the database at {_name(settings)} is new and empty ({kind})"
+
+
+def reset_kind(settings: Settings) -> Kind:
+    """Return whose server `reset` would act on."""
     kind = running_kind(settings)
     if kind is not None:
         return kind
@@ -160,35 +185,35 @@ def reset_kind(settings: Settings) -> Kind:
     return Kind.DOCKER
 
 
-def describe_reset(settings: Settings, kind: Kind) -> str:
-    """Return, for a question, what `reset` would delete on a server of this *kind*.
+def describe_reset(settings: Settings, plan: ResetPlan) -> str:
+    """Return, for a question, what `reset` deletes by *plan*."""
+    if not plan.is_whole:
+        stays = "; its other databases stay" if plan.others else ""
+        return (
+            f"{_name(settings)}, all its data, on a server that is {plan.kind}{stays}"
+        )
+    unknown = "" if plan.others == () else ", which cannot be listed"
+    if plan.kind is Kind.DOCKER:
+        return f"Docker's volume of {_name(settings)} with all databases in it{unknown}"
+    folder = embedded_server(settings, local_target(settings.database_url)).folder
+    return f"{folder} with all its databases{unknown}"
+
+
+def require_own(settings: Settings, plan: ResetPlan) -> None:
+    """Refuse to delete unasked what is not known to be this checkout's database.
 
     Raises:
-        LocalServerError: the server is not on this machine.
+        LocalServerError: another checkout or program started the server, or its whole
+            data would go, and cannot be listed.
     """
-    target = local_target(settings.database_url)
-    if kind is Kind.DOCKER:
-        return f"Docker's volume with all data of {_name(settings)}"
-    if kind is Kind.EMBEDDED:
-        return f"{embedded_server(settings, target).folder} with all its data"
-    with _maintenance(target):
-        return f"{_name(settings)}, all its data, on a server that is {kind}"
-
-
-def require_own(settings: Settings, kind: Kind) -> None:
-    """Refuse to delete unasked what this checkout has not made.
-
-    Raises:
-        LocalServerError: another checkout or program started the server.
-    """
-    if kind is Kind.EMBEDDED:
-        return
-    if kind is Kind.OTHER:
+    if plan.kind is Kind.OTHER:
         reason = f"{_name(settings)} is on another"
-    elif docker.has_container(settings.root):
-        return
-    else:
+    elif plan.kind is Kind.DOCKER and not docker.has_container(settings.root):
         reason = "it has no container in Docker"
+    elif plan.others is None:
+        reason = "this one's databases cannot be listed"
+    else:
+        return
     raise LocalServerError(
         "--yes deletes only the data of a server that this checkout started, and"
         f" {reason}: run pyapp db reset without --yes, and answer its question"
@@ -224,9 +249,95 @@ class _Statement:
     statement: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Database:
+    name: str
+
+
+def _require_port(settings: Settings, target: Target, kind: Kind) -> None:
+    """Refuse to delete the data of this checkout's server that runs on another port.
+
+    Raises:
+        LocalServerError: it does.
+    """
+    if kind is Kind.EMBEDDED:
+        found = find_postmaster(embedded_server(settings, target).folder)
+        ports = {found.port} if found else set()
+    else:
+        container = docker.find_container(settings.root)
+        ports = set(container.ports) if container and container.is_running else set()
+    if ports and target.port not in ports:
+        listed = ", ".join(map(str, sorted(ports)))
+        raise LocalServerError(
+            f"this checkout's server ({kind}) runs on port {listed}, and DATABASE_URL"
+            f" names port {target.port}: put port {listed} into DATABASE_URL, or stop"
+            " that server: pyapp db stop"
+        )
+
+
+def _find_others(
+    settings: Settings, target: Target, kind: Kind
+) -> tuple[str, ...] | None:
+    """Return the other databases of this checkout's server; None if it cannot say.
+
+    Raises:
+        LocalServerError: another server than this checkout's answers.
+    """
+    if kind is Kind.EMBEDDED:
+        if not embedded_server(settings, target).folder.exists():
+            return ()
+    elif not docker.has_container(settings.root):
+        return None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_running(settings, target, kind))
+            conn = stack.enter_context(_maintenance(target, kind))
+        except _NotHereError:
+            raise
+        except (LocalServerError, DatabaseUnavailableError):
+            return None
+        found = fetch(conn, "list_other_databases", _Database, name=target.database)
+        return tuple(database.name for database in found)
+
+
 @contextlib.contextmanager
-def _maintenance(target: Target) -> Iterator[psycopg.Connection[Any]]:
+def _running(settings: Settings, target: Target, kind: Kind) -> Iterator[None]:
+    """Keep this checkout's server up; stop it after, if it was not."""
+    if running_kind(settings) is not None:
+        yield
+        return
+    try:
+        _bring_up(settings, target, kind)
+        yield
+    finally:
+        if kind is Kind.EMBEDDED:
+            embedded_server(settings, target).stop()
+        else:
+            docker.stop(settings.root)
+
+
+def _bring_up(settings: Settings, target: Target, kind: Kind) -> None:
+    """Start this checkout's server, but create no database in it."""
+    if kind is Kind.EMBEDDED:
+        replace(embedded_server(settings, target), database="postgres").start()
+    else:
+        docker.up(settings.root, target)
+        _wait_for_docker(
+            replace(target, url=make_conninfo(target.url, dbname="postgres"))
+        )
+
+
+class _NotHereError(LocalServerError):
+    """The server is not known to be on this machine."""
+
+
+@contextlib.contextmanager
+def _maintenance(
+    target: Target, kind: Kind = Kind.OTHER
+) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection to another database of the server, which must be here.
+
+    A container of this checkout is known by its port, and sees other addresses.
 
     Raises:
         LocalServerError: the server is not known to be on this machine.
@@ -234,8 +345,8 @@ def _maintenance(target: Target) -> Iterator[psycopg.Connection[Any]]:
     other = "postgres" if target.database != "postgres" else "template1"
     with connect(make_conninfo(target.url, dbname=other)) as conn:
         conn.autocommit = True
-        if not is_on_this_machine(conn):
-            raise LocalServerError(
+        if kind is not Kind.DOCKER and not is_on_this_machine(conn):
+            raise _NotHereError(
                 f"{redact_url(target.url)} is not known to be on this machine: a"
                 " forward, a proxy, a pooler or a container is in between; drop the"
                 f" database there: psql -c {_quoted(conn, target.database)}"
@@ -249,10 +360,21 @@ def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
     return shlex.quote(found.statement)
 
 
-def _make_again(target: Target) -> None:
-    """Delete the database of *target* on a server that this checkout did not start,
-    and create it again."""
-    with _maintenance(target) as conn:
+def _make_server_again(settings: Settings, target: Target, kind: Kind) -> None:
+    """Delete this checkout's server with all its data, and make it again."""
+    if kind is Kind.DOCKER:
+        docker.remove(settings.root)
+        docker.up(settings.root, target)
+        _wait_for_docker(target)
+        return
+    embedded = embedded_server(settings, target)
+    embedded.remove()
+    _start_embedded(embedded)
+
+
+def _make_again(target: Target, kind: Kind) -> None:
+    """Delete the database of *target* alone, and make it again."""
+    with _maintenance(target, kind) as conn:
         for query in ("format_drop_database", "format_create_database"):
             found = fetch_one(conn, query, _Statement, name=target.database)
             try:

@@ -6,6 +6,32 @@ SELECT
     host(inet_server_addr()) AS server_address,
     inet_server_port() AS server_port;
 
+-- name: list_other_databases :many
+-- What would be lost next to :name with the whole server. Every server has postgres; it
+-- counts if it has relations or schemas of users, which only a session in it sees.
+SELECT d.datname AS name
+FROM pg_database AS d
+WHERE d.datname NOT IN ('template0', 'template1', :name)
+    AND (
+        d.datname <> 'postgres'
+        OR (
+            current_database() = 'postgres'
+            AND (
+                EXISTS (
+                    SELECT
+                    FROM pg_class AS c
+                    WHERE c.oid >= 16384
+                )
+                OR EXISTS (
+                    SELECT
+                    FROM pg_namespace AS n
+                    WHERE n.oid >= 16384
+                )
+            )
+        )
+    )
+ORDER BY d.datname;
+
 -- name: format_drop_database :one
 -- Sessions that still use it are ended.
 SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', :name::text) AS statement;
