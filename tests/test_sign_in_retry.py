@@ -221,7 +221,9 @@ def test_calls_recorded_twice_stop_the_migration_until_repaired(empty_database: 
         for call in calls:
             insert_by_hand(conn, call)
 
-        with pytest.raises(MigrationError, match=f"{name}.*{device}.* is duplicated"):
+        with pytest.raises(
+            MigrationError, match=f"{name}.*{device}.* is duplicated.*CHANGELOG"
+        ):
             migrate(empty_database)
         found = conn.execute(find.encode()).fetchall()
         conn.execute(repair.encode())

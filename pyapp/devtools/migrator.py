@@ -285,12 +285,9 @@ def _explained(file: MigrationFile, verb: str) -> Iterator[None]:
             " kept); if a plain yoyo was killed before it marked it, and pyapp db check"
             f" shows all of it there: yoyo mark -m {file.name}"
         ) from exc
-    except psycopg.errors.UniqueViolation as exc:
-        raise MigrationError(
-            f"{file.name} was not {verb}: {exc.diag.message_primary}; correct the rows"
-            " as CHANGELOG.md says under Migrations, then run pyapp db migrate again"
-        ) from exc
     except psycopg.Error as exc:
         kept = "nothing of it was kept" if file.is_transactional else "run it again"
+        if isinstance(exc, psycopg.errors.UniqueViolation):
+            kept = "correct the rows as CHANGELOG.md says, then run it again"
         reason = " ".join(str(exc).partition("\nLINE ")[0].split())
         raise MigrationError(f"{file.name} was not {verb}: {reason} ({kept})") from exc
