@@ -71,7 +71,7 @@ $$;
 COMMENT ON FUNCTION app.anonymize_user(uuid) IS
     'Erases the person and every payload of the user, keeps the bill; returns the row.';
 
--- From the start, because whoever may use the schema could erase any user.
+-- PUBLIC may not call a function that runs as its owner.
 REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;
 
 -- Programs of this version call it; pyapp db roles may come later.

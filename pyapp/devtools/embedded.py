@@ -38,6 +38,9 @@ from pyapp.errors import LocalServerError
 if TYPE_CHECKING:
     import pwd
 
+# While the server starts; after a kill, connections that the old server had accepted
+# are closed without an answer.
+TRANSIENT = ("starting up", "closed the connection unexpectedly")
 ANEW = "`pyapp db reset` makes it anew, without its data"
 # The same order and letters everywhere; before 17 only the system has such a locale.
 BUILTIN_LOCALE = (
@@ -219,6 +222,7 @@ class EmbeddedServer:
                 return
             except psycopg.OperationalError as exc:
                 reason = str(exc)
+                is_transient = any(word in reason for word in TRANSIENT)
                 if 'FATAL:  database "' in reason:
                     run_client("createdb", self.url, self.database)
                 elif "password authentication failed" in reason:
@@ -226,7 +230,7 @@ class EmbeddedServer:
                         f"the server in {self.folder} was made with another user or"
                         f" password: put those back into DATABASE_URL, or {ANEW}"
                     ) from None
-                elif "starting up" not in reason or time.monotonic() > deadline:
+                elif not is_transient or time.monotonic() > deadline:
                     raise unavailable(self.url, exc) from exc
                 time.sleep(0.1)
 

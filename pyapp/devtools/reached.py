@@ -1,4 +1,4 @@
-"""The server that a connection has really reached, whatever its URL says."""
+"""The server that a connection has reached, as the server itself reports it."""
 
 import ipaddress
 import socket

@@ -194,7 +194,7 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def is_of_all(error: StripeRequestError, client: Asking) -> bool:
-    """Say whether Stripe would answer so whatever it is asked about.
+    """Say whether Stripe would give the same answer about any object.
 
     It is away, or it does not accept the key.
     """
