@@ -348,8 +348,11 @@ def test_move_that_was_killed_is_finished_by_the_next_run(
     assert row == (None,)
 
 
-def test_only_one_maintenance_runs_at_a_time(database: str, tmp_path: Path):
+def test_only_one_maintenance_runs_at_a_time(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Two runs could drop a month that only one of them thought archived."""
+    monkeypatch.setattr(maintenance, "PATIENCE", 0.2)
     with connect(database) as other:
         lock = fetch_one(
             other, "try_tool_lock", AdvisoryLock, purpose="pyapp maintenance"
@@ -364,4 +367,5 @@ def test_only_one_maintenance_runs_at_a_time(database: str, tmp_path: Path):
             with pytest.raises(MaintenanceError, match=holder):
                 run()
 
+    monkeypatch.undo()
     assert create_payload_partitions(database) == 3

@@ -305,15 +305,19 @@ def test_no_setting_of_a_role_changes_what_a_function_does(role: Role):
     expected = role.call_all({})
     assert isinstance(expected, list), expected
 
-    found = {}
+    found: dict[str, Any] = {}
     for batch in batches:
         if role.call_all(batch) == expected:
             continue
-        for name, value in batch.items():
-            results = role.call_all({name: value})
-            if results != expected:
-                found[f"{name} = {value}"] = first_difference(expected, results)
-        assert found, f"only together: {batch}"
+        alone = {
+            f"{name} = {value}": first_difference(expected, results)
+            for name, value in batch.items()
+            if (results := role.call_all({name: value})) != expected
+        }
+        # A busy machine may have cut a call short: what a setting does, it does again.
+        if not alone and (results := role.call_all(batch)) != expected:
+            alone[f"only together: {batch}"] = first_difference(expected, results)
+        found |= alone
     assert found == {}
 
 

@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pyapp.advisory_locks import AdvisoryLock
 from pyapp.connection import connect
 from pyapp.devtools.archives import Archive, draft_archive
-from pyapp.devtools.tool_queries import execute, fetch, fetch_one
+from pyapp.devtools.tool_queries import execute, fetch, fetch_one, take_lock
 from pyapp.errors import ArchiveError, MaintenanceError
 
 log = logging.getLogger("pyapp.maintenance")
 
 T = TypeVar("T")
 ATTEMPTS = 20
+# Seconds to wait for another maintenance that is just ending.
+PATIENCE = 5.0
 # Writers wait behind whoever waits for a lock, so that is kept short. An autovacuum
 # gives way only to one who has waited for deadlock_timeout, a second: towards the end.
 SHORT_WAIT_MS = 50
@@ -145,9 +146,7 @@ def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection that alone maintains the payloads, in autocommit."""
     with connect(url) as conn:
         conn.autocommit = True
-        lock = fetch_one(
-            conn, "try_tool_lock", AdvisoryLock, purpose="pyapp maintenance"
-        )
+        lock = take_lock(conn, "pyapp maintenance", PATIENCE)
         if not lock.is_held:
             raise MaintenanceError(
                 f"another maintenance is under way: {lock.describe_holder()}"

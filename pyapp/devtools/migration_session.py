@@ -17,10 +17,9 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
-from pyapp.advisory_locks import AdvisoryLock
 from pyapp.connection import connect
 from pyapp.devtools.reached import is_on_this_machine
-from pyapp.devtools.tool_queries import execute, fetch, fetch_one
+from pyapp.devtools.tool_queries import execute, fetch, fetch_one, take_lock
 from pyapp.errors import MigrationError
 
 
@@ -114,7 +113,11 @@ def migration_session(
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
     with Backend(uri, default_migration_table) as backend:
         conn = backend.connection
-        _take_lock(conn, patience)
+        lock = take_lock(conn, "pyapp migrations", patience)
+        if not lock.is_held:
+            raise MigrationError(
+                f"another run of migrations is at work: {lock.describe_holder()}"
+            )
         tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
         _require_grants(conn, tables, is_building)
         if not tables.has_lock:
@@ -147,21 +150,6 @@ def _require_grants(
             f"the role {conn.info.user} may not create what the migrations need; let"
             f" the database's owner or a superuser run: {statements}"
         )
-
-
-def _take_lock(conn: psycopg.Connection[Any], patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while True:
-        lock = fetch_one(
-            conn, "try_tool_lock", AdvisoryLock, purpose="pyapp migrations"
-        )
-        if lock.is_held:
-            return
-        if time.monotonic() > deadline:
-            raise MigrationError(
-                f"another run of migrations is at work: {lock.describe_holder()}"
-            )
-        time.sleep(0.1)
 
 
 def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:

@@ -1,10 +1,12 @@
 """The SQL of the tools: `sql/devtools/*.sql`, named like the product's own queries."""
 
+import time
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import class_row
 
+from pyapp.advisory_locks import AdvisoryLock
 from pyapp.paths import sql_dir
 from pyapp.queries import load_queries
 
@@ -31,3 +33,18 @@ def fetch_one(
 def execute(conn: psycopg.Connection[Any], name: str, /, **parameters: Any) -> int:
     """Run the query *name*; return how many rows it changed."""
     return conn.execute(TOOL_QUERIES[name].sql, parameters or None).rowcount
+
+
+def take_lock(
+    conn: psycopg.Connection[Any], purpose: str, patience: float
+) -> AdvisoryLock:
+    """Try for *patience* seconds to take the lock of *purpose* for the session.
+
+    The lock of a session that has just ended is released a moment later.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        lock = fetch_one(conn, "try_tool_lock", AdvisoryLock, purpose=purpose)
+        if lock.is_held or time.monotonic() > deadline:
+            return lock
+        time.sleep(0.1)
