@@ -50,7 +50,7 @@ RUN_BY = {
     "pyapp db reset": "tests/test_server_cli.py",
     "pyapp db rollback": "tests/test_cli_schema.py",
     "pyapp db generate": "tests/test_generate.py",
-    "pyapp db erase-archived": "tests/test_erasure.py",
+    "pyapp db erase-archived": "tests/test_archives.py",
     "pyapp db plan": "tests/test_schema_docs.py",
     "pyapp stripe serve": "tests/test_stripe_web.py",
 }
