@@ -26,7 +26,7 @@ BODIES = """
     SELECT pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint AS k
     WHERE k.connamespace = 'app'::regnamespace
 """
-# Whatever stands where a relation may, and the relations that there are.
+# Every name in the place of a relation, and the relations that exist.
 RELATIONS = f"""
     SELECT w[1] FROM ({BODIES}) AS b, regexp_matches(
         lower(b.body), '(?:from|into|join|only|table|update|using)\\s+([a-z_]\\w*)', 'g'

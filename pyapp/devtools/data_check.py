@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from pyapp.connection import connect
-from pyapp.devtools.tool_queries import TOOL_QUERIES, fetch_one
+from pyapp.devtools.tool_queries import TOOL_QUERIES, execute, fetch_one
 
 R = TypeVar("R")
 # The columns of usage_daily that are sums, the most important first.
@@ -144,11 +144,6 @@ class _Repaired:
     is_repaired: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    setting: str
-
-
 def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck:
     """Compare the sums at *url* with their rows; keep the first *limit* of each kind.
 
@@ -203,7 +198,7 @@ def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
     """Repair one row in a transaction of its own; return False if it stays locked."""
     try:
         with conn.transaction():
-            fetch_one(conn, "limit_lock_wait", _Setting, milliseconds=LOCK_WAIT_MS)
+            execute(conn, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
             fetch_one(conn, name, _Repaired, **key)
     except psycopg.errors.LockNotAvailable:
         return False

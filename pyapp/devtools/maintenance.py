@@ -67,11 +67,6 @@ class _Counts:
     erased: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    setting: str
-
-
 def create_payload_partitions(
     url: str, *, months: int = 3, keep_months: int | None = None
 ) -> int:
@@ -271,7 +266,7 @@ def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:
         wait = LONG_WAIT_MS if attempt > ATTEMPTS - LONG_WAITS else SHORT_WAIT_MS
         try:
             with conn.transaction():
-                fetch_one(conn, "limit_lock_wait", _Setting, milliseconds=wait)
+                execute(conn, "limit_lock_wait", milliseconds=wait)
                 return work()
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             time.sleep(min(0.05 * 2**attempt, 2))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import psycopg
@@ -221,25 +222,16 @@ def keep_failed(
     Another transaction may hold the event itself: it has failed, and is not kept.
     """
 
-    def keep(payload: str) -> events.EventAttempt | None:
-        with own_transaction(conn), limited(conn, deadline):
-            return events.upsert_failed_event(
-                conn,
-                id=event.id,
-                type=event.type,
-                api_version=event.api_version,
-                event_created_at=event.created_at,
-                payload=payload,
-                last_error=describe(error),
-            )
+    def upsert(payload: str) -> events.EventAttempt | None:
+        return _upsert(conn, event, event.created_at, payload, error, deadline)
 
-    def keep_any() -> events.EventAttempt | None:
+    def upsert_any() -> events.EventAttempt | None:
         try:
-            return keep(event.text)
+            return upsert(event.text)
         except _NOT_STORABLE:
-            return keep(event.outline)
+            return upsert(event.outline)
 
-    return _kept(conn, event, error, keep_any)
+    return _kept(conn, event, error, upsert_any)
 
 
 def keep_unread(
@@ -250,19 +242,30 @@ def keep_unread(
 ) -> Outcome:
     """Count one more attempt of an event whose payload cannot be read."""
 
-    def keep() -> events.EventAttempt | None:
-        with own_transaction(conn), limited(conn, NEVER):
-            return events.upsert_failed_event(
-                conn,
-                id=failed.id,
-                type=failed.type,
-                api_version=failed.api_version,
-                event_created_at=failed.event_created_at,
-                payload=payload,
-                last_error=describe(error),
-            )
+    def upsert() -> events.EventAttempt | None:
+        return _upsert(conn, failed, failed.event_created_at, payload, error, NEVER)
 
-    return _kept(conn, failed, error, keep)
+    return _kept(conn, failed, error, upsert)
+
+
+def _upsert(
+    conn: Connection[Any],
+    event: Event | events.StoredEvent,
+    created_at: datetime,
+    payload: str,
+    error: Exception,
+    deadline: Deadline,
+) -> events.EventAttempt | None:
+    with own_transaction(conn), limited(conn, deadline):
+        return events.upsert_failed_event(
+            conn,
+            id=event.id,
+            type=event.type,
+            api_version=event.api_version,
+            event_created_at=created_at,
+            payload=payload,
+            last_error=describe(error),
+        )
 
 
 def _kept(
