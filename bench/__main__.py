@@ -16,8 +16,8 @@ from pathlib import Path
 from bench import overhead, reading, reconciling, report, retention, stripe, writing
 from bench.load import load
 from bench.measures import Measure
-from pyapp.devtools.scratch import scratch_database
-from pyapp.devtools.throwaway import throwaway_server
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.server.temp_server import throwaway_server
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_SIZE = 10_000

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyapp.devtools.binaries import binaries
+from pyapp.devtools.server.binaries import binaries
 
 Variables = Mapping[str, str]
 IDLE_LOOP = """

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 import pyapp
-from pyapp.calls import Call
-from pyapp.connection import connect
-from pyapp.devtools.throwaway import throwaway_server
-from pyapp.paths import sql_dir
-from pyapp.queries import QUERIES
+from pyapp._core.calls import Call
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import QUERIES
+from pyapp.devtools.server.temp_server import throwaway_server
 
 Function = Callable[..., Any]
 ROUNDS = 300

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psycopg
 
-from pyapp.paths import sql_dir
-from pyapp.queries import Query, load_queries
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import Query, load_queries
 
 QUERIES = load_queries(Path(__file__).parent / "sql")
 BATCH = 500_000

@@ -16,7 +16,7 @@ from bench.measures import (
     compare_latency,
     tell_latency,
 )
-from pyapp.queries import QUERIES
+from pyapp._core.queries import QUERIES
 
 GROWTH = 1.5
 

@@ -18,9 +18,9 @@ import stripe
 
 from bench.load import query
 from bench.measures import Measure, at_most
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import reconcile
-from pyapp.stripe_sync.pages import NOUNS, Cursor, list_pages
+from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, list_pages
 from tests.fake_stripe import TEST_KEY
 
 SECONDS = 2.0
@@ -109,8 +109,8 @@ def _list_pages(_url: str, client: stripe.StripeClient) -> int:
     """List what the reconciliation does, as it does, and discard it."""
     return sum(
         len(page.shapes)
-        for noun in NOUNS
-        for page in list_pages(client, Cursor(noun), 100)
+        for object_type in OBJECT_TYPES
+        for page in list_pages(client, Cursor(object_type), 100)
     )
 
 

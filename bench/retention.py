@@ -15,7 +15,7 @@ import psycopg
 from bench.contest import Latency, latency_of, pgbench_command, read_logs
 from bench.load import query
 from bench.measures import Measure, at_least, brief
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp.payloads import create_payload_partitions, retire_payloads
 
 LONGEST_WAIT_MS = 200
 # Half a month of ten million messages, and more than a gigabyte.

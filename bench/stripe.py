@@ -11,7 +11,7 @@ import psycopg
 
 from bench.load import query
 from bench.measures import Measure, at_least
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import (

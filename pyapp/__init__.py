@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         stats,
         users,
     )
-    from pyapp.connection import connect, pool
+    from pyapp._core.connection import connect, pool
 
 # Whoever imports this decides what becomes of its log.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -46,7 +46,7 @@ if not TYPE_CHECKING:
     def __getattr__(name):
         """Import a part when it is asked for; a command catches Ctrl-C before that."""
         if name in {"connect", "pool"}:
-            return getattr(import_module("pyapp.connection"), name)
+            return getattr(import_module("pyapp._core.connection"), name)
         if find_spec(f"pyapp.{name}"):
             return import_module(f"pyapp.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

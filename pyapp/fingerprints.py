@@ -5,9 +5,9 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from pyapp.calls import Call, one, query
+from pyapp._core.calls import Call, one, query
+from pyapp._core.sanitize import storable_text
 from pyapp.errors import FingerprintNotFoundError, refusal
-from pyapp.storable import storable_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from uuid import UUID, uuid4
 
-from pyapp.arguments import check_cursor
-from pyapp.calls import (
+from pyapp._core.calls import (
     Call,
     CopyStep,
     Script,
@@ -19,15 +18,16 @@ from pyapp.calls import (
     rowcount,
     script,
 )
+from pyapp._core.message_values import message_values, staged_rows
+from pyapp._core.records import JSON, NewMessage
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import check_cursor
 from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,
     MessageNotFoundError,
     UserNotFoundError,
 )
-from pyapp.message_values import message_values, staged_rows
-from pyapp.records import JSON, NewMessage
-from pyapp.storable import storable_text
 
 _AHEAD = "more than 24 hours ahead of the database's clock; correct the clock"
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from pyapp.arguments import shown, storable_id
-from pyapp.calls import Call, many, one, query
+from pyapp._core.calls import Call, many, one, query
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import shown, storable_id
 from pyapp.errors import PlanNotFoundError
-from pyapp.storable import storable_text
 
 
 @dataclass(frozen=True, slots=True)

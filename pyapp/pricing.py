@@ -15,7 +15,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
-from pyapp.arguments import check_time
+from pyapp._core.validation import check_time
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from pyapp.calls import Call, many, one, query
+from pyapp._core.calls import Call, many, one, query
 from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,

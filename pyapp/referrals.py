@@ -11,15 +11,15 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
-from pyapp.arguments import MAX_REFERRAL_CREDITS, check_amount, check_cursor
-from pyapp.calls import Call, many, one, query
-from pyapp.config import configured_referral_bonus
+from pyapp._core.calls import Call, many, one, query
+from pyapp._core.config import configured_referral_bonus
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_REFERRAL_CREDITS, check_amount, check_cursor
 from pyapp.errors import (
     ReferralCodeNotFoundError,
     ReferralNotFoundError,
     UserNotFoundError,
 )
-from pyapp.storable import storable_text
 
 
 @dataclass(frozen=True, slots=True)

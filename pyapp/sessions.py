@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pyapp.calls import Call, one, optional, query, rowcount
+from pyapp._core.calls import Call, one, optional, query, rowcount
+from pyapp._core.rows import row_maker
 from pyapp.errors import UserNotFoundError
 from pyapp.fingerprints import Fingerprint
-from pyapp.rows import row_maker
 from pyapp.users import User
 
 DEFAULT_TTL = timedelta(days=30)

@@ -6,8 +6,8 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
 
-from pyapp.arguments import MAX_INTEGER, check_count
-from pyapp.calls import Call, many, one, optional, query
+from pyapp._core.calls import Call, many, one, optional, query
+from pyapp._core.validation import MAX_INTEGER, check_count
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from pyapp.calls import (
+from pyapp._core.calls import (
     Call,
     Script,
     Step,
@@ -17,8 +17,8 @@ from pyapp.calls import (
     query,
     script,
 )
+from pyapp._core.sanitize import storable_text
 from pyapp.errors import UserNotFoundError, refusal
-from pyapp.storable import storable_text
 
 # What PostgreSQL cannot hold in text, and no address has.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")

@@ -1761,12 +1761,12 @@ RETURN pg_advisory_xact_lock(hashtextextended(customer_id, 0));
 COMMENT ON FUNCTION app.lock_stripe_customer(text) IS
     'Until the transaction ends nobody else changes what is known of the customer.';
 
-CREATE FUNCTION app.judge_stripe_view(
+CREATE FUNCTION app.compare_stripe_snapshot(
     seen_at timestamptz,
     known_at timestamptz,
     is_settled boolean,
     source text,
-    can_ask boolean
+    can_fetch boolean
 )
 RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
@@ -1778,14 +1778,14 @@ RETURN CASE
     WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
         AND (is_settled OR source = 'event')
         THEN 'stale'
-    WHEN can_ask THEN 'unclear'
+    WHEN can_fetch THEN 'ambiguous'
     ELSE 'applied'
 END;
 
-COMMENT ON FUNCTION app.judge_stripe_view(
+COMMENT ON FUNCTION app.compare_stripe_snapshot(
     timestamptz, timestamptz, boolean, text, boolean
 ) IS
-    'applied, stale or unclear: newer counts, and in the same second what is the same.';
+    'applied, stale or ambiguous: newer counts, and in the same second what is the same.';
 
 -- What follows keeps its plans, also those made while the tables were empty: it goes by
 -- the indexes, and what it joins is looked up row by row, LIMIT 1, whatever their size.
@@ -2020,16 +2020,16 @@ $$;
 COMMENT ON FUNCTION app.sync_stripe_users(uuid[], boolean) IS
     'Gives users what their customers and the best subscriptions say, and tells it.';
 
-CREATE FUNCTION app.put_stripe_customers(
-    views jsonb,
+CREATE FUNCTION app.upsert_stripe_customers(
+    snapshots jsonb,
     source text,
-    can_ask boolean,
+    can_fetch boolean,
     match_email boolean,
     is_dry_run boolean
 )
 RETURNS TABLE (
     id text,
-    verdict text,
+    result text,
     differences text[],
     user_id uuid,
     released_user_id uuid,
@@ -2046,7 +2046,7 @@ BEGIN
     RETURN QUERY
     WITH given AS (
         SELECT DISTINCT ON (v.id) v.*
-        FROM jsonb_to_recordset(views) AS v (
+        FROM jsonb_to_recordset(snapshots) AS v (
             id text,
             user_id uuid,
             email text,
@@ -2127,20 +2127,20 @@ BEGIN
     judged AS MATERIALIZED (
         SELECT
             o.*,
-            -- What is known by name only takes any view, and a deletion always counts.
+            -- What is known by name only takes any snapshot, and a deletion always counts.
             CASE
                 WHEN o.known_created_at IS NULL THEN 'applied'
                 WHEN o.is_deleted AND NOT o.was_deleted THEN 'applied'
-                ELSE app.judge_stripe_view(
+                ELSE app.compare_stripe_snapshot(
                     o.as_of,
                     o.known_as_of,
                     o.is_same
                     AND NOT o.is_revived
                     AND NOT (o.was_provisional AND source = 'page'),
                     source,
-                    can_ask
+                    can_fetch
                 )
-            END AS verdict,
+            END AS result,
             COALESCE(
                 source = 'event'
                 AND o.known_created_at IS NOT NULL
@@ -2170,7 +2170,7 @@ BEGIN
             j.*,
             CASE WHEN j.holder_id <> j.user_id THEN j.holder_id END AS released_user_id
         FROM judged AS j
-        WHERE j.verdict = 'applied' AND NOT is_dry_run
+        WHERE j.result = 'applied' AND NOT is_dry_run
     ),
 
     put AS (
@@ -2215,7 +2215,7 @@ BEGIN
 
     SELECT
         j.id,
-        j.verdict,
+        j.result,
         j.differences,
         j.user_id,
         k.released_user_id,
@@ -2226,16 +2226,16 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_customers(jsonb, text, boolean, boolean, boolean) IS
-    'Judges views of customers, their user_id a claim, and keeps those that count.';
+COMMENT ON FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean, boolean) IS
+    'Judges snapshots of customers, their user_id a claim, and keeps those that count.';
 
-CREATE FUNCTION app.put_stripe_subscriptions(
-    views jsonb,
+CREATE FUNCTION app.upsert_stripe_subscriptions(
+    snapshots jsonb,
     source text,
-    can_ask boolean,
+    can_fetch boolean,
     is_dry_run boolean
 )
-RETURNS TABLE (id text, verdict text, differences text[], user_id uuid)
+RETURNS TABLE (id text, result text, differences text[], user_id uuid)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -2246,7 +2246,7 @@ BEGIN
     RETURN QUERY
     WITH given AS (
         SELECT DISTINCT ON (v.id) v.*
-        FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, views) AS v
+        FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, snapshots) AS v
         ORDER BY v.id
     ),
 
@@ -2304,13 +2304,13 @@ BEGIN
     judged AS MATERIALIZED (
         SELECT
             c.*,
-            app.judge_stripe_view(
+            app.compare_stripe_snapshot(
                 c.as_of,
                 c.known_as_of,
                 c.differences = '{}' AND NOT (c.was_provisional AND source = 'page'),
                 source,
-                can_ask
-            ) AS verdict
+                can_fetch
+            ) AS result
         FROM compared AS c
     ),
 
@@ -2340,7 +2340,7 @@ BEGIN
                 FALSE
             ) AS is_provisional
         FROM judged AS j
-        WHERE j.verdict = 'applied' AND NOT is_dry_run
+        WHERE j.result = 'applied' AND NOT is_dry_run
         ON CONFLICT (id) DO UPDATE
         SET
             customer_id = excluded.customer_id,
@@ -2359,7 +2359,7 @@ BEGIN
 
     SELECT
         j.id,
-        j.verdict,
+        j.result,
         j.differences,
         j.owner_id AS user_id
     FROM judged AS j
@@ -2367,20 +2367,20 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_subscriptions(jsonb, text, boolean, boolean) IS
-    'Judges views of subscriptions, and keeps those that count.';
+COMMENT ON FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean, boolean) IS
+    'Judges snapshots of subscriptions, and keeps those that count.';
 
-CREATE FUNCTION app.put_stripe_views(
-    noun text,
-    views jsonb,
+CREATE FUNCTION app.upsert_stripe_snapshots(
+    object_type text,
+    snapshots jsonb,
     source text,
-    can_ask boolean,
+    can_fetch boolean,
     match_email boolean DEFAULT FALSE,
     is_dry_run boolean DEFAULT FALSE
 )
 RETURNS TABLE (
     id text,
-    verdict text,
+    result text,
     differences text[],
     user_id uuid,
     released_user_id uuid,
@@ -2400,55 +2400,55 @@ BEGIN
         FROM app.users AS u
         WHERE u.id = ANY(ARRAY(
             SELECT unnest(ARRAY[
-                (v.view ->> 'user_id')::uuid,
+                (v.snapshot ->> 'user_id')::uuid,
                 (SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = n.id),
                 (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = n.id),
                 (
                     SELECT p.id
                     FROM app.users AS p
-                    WHERE match_email AND lower(p.email) = lower(v.view ->> 'email')
+                    WHERE match_email AND lower(p.email) = lower(v.snapshot ->> 'email')
                 )
             ])
-            FROM jsonb_array_elements(views) AS v (view)
+            FROM jsonb_array_elements(snapshots) AS v (snapshot)
             CROSS JOIN LATERAL (
-                SELECT COALESCE(v.view ->> 'customer_id', v.view ->> 'id') AS id
+                SELECT COALESCE(v.snapshot ->> 'customer_id', v.snapshot ->> 'id') AS id
             ) AS n
         ))
         ORDER BY u.id
         FOR NO KEY UPDATE;
     END IF;
-    IF noun = 'customers' THEN
+    IF object_type = 'customers' THEN
         RETURN QUERY
         SELECT p.*
-        FROM app.put_stripe_customers(
-            views, source, can_ask, match_email, is_dry_run
+        FROM app.upsert_stripe_customers(
+            snapshots, source, can_fetch, match_email, is_dry_run
         ) AS p;
-    ELSIF noun = 'subscriptions' THEN
+    ELSIF object_type = 'subscriptions' THEN
         RETURN QUERY
         SELECT
             p.*,
             NULL::uuid,
             NULL::uuid
-        FROM app.put_stripe_subscriptions(views, source, can_ask, is_dry_run) AS p;
+        FROM app.upsert_stripe_subscriptions(snapshots, source, can_fetch, is_dry_run) AS p;
     END IF;
 END;
 $$;
 
-COMMENT ON FUNCTION app.put_stripe_views(
+COMMENT ON FUNCTION app.upsert_stripe_snapshots(
     text, jsonb, text, boolean, boolean, boolean
 ) IS
-    'Judges views of customers or of subscriptions, and keeps those that count.';
+    'Judges snapshots of customers or of subscriptions, and keeps those that count.';
 
-CREATE FUNCTION app.take_stripe_event(
+CREATE FUNCTION app.apply_stripe_event(
     id text,
     type text,
     api_version text,
     event_created_at timestamptz,
     payload jsonb,
     lock_key text,
-    noun text,
-    view jsonb,
-    can_ask boolean
+    object_type text,
+    snapshot jsonb,
+    can_fetch boolean
 )
 RETURNS text LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -2460,25 +2460,25 @@ DECLARE
 BEGIN
     -- What the lock waits for must be seen after it.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'app.take_stripe_event needs READ COMMITTED'
+        RAISE EXCEPTION 'app.apply_stripe_event needs READ COMMITTED'
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     PERFORM app.lock_stripe_customer(lock_key);
     IF EXISTS (
         SELECT FROM app.stripe_events AS e
-        WHERE e.id = take_stripe_event.id
+        WHERE e.id = apply_stripe_event.id
             AND e.status IN ('applied', 'stale', 'ignored')
     ) THEN
         RETURN 'duplicate';
     END IF;
 
-    IF noun IS NOT NULL THEN
+    IF object_type IS NOT NULL THEN
         SELECT p.* INTO judged
-        FROM app.put_stripe_views(
-            noun, jsonb_build_array(view), 'event', can_ask
+        FROM app.upsert_stripe_snapshots(
+            object_type, jsonb_build_array(snapshot), 'event', can_fetch
         ) AS p;
-        result := judged.verdict;
-        IF result = 'unclear' THEN
+        result := judged.result;
+        IF result = 'ambiguous' THEN
             RETURN result;
         END IF;
         IF result = 'applied' THEN
@@ -2492,8 +2492,8 @@ BEGIN
         id, type, api_version, event_created_at, payload, status, attempts, processed_at
     )
     VALUES (
-        take_stripe_event.id, take_stripe_event.type, take_stripe_event.api_version,
-        take_stripe_event.event_created_at, take_stripe_event.payload, result, 1, now()
+        apply_stripe_event.id, apply_stripe_event.type, apply_stripe_event.api_version,
+        apply_stripe_event.event_created_at, apply_stripe_event.payload, result, 1, now()
     )
     ON CONFLICT (id) DO UPDATE
     SET
@@ -2506,7 +2506,7 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION app.take_stripe_event(
+COMMENT ON FUNCTION app.apply_stripe_event(
     text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
 ) IS
-    'Enters an event once, with the view it gives; of an unclear one it says so only.';
+    'Enters an event once, with the snapshot it gives; of an ambiguous one it says so only.';

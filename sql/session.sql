@@ -1,5 +1,5 @@
 -- What pyapp.connect and pyapp.pool run once in each new session, except behind a
--- pooler. The other settings are options of its start: pyapp/session_settings.py.
+-- pooler. The other settings are options of its start: pyapp/_core/session_settings.py.
 -- No name or operator here goes by the search_path, which is among what is set.
 SELECT
     -- Any other value disables triggers and foreign keys. Refused where the role may

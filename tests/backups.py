@@ -9,8 +9,8 @@ from pathlib import Path
 
 from psycopg import sql
 
-from pyapp.connection import connect
-from pyapp.devtools.maintenance import create_payload_partitions
+from pyapp._core.connection import connect
+from pyapp.payloads import create_payload_partitions
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Accounts, both kinds of payers, completed and pending referrals, payloads of months

@@ -29,11 +29,11 @@ from pytest_postgresql import factories
 from pytest_postgresql.executors import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from pyapp.config import configured_margin, configured_referral_bonus
-from pyapp.connection import connect
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.throwaway import throwaway_server
-from pyapp.paths import sql_dir
+from pyapp._core.config import configured_margin, configured_referral_bonus
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.temp_server import throwaway_server
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
 from tests.tls_server import find_programs

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import psycopg
 import stripe
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, Delivery, FakeStripe
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection, sql
 
-from pyapp.records import NewMessage
+from pyapp._core.records import NewMessage
 
 MICROSECOND = timedelta(microseconds=1)
 

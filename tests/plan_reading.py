@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pyapp.queries import QUERIES, Query
+from pyapp._core.queries import QUERIES, Query
 
 # Reading a table whole is right below this many rows.
 LARGE = 1_000

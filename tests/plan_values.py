@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
-from pyapp.queries import Query
+from pyapp._core.queries import Query
 
 NOW = datetime.now(UTC)
 
@@ -47,7 +47,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "before_id": make_id("message", 7),
         "cache_creation_input_tokens": 1,
         "cache_read_input_tokens": 1,
-        "can_ask": False,
+        "can_fetch": False,
         "client_id": "client-8",
         "client_request_id": "request-800",
         "cost": Decimal("0.01"),
@@ -78,7 +78,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "model": "model-1",
         "name": "Ada",
         "image_url": None,
-        "noun": "customers",
+        "object_type": "customers",
         "outcome": "completed",
         "output_tokens": 1,
         "payload": Jsonb({}),
@@ -101,8 +101,8 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "until": NOW,
         "user_id": make_id("user", user),
         "user_ids": [make_id("user", 4), make_id("user", 8)],
-        "view": None,
-        "views": None,
+        "snapshot": None,
+        "snapshots": None,
     }
 
 
@@ -133,8 +133,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "mark_subscription_provisional": {"id": "sub_4"},
     "record_message": {"id": uuid4()},
     "set_user_email": {"email": "new@example.com"},
-    "take_event": {"id": "evt_new", "view": Jsonb(_CUSTOMER)},
+    "apply_event": {"id": "evt_new", "snapshot": Jsonb(_CUSTOMER)},
     "update_run": {"id": 7},
     "upsert_fingerprint": {"fingerprint_id": uuid4()},
-    "upsert_views": {"views": Jsonb([_CUSTOMER])},
+    "upsert_snapshots": {"snapshots": Jsonb([_CUSTOMER])},
 }

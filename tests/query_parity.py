@@ -19,8 +19,8 @@ from psycopg import pq
 from psycopg.rows import TupleRow
 
 import pyapp
-from pyapp.calls import Call, CopyStep, Step
-from pyapp.queries import Query
+from pyapp._core.calls import Call, CopyStep, Step
+from pyapp._core.queries import Query
 
 # What a value of each PostgreSQL type is in Python; jsonb may be anything.
 PYTHON_TYPES: dict[str, set[type]] = {

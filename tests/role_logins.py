@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyapp.devtools.roles import ROLES, apply_roles
+from pyapp.roles import ROLES, apply_roles
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What each role is refused, and what the reader sees."""
 
-from pyapp.devtools.roles import ROLES
+from pyapp.roles import ROLES
 
 APP, SYNC, READONLY = ROLES
 

@@ -13,7 +13,7 @@ import psycopg
 import stripe
 
 from pyapp import users
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import Difference, Outcome, handle_webhook, mirror, reconcile
 from pyapp.users import User
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe, sign

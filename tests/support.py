@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
+from pyapp._core.connection import connect
 from pyapp.cli import main
-from pyapp.connection import connect
-from pyapp.devtools.embedded import EmbeddedServer
+from pyapp.devtools.server.embedded import EmbeddedServer
 
 # Where Debian's package of the oldest supported version has its programs.
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")

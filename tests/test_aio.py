@@ -16,8 +16,9 @@ from psycopg.rows import dict_row
 
 import pyapp
 from pyapp import aio
-from pyapp.connection import connect
-from pyapp.devtools.ports import free_port
+from pyapp._core.connection import connect
+from pyapp._core.records import NewMessage
+from pyapp.devtools.server.ports import free_port
 from pyapp.errors import (
     DatabaseUnavailableError,
     EmailTakenError,
@@ -26,7 +27,6 @@ from pyapp.errors import (
     ReferralLimitReachedError,
     UserNotFoundError,
 )
-from pyapp.records import NewMessage
 from pyapp.users import find_user_by_email
 from tests.metering import add_user, new_message
 

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools.archives import erase_archived
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
+from pyapp._core.connection import connect
 from pyapp.errors import ArchiveError
 from pyapp.messages import record_message
+from pyapp.payload_archives import erase_archived
+from pyapp.payloads import create_payload_partitions, retire_payloads
 from tests.support import run_cli
 from tests.test_erasure import OLD, VERY_OLD, add_user, archived, rows, write
 

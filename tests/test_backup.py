@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools.binaries import binaries
-from pyapp.devtools.data_check import check_data
-from pyapp.devtools.migrator import migrate
+from pyapp._core.connection import connect
+from pyapp.data_check import check_data
+from pyapp.devtools.migrations.migrator import migrate
+from pyapp.devtools.server.binaries import binaries
 from tests.backups import commands_of, fill, rows_of, run
 
 Restore = Callable[..., subprocess.CompletedProcess[str]]

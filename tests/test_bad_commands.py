@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from pyapp._core.connection import connect
 from pyapp.cli import main
-from pyapp.connection import connect
 from pyapp.users import create_user
 from tests.bad_input.commands import CASES, list_options
 from tests.bad_input.rows import COUNTS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.config import load_log_format, load_settings
+from pyapp._core.config import load_log_format, load_settings
 from pyapp.errors import ConfigError
 from pyapp.stripe_sync import make_client
 from tests.bad_input.values import ESCAPE, TEXTS
@@ -56,7 +56,7 @@ FILES: Mapping[str, tuple[bytes, bool]] = {
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a stack.env, and no variable set outside it."""
-    monkeypatch.setattr("pyapp.config.os.environ", {})
+    monkeypatch.setattr("pyapp._core.config.os.environ", {})
     (tmp_path / "stack.env").write_text("ENVIRONMENT=local\n")
     (tmp_path / ".env.local").write_text(URL)
     return tmp_path
@@ -126,7 +126,7 @@ def test_stripe_key_is_never_quoted(
         "STRIPE_SECRET_KEY": f"sk_test_secret-word{key}",
         "DATABASE_URL": URL[13:],
     }
-    monkeypatch.setattr("pyapp.config.os.environ", values)
+    monkeypatch.setattr("pyapp._core.config.os.environ", values)
     monkeypatch.chdir(project)
     settings = load_settings(project)
     make_client(settings)

@@ -16,7 +16,8 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
+from pyapp._core.sanitize import storable_text
 from pyapp.errors import InvalidValueError, PyappError
 from pyapp.messages import (
     find_message_payload,
@@ -25,7 +26,6 @@ from pyapp.messages import (
     record_message,
 )
 from pyapp.referrals import list_referrals
-from pyapp.storable import storable_text
 from pyapp.stripe_sync.events import list_events, list_failed_events
 from pyapp.users import create_user, get_user, set_user_profile
 from tests.bad_input.functions import (

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from pyapp import aio
-from pyapp.config import load_settings
-from pyapp.connection import connect
-from pyapp.database_url import redact_url
+from pyapp._core.config import load_settings
+from pyapp._core.connection import connect
+from pyapp._core.database_url import redact_url
 from pyapp.errors import ConfigError, DatabaseUnavailableError, PyappError
 from tests.bad_input.urls import NOBODY_THERE, UNREADABLE
 
@@ -29,7 +29,7 @@ def test_unreadable_url_is_refused_without_its_password(
 ):
     url = UNREADABLE[name]
     given = refusal(lambda: connect(url), ConfigError)
-    monkeypatch.setattr("pyapp.config.os.environ", {"DATABASE_URL": url})
+    monkeypatch.setattr("pyapp._core.config.os.environ", {"DATABASE_URL": url})
 
     assert refusal(load_settings, ConfigError) == given
     assert "DATABASE_URL" in given

@@ -8,7 +8,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from starlette.testclient import TestClient
 
-from pyapp.connection import connect, pool
+from pyapp._core.connection import connect, pool
 from pyapp.errors import (
     ConfigError,
     InvalidPayloadError,

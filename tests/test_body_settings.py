@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pyapp.devtools.roles import apply_roles
+from pyapp.roles import apply_roles
 from tests.role_statements import APP, SYNC
 from tests.test_sql_attacks import FIRED, REFUSED, ROWS, TIME, run
 

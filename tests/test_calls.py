@@ -12,7 +12,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, namedtuple_row, scalar_row, tuple_row
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import EmailTakenError, PriceTakenError, PyappError, RuleError
 from pyapp.plans import get_plan, set_plan_price
 from pyapp.quota import get_user_quota

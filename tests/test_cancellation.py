@@ -24,7 +24,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from pyapp import aio
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import PyappError
 from pyapp.plans import set_plan_price
 from pyapp.users import create_user

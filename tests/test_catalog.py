@@ -9,9 +9,9 @@ import re
 import psycopg
 import pytest
 
-from pyapp.devtools.schema_text import read_index_notes
-from pyapp.paths import sql_dir
-from pyapp.queries import QUERIES
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import QUERIES
+from pyapp.devtools.checks.schema_text import read_index_notes
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
 
 SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import psycopg
 
+from pyapp._core.paths import sql_dir
+from pyapp._core.records import NewMessage
 from pyapp.messages import record_message, record_messages
-from pyapp.paths import sql_dir
-from pyapp.records import NewMessage
 from tests.metering import add_user, usage_differences
 
 TEXT = (sql_dir() / "citus.sql").read_text(encoding="utf-8")

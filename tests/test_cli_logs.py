@@ -11,8 +11,8 @@ import pytest
 import stripe
 
 import pyapp
+from pyapp._core.connection import connect
 from pyapp.cli.logs import start_logging
-from pyapp.connection import connect
 from pyapp.users import create_user
 from tests.support import run_cli
 from tests.usage_import import calls, write_log

@@ -14,9 +14,9 @@ from psycopg import Connection
 from rich.console import Console
 
 from pyapp import quota as queries
+from pyapp._core.records import NewMessage
 from pyapp.cli import quota as command
 from pyapp.messages import record_messages
-from pyapp.records import NewMessage
 from pyapp.users import anonymize_user
 from tests.metering import (
     MICROSECOND,

@@ -6,12 +6,12 @@ import psycopg
 import pytest
 
 from pyapp import cli
-from pyapp.database_url import redact_url
-from pyapp.devtools import maintenance
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import migrate
+from pyapp import payloads as maintenance
+from pyapp._core.database_url import redact_url
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MaintenanceError
+from pyapp.payloads import create_payload_partitions, retire_payloads
 
 
 @pytest.fixture

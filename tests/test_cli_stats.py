@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pyapp import payloads as maintenance
 from pyapp.cli import stats as command
-from pyapp.devtools import maintenance
 from pyapp.messages import record_messages
 from tests.metering import add_user, new_message
 from tests.support import run_cli

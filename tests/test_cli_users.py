@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.users import anonymize_user, create_user
 from tests.support import run_cli
 

@@ -11,9 +11,9 @@ import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from pyapp.connection import connect
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import list_migrations, migrate, rollback
+from pyapp._core.connection import connect
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
 from pyapp.errors import InvalidValueError, MigrationError, UserNotFoundError
 from pyapp.messages import list_messages, record_message, record_messages
 from tests.metering import add_user, new_message, usage_differences

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import psycopg
 
+from pyapp._core.records import NewMessage
 from pyapp.messages import record_message, record_messages
 from pyapp.quota import get_user_quota
-from pyapp.records import NewMessage
 from tests.metering import (
     add_months,
     add_user,

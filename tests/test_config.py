@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.config import find_root, load_settings
-from pyapp.database_url import redact_url
+from pyapp._core.config import find_root, load_settings
+from pyapp._core.database_url import redact_url
 from pyapp.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from pyapp.connection import connect, pool
-from pyapp.devtools.ports import free_port
+from pyapp._core.connection import connect, pool
+from pyapp.devtools.server.ports import free_port
 from pyapp.errors import ConfigError, DatabaseUnavailableError
 from pyapp.users import create_user, list_users
 

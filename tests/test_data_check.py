@@ -10,7 +10,7 @@ import pytest
 from psycopg import errors
 
 from pyapp.cli.data_check import _signed
-from pyapp.devtools.data_check import check_data
+from pyapp.data_check import check_data
 from pyapp.messages import record_messages
 from pyapp.referrals import redeem_referral
 from pyapp.users import get_user

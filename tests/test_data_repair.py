@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pyapp.devtools.data_check import DataCheck, check_data
+from pyapp.data_check import DataCheck, check_data
 from tests.metering import add_user, usage_differences
 from tests.support import run_cli
 from tests.test_data_check import (
@@ -178,7 +178,7 @@ def test_drift_is_repaired_and_never_invented_under_concurrent_writers(database:
 def test_row_that_stays_locked_is_left_for_the_next_run(
     committing: psycopg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pyapp.devtools.data_check.LOCK_WAIT_MS", 50)
+    monkeypatch.setattr("pyapp.data_check.LOCK_WAIT_MS", 50)
     user = add_user(committing)
     record(committing, user)
     plant(committing, "UPDATE app.usage_daily SET credits = 9")

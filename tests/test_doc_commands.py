@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.users import create_user
 from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.support import run_cli

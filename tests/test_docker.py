@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.config import Settings
-from pyapp.connection import connect
-from pyapp.database_url import redact_url
-from pyapp.devtools import docker
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.server import Kind, embedded_server, reset, reset_kind, start, stop
-from pyapp.devtools.target import local_target
-from pyapp.devtools.throwaway import throwaway_server
+from pyapp._core.config import Settings
+from pyapp._core.connection import connect
+from pyapp._core.database_url import redact_url
+from pyapp.devtools.server import docker
+from pyapp.devtools.server.local import (
+    Kind,
+    embedded_server,
+    reset,
+    reset_kind,
+    start,
+    stop,
+)
+from pyapp.devtools.server.local_url import local_target
+from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.temp_server import throwaway_server
 from pyapp.errors import LocalServerError
 from tests.support import Server, run_cli
 

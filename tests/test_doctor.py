@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from pyapp.devtools.doctor import Level, examine
-from pyapp.devtools.migrator import migrate
+from pyapp.devtools.checks.doctor import Level, examine
+from pyapp.devtools.migrations.migrator import migrate
 from tests.support import run_cli
 
 REPOSITORY = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def test_an_old_server_is_a_problem(
     assert finding(project, "database")[0] is Level.OK
     assert finding(project, "server version")[0] is Level.OK
 
-    monkeypatch.setattr("pyapp.devtools.doctor.OLDEST", 99)
+    monkeypatch.setattr("pyapp.devtools.checks.doctor.OLDEST", 99)
     assert finding(project, "server version")[0] is Level.PROBLEM
 
 

@@ -3,9 +3,9 @@
 import psycopg
 import pytest
 
-from pyapp.devtools.dumps import split_dump
-from pyapp.devtools.migrator import migrate
-from pyapp.devtools.schema_diff import check
+from pyapp.devtools.checks.dumps import split_dump
+from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.migrations.migrator import migrate
 
 DUMP = """\
 --

@@ -15,10 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.devtools import binaries
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.ports import free_port, port_is_free
-from pyapp.devtools.throwaway import THROWAWAY, open_folder, throwaway_server
+from pyapp.devtools.server import binaries
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.ports import free_port, port_is_free
+from pyapp.devtools.server.temp_server import THROWAWAY, open_folder, throwaway_server
 from pyapp.errors import LocalServerError, MissingExtraError
 
 AS_ROOT = os.geteuid() == 0

@@ -16,12 +16,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools import maintenance
-from pyapp.devtools.archives import draft_archive
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
-from pyapp.devtools.roles import apply_roles
-from pyapp.devtools.tool_queries import execute
+from pyapp import payloads as maintenance
+from pyapp._core.connection import connect
+from pyapp._core.tool_queries import execute
 from pyapp.errors import (
     AlreadyReferredError,
     ArchiveError,
@@ -30,7 +27,10 @@ from pyapp.errors import (
 )
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import find_message_payload, record_message
+from pyapp.payload_archives import draft_archive
+from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.referrals import create_referral, redeem_referral
+from pyapp.roles import apply_roles
 from pyapp.users import User, anonymize_user, create_user
 from tests.support import run_cli
 from tests.waiting import wait_for_lock, wait_for_waiter

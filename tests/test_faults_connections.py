@@ -19,9 +19,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyapp import execution
+from pyapp._core import execution
+from pyapp._core.connection import connect
 from pyapp.cli import quota as quota_command
-from pyapp.connection import connect
 from pyapp.errors import RuleError
 from pyapp.messages import list_messages, record_message
 from pyapp.quota import get_user_quota, list_user_quotas

@@ -13,11 +13,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import migrate
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.throwaway import open_folder
+from pyapp._core.connection import connect
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import migrate
+from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.temp_server import open_folder
 from pyapp.users import create_user
 from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.metering import usage_differences

@@ -15,11 +15,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.connection import connect, pool
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.postmaster import find_postmaster
+from pyapp._core.connection import connect, pool
+from pyapp._core.paths import sql_dir
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.postmaster import find_postmaster
 from pyapp.messages import record_message
-from pyapp.paths import sql_dir
 from pyapp.quota import get_user_quota
 from pyapp.users import create_user, find_user_by_email
 from tests.metering import usage_differences

@@ -6,7 +6,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import UserNotFoundError
 from pyapp.sessions import create_session, find_session
 from pyapp.users import (

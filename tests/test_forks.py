@@ -19,8 +19,8 @@ import psycopg
 import pytest
 
 from pyapp import aio
-from pyapp.connection import connect, pool
-from pyapp.connection_types import AsyncConnection, AsyncPool, Connection, Pool
+from pyapp._core.connection import connect, pool
+from pyapp._core.connection_types import AsyncConnection, AsyncPool, Connection, Pool
 from pyapp.errors import ForkedConnectionError
 from pyapp.users import create_user, find_user_by_email, get_user
 

@@ -13,14 +13,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.devtools.changes import Rename
-from pyapp.devtools.dumps import Objects
-from pyapp.devtools.generate import generate
-from pyapp.devtools.migrator import migrate, rollback
-from pyapp.devtools.schema_diff import load_schema, read_objects
-from pyapp.devtools.scratch import scratch_database
+from pyapp._core.paths import migrations_dir, sql_dir
+from pyapp.devtools.checks.dumps import Objects
+from pyapp.devtools.checks.schema_diff import load_schema, read_objects
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.generate.command import generate
+from pyapp.devtools.generate.steps import Rename
+from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import GenerateError
-from pyapp.paths import migrations_dir, sql_dir
 from tests.support import Server
 
 SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")

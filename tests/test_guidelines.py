@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import typer
 
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import QUERIES
 from pyapp.cli.app import make_app
-from pyapp.devtools.catalog import read_catalog
-from pyapp.paths import sql_dir
-from pyapp.queries import QUERIES
+from pyapp.devtools.checks.catalog import read_catalog
 from tests.catalog_rules import COLUMNS
 
 ROOT = Path(__file__).parents[1]

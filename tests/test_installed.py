@@ -15,7 +15,7 @@ import pytest
 from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
-MIGRATE = "import pyapp.devtools.migrator as m; m.migrate({url!r})"
+MIGRATE = "import pyapp.devtools.migrations.migrator as m; m.migrate({url!r})"
 SAMPLE = """
 from decimal import Decimal
 import pyapp
@@ -28,8 +28,8 @@ with pyapp.connect() as conn:
 # For each extra what needs it.
 USES = {
     "cli": "from pyapp.cli.app import make_app; make_app()",
-    "embedded": "from pyapp.devtools.binaries import binaries; binaries()",
-    "generate": "from pyapp.devtools.changes import _draft, read_definition;"
+    "embedded": "from pyapp.devtools.server.binaries import binaries; binaries()",
+    "generate": "from pyapp.devtools.generate.steps import _draft, read_definition;"
     " _draft(*[read_definition({url!r})] * 2, 'add_all_changes')",
     "pricing": "from pyapp.pricing import _snapshot; _snapshot()",
     "web": "import pyapp.stripe_sync.web",

@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp import connection_types
-from pyapp.connection import connect
+from pyapp._core import connection_types
+from pyapp._core.connection import connect
 from pyapp.errors import PyappError
 from pyapp.messages import record_message, record_messages
 from pyapp.plans import set_plan_price

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from pyapp.calls import Call, query, rowcount
-from pyapp.devtools.binaries import binaries
+from pyapp._core.calls import Call, query, rowcount
+from pyapp._core.queries import QUERIES, Query, load_queries
+from pyapp.devtools.server.binaries import binaries
 from pyapp.errors import QueryFileError
-from pyapp.queries import QUERIES, Query, load_queries
 from tests.query_parity import is_planned
 
 HEADER = "-- name: get_thing :one\n-- Some thing.\n"

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from pyapp.devtools.migrator import list_migrations
-from pyapp.devtools.schema_diff import check
+from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.migrations.migrator import list_migrations
 from tests.support import run_cli
 
 ROLE = 'Mi"grator'

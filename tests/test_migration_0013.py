@@ -7,10 +7,10 @@ import psycopg
 import pytest
 from psycopg.errors import CheckViolation
 
-from pyapp.devtools.data_check import check_data
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import migrate, rollback
-from pyapp.devtools.schema_diff import check
+from pyapp.data_check import check_data
+from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import migrate, rollback
 from tests.support import Server
 
 REFERRALS = """

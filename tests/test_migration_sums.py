@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.paths import migrations_dir
+from pyapp._core.paths import migrations_dir
+from pyapp.devtools.migrations.files import read_migrations
 
 PROGRAM = Path(__file__).parents[1] / ".ci" / "migration_sums.py"
 

@@ -10,14 +10,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.advisory_locks import AdvisoryLock
-from pyapp.devtools import migration_session
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import list_migrations, migrate, pending, rollback
-from pyapp.devtools.schema_diff import check
-from pyapp.devtools.tool_queries import fetch_one
+from pyapp._core.advisory_locks import AdvisoryLock
+from pyapp._core.paths import migrations_dir
+from pyapp._core.tool_queries import fetch_one
+from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.migrations import session as migration_session
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import (
+    list_migrations,
+    migrate,
+    pending,
+    rollback,
+)
 from pyapp.errors import DatabaseUnavailableError, MigrationError
-from pyapp.paths import migrations_dir
 
 NAMES = [file.name for file in read_migrations()]
 
@@ -25,7 +30,8 @@ NAMES = [file.name for file in read_migrations()]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pyapp.devtools import migration_session, migrator
+from pyapp.devtools.migrations import session as migration_session
+from pyapp.devtools.migrations import migrator
 
 url, folder, direction, name, moment = sys.argv[1:]
 
@@ -285,7 +291,7 @@ def test_brackets_in_the_path_and_any_locale_are_no_obstacle(tmp_path: Path) -> 
             sys.executable,
             "-c",
             "import sys; from pathlib import Path\n"
-            "from pyapp.devtools.migration_files import read_migrations\n"
+            "from pyapp.devtools.migrations.files import read_migrations\n"
             "print(*[m.name for m in read_migrations(Path(sys.argv[1]))])",
             folder,
         ],

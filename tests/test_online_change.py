@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.devtools.dumps import Objects, dump_objects, without_column_order
-from pyapp.devtools.migrator import migrate, rollback
-from pyapp.paths import migrations_dir
+from pyapp._core.paths import migrations_dir
+from pyapp.devtools.checks.dumps import Objects, dump_objects, without_column_order
+from pyapp.devtools.migrations.migrator import migrate, rollback
 
 PAGE = Path(__file__).parent.parent / "docs" / "changing-the-schema.md"
 BLOCK = re.compile(r"```sql\n-- NNNN_(?P<name>\S+?)\.sql\n(?P<text>.*?)```", re.DOTALL)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pyapp import __version__
-from pyapp.devtools.migration_files import read_migrations
+from pyapp.devtools.migrations.files import read_migrations
 from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def test_a_part_of_pyapp_is_imported_when_it_is_asked_for(tmp_path: Path) -> Non
         tmp_path,
     )
 
-    assert shown == "set()\nset() False\nget_user pyapp.connection\n[]\n"
+    assert shown == "set()\nset() False\nget_user pyapp._core.connection\n[]\n"
 
 
 def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.advisory_locks import AdvisoryLock
-from pyapp.connection import connect
-from pyapp.devtools import maintenance
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
-from pyapp.devtools.tool_queries import fetch_one
+from pyapp import payloads as maintenance
+from pyapp._core.advisory_locks import AdvisoryLock
+from pyapp._core.connection import connect
+from pyapp._core.tool_queries import fetch_one
 from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.messages import record_message
+from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.users import create_user
 
 NOW = datetime.now(UTC)

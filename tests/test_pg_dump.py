@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.devtools import pg_dump
-from pyapp.devtools.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
+from pyapp.devtools.server import pg_dump
+from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
 from pyapp.errors import SchemaCheckError
 
 URL = "postgresql://me:secret@db.example.com:5433/mine"

@@ -12,12 +12,12 @@ import pytest
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from pyapp.connection import connect
-from pyapp.devtools.catalog import Catalog, Constraint, read_catalog
-from pyapp.devtools.query_plans import is_planned, read_plans
-from pyapp.devtools.schema_text import read_index_notes
-from pyapp.paths import sql_dir
-from pyapp.queries import QUERIES, Query
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import QUERIES, Query
+from pyapp.devtools.checks.catalog import Catalog, Constraint, read_catalog
+from pyapp.devtools.checks.query_plans import is_planned, read_plans
+from pyapp.devtools.checks.schema_text import read_index_notes
 from tests.plan_data import fill
 from tests.plan_reading import PlanReader
 from tests.plan_values import values_for

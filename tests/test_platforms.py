@@ -8,9 +8,9 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from pyapp.devtools.migration_files import source_of
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.throwaway import open_folder
+from pyapp.devtools.migrations.files import source_of
+from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.temp_server import open_folder
 
 REPOSITORY = Path(__file__).parents[1]
 MAIN = "import sys; from pyapp.cli import main; main(sys.argv[1:])"

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pyapp._core.records import NewMessage
 from pyapp.errors import (
     AlreadyReferredError,
     MutualReferralError,
@@ -32,7 +33,6 @@ from pyapp.errors import (
 )
 from pyapp.messages import record_message, record_messages
 from pyapp.quota import Quota, get_fingerprint_quota, get_user_quota
-from pyapp.records import NewMessage
 from pyapp.referrals import redeem_referral
 from pyapp.users import get_user
 from tests.metering import (

@@ -12,9 +12,9 @@ import pytest
 from psycopg.rows import TupleRow
 
 import pyapp.aio
-from pyapp.calls import Call
+from pyapp._core.calls import Call
+from pyapp._core.queries import QUERIES, Query
 from pyapp.errors import PyappError
-from pyapp.queries import QUERIES, Query
 from tests.query_parity import (
     PYTHON_TYPES,
     Column,

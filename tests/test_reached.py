@@ -8,14 +8,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.connection import connect, is_local
-from pyapp.database_url import redact_url
-from pyapp.devtools import server as local
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.migrator import list_migrations, migrate
-from pyapp.devtools.reached import is_on_this_machine, name_reached
-from pyapp.devtools.target import local_target
-from pyapp.devtools.throwaway import open_folder
+from pyapp._core.connection import connect, is_local
+from pyapp._core.database_url import redact_url
+from pyapp.devtools.migrations.migrator import list_migrations, migrate
+from pyapp.devtools.server import local
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.local_url import local_target
+from pyapp.devtools.server.reached import is_on_this_machine, name_reached
+from pyapp.devtools.server.temp_server import open_folder
 from pyapp.errors import ConfigError, LocalServerError
 from tests.proxy import Proxy
 from tests.support import Server, run_cli

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from pyapp import config
+from pyapp._core import config
+from pyapp._core.connection import connect
 from pyapp.cli.app import make_app
 from pyapp.cli.quota import HEADER
-from pyapp.connection import connect
 from pyapp.users import create_user
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
+from pyapp._core.records import NewMessage
 from pyapp.errors import (
     ConfigError,
     FingerprintNotFoundError,
@@ -29,7 +30,6 @@ from pyapp.messages import (
     record_message,
     record_messages,
 )
-from pyapp.records import NewMessage
 from pyapp.users import anonymize_user
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
 from tests.waiting import wait_for_lock

@@ -14,9 +14,9 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from pyapp.devtools.roles import ROLES, apply_roles
-from pyapp.paths import sql_dir
-from pyapp.queries import QUERIES
+from pyapp._core.paths import sql_dir
+from pyapp._core.queries import QUERIES
+from pyapp.roles import ROLES, apply_roles
 from pyapp.stripe_sync import runs
 from tests.role_logins import role_logins
 from tests.role_statements import APP, READONLY, SYNC

@@ -13,10 +13,10 @@ from psycopg import sql
 from psycopg.errors import DuplicateObject, InsufficientPrivilege
 
 from pyapp import messages, quota, referrals, sessions, users
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.query_plans import explain_query, is_planned
-from pyapp.devtools.roles import ROLES, apply_roles
-from pyapp.queries import QUERIES, Query
+from pyapp._core.queries import QUERIES, Query
+from pyapp.devtools.checks.query_plans import explain_query, is_planned
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.roles import ROLES, apply_roles
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.role_logins import role_logins

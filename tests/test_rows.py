@@ -7,8 +7,8 @@ from decimal import Decimal
 
 import pytest
 
+from pyapp._core.rows import row_maker
 from pyapp.plans import Plan
-from pyapp.rows import row_maker
 
 
 def test_row_is_what_its_class_makes_of_the_same_values():

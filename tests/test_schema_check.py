@@ -6,14 +6,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.devtools.dumps import dump_objects
-from pyapp.devtools.maintenance import create_payload_partitions
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import migrate, rollback
-from pyapp.devtools.schema_diff import SchemaCheck, check
-from pyapp.devtools.scratch import scratch_database
+from pyapp._core.paths import migrations_dir, sql_dir
+from pyapp.devtools.checks.dumps import dump_objects
+from pyapp.devtools.checks.schema_diff import SchemaCheck, check
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import SchemaCheckError
-from pyapp.paths import migrations_dir, sql_dir
+from pyapp.payloads import create_payload_partitions
 from tests.support import Server
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.devtools.catalog import read_catalog
-from pyapp.devtools.docs import render_schema
-from pyapp.devtools.schema_text import read_index_notes
-from pyapp.devtools.writers import Writer, list_writers
-from pyapp.queries import Query
+from pyapp._core.queries import Query
+from pyapp.devtools.checks.catalog import read_catalog
+from pyapp.devtools.checks.schema_docs import render_schema
+from pyapp.devtools.checks.schema_text import read_index_notes
+from pyapp.devtools.checks.writers import Writer, list_writers
 from tests.support import run_cli
 
 WORD = r"[A-Za-z_][A-Za-z0-9_()\[\]-]*"

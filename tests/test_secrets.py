@@ -15,11 +15,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pyapp.connection import connect
-from pyapp.devtools import pg_dump
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.throwaway import open_folder
+from pyapp._core.connection import connect
+from pyapp.devtools.server import pg_dump
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.temp_server import open_folder
 from tests.fake_stripe import FakeStripe
 from tests.support import Server, run_cli
 from tests.watching import watch_processes

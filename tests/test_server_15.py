@@ -8,15 +8,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools import pg_dump
-from pyapp.devtools.binaries import binaries
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.migrator import migrate
-from pyapp.devtools.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
-from pyapp.devtools.schema_diff import check
-from pyapp.devtools.scratch import scratch_database
-from pyapp.devtools.throwaway import throwaway_server
+from pyapp._core.connection import connect
+from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.migrations.migrator import migrate
+from pyapp.devtools.server import pg_dump
+from pyapp.devtools.server.binaries import binaries
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
+from pyapp.devtools.server.temp_server import throwaway_server
 from pyapp.errors import SchemaCheckError
 from tests.support import DEBIAN_15, run_cli
 from tests.test_schema_check import told

@@ -9,10 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.database_url import redact_url
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.ports import free_port, port_is_free
-from pyapp.devtools.throwaway import THROWAWAY, open_folder
+from pyapp._core.database_url import redact_url
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.ports import free_port, port_is_free
+from pyapp.devtools.server.temp_server import THROWAWAY, open_folder
 from pyapp.errors import DatabaseUnavailableError
 from tests.support import Server, run_cli
 

@@ -6,8 +6,8 @@ import subprocess
 import psycopg
 import pytest
 
-from pyapp.devtools.binaries import binaries
-from pyapp.devtools.doctor import NEWEST, OLDEST
+from pyapp.devtools.checks.doctor import NEWEST, OLDEST
+from pyapp.devtools.server.binaries import binaries
 
 
 def test_the_server_is_of_the_version_asked_for(

@@ -29,9 +29,9 @@ from pyapp import (
     sessions,
     users,
 )
-from pyapp.connection import connect, pool
+from pyapp._core.connection import connect, pool
+from pyapp._core.session_settings import LEFT_TO_THE_OPERATOR, SETTINGS
 from pyapp.errors import DatabaseUnavailableError, PyappError
-from pyapp.session_settings import LEFT_TO_THE_OPERATOR, SETTINGS
 from tests.metering import new_message
 from tests.query_parity import _sample_arguments, find_functions
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import FingerprintNotFoundError, RuleError, UserNotFoundError
 from pyapp.fingerprints import get_fingerprint
 from pyapp.sessions import (

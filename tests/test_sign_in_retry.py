@@ -16,12 +16,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pyapp.devtools.migration_files import read_migrations
-from pyapp.devtools.migrator import migrate
+from pyapp._core.queries import QUERIES
+from pyapp._core.records import NewMessage
+from pyapp.devtools.migrations.files import read_migrations
+from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MigrationError
 from pyapp.messages import record_message, record_messages
-from pyapp.queries import QUERIES
-from pyapp.records import NewMessage
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
 
 REPOSITORY = Path(__file__).parents[1]

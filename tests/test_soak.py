@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from tests.soak import clients
 from tests.soak.account import Account, make_fake, open_account
 from tests.soak.ledger import Client, Ledger

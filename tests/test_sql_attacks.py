@@ -23,7 +23,7 @@ from psycopg.errors import (
     WrongObjectType,
 )
 
-from pyapp.paths import sql_dir
+from pyapp._core.paths import sql_dir
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import APP, READONLY, SYNC
 from tests.sql_traps import SORTS, Names, read_names, set_traps
@@ -92,14 +92,14 @@ FIRED = {
             subscription_status = 'active', stripe_subscription_id = 'sub_9'
         """,
         f"""
-        SELECT * FROM app.take_stripe_event(
+        SELECT * FROM app.apply_stripe_event(
             'evt_1', 'customer.created', NULL, '{TIME}', '{{}}', 'cus_1', 'customers',
             '{{"id": "cus_1", "user_id": "{BOB}", "is_deleted": false,
                "created_at": "{TIME}", "as_of": "2026-04-01T00:00:00Z"}}', 'false'
         )
         """,
         f"""
-        SELECT * FROM app.take_stripe_event(
+        SELECT * FROM app.apply_stripe_event(
             'evt_2', 'customer.subscription.created', NULL, '{TIME}', '{{}}', 'cus_1',
             'subscriptions',
             '{{"id": "sub_1", "customer_id": "cus_1", "status": "active",

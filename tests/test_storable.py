@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyapp.storable import (
+from pyapp._core.sanitize import (
     MAX_DEPTH,
     MAX_JSON_CHARACTERS,
     storable_json,

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.messages import record_message
 from pyapp.stripe_sync import Outcome, handle_webhook
 from pyapp.stripe_sync.retry import retry_failed_events

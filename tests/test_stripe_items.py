@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from pyapp.connection import connect
-from pyapp.stripe_sync import (
-    Failure,
-    Outcome,
-    api,
-    reconcile,
-    replay_events,
-)
+from pyapp._core.connection import connect
+from pyapp.stripe_sync import Failure, Outcome, reconcile, replay_events
+from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.retry import retry_failed_events
 from tests.fake_stripe import TEST_KEY
 from tests.stripe_world import StripeWorld, make_customer
@@ -37,16 +32,18 @@ class Odd:
     """Stripe, with one thing that it lists changed: the customer, or its event."""
 
     client: Any
-    noun: str
+    object_type: str
     twist: Twist
     victim: str
 
     def raw_request(self, method_: str, url_: str, **params: Any) -> Any:
         answer = self.client.raw_request(method_, url_, **params)
-        if url_ == f"/v1/{self.noun}":
+        if url_ == f"/v1/{self.object_type}":
             shapes = answer.data["data"]
             for place, shape in enumerate(shapes):
-                shown = shape["data"]["object"] if self.noun == "events" else shape
+                shown = (
+                    shape["data"]["object"] if self.object_type == "events" else shape
+                )
                 if shown["id"] == self.victim:
                     one = [shape]
                     self.twist(one)
@@ -303,7 +300,7 @@ def test_reconciliation_passes_a_customer_that_is_unlike_stripes(
 ):
     client = Odd(world.client, "customers", twist, lost[1])
     told = run(world, client, page_size=page_size)
-    assert {one.noun for one in told} == {"customers"}
+    assert {one.object_type for one in told} == {"customers"}
     assert all(one.error for one in told)
     assert known(world) >= {lost[0], lost[2]}
     # What is as it should be again is found by the next run.
@@ -336,7 +333,7 @@ def test_reconciliation_passes_a_subscription_that_is_unlike_stripes(
         shapes[0][field] = value
 
     told = run(world, Odd(world.client, "subscriptions", twist, ours[1]))
-    assert [one.noun for one in told] == ["subscriptions"]
+    assert [one.object_type for one in told] == ["subscriptions"]
     assert world.row(ours[0]).status == world.row(ours[2]).status == "active"
 
 
@@ -383,8 +380,8 @@ def test_reconciliation_that_the_database_cannot_do_at_all_ends(
     world: StripeWorld, lost: list[str]
 ):
     """Each object would fail by the same error."""
-    world.conn.execute("ALTER FUNCTION app.put_stripe_customers RENAME TO gone")
-    with pytest.raises(Exception, match="put_stripe_customers"):
+    world.conn.execute("ALTER FUNCTION app.upsert_stripe_customers RENAME TO gone")
+    with pytest.raises(Exception, match="upsert_stripe_customers"):
         run(world)
 
 

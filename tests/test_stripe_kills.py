@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from pyapp.connection import connect
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.paths import sql_dir
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp.devtools.server.embedded import EmbeddedServer
 from tests.fake_stripe import Delivery, FakeStripe
 from tests.killing import Twins, Worker, make_twins
 from tests.simulation.life import START, begin

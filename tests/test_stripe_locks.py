@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import Outcome, handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.serving import Answer, Served, serving

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import reconcile, replay_events
 from tests.fake_stripe import TEST_KEY, Fault
 from tests.stripe_world import StripeWorld, stripe_world
@@ -31,13 +31,13 @@ def once_listed(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]
 ) -> None:
     """Let it happen after the first page of subscriptions has been listed."""
-    from pyapp.stripe_sync.api import list_page
+    from pyapp.stripe_sync.client import list_page
 
     left = [happen]
 
-    def list_and_happen(client: Any, noun: str, **parameters: Any) -> Any:
-        page = list_page(client, noun, **parameters)
-        if noun == "subscriptions" and left:
+    def list_and_happen(client: Any, object_type: str, **parameters: Any) -> Any:
+        page = list_page(client, object_type, **parameters)
+        if object_type == "subscriptions" and left:
             left.pop()()
         return page
 

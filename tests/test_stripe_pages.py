@@ -1,4 +1,4 @@
-"""A page of views is judged and kept together, as if each had come alone."""
+"""A page of snapshots is judged and kept together, as if each had come alone."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from pyapp.stripe_sync import mirror
 from pyapp.stripe_sync.apply import read, sync_owners
-from pyapp.stripe_sync.mirror import Judgement, Noun
+from pyapp.stripe_sync.mirror import ObjectType, UpsertResult
 from tests.stripe_world import (
     START,
     StripeWorld,
@@ -19,14 +19,17 @@ LATER = moment(START + 60)
 
 
 def keep(
-    world: StripeWorld, noun: Noun, *shapes: dict[str, Any], match_email: bool = False
-) -> list[Judgement]:
-    judged = mirror.upsert_views(
+    world: StripeWorld,
+    object_type: ObjectType,
+    *shapes: dict[str, Any],
+    match_email: bool = False,
+) -> list[UpsertResult]:
+    judged = mirror.upsert_snapshots(
         world.conn,
-        noun=noun,
-        views=[read(noun, shape, LATER) for shape in shapes],
+        object_type=object_type,
+        snapshots=[read(object_type, shape, LATER) for shape in shapes],
         source="page",
-        can_ask=True,
+        can_fetch=True,
         match_email=match_email,
     )
     sync_owners(world.conn, judged)
@@ -89,7 +92,7 @@ def test_page_of_the_second_of_a_deletion_leaves_it_open(world: StripeWorld):
     world.send("customer.created", shape)
     world.send("customer.deleted", shape, int(LATER.timestamp()))
     (shown,) = keep(world, "customers", shape)
-    assert shown.verdict == "unclear"
+    assert shown.result == "ambiguous"
     assert world.customer_row("cus_1").is_deleted
 
 

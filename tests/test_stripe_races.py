@@ -7,11 +7,11 @@ from uuid import UUID
 
 import psycopg
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
 from pyapp.stripe_sync.apply import read
-from pyapp.stripe_sync.mirror import sync_users, upsert_views
+from pyapp.stripe_sync.mirror import sync_users, upsert_snapshots
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
@@ -134,10 +134,14 @@ def test_checkout_and_a_page_do_not_wait_for_each_other(world: StripeWorld):
 
     def put_page() -> list[UUID | None]:
         shapes = [make_customer("cus_1", low), make_customer("cus_2", high)]
-        views = [read("customers", shape, moment(START)) for shape in shapes]
+        snapshots = [read("customers", shape, moment(START)) for shape in shapes]
         with connect(world.url) as conn:
-            judged = upsert_views(
-                conn, noun="customers", views=views, source="page", can_ask=True
+            judged = upsert_snapshots(
+                conn,
+                object_type="customers",
+                snapshots=snapshots,
+                source="page",
+                can_fetch=True,
             )
             return [one.user_id for one in judged]
 

@@ -5,8 +5,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp.connection import connect
-from pyapp.stripe_sync import Difference, api, reconcile
+from pyapp._core.connection import connect
+from pyapp.stripe_sync import Difference, reconcile
+from pyapp.stripe_sync import client as api
 from tests.fake_stripe import seeded_user_id
 from tests.stripe_world import START, StripeWorld, make_checkout, make_subscription
 
@@ -224,9 +225,9 @@ def test_page_fetched_before_a_cancellation_does_not_revive_it(
     world.fake.advance(seconds=60)
     list_page = api.list_page
 
-    def cancel_meanwhile(client: Any, noun: str, **parameters: Any) -> Any:
-        page = list_page(client, noun, **parameters)
-        if noun == "subscriptions":
+    def cancel_meanwhile(client: Any, object_type: str, **parameters: Any) -> Any:
+        page = list_page(client, object_type, **parameters)
+        if object_type == "subscriptions":
             world.fake.advance(seconds=3)
             world.client.v1.subscriptions.cancel(subscription)
             with connect(world.url) as conn:

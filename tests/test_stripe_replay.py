@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import InvalidValueError, ReconcileRunningError, StripeRequestError
-from pyapp.stripe_sync import Outcome, Replay, api, replay_events
+from pyapp.stripe_sync import Outcome, Replay, replay_events
+from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.replay import RESULTS
 from tests.bad_input.values import NoOffset
 from tests.stripe_world import StripeWorld, moment, stripe_world
@@ -128,7 +129,7 @@ def test_pages_of_any_size_are_walked_from_the_oldest_on(
 
     assert [one.event_id for one in outcomes] == lost
     assert (done.seen, counts(done)) == (8, {"applied": 8})
-    assert {(how.noun, how.expected) for how in told} == {("events", 8)}
+    assert {(how.object_type, how.expected) for how in told} == {("events", 8)}
     assert told[-1].seen == 8
 
 

@@ -7,9 +7,10 @@ import pytest
 from psycopg import Connection, OperationalError
 from psycopg.conninfo import make_conninfo
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import ReconcileRunningError, StripeRequestError
-from pyapp.stripe_sync import Reconciliation, api, reconcile, runs
+from pyapp.stripe_sync import Reconciliation, reconcile, runs
+from pyapp.stripe_sync import client as api
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import READONLY, SYNC
 from tests.stripe_world import StripeWorld
@@ -225,7 +226,7 @@ def test_progress_says_how_many_to_expect(world: StripeWorld):
     world.fake.advance(seconds=2)
     told: list[Any] = []
     done = reconcile(world.conn, world.client, progress=told.append, page_size=2)
-    assert [(p.noun, p.seen, p.expected) for p in told] == [
+    assert [(p.object_type, p.seen, p.expected) for p in told] == [
         ("customers", 2, 5),
         ("customers", 4, 5),
         ("customers", 5, 5),

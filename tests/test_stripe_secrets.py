@@ -8,11 +8,11 @@ import pytest
 import stripe
 from starlette.testclient import TestClient
 
-from pyapp.connection import pool
-from pyapp.devtools.ports import free_port
+from pyapp._core.connection import pool
+from pyapp.devtools.server.ports import free_port
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
-from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.client import describe
 from pyapp.stripe_sync.retry import retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from pyapp.connection import connect, pool
+from pyapp._core.connection import connect, pool
 from pyapp.stripe_sync.envelope import read_event
 from pyapp.stripe_sync.retry import retry_failed_events
 from pyapp.stripe_sync.web import create_app

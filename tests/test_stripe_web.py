@@ -18,9 +18,9 @@ import psycopg
 import pytest
 from starlette.testclient import TestClient
 
-from pyapp.config import load_settings
-from pyapp.connection import pool
-from pyapp.stripe_sync.api import find_livemode
+from pyapp._core.config import load_settings
+from pyapp._core.connection import pool
+from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.inbox import take_at_once
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign

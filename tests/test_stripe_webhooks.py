@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from pyapp import users
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import (
     ConfigError,
     InvalidPayloadError,

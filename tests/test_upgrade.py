@@ -7,11 +7,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pyapp.devtools.binaries import binaries
-from pyapp.devtools.data_check import check_data
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.migrator import migrate
-from pyapp.devtools.throwaway import throwaway_server
+from pyapp.data_check import check_data
+from pyapp.devtools.migrations.migrator import migrate
+from pyapp.devtools.server.binaries import binaries
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.temp_server import throwaway_server
 from tests.backups import commands_of, fill, rows_of, run
 from tests.support import DEBIAN_15, Server
 

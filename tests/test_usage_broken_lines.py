@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyapp import usage_logs
-from pyapp.records import NewMessage
-from pyapp.usage_logs import BrokenLine, LineCounts
+from pyapp._core.records import NewMessage
+from pyapp.usage_import import reader as usage_logs
+from pyapp.usage_import.reader import BrokenLine, LineCounts
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyapp.usage_logs import BrokenLine, LineCounts, read_usage_logs
+from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

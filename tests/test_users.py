@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import EmailTakenError, RuleError, UserNotFoundError
 from pyapp.messages import find_message_payload, list_messages, record_message
 from pyapp.referrals import get_referral_summary, redeem_referral

@@ -10,10 +10,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyapp.devtools.binaries import server_account
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.ports import free_port
-from pyapp.devtools.throwaway import THROWAWAY, open_folder
+from pyapp.devtools.server.binaries import server_account
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.temp_server import THROWAWAY, open_folder
 from tests.support import DEBIAN_15
 
 ACCESS = "hostssl all all all scram-sha-256\n"

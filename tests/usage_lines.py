@@ -3,8 +3,8 @@
 import copy
 import json
 
-from pyapp.records import NewMessage
-from pyapp.usage_logs import BrokenLine, LineCounts, read_usage_logs
+from pyapp._core.records import NewMessage
+from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 
 SESSION = {
     "parentUuid": None,

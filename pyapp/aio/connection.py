@@ -6,16 +6,16 @@ import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout
 
-from pyapp.config import load_settings
-from pyapp.connection import (
+from pyapp._core.config import load_settings
+from pyapp._core.connection import (
     POOLER_REFUSAL,
     REPLICA_ROLE,
     behaviour,
     session_conninfo,
     unavailable,
 )
-from pyapp.connection_types import AsyncConnection, AsyncPool
-from pyapp.session_settings import session_sql
+from pyapp._core.connection_types import AsyncConnection, AsyncPool
+from pyapp._core.session_settings import session_sql
 
 
 async def connect(

@@ -1,7 +1,7 @@
 """The functions of `pyapp.messages`, to be awaited."""
 
 from pyapp import messages
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 record_message = twin(messages.record_message)
 record_messages = twin(messages.record_messages)

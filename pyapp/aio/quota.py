@@ -1,7 +1,7 @@
 """The functions of `pyapp.quota`, to be awaited."""
 
 from pyapp import quota
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 get_user_quota = twin(quota.get_user_quota)
 get_fingerprint_quota = twin(quota.get_fingerprint_quota)

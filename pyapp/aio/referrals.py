@@ -1,7 +1,7 @@
 """The functions of `pyapp.referrals`, to be awaited."""
 
 from pyapp import referrals
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 redeem_referral = twin(referrals.redeem_referral)
 create_referral = twin(referrals.create_referral)

@@ -1,7 +1,7 @@
 """The functions of `pyapp.sessions`, to be awaited."""
 
 from pyapp import sessions
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 create_session = twin(sessions.create_session)
 find_session = twin(sessions.find_session)

@@ -1,7 +1,7 @@
 """The functions of `pyapp.stats`, to be awaited."""
 
 from pyapp import stats
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 limit_time = twin(stats.limit_time)
 get_message_rates = twin(stats.get_message_rates)

@@ -1,7 +1,7 @@
 """The functions of `pyapp.users`, to be awaited."""
 
 from pyapp import users
-from pyapp.calls import twin
+from pyapp._core.calls import twin
 
 create_user = twin(users.create_user)
 get_user = twin(users.get_user)

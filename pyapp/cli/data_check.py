@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 
 from pyapp.cli.console import say
-from pyapp.devtools.data_check import (
+from pyapp.data_check import (
     DataCheck,
     Drift,
     ReferralDrift,

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
+from pyapp._core.config import load_settings
 from pyapp.cli.console import confirmed, say
 from pyapp.cli.schema import say_migrations
-from pyapp.config import load_settings
-from pyapp.devtools import server
-from pyapp.devtools.server import Kind
+from pyapp.devtools.server import local as server
+from pyapp.devtools.server.local import Kind
 
 
 def register(app: typer.Typer) -> None:

@@ -6,12 +6,13 @@ from typing import Annotated
 import psycopg
 import typer
 
+from pyapp import roles
+from pyapp._core.config import load_settings
+from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError
 from pyapp.cli.console import say
-from pyapp.config import load_settings
-from pyapp.connection import connect
-from pyapp.devtools import query_plans, roles
-from pyapp.devtools.docs import render_schema
+from pyapp.devtools.checks import query_plans
+from pyapp.devtools.checks.schema_docs import render_schema
 
 
 def register(app: typer.Typer) -> None:

@@ -4,8 +4,8 @@ import textwrap
 
 import typer
 
+from pyapp._core.config import find_root
 from pyapp.cli.console import console, say
-from pyapp.config import find_root
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def doctor() -> None:
     """Check every link from the files to the schema; exit 1 on a problem."""
     # Not at the top: the list of all commands is there sooner without it.
-    from pyapp.devtools.doctor import Level, examine
+    from pyapp.devtools.checks.doctor import Level, examine
 
     problems = 0
     for finding in examine(find_root()):

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyapp._core.config import LogFormat, load_log_format
 from pyapp.cli.text import printable
-from pyapp.config import LogFormat, load_log_format
 from pyapp.errors import ConfigError
 
 # What every record has; all else was given by who logs.

@@ -14,10 +14,10 @@ import typer
 from psycopg import Connection
 from rich.cells import cell_len, set_cell_size
 
+from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id
 from pyapp.cli.console import console
 from pyapp.cli.text import printable
-from pyapp.connection import connect
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
 from pyapp.quota import (
     Quota,

@@ -7,20 +7,21 @@ from typing import Annotated
 
 import typer
 
+from pyapp import payload_archives as archives
+from pyapp._core.config import load_settings
+from pyapp._core.connection import connect
 from pyapp.cli.arguments import parse_id
 from pyapp.cli.console import confirmed, console, say
 from pyapp.cli.data_check import run_data_check
-from pyapp.config import load_settings
-from pyapp.connection import connect
-from pyapp.devtools import archives, migrator
-from pyapp.devtools.changes import Rename
-from pyapp.devtools.generate import generate as draft_migration
-from pyapp.devtools.maintenance import create_payload_partitions, retire_payloads
-from pyapp.devtools.migrator import State
-from pyapp.devtools.reached import name_reached
-from pyapp.devtools.schema_diff import SchemaCheck
-from pyapp.devtools.schema_diff import check as check_schema
+from pyapp.devtools.checks.schema_diff import SchemaCheck
+from pyapp.devtools.checks.schema_diff import check as check_schema
+from pyapp.devtools.generate.command import generate as draft_migration
+from pyapp.devtools.generate.steps import Rename
+from pyapp.devtools.migrations import migrator
+from pyapp.devtools.migrations.migrator import State
+from pyapp.devtools.server.reached import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
+from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.sessions import delete_expired_sessions
 
 log = logging.getLogger("pyapp.sessions")

@@ -12,9 +12,9 @@ import psycopg
 import typer
 
 from pyapp import stats as ask
+from pyapp._core.connection import connect
 from pyapp.cli.console import console, say
 from pyapp.cli.text import printable
-from pyapp.connection import connect
 
 Connection = psycopg.Connection[Any]
 # The sections of the answer, in their order.

@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 from stripe import StripeClient
 
+from pyapp._core.config import Settings, load_settings
+from pyapp._core.connection import connect, pool
 from pyapp.cli.arguments import ArgumentError, parse_duration
 from pyapp.cli.console import say
 from pyapp.cli.logs import start_logging
 from pyapp.cli.stripe_progress import show_progress
 from pyapp.cli.text import printable
-from pyapp.config import Settings, load_settings
-from pyapp.connection import connect, pool
 from pyapp.errors import ConfigError, MissingExtraError
 from pyapp.stripe_sync import Outcome, make_client, replay_events
-from pyapp.stripe_sync.api import find_livemode
+from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
     delete_event_payloads,

@@ -26,9 +26,9 @@ def show_progress() -> Iterator[Callable[[Progress], None] | None]:
         tasks: dict[str, bars.TaskID] = {}
 
         def show(how_far: Progress) -> None:
-            if how_far.noun not in tasks:
-                tasks[how_far.noun] = bar.add_task(how_far.noun, rate="")
-            task = tasks[how_far.noun]
+            if how_far.object_type not in tasks:
+                tasks[how_far.object_type] = bar.add_task(how_far.object_type, rate="")
+            task = tasks[how_far.object_type]
             speed = bar.tasks[task].speed
             rate = f"{speed:,.0f}/s" if speed else ""
             bar.update(task, completed=how_far.seen, total=how_far.expected, rate=rate)

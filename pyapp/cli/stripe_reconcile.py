@@ -7,12 +7,12 @@ import psycopg
 import typer
 from stripe import StripeClient
 
+from pyapp._core.config import load_settings
+from pyapp._core.connection import connect
 from pyapp.cli.arguments import parse_duration
 from pyapp.cli.console import say, warn
 from pyapp.cli.failures import explain
 from pyapp.cli.stripe_progress import show_progress
-from pyapp.config import load_settings
-from pyapp.connection import connect
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import Difference, Reconciliation, make_client
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
@@ -99,7 +99,9 @@ def _run(client: StripeClient, dry_run: bool, match_email: bool) -> Reconciliati
 
 
 def _report(found: Reconciliation, shown: list[Difference]) -> None:
-    seen = ", ".join(f"{number:,} {noun}" for noun, number in found.seen.items())
+    seen = ", ".join(
+        f"{number:,} {object_type}" for object_type, number in found.seen.items()
+    )
     resumed = ", resumed" if found.is_resumed else ""
     if found.failed:
         resumed += f"; {found.failed:,} failed"

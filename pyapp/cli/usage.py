@@ -15,16 +15,16 @@ from uuid import UUID
 import psycopg
 import typer
 
+from pyapp._core.config import load_settings
+from pyapp._core.connection import connect
+from pyapp._core.records import NewMessage
+from pyapp._core.tool_queries import fetch_one
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
 from pyapp.cli.console import say, stderr, warn
-from pyapp.config import load_settings
-from pyapp.connection import connect
-from pyapp.devtools.tool_queries import fetch_one
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_messages
-from pyapp.records import NewMessage
-from pyapp.usage_logs import BrokenLine, LineCounts, read_usage_logs
+from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 
 log = logging.getLogger("pyapp.imports")
 

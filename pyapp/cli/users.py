@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from pyapp._core.connection import connect
 from pyapp.cli.console import say
-from pyapp.connection import connect
 from pyapp.users import create_user, list_users
 
 PAGE = 1000

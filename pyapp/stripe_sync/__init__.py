@@ -1,6 +1,6 @@
 """Stripe stays the truth: webhooks, replay and reconciliation keep the mirror so."""
 
-from pyapp.stripe_sync.api import make_client
+from pyapp.stripe_sync.client import make_client
 from pyapp.stripe_sync.differences import Difference, Failure, Progress, Reconciliation
 from pyapp.stripe_sync.inbox import Outcome
 from pyapp.stripe_sync.reconcile import reconcile

@@ -2,7 +2,7 @@
 
 The lock on the event's customer is held. An event that names an object without showing
 it (an invoice its subscription, a checkout its customer) has it fetched; so has one
-whose own view cannot be put in order. Without a client the view that came last counts,
+whose own snapshot cannot be put in order. Without a client the snapshot that came last counts,
 and is flagged for the next reconciliation.
 """
 
@@ -15,9 +15,9 @@ from uuid import UUID
 from psycopg import Connection
 
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.api import Asking, fetch
+from pyapp.stripe_sync.client import StripeApi, fetch
 from pyapp.stripe_sync.envelope import Event
-from pyapp.stripe_sync.mirror import Judgement, Noun, SyncedUser
+from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, UpsertResult
 from pyapp.stripe_sync.shapes import (
     find_invoice_subscription,
     object_id,
@@ -28,12 +28,12 @@ from pyapp.stripe_sync.shapes import (
 
 Applied = Literal["applied", "stale", "ignored"]
 
-_READERS: dict[Noun, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+_READERS: dict[ObjectType, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "customers": read_customer,
     "subscriptions": read_subscription,
 }
 # What events of these types show.
-_SHOWN: dict[str, Noun] = {
+_SHOWN: dict[str, ObjectType] = {
     "customer.created": "customers",
     "customer.updated": "customers",
     "customer.deleted": "customers",
@@ -50,54 +50,56 @@ USED_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES | SHOWN_TYPES
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """How an object was at a moment, ready for `upsert_views`."""
+class Snapshot:
+    """How an object was at a moment, ready for `upsert_snapshots`."""
 
-    noun: Noun
+    object_type: ObjectType
     row: Mapping[str, Any]
 
 
-def find_view(event: Event) -> View | None:
-    """Return the view of a customer or subscription that the event gives, if any."""
-    noun = _SHOWN.get(event.type)
-    if noun is None:
+def find_snapshot(event: Event) -> Snapshot | None:
+    """Return the snapshot of a customer or subscription that the event gives, if any."""
+    object_type = _SHOWN.get(event.type)
+    if object_type is None:
         return None
-    row = read(noun, event.object, event.created_at)
+    row = read(object_type, event.object, event.created_at)
     if event.type == "customer.deleted":
         row["is_deleted"] = True
-    return View(noun, row)
+    return Snapshot(object_type, row)
 
 
-def read(noun: Noun, shape: Mapping[str, Any], as_of: datetime) -> dict[str, Any]:
-    """Return what Stripe shows of an object, true as of then, for `upsert_views`."""
-    return _READERS[noun](shape) | {"as_of": as_of.isoformat()}
+def read(
+    object_type: ObjectType, shape: Mapping[str, Any], as_of: datetime
+) -> dict[str, Any]:
+    """Return what Stripe shows of an object, true as of then, for `upsert_snapshots`."""
+    return _READERS[object_type](shape) | {"as_of": as_of.isoformat()}
 
 
 def settle(
     conn: Connection[Any],
-    client: Asking | None,
+    client: StripeApi | None,
     event: Event,
-    view: View,
+    snapshot: Snapshot,
 ) -> Applied:
-    """Ask Stripe about what the event's view left unclear."""
+    """Ask Stripe about what the event's snapshot left ambiguous."""
     judged = client and _follow(
-        conn, client, view.noun, view.row["id"], event.created_at
+        conn, client, snapshot.object_type, snapshot.row["id"], event.created_at
     )
     if not judged:
-        judged = _put(conn, view, "event")
+        judged = _upsert_snapshots(conn, snapshot, "event")
         sync_owners(conn, [judged])
-    return "applied" if judged.verdict == "applied" else "stale"
+    return "applied" if judged.result == "applied" else "stale"
 
 
-def apply(conn: Connection[Any], client: Asking | None, event: Event) -> Applied:
-    """Apply an event that gives no view itself, and return what it was worth."""
+def apply(conn: Connection[Any], client: StripeApi | None, event: Event) -> Applied:
+    """Apply an event that gives no snapshot itself, and return what it was worth."""
     if event.type in _INVOICE_TYPES:
         return _apply_invoice(conn, client, event)
     return _apply_checkout(conn, client, event)
 
 
 def _apply_invoice(
-    conn: Connection[Any], client: Asking | None, event: Event
+    conn: Connection[Any], client: StripeApi | None, event: Event
 ) -> Applied:
     subscription = find_invoice_subscription(event.object)
     if subscription is None:
@@ -115,7 +117,7 @@ def _apply_invoice(
 
 
 def _apply_checkout(
-    conn: Connection[Any], client: Asking | None, event: Event
+    conn: Connection[Any], client: StripeApi | None, event: Event
 ) -> Applied:
     customer = object_id(event.object.get("customer"))
     if customer is None:
@@ -141,29 +143,31 @@ def _apply_checkout(
 
 def refresh(
     conn: Connection[Any],
-    client: Asking,
-    noun: Noun,
+    client: StripeApi,
+    object_type: ObjectType,
     object_id: str,
     not_before: datetime | None = None,
     *,
     match_email: bool = False,
     is_dry_run: bool = False,
-) -> Judgement | None:
+) -> UpsertResult | None:
     """Fetch an object under its customer's lock and keep it; None if there is none.
 
     *not_before* is a moment that had passed when the fetch began. The object's users
     need `sync_owners`.
     """
-    answer = fetch(client, noun, object_id)
+    answer = fetch(client, object_type, object_id)
     if answer is None:
         return None
     as_of = max(answer.as_of, not_before or answer.as_of)
-    view = View(noun, read(noun, answer.data, as_of))
-    return _put(conn, view, "object", match_email=match_email, is_dry_run=is_dry_run)
+    snapshot = Snapshot(object_type, read(object_type, answer.data, as_of))
+    return _upsert_snapshots(
+        conn, snapshot, "object", match_email=match_email, is_dry_run=is_dry_run
+    )
 
 
 def sync_owners(
-    conn: Connection[Any], judged: Sequence[Judgement], *, is_dry_run: bool = False
+    conn: Connection[Any], judged: Sequence[UpsertResult], *, is_dry_run: bool = False
 ) -> list[SyncedUser]:
     """Give whoever has or just lost these objects what the mirror says; by id."""
     ids = {one.user_id for one in judged} | {one.released_user_id for one in judged}
@@ -176,33 +180,33 @@ def sync_owners(
 
 def _follow(
     conn: Connection[Any],
-    client: Asking,
-    noun: Noun,
+    client: StripeApi,
+    object_type: ObjectType,
     object_id: str,
     not_before: datetime,
-) -> Judgement | None:
+) -> UpsertResult | None:
     """Refresh an object that an event names, and its users."""
-    judged = refresh(conn, client, noun, object_id, not_before)
+    judged = refresh(conn, client, object_type, object_id, not_before)
     if judged is not None:
         sync_owners(conn, [judged])
     return judged
 
 
-def _put(
+def _upsert_snapshots(
     conn: Connection[Any],
-    view: View,
+    snapshot: Snapshot,
     source: Literal["event", "object"],
     *,
     match_email: bool = False,
     is_dry_run: bool = False,
-) -> Judgement:
-    """Keep the view if it counts, without asking anybody."""
-    (judged,) = mirror.upsert_views(
+) -> UpsertResult:
+    """Keep the snapshot if it counts, without asking anybody."""
+    (judged,) = mirror.upsert_snapshots(
         conn,
-        noun=view.noun,
-        views=[view.row],
+        object_type=snapshot.object_type,
+        snapshots=[snapshot.row],
         source=source,
-        can_ask=False,
+        can_fetch=False,
         match_email=match_email,
         is_dry_run=is_dry_run,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from pyapp.stripe_sync.mirror import Judgement, Noun, SyncedUser
+from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, UpsertResult
 
 # In the order in which a report shows them.
 KINDS = (
@@ -41,7 +41,7 @@ class Failure:
     *object_id* is a customer or a subscription, or says that Stripe gave no id.
     """
 
-    noun: Noun
+    object_type: ObjectType
     object_id: str
     error: str
 
@@ -50,7 +50,7 @@ class Failure:
 class Progress:
     """How far a run is; `expected` is how many there are likely to be."""
 
-    noun: Noun | Literal["events"]
+    object_type: ObjectType | Literal["events"]
     seen: int
     expected: int
 
@@ -65,7 +65,7 @@ class Reconciliation:
     run_id: int
     is_dry_run: bool
     is_resumed: bool
-    seen: Mapping[Noun, int]
+    seen: Mapping[ObjectType, int]
     found: Mapping[str, int]
     repaired: Mapping[str, int]
     failed: int = 0
@@ -77,8 +77,8 @@ class Reconciliation:
 
 
 def find_differences(
-    noun: Noun,
-    judged: Sequence[Judgement],
+    object_type: ObjectType,
+    judged: Sequence[UpsertResult],
     users: Sequence[SyncedUser],
     is_dry_run: bool,
 ) -> Iterator[Difference]:
@@ -87,14 +87,14 @@ def find_differences(
     shown = {one.id for one in judged}
     explained = set()
     for one in judged:
-        if one.verdict != "applied":
+        if one.result != "applied":
             continue
         user = known.get(one.user_id) if one.user_id else None
         kinds = dict.fromkeys(one.differences, not is_dry_run)
         if one.user_id is None and "unlinked" in kinds:
             kinds["unlinked"] = False
         # A user has one customer; another that names him too is left alone.
-        is_second = noun == "customers" and user and user.customer_id != one.id
+        is_second = object_type == "customers" and user and user.customer_id != one.id
         if is_second and not is_dry_run and "missing_there" not in kinds:
             kinds["unlinked"] = False
         for kind, is_repaired in kinds.items():
@@ -104,7 +104,7 @@ def find_differences(
             explained.add(one.user_id)
     for user in users:
         # Every user comes up with his customer; with a subscription, once more.
-        if noun == "customers" and user.id not in explained:
+        if object_type == "customers" and user.id not in explained:
             for kind in user.differences:
                 yield Difference(kind, str(user.id), user.id, not is_dry_run)
         if user.has_unknown_price and user.subscription_id in shown:

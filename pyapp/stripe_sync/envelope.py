@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pyapp.arguments import MAX_ID_LENGTH
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.errors import InvalidPayloadError
-from pyapp.storable import storable_text
 from pyapp.stripe_sync.mirror import to_json
 from pyapp.stripe_sync.shapes import object_id
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pyapp.arguments import check_cursor
-from pyapp.calls import Call, many, one, optional, query, rowcount
-from pyapp.stripe_sync.mirror import Noun, to_json
+from pyapp._core.calls import Call, many, one, optional, query, rowcount
+from pyapp._core.validation import check_cursor
+from pyapp.stripe_sync.mirror import ObjectType, to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of an event; an unclear one was not taken, Stripe has to be asked."""
+    """What became of an event; an ambiguous one was not taken, Stripe has to be asked."""
 
-    result: Literal["applied", "stale", "ignored", "duplicate", "unclear"]
+    result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class StoredEvent:
 
 
 @query
-def take_event(
+def apply_event(
     *,
     id: str,
     type: str,
@@ -74,12 +74,12 @@ def take_event(
     event_created_at: datetime,
     payload: str,
     lock_key: str,
-    noun: Noun | None,
-    view: Mapping[str, Any] | None,
-    can_ask: bool,
+    object_type: ObjectType | None,
+    snapshot: Mapping[str, Any] | None,
+    can_fetch: bool,
     lock_milliseconds: int,
 ) -> Call[Taken]:
-    """Enter the event with the view that it gives, or none, and return what it was.
+    """Enter the event with the snapshot that it gives, or none, and return what it was.
 
     No other session changes the rows of *lock_key* until the transaction ends. It waits
     for each lock for *lock_milliseconds* at most, without end for 0.
@@ -91,9 +91,9 @@ def take_event(
         "event_created_at": event_created_at,
         "payload": payload,
         "lock_key": lock_key,
-        "noun": noun,
-        "view": None if view is None else to_json(view),
-        "can_ask": can_ask,
+        "object_type": object_type,
+        "snapshot": None if snapshot is None else to_json(snapshot),
+        "can_fetch": can_fetch,
         "lock_milliseconds": lock_milliseconds,
     }
     return one(Taken, parameters)

@@ -13,15 +13,21 @@ from psycopg.pq import TransactionStatus
 
 from pyapp.errors import InvalidPayloadError, OpenTransactionError, StripeRequestError
 from pyapp.stripe_sync import events
-from pyapp.stripe_sync.api import (
-    Asking,
+from pyapp.stripe_sync.apply import (
+    SHOWN_TYPES,
+    USED_TYPES,
+    apply,
+    find_snapshot,
+    settle,
+)
+from pyapp.stripe_sync.client import (
     HastyClient,
+    StripeApi,
     describe,
     is_of_all,
-    is_passing,
-    patiently,
+    is_transient,
+    with_retries,
 )
-from pyapp.stripe_sync.apply import SHOWN_TYPES, USED_TYPES, apply, find_view, settle
 from pyapp.stripe_sync.deadline import (
     BUSY,
     NEVER,
@@ -68,7 +74,7 @@ class Outcome:
 def take_in(
     conn: Connection[Any],
     event: Event,
-    client: Asking | None,
+    client: StripeApi | None,
     *,
     is_patient: bool = False,
 ) -> Outcome:
@@ -85,7 +91,7 @@ def take_in(
     """
     if is_patient:
         try:
-            return patiently(lambda: _take_in(conn, event, client, NEVER))
+            return with_retries(lambda: _take_in(conn, event, client, NEVER))
         except StripeRequestError as exc:
             if client is None or is_of_all(exc, client):
                 raise
@@ -95,7 +101,7 @@ def take_in(
 
 
 def _take_in(
-    conn: Connection[Any], event: Event, client: Asking | None, deadline: Deadline
+    conn: Connection[Any], event: Event, client: StripeApi | None, deadline: Deadline
 ) -> Outcome:
     _check_idle(conn)
     is_patient = deadline is NEVER
@@ -105,18 +111,18 @@ def _take_in(
             taken = take_at_once(conn, event, client, _FIRST_WAIT)
         except BUSY:
             taken = take_at_once(conn, event, client, deadline=work)
-        if taken == "unclear":
+        if taken == "ambiguous":
             hasty = client if is_patient else hurried(client, work)
             taken = take_by_asking(conn, event, hasty, work)
     except Exception as exc:
-        is_busy = isinstance(exc, stripe.StripeError) and is_passing(exc)
+        is_busy = isinstance(exc, stripe.StripeError) and is_transient(exc)
         if conn.closed or (is_busy and is_patient):
             raise
         return keep_failed(conn, event, exc, deadline)
     return Outcome(event.id, event.type, taken)
 
 
-def hurried(client: Asking | None, deadline: Deadline) -> Asking | None:
+def hurried(client: StripeApi | None, deadline: Deadline) -> StripeApi | None:
     """Return *client* so that it gives up at *deadline*."""
     return client and HastyClient(client, deadline.left)
 
@@ -129,11 +135,11 @@ def needs_asking(event: Event) -> bool:
 def take_at_once(
     conn: Connection[Any],
     event: Event,
-    client: Asking | None,
+    client: StripeApi | None,
     lock_wait: float = PATIENCE,
     deadline: Deadline | None = None,
-) -> Taken | Literal["unclear"]:
-    """Apply the event in one statement; an unclear one is left as it was.
+) -> Taken | Literal["ambiguous"]:
+    """Apply the event in one statement; an ambiguous one is left as it was.
 
     It waits *lock_wait* seconds at most for each lock. A *deadline* for all of it costs
     more round trips.
@@ -142,12 +148,12 @@ def take_at_once(
         psycopg.Error: one of BUSY, if a lock was not free in time.
     """
     if needs_asking(event):
-        return "unclear"
+        return "ambiguous"
     is_used = event.type in USED_TYPES and event.is_ours
-    view = find_view(event) if is_used else None
+    snapshot = find_snapshot(event) if is_used else None
 
-    def take() -> Taken | Literal["unclear"]:
-        return events.take_event(
+    def take() -> Taken | Literal["ambiguous"]:
+        return events.apply_event(
             conn,
             id=event.id,
             type=event.type,
@@ -155,9 +161,9 @@ def take_at_once(
             event_created_at=event.created_at,
             payload=event.text,
             lock_key=event.lock_key,
-            noun=view.noun if view else None,
-            view=view.row if view else None,
-            can_ask=client is not None,
+            object_type=snapshot.object_type if snapshot else None,
+            snapshot=snapshot.row if snapshot else None,
+            can_fetch=client is not None,
             lock_milliseconds=milliseconds(lock_wait),
         ).result
 
@@ -183,7 +189,7 @@ def take_at_once(
 def take_by_asking(
     conn: Connection[Any],
     event: Event,
-    client: Asking | None,
+    client: StripeApi | None,
     deadline: Deadline,
     lock_wait: float | None = None,
 ) -> Taken:
@@ -204,11 +210,11 @@ def take_by_asking(
         )
         if attempt is None:
             return "duplicate"
-        view = find_view(event)
-        if view is None:
+        snapshot = find_snapshot(event)
+        if snapshot is None:
             result = apply(conn, client, event)
         else:
-            result = settle(conn, client, event, view)
+            result = settle(conn, client, event, snapshot)
         if result != "applied":
             events.mark_event(conn, id=event.id, status=result)
         return result

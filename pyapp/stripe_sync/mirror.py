@@ -1,6 +1,6 @@
 """Stripe's customers and subscriptions as last seen, and what users get from them.
 
-What a view is worth, and what its user gets, is decided by functions of the schema.
+What a snapshot is worth, and what its user gets, is decided by functions of the schema.
 """
 
 import json
@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pyapp.calls import Call, many, optional, query, rowcount
+from pyapp._core.calls import Call, many, optional, query, rowcount
 
-Noun = Literal["customers", "subscriptions"]
+ObjectType = Literal["customers", "subscriptions"]
 # A page is listed without locks; an object is fetched while its customer is locked.
 Source = Literal["event", "page", "object"]
-Verdict = Literal["applied", "stale", "unclear"]
+Result = Literal["applied", "stale", "ambiguous"]
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
@@ -59,15 +59,15 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a view of an object is worth, and how it differs from what is known.
+class UpsertResult:
+    """What a snapshot of an object is worth, and how it differs from what is known.
 
     `user_id` is whom it belongs to now, `released_user_id` who has just lost it,
     `proposed_user_id` who has its e-mail and no customer.
     """
 
     id: str
-    verdict: Verdict
+    result: Result
     differences: list[str]
     user_id: UUID | None
     released_user_id: UUID | None
@@ -102,7 +102,7 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
+class Unlisted:
     """An object that is known here and that Stripe did not list."""
 
     id: str
@@ -137,28 +137,28 @@ def lock_customers(*, ids: Sequence[str]) -> Call[int]:
 
 
 @query
-def upsert_views(
+def upsert_snapshots(
     *,
-    noun: Noun,
-    views: Sequence[Mapping[str, Any]],
+    object_type: ObjectType,
+    snapshots: Sequence[Mapping[str, Any]],
     source: Source,
-    can_ask: bool,
+    can_fetch: bool,
     match_email: bool = False,
     is_dry_run: bool = False,
-) -> Call[list[Judgement]]:
-    """Judge views, as of `shapes`, and keep those that count; by id.
+) -> Call[list[UpsertResult]]:
+    """Judge snapshots, as of `shapes`, and keep those that count; by id.
 
     The customers are locked. Their users are locked here, and need `sync_users`.
     """
     parameters = {
-        "noun": noun,
-        "views": to_json(list(views)),
+        "object_type": object_type,
+        "snapshots": to_json(list(snapshots)),
         "source": source,
-        "can_ask": can_ask,
+        "can_fetch": can_fetch,
         "match_email": match_email,
         "is_dry_run": is_dry_run,
     }
-    return many(Judgement, parameters)
+    return many(UpsertResult, parameters)
 
 
 @query
@@ -195,12 +195,12 @@ def list_unlisted_customers(
     listed_ids: Sequence[str],
     after_id: str | None = None,
     limit: int = 100,
-) -> Call[list[Suspect]]:
+) -> Call[list[Unlisted]]:
     """Return live customers created in (since, until] that are not in *listed_ids*.
 
     Newest first; go on with *until* and *after_id* from the last one.
     """
-    return many(Suspect, _span(since, until, listed_ids, after_id, limit))
+    return many(Unlisted, _span(since, until, listed_ids, after_id, limit))
 
 
 @query
@@ -211,28 +211,28 @@ def list_unlisted_subscriptions(
     listed_ids: Sequence[str],
     after_id: str | None = None,
     limit: int = 100,
-) -> Call[list[Suspect]]:
+) -> Call[list[Unlisted]]:
     """Return subscriptions that go on, created in (since, until], not in *listed_ids*.
 
     Newest first; go on with *until* and *after_id* from the last one.
     """
-    return many(Suspect, _span(since, until, listed_ids, after_id, limit))
+    return many(Unlisted, _span(since, until, listed_ids, after_id, limit))
 
 
 @query
 def list_name_only_customers(
     *, after_id: str | None = None, limit: int = 100
-) -> Call[list[Suspect]]:
+) -> Call[list[Unlisted]]:
     """Return customers known by a checkout only, by id."""
-    return many(Suspect, {"after_id": after_id, "limit": limit})
+    return many(Unlisted, {"after_id": after_id, "limit": limit})
 
 
 @query
 def list_unseen_customers(
     *, after_id: str | None = None, limit: int = 100
-) -> Call[list[Suspect]]:
+) -> Call[list[Unlisted]]:
     """Return customers that users hold and Stripe has never shown, by id."""
-    return many(Suspect, {"after_id": after_id, "limit": limit})
+    return many(Unlisted, {"after_id": after_id, "limit": limit})
 
 
 def _span(

@@ -14,20 +14,20 @@ from typing import Any
 import stripe
 
 from pyapp.errors import StripeRequestError
-from pyapp.stripe_sync.api import Answer, list_page
-from pyapp.stripe_sync.mirror import Noun
+from pyapp.stripe_sync.client import StripeResponse, list_page
+from pyapp.stripe_sync.mirror import ObjectType
 from pyapp.stripe_sync.shapes import find_created, find_id
 
-NOUNS: tuple[Noun, ...] = ("customers", "subscriptions")
+OBJECT_TYPES: tuple[ObjectType, ...] = ("customers", "subscriptions")
 # Those created in the second at which a page was cut; more would only be fetched again.
 _LONGEST_TAIL = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What has been listed: *noun* down to *created*, of that second *tail*."""
+    """What has been listed: *object_type* down to *created*, of that second *tail*."""
 
-    noun: Noun = "customers"
+    object_type: ObjectType = "customers"
     after: str | None = None
     created: int | None = None
     tail: Sequence[str] = field(default=())
@@ -50,7 +50,7 @@ class Page:
     the last page. `cursor` is where to go on after it.
     """
 
-    noun: Noun
+    object_type: ObjectType
     shapes: Sequence[Mapping[str, Any]]
     as_of: datetime
     since: datetime | None
@@ -62,13 +62,13 @@ class Page:
 def list_pages(
     client: stripe.StripeClient, cursor: Cursor, page_size: int
 ) -> Iterator[Page]:
-    """Return the pages of `cursor.noun` from *cursor* on.
+    """Return the pages of `cursor.object_type` from *cursor* on.
 
     Raises:
         StripeRequestError: Stripe refuses, or is out of reach for minutes.
     """
     questions: SimpleQueue[Cursor | None] = SimpleQueue()
-    answers: SimpleQueue[Answer | Exception] = SimpleQueue()
+    answers: SimpleQueue[StripeResponse | Exception] = SimpleQueue()
 
     def ask() -> None:
         while (wanted := questions.get()) is not None:
@@ -97,24 +97,24 @@ def list_pages(
         questions.put(None)
 
 
-def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> Answer:
+def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> StripeResponse:
     parameters: dict[str, Any] = {"limit": page_size}
-    if cursor.noun == "subscriptions":
+    if cursor.object_type == "subscriptions":
         # Without it those that were canceled are left out.
         parameters["status"] = "all"
     after = {} if cursor.after is None else {"starting_after": cursor.after}
-    answer = list_page(client, cursor.noun, **parameters, **after)
+    answer = list_page(client, cursor.object_type, **parameters, **after)
     if answer is None:
         # The last one listed has been deleted since: its second is listed again.
         answer = list_page(
-            client, cursor.noun, **parameters, created={"lte": cursor.created}
+            client, cursor.object_type, **parameters, created={"lte": cursor.created}
         )
     if answer is None:
-        raise StripeRequestError(f"Stripe does not list {cursor.noun}")
+        raise StripeRequestError(f"Stripe does not list {cursor.object_type}")
     return answer
 
 
-def _read(cursor: Cursor, answer: Answer) -> Page:
+def _read(cursor: Cursor, answer: StripeResponse) -> Page:
     shapes = answer.data["data"]
     listed = [name for shape in shapes if (name := find_id(shape))]
     # What was created within the last second may not have been there yet.
@@ -122,10 +122,12 @@ def _read(cursor: Cursor, answer: Answer) -> Page:
     until = newest if cursor.created is None else _moment(cursor.created)
     ids = [*cursor.tail, *listed]
     if not shapes or not answer.data["has_more"]:
-        return Page(cursor.noun, shapes, answer.as_of, None, until, ids, cursor)
+        return Page(cursor.object_type, shapes, answer.as_of, None, until, ids, cursor)
     times = [time for shape in shapes if (time := find_created(shape)) is not None]
     if not listed or not times:
-        raise StripeRequestError(f"Stripe lists {cursor.noun} without ids or times")
+        raise StripeRequestError(
+            f"Stripe lists {cursor.object_type} without ids or times"
+        )
     created = times[-1]
     tail = [
         name
@@ -134,8 +136,10 @@ def _read(cursor: Cursor, answer: Answer) -> Page:
     ]
     if created == cursor.created:
         tail = [*cursor.tail, *tail]
-    there = Cursor(cursor.noun, listed[-1], created, tail[-_LONGEST_TAIL:])
-    return Page(cursor.noun, shapes, answer.as_of, _moment(created), until, ids, there)
+    there = Cursor(cursor.object_type, listed[-1], created, tail[-_LONGEST_TAIL:])
+    return Page(
+        cursor.object_type, shapes, answer.as_of, _moment(created), until, ids, there
+    )
 
 
 def _moment(seconds: int) -> datetime:

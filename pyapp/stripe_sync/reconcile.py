@@ -12,8 +12,8 @@ from psycopg import Connection
 
 from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.api import describe, is_of_all, is_passing, patiently
 from pyapp.stripe_sync.apply import read, refresh, sync_owners
+from pyapp.stripe_sync.client import describe, is_of_all, is_transient, with_retries
 from pyapp.stripe_sync.deadline import BUSY
 from pyapp.stripe_sync.differences import (
     KINDS,
@@ -24,15 +24,15 @@ from pyapp.stripe_sync.differences import (
     find_differences,
 )
 from pyapp.stripe_sync.inbox import own_transaction
-from pyapp.stripe_sync.mirror import Judgement, Noun, Suspect, SyncedUser
-from pyapp.stripe_sync.pages import NOUNS, Cursor, Page, list_pages
+from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, Unlisted, UpsertResult
+from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, Page, list_pages
 from pyapp.stripe_sync.running import Started, start_run, wait_briefly
 from pyapp.stripe_sync.runs import get_mirror_size
 from pyapp.stripe_sync.shapes import find_id
 
 log = logging.getLogger("pyapp.stripe")
 
-_SUSPECTS = 100
+_UNLISTED_PAGE = 100
 # Classes of SQLSTATE: data, integrity, limits of the server, a rule of ours.
 _OF_A_ROW = frozenset({"22", "23", "54", "P0"})
 # Errors from reading an object of an unexpected shape.
@@ -77,13 +77,15 @@ def reconcile(
             size = get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}
         cursor = Cursor.load(run.cursor)
-        for noun in NOUNS[NOUNS.index(cursor.noun) :]:
+        for object_type in OBJECT_TYPES[OBJECT_TYPES.index(cursor.object_type) :]:
             for page in list_pages(client, cursor, page_size):
                 work.compare(page)
                 if progress:
-                    seen = run.counts[noun]
-                    progress(Progress(noun, seen, max(seen, expected[noun])))
-            if noun == "customers":
+                    seen = run.counts[object_type]
+                    progress(
+                        Progress(object_type, seen, max(seen, expected[object_type]))
+                    )
+            if object_type == "customers":
                 work.look_at_names(page.as_of)
             cursor = Cursor("subscriptions")
             run.save(cursor.dump())
@@ -91,7 +93,7 @@ def reconcile(
             run_id=run.id,
             is_dry_run=dry_run,
             is_resumed=run.is_resumed,
-            seen={noun: run.counts[noun] for noun in NOUNS},
+            seen={object_type: run.counts[object_type] for object_type in OBJECT_TYPES},
             found={kind: run.counts[kind] for kind in KINDS},
             repaired={kind: run.counts[f"{kind} repaired"] for kind in KINDS},
             failed=run.counts["failed"],
@@ -116,26 +118,28 @@ class _Work:
         rows = self._read(page)
         try:
             with self.run.transaction():
-                found, unclear = self._put(page, rows)
+                found, ambiguous = self._upsert_snapshots(page, rows)
                 unlisted = self._list_unlisted(page, page.until, None)
-                if not unclear and not unlisted:
+                if not ambiguous and not unlisted:
                     self._end(page)
         except Exception as exc:
             if not is_of_one_object(exc, self.conn):
                 raise
             # One of them is at fault, or is locked.
-            found, unclear = [], []
+            found, ambiguous = [], []
             for row in rows:
                 self._put_alone(page, row)
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, page.until, None)
             is_ended = False
         else:
-            is_ended = not unclear and not unlisted
+            is_ended = not ambiguous and not unlisted
         self._tell(found)
         if not is_ended:
-            for row in unclear:
-                self._look(page.noun, row["id"], _customer(page, row), page.as_of)
+            for row in ambiguous:
+                self._look(
+                    page.object_type, row["id"], _customer(page, row), page.as_of
+                )
             self._look_for(page, unlisted)
             with self.run.transaction():
                 self._end(page)
@@ -147,47 +151,49 @@ class _Work:
             try:
                 if name is None:
                     raise ValueError("it has no id")
-                rows.append(read(page.noun, shape, page.as_of))
+                rows.append(read(page.object_type, shape, page.as_of))
             except _UNREADABLE as exc:
-                self._fail(page.noun, name or "(no id)", exc)
+                self._fail(page.object_type, name or "(no id)", exc)
         return rows
 
-    def _put(
+    def _upsert_snapshots(
         self, page: Page, rows: list[dict[str, Any]]
     ) -> tuple[list[Difference], list[dict[str, Any]]]:
-        """Keep the rows; return what differed, and those that are unclear."""
+        """Keep the rows; return what differed, and those that are ambiguous."""
         if not self.is_dry_run:
             customers = [_customer(page, row) for row in rows]
             mirror.lock_customers(self.conn, ids=customers)
-        judged = mirror.upsert_views(
+        judged = mirror.upsert_snapshots(
             self.conn,
-            noun=page.noun,
-            views=rows,
+            object_type=page.object_type,
+            snapshots=rows,
             source="page",
-            can_ask=True,
+            can_fetch=True,
             match_email=self.match_email,
             is_dry_run=self.is_dry_run,
         )
         users = sync_owners(self.conn, judged, is_dry_run=self.is_dry_run)
-        unclear = {one.id for one in judged if one.verdict == "unclear"}
-        found = self._count(find_differences(page.noun, judged, users, self.is_dry_run))
-        return found, [row for row in rows if row["id"] in unclear]
+        ambiguous = {one.id for one in judged if one.result == "ambiguous"}
+        found = self._count(
+            find_differences(page.object_type, judged, users, self.is_dry_run)
+        )
+        return found, [row for row in rows if row["id"] in ambiguous]
 
     def _put_alone(self, page: Page, row: dict[str, Any]) -> None:
         try:
             with self.run.transaction():
-                found, unclear = self._put(page, [row])
+                found, ambiguous = self._upsert_snapshots(page, [row])
         except Exception as exc:
             if not is_of_one_object(exc, self.conn):
                 raise
-            self._fail(page.noun, row["id"], exc)
+            self._fail(page.object_type, row["id"], exc)
             return
         self._tell(found)
-        if unclear:
-            self._look(page.noun, row["id"], _customer(page, row), page.as_of)
+        if ambiguous:
+            self._look(page.object_type, row["id"], _customer(page, row), page.as_of)
 
-    def _fail(self, noun: Noun, name: str, error: Exception) -> None:
-        failure = Failure(noun, name, describe(error))
+    def _fail(self, object_type: ObjectType, name: str, error: Exception) -> None:
+        failure = Failure(object_type, name, describe(error))
         self.run.counts["failed"] += 1
         log.error(
             "stripe object failed",
@@ -197,7 +203,7 @@ class _Work:
             self.on_failure(failure)
 
     def _end(self, page: Page) -> None:
-        self.run.counts[page.noun] += len(page.shapes)
+        self.run.counts[page.object_type] += len(page.shapes)
         self.run.write(page.cursor.dump())
 
     def look_at_names(self, asked_at: datetime) -> None:
@@ -208,25 +214,25 @@ class _Work:
             self._look_at_each(mirror.list_unseen_customers, asked_at)
 
     def _look_at_each(
-        self, list_customers: Callable[..., list[Suspect]], asked_at: datetime
+        self, list_customers: Callable[..., list[Unlisted]], asked_at: datetime
     ) -> None:
         after = None
         while True:
             with own_transaction(self.conn):
-                found = list_customers(self.conn, after_id=after, limit=_SUSPECTS)
+                found = list_customers(self.conn, after_id=after, limit=_UNLISTED_PAGE)
             for suspect in found:
                 self._look("customers", suspect.id, suspect.id, asked_at)
                 after = suspect.id
-            if len(found) < _SUSPECTS:
+            if len(found) < _UNLISTED_PAGE:
                 return
 
     def _list_unlisted(
         self, page: Page, until: datetime, after_id: str | None
-    ) -> list[Suspect]:
+    ) -> list[Unlisted]:
         """Return what the page should show and does not, from there on."""
         list_unlisted = (
             mirror.list_unlisted_customers
-            if page.noun == "customers"
+            if page.object_type == "customers"
             else mirror.list_unlisted_subscriptions
         )
         return list_unlisted(
@@ -235,28 +241,30 @@ class _Work:
             until=until,
             listed_ids=page.ids,
             after_id=after_id,
-            limit=_SUSPECTS,
+            limit=_UNLISTED_PAGE,
         )
 
-    def _look_for(self, page: Page, unlisted: list[Suspect]) -> None:
+    def _look_for(self, page: Page, unlisted: list[Unlisted]) -> None:
         while unlisted:
             for suspect in unlisted:
-                self._look(page.noun, suspect.id, suspect.customer_id, page.as_of)
+                self._look(
+                    page.object_type, suspect.id, suspect.customer_id, page.as_of
+                )
             last = unlisted[-1]
-            if len(unlisted) < _SUSPECTS or last.created_at is None:
+            if len(unlisted) < _UNLISTED_PAGE or last.created_at is None:
                 return
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, last.created_at, last.id)
 
     def _look(
-        self, noun: Noun, name: str, customer_id: str, asked_at: datetime
+        self, object_type: ObjectType, name: str, customer_id: str, asked_at: datetime
     ) -> None:
         """Fetch one object while its customer is locked, and mend what is known of it.
 
         *asked_at* is a moment that has passed.
         """
 
-        def look() -> tuple[Judgement | None, list[SyncedUser]]:
+        def look() -> tuple[UpsertResult | None, list[SyncedUser]]:
             with own_transaction(self.conn):
                 wait_briefly(self.conn)
                 if not self.is_dry_run:
@@ -264,46 +272,50 @@ class _Work:
                 judged = refresh(
                     self.conn,
                     self.client,
-                    noun,
+                    object_type,
                     name,
                     asked_at,
                     match_email=self.match_email,
                     is_dry_run=self.is_dry_run,
                 )
                 if judged is None:
-                    self._forget(noun, name, asked_at)
+                    self._forget(object_type, name, asked_at)
                     return None, []
                 users = sync_owners(self.conn, [judged], is_dry_run=self.is_dry_run)
                 return judged, users
 
         # Whoever waits for Stripe does so without the lock.
         try:
-            judged, users = patiently(look)
+            judged, users = with_retries(look)
         except StripeRequestError as exc:
             if is_of_all(exc, self.client):
                 raise
-            self._fail(noun, name, exc)
+            self._fail(object_type, name, exc)
             return
         except Exception as exc:
             if not is_of_one_object(exc, self.conn):
                 raise
-            self._fail(noun, name, exc)
+            self._fail(object_type, name, exc)
             return
         found: Iterable[Difference]
         if judged is None:
             found = [Difference("missing_there", name, None, not self.is_dry_run)]
         else:
-            found = find_differences(noun, [judged], users, self.is_dry_run)
+            found = find_differences(object_type, [judged], users, self.is_dry_run)
         self._tell(self._count(found))
 
-    def _forget(self, noun: Noun, name: str, asked_at: datetime) -> None:
+    def _forget(self, object_type: ObjectType, name: str, asked_at: datetime) -> None:
         """Take for deleted what Stripe does not know any more."""
         if self.is_dry_run:
             return
-        if noun == "customers":
+        if object_type == "customers":
             row = {"id": name, "is_deleted": True, "as_of": asked_at.isoformat()}
-            judged = mirror.upsert_views(
-                self.conn, noun=noun, views=[row], source="object", can_ask=False
+            judged = mirror.upsert_snapshots(
+                self.conn,
+                object_type=object_type,
+                snapshots=[row],
+                source="object",
+                can_fetch=False,
             )
             sync_owners(self.conn, judged)
             return
@@ -326,7 +338,7 @@ class _Work:
 
 
 def _customer(page: Page, row: dict[str, Any]) -> str:
-    name: str = row["id"] if page.noun == "customers" else row["customer_id"]
+    name: str = row["id"] if page.object_type == "customers" else row["customer_id"]
     return name
 
 
@@ -339,5 +351,5 @@ def is_of_one_object(error: Exception, conn: Connection[Any]) -> bool:
         return isinstance(error, BUSY) or state[:2] in _OF_A_ROW
     if isinstance(error, stripe.StripeError):
         refused = (stripe.AuthenticationError, stripe.PermissionError)
-        return not is_passing(error) and not isinstance(error, refused)
+        return not is_transient(error) and not isinstance(error, refused)
     return isinstance(error, (RuleError, *_UNREADABLE))

@@ -15,11 +15,11 @@ from typing import Any, get_args
 import stripe
 from psycopg import Connection
 
-from pyapp.arguments import check_time
+from pyapp._core.validation import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
 from pyapp.stripe_sync import events
-from pyapp.stripe_sync.api import describe, list_page
 from pyapp.stripe_sync.apply import USED_TYPES
+from pyapp.stripe_sync.client import describe, list_page
 from pyapp.stripe_sync.differences import Progress
 from pyapp.stripe_sync.envelope import read_event
 from pyapp.stripe_sync.inbox import Outcome, Result, Taken, own_transaction, take_in

@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from pyapp.errors import ReconcileRunningError
 from pyapp.stripe_sync import runs
-from pyapp.stripe_sync.api import describe
+from pyapp.stripe_sync.client import describe
 from pyapp.stripe_sync.deadline import PATIENCE, milliseconds
 from pyapp.stripe_sync.events import limit_statements
 from pyapp.stripe_sync.inbox import own_transaction

@@ -7,8 +7,8 @@ from typing import Literal
 
 from psycopg.types.json import Json
 
-from pyapp.advisory_locks import AdvisoryLock
-from pyapp.calls import Call, one, optional, query, rowcount
+from pyapp._core.advisory_locks import AdvisoryLock
+from pyapp._core.calls import Call, one, optional, query, rowcount
 
 Kind = Literal["reconcile", "replay"]
 

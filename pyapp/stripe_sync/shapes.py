@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pyapp.arguments import MAX_ID_LENGTH
-from pyapp.storable import storable_text
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_ID_LENGTH
 
 Json = Mapping[str, Any]
 
 
 def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
-    """Return the customer as `upsert_views` takes it."""
+    """Return the customer as `upsert_snapshots` takes it."""
     metadata = shape.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise ValueError("metadata is not an object")
@@ -31,7 +31,7 @@ def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
 
 
 def read_subscription(shape: Json) -> dict[str, Any]:
-    """Return the subscription as `upsert_views` takes it.
+    """Return the subscription as `upsert_snapshots` takes it.
 
     The item whose period ends first gives period and price; before 2025-03-31 items had
     no period of their own, the subscription had it.

@@ -175,7 +175,7 @@ class _Delivery:
     async def _try(self, *, is_slow: bool) -> Taken:
         if not needs_asking(self._event):
             taken = await self._run(self._take_at_once, self._until, is_slow=is_slow)
-            if taken != "unclear":
+            if taken != "ambiguous":
                 return taken
         return await self._run(self._take_by_asking, self._until, is_slow=True)
 
@@ -186,7 +186,7 @@ class _Delivery:
             lambda: _use(self._pool, work, deadline), deadline, is_slow=is_slow
         )
 
-    def _take_at_once(self, conn: Connection[Any]) -> Taken | Literal["unclear"]:
+    def _take_at_once(self, conn: Connection[Any]) -> Taken | Literal["ambiguous"]:
         return take_at_once(conn, self._event, self._client, _WITH_CONNECTION)
 
     def _take_by_asking(self, conn: Connection[Any]) -> Taken:

@@ -6,7 +6,7 @@ from typing import Any
 import stripe
 from psycopg import Connection
 
-from pyapp.arguments import check_text, shown
+from pyapp._core.validation import check_text, shown
 from pyapp.errors import (
     ConfigError,
     InvalidPayloadError,

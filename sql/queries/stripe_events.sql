@@ -1,5 +1,5 @@
--- name: take_event :one
--- All of it in one statement: that is a transaction too. If it is unclear, nothing is
+-- name: apply_event :one
+-- All of it in one statement: that is a transaction too. If it is ambiguous, nothing is
 -- done, for Stripe has to be asked while the customer is locked. The limit of each wait
 -- for a lock is set in the same statement, because another one would cost a round trip.
 WITH limited AS MATERIALIZED (
@@ -10,16 +10,16 @@ WITH limited AS MATERIALIZED (
 )
 
 SELECT
-    app.take_stripe_event(
+    app.apply_stripe_event(
         :id,
         :type,
         :api_version,
         :event_created_at,
         :payload::jsonb,
         :lock_key,
-        :noun,
-        :view::jsonb,
-        :can_ask
+        :object_type,
+        :snapshot::jsonb,
+        :can_fetch
     ) AS result
 FROM limited;
 

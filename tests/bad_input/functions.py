@@ -12,10 +12,10 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 
+from pyapp._core.message_values import staged_rows
+from pyapp._core.records import JSON, NewMessage
 from pyapp.fingerprints import upsert_fingerprint
-from pyapp.message_values import staged_rows
 from pyapp.messages import record_message, record_messages
-from pyapp.records import JSON, NewMessage
 from pyapp.referrals import create_referral
 from pyapp.sessions import create_session
 from pyapp.users import create_user

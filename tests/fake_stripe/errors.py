@@ -23,11 +23,13 @@ class ApiError(Exception):
         return {"error": {k: v for k, v in self._error.items() if v is not None}}
 
 
-def missing(noun: str, object_id: str, param: str = "id", note: str = "") -> ApiError:
+def missing(
+    object_type: str, object_id: str, param: str = "id", note: str = ""
+) -> ApiError:
     """Nothing has this id: 404 when the URL names it, 400 when a parameter does."""
     return ApiError(
         404 if param == "id" else 400,
-        f"No such {noun}: '{object_id}'{note}",
+        f"No such {object_type}: '{object_id}'{note}",
         code="resource_missing",
         param=param,
     )

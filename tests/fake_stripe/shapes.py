@@ -40,8 +40,8 @@ def customer(c: Customer) -> Json:
     }
 
 
-def deleted(object_id: str, noun: str) -> Json:
-    return {"id": object_id, "object": noun, "deleted": True}
+def deleted(object_id: str, object_type: str) -> Json:
+    return {"id": object_id, "object": object_type, "deleted": True}
 
 
 def product(p: Product) -> Json:

@@ -12,8 +12,8 @@ R = TypeVar("R", bound=Record)
 
 
 class Collection(Generic[R]):
-    def __init__(self, noun: str) -> None:
-        self.noun = noun
+    def __init__(self, object_type: str) -> None:
+        self.object_type = object_type
         self._records: list[R] = []
         self._places: dict[str, int] = {}
 
@@ -33,7 +33,7 @@ class Collection(Generic[R]):
         if record.id in self._places:
             raise ValueError(f"{record.id} exists already")
         if record.created < self.newest:
-            raise ValueError(f"{record.id} is older than the newest {self.noun}")
+            raise ValueError(f"{record.id} is older than the newest {self.object_type}")
         self._places[record.id] = len(self._records)
         self._records.append(record)
         return record
@@ -52,14 +52,14 @@ class Collection(Generic[R]):
         """The record, or Stripe's answer for one that is not there."""
         record = self.find(object_id)
         if record is None:
-            raise missing(self.noun, object_id, param)
+            raise missing(self.object_type, object_id, param)
         if record.livemode != livemode:
             mode, other = ("live", "test") if livemode else ("test", "live")
             note = (
                 f"; a similar object exists in {other} mode, but a {mode} mode key "
                 "was used to make this request."
             )
-            raise missing(self.noun, object_id, param, note)
+            raise missing(self.object_type, object_id, param, note)
         return record
 
     def page(
@@ -103,5 +103,5 @@ class Collection(Generic[R]):
     def _cursor(self, object_id: str, param: str) -> int:
         place = self._places.get(object_id)
         if place is None:
-            raise missing(self.noun, object_id, param)
+            raise missing(self.object_type, object_id, param)
         return place

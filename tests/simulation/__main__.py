@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from pyapp.connection import connect
-from pyapp.devtools.scratch import scratch_database
-from pyapp.devtools.throwaway import throwaway_server
-from pyapp.paths import sql_dir
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.server.temp_server import throwaway_server
 from tests.simulation.run import Report, SimulationError, simulate
 
 HEAD = (

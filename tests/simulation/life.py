@@ -10,7 +10,7 @@ from uuid import UUID
 
 import stripe
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from tests.fake_stripe import ApiError, FakeStripe
 from tests.fake_stripe.driving import DECLINED
 from tests.fake_stripe.model import Subscription
@@ -227,8 +227,8 @@ class Life:
         name: str = self.fake.request("POST", f"/v1/{path}", params)["id"]
         return name
 
-    def _delete(self, noun: str, name: str) -> None:
-        self.fake.request("DELETE", f"/v1/{noun}/{name}")
+    def _delete(self, object_type: str, name: str) -> None:
+        self.fake.request("DELETE", f"/v1/{object_type}/{name}")
 
 
 _KINDS: list[tuple[Callable[[Life, str], None], int]] = [

@@ -16,8 +16,9 @@ from unittest.mock import patch
 from psycopg import Connection, IsolationLevel
 from stripe import StripeClient
 
-from pyapp.connection import connect
-from pyapp.stripe_sync import Outcome, api, handle_webhook, reconcile, replay_events
+from pyapp._core.connection import connect
+from pyapp.stripe_sync import Outcome, handle_webhook, reconcile, replay_events
+from pyapp.stripe_sync import client as api
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
 from tests.simulation.checks import check_equal, check_inbox, check_rows, read_mirror
 from tests.simulation.history import (

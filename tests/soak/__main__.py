@@ -12,10 +12,10 @@ from functools import partial
 from random import Random
 from uuid import UUID
 
-from pyapp.connection import connect
-from pyapp.devtools.embedded import EmbeddedServer
-from pyapp.devtools.throwaway import throwaway_server
-from pyapp.paths import sql_dir
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp.devtools.server.embedded import EmbeddedServer
+from pyapp.devtools.server.temp_server import throwaway_server
 from tests.soak import clients
 from tests.soak.account import Account, make_fake, open_account
 from tests.soak.ledger import BrokenRuleError, Client, Ledger

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from random import Random
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
 from tests.simulation.checks import check_equal, check_inbox, check_rows

@@ -7,6 +7,7 @@ from decimal import Decimal
 from functools import partial
 from uuid import UUID, uuid4
 
+from pyapp._core.records import NewMessage
 from pyapp.errors import (
     AlreadyReferredError,
     MutualReferralError,
@@ -15,7 +16,6 @@ from pyapp.errors import (
 )
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_message, record_messages
-from pyapp.records import NewMessage
 from pyapp.referrals import redeem_referral
 from pyapp.sessions import (
     create_session,

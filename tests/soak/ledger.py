@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from pyapp.connection import connect
+from pyapp._core.connection import connect
 from pyapp.errors import DatabaseUnavailableError
 
 T = TypeVar("T")

@@ -1,0 +1,1 @@
+"""What runs a query: loader, runner, validation, connection and configuration."""

@@ -1,0 +1,176 @@
+"""Refuses an argument that no query can take, before anything is sent.
+
+The server refuses such a value too, and aborts the caller's transaction with it; or it
+takes one that was not meant, such as a time without a zone.
+"""
+
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from pyapp._core.sanitize import storable_text
+from pyapp.errors import InvalidValueError
+
+Check: TypeAlias = Callable[[str, Any], object]
+
+MAX_INTEGER = 2**31 - 1
+MAX_BIGINT = 2**63 - 1
+MAX_AMOUNT = Decimal(10) ** 15
+MAX_REFERRAL_CREDITS = Decimal(10) ** 6
+MAX_DECIMALS = 100
+MAX_ID_LENGTH = 255
+
+
+def argument_checks(plan: Callable[..., Any]) -> Mapping[str, Check]:
+    """Return what to call with each argument of *plan* that can be checked by type.
+
+    Each raises InvalidValueError for what does not fit the parameter's annotation.
+    """
+    checks = {}
+    for name, hint in typing.get_type_hints(plan).items():
+        kinds = _members(hint)
+        check = _check_of(kinds[0])
+        if check is not None and name != "return":
+            checks[name] = _optional(check) if len(kinds) > 1 else check
+    return checks
+
+
+def check_uuid(name: str, value: Any) -> UUID:
+    """Return *value* if it is a UUID; text is none, for it may be no UUID's."""
+    if isinstance(value, UUID):
+        return value
+    raise InvalidValueError(f"{name} must be a UUID, not {shown(value)}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """Return *value* if it is text, storable or not."""
+    if isinstance(value, str):
+        return value
+    raise InvalidValueError(f"{name} must be text, not {shown(value)}")
+
+
+def check_count(name: str, value: Any, most: int = MAX_BIGINT) -> int:
+    """Return *value* if it is a whole number from 0 to *most*."""
+    # A bool is an int to Python, and never a count.
+    if type(value) is int and 0 <= value <= most:
+        return value
+    raise InvalidValueError(
+        f"{name} must be a whole number from 0 to {most}, not {shown(value)}"
+    )
+
+
+def check_amount(name: str, value: Any, most: Decimal = MAX_AMOUNT) -> Decimal:
+    """Return money or credits from 0 to *most* as a Decimal; an int is one, too."""
+    # A float is refused, for what it stands for depends on who rounds it.
+    amount = Decimal(value) if type(value) is int else value
+    if not isinstance(amount, Decimal):
+        raise InvalidValueError(f"{name} must be a Decimal, not {shown(value)}")
+    if not amount.is_finite() or not 0 <= amount <= most:
+        raise InvalidValueError(
+            f"{name} must be from 0 to {most:f}, not {shown(value)}"
+        )
+    exponent = amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -MAX_DECIMALS:
+        raise InvalidValueError(f"{name} has more than {MAX_DECIMALS} decimals")
+    return amount
+
+
+def check_time(name: str, value: Any) -> datetime:
+    """Return an aware *value* in UTC."""
+    if not isinstance(value, datetime):
+        raise InvalidValueError(f"{name} must be a datetime, not {shown(value)}")
+    if value.utcoffset() is None:
+        raise InvalidValueError(f"{name} must carry its time zone")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as exc:
+        raise InvalidValueError(f"{name} is out of range: {value}") from exc
+
+
+def check_day(name: str, value: Any) -> date:
+    """Return *value* if it is a date; a datetime is none, for its zone matters."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value
+    raise InvalidValueError(f"{name} must be a date, not {shown(value)}")
+
+
+def check_duration(name: str, value: Any) -> timedelta:
+    """Return *value* if it is a timedelta that a time can be moved by, from now."""
+    if not isinstance(value, timedelta):
+        raise InvalidValueError(f"{name} must be a timedelta, not {shown(value)}")
+    try:
+        datetime.now(UTC) + value
+    except OverflowError as exc:
+        raise InvalidValueError(f"{name} is out of range: {value}") from exc
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return *value* if it is one of *choices*."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise InvalidValueError(
+        f"{name} must be one of {', '.join(choices)}, not {shown(value)}"
+    )
+
+
+def check_cursor(name: str, time: datetime | None, id: object) -> None:
+    """Refuse an id without the time before it: it would give the first page again."""
+    if id is not None and time is None:
+        raise InvalidValueError(f"{name}_id needs {name}: give both of the last one")
+
+
+def storable_id(name: str, value: Any) -> str | None:
+    """Return an id that others choose, as storable text of a length to be indexed."""
+    if value is None:
+        return None
+    text = storable_text(check_text(name, value))
+    if len(text) > MAX_ID_LENGTH:
+        raise InvalidValueError(
+            f"{name} has {len(text)} characters; {MAX_ID_LENGTH} is the most"
+        )
+    return text
+
+
+def shown(value: Any) -> str:
+    """Return *value* short, in one line, in ASCII."""
+    try:
+        text = ascii(value)
+    except Exception:
+        text = type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_CHECKS: Mapping[Any, Check] = {
+    UUID: check_uuid,
+    str: check_text,
+    int: check_count,
+    Decimal: check_amount,
+    datetime: check_time,
+    date: check_day,
+    timedelta: check_duration,
+}
+
+
+def _check_of(kind: Any) -> Check | None:
+    if typing.get_origin(kind) is typing.Literal:
+        return functools.partial(check_choice, choices=typing.get_args(kind))
+    return _CHECKS.get(kind)
+
+
+def _members(hint: Any) -> list[Any]:
+    """Return the types of a union, the one that is not None first."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]
+    members = sorted(typing.get_args(hint), key=lambda kind: kind is types.NoneType)
+    is_optional = len(members) == 2 and members[1] is types.NoneType
+    return members if is_optional else [hint]
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)

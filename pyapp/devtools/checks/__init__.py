@@ -1,0 +1,1 @@
+"""Compares, checks and documents a database."""

@@ -1,0 +1,94 @@
+"""What a database holds, as pg_dump says it: one text for each object."""
+
+import re
+from pathlib import Path
+
+from pyapp.devtools.server.pg_dump import choose_pg_dump, run_pg_dump
+
+# Made at run time for each month, so no part of the schema.
+_MONTHS = "app.message_payloads_[0-9][0-9][0-9][0-9][0-9][0-9]"
+_OPTIONS = (
+    "--schema=app",
+    f"--exclude-table={_MONTHS}",
+    "--no-owner",
+    "--no-privileges",
+    "--no-publications",
+    "--no-subscriptions",
+    "--no-security-labels",
+)
+
+_HEADER = re.compile(
+    r"^--\n-- Name: (?P<name>.+); Type: (?P<type>.+); Schema: (?P<schema>.+);"
+    r" Owner: .*\n--\n",
+    re.MULTILINE,
+)
+_NOISE = re.compile(r"^SET default_\w+ = .*;$", re.MULTILINE)
+_END = re.compile(r"^--\n-- PostgreSQL database dump complete\n--\n", re.MULTILINE)
+_TABLES = ("TABLE ", "FOREIGN TABLE ", "MATERIALIZED VIEW ")
+_COLUMN_OPTIONS = re.compile(
+    r"^(?P<action>ALTER .+ ALTER COLUMN .+ SET) \((?P<options>\w[^()]*)\);\n?",
+    re.MULTILINE,
+)
+_NOT_NULL_NAME = re.compile(
+    r' CONSTRAINT (?:\w+|"(?:[^"]|"")+")(?= NOT NULL(?: NO INHERIT)?,?$)', re.MULTILINE
+)
+
+Objects = dict[str, str]
+
+
+def dump_objects(url: str, program: Path | None = None) -> Objects:
+    """Return the objects of schema app at *url*: by kind and name, their statements.
+
+    Owners, privileges and the monthly partitions are left out. *program* is the pg_dump
+    of all sides of a comparison; without it, one that reaches this server is chosen.
+
+    Raises:
+        SchemaCheckError: no pg_dump can reach the server, or pg_dump fails.
+    """
+    program = program or choose_pg_dump(url)
+    return split_dump(run_pg_dump(program, url, *_OPTIONS))
+
+
+def split_dump(dump: str) -> Objects:
+    """Return the objects of a plain dump, each under what pg_dump calls it."""
+    dump = _END.split(dump)[0]
+    headers = list(_HEADER.finditer(dump))
+    ends = [header.start() for header in headers[1:]] + [len(dump)]
+    objects: Objects = {}
+    for header, end in zip(headers, ends, strict=False):
+        schema = "" if header["schema"] == "-" else f"{header['schema']}."
+        title = f"{header['type']} {schema}{header['name']}"
+        text = _NOISE.sub("", dump[header.end() : end]).strip()
+        objects[title] = _of_table(text) if title.startswith(_TABLES) else text
+    return objects
+
+
+def _of_table(text: str) -> str:
+    """Return the statements of a table without what depends on the server alone.
+
+    Debian's 15.20 stores an option of its own, pg_attver, with each column, and another
+    number each time. NOT NULL constraints have names since 18: in a dump from an older
+    version they have none, and a restored partition gets other ones than its parent.
+    """
+    text = _COLUMN_OPTIONS.sub(_without_server_options, text)
+    return _NOT_NULL_NAME.sub("", text).strip()
+
+
+def _without_server_options(found: re.Match[str]) -> str:
+    """Return the statement with the options that an operator can set, if any is left.
+
+    The prefix pg_ is PostgreSQL's own.
+    """
+    options = found["options"].split(", ")
+    kept = [option for option in options if not option.startswith("pg_")]
+    return f"{found['action']} ({', '.join(kept)});\n" if kept else ""
+
+
+def without_column_order(objects: Objects) -> Objects:
+    """Return *objects* with the lines of each table sorted."""
+    return {
+        title: "\n".join(sorted(line.rstrip(",") for line in text.splitlines()))
+        if title.startswith("TABLE ")
+        else text
+        for title, text in objects.items()
+    }

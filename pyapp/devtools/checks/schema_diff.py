@@ -1,0 +1,189 @@
+"""schema.sql, the migrations and a live database, compared object by object."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from pyapp._core.connection import connect
+from pyapp._core.paths import sql_dir
+from pyapp._core.tool_queries import fetch
+from pyapp.devtools.checks.dumps import Objects, dump_objects
+from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.migrations.migrator import (
+    MigrationStatus,
+    list_migrations,
+    migrate,
+    record_checksums,
+)
+from pyapp.devtools.server.pg_dump import choose_pg_dump
+from pyapp.errors import MigrationError, SchemaCheckError
+
+SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
+
+# What a line of the report is: a comment, a line of one side, or one of both.
+Mark = Literal["--", "-", "+", " "]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An object that two sources hold differently, or only one of them."""
+
+    title: str
+    left: str | None
+    right: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two sources by name, and what differs between them."""
+
+    left: str
+    right: str
+    differences: list[Difference]
+
+    def report(self) -> Iterator[tuple[Mark, str]]:
+        """Yield the differences as lines of SQL under comments that say which."""
+        for difference in self.differences:
+            yield from _report(self, difference)
+            yield " ", ""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaCheck:
+    """What `check` found; `wrong` are the migrations edited, unknown or pending."""
+
+    objects: int
+    comparisons: list[Comparison]
+    wrong: list[MigrationStatus]
+
+    @property
+    def differences(self) -> int:
+        """How many objects differ, and migrations are not as applied."""
+        return len(self.wrong) + sum(len(c.differences) for c in self.comparisons)
+
+
+def check(
+    url: str | None,
+    *,
+    scratch_url: str | None = None,
+    schema: Path | None = None,
+    folder: Path | None = None,
+) -> SchemaCheck:
+    """Compare *schema*, the migrations of *folder* and the live database at *url*.
+
+    The first two are built in scratch databases, on the server of *scratch_url* or
+    else of *url*. A live database that is behind is compared with the migrations that
+    it has. Without *url*, only the files are compared.
+
+    Raises:
+        DatabaseUnavailableError: a server is not healthy.
+        MigrationError, SchemaCheckError: one of them cannot be built.
+    """
+    server = scratch_url or url
+    if server is None:
+        raise SchemaCheckError("there is no server to build the schema on: give a URL")
+    statuses: list[MigrationStatus] = []
+    if url is not None:
+        _remember(url, folder)
+        statuses = list_migrations(url, folder)
+    applied = [s.name for s in statuses if s.state in ("applied", "edited")]
+    wrong = [status for status in statuses if status.state != "applied"]
+    program = choose_pg_dump(*(target for target in (server, url) if target))
+    with scratch_database(server) as built, scratch_database(server) as migrated:
+        load_schema(built, schema)
+        comparisons = []
+        if url is not None:
+            migrate(migrated, folder, names=applied)
+            expected = read_objects(migrated, program)
+            found = _read_live(url, expected, program)
+            live = compare(MIGRATIONS, expected, LIVE, found)
+            comparisons.append(live)
+        migrate(migrated, folder)
+        objects = read_objects(built, program)
+        files = compare(SCHEMA, objects, MIGRATIONS, read_objects(migrated, program))
+    return SchemaCheck(len(objects), [files, *comparisons], wrong)
+
+
+def load_schema(url: str, schema: Path | None = None) -> None:
+    """Run schema.sql in the empty database at *url*."""
+    path = schema or sql_dir() / "schema.sql"
+    with connect(url) as conn:
+        try:
+            conn.execute(path.read_bytes())
+        except psycopg.Error as exc:
+            reason = " ".join(str(exc).split())
+            raise SchemaCheckError(f"{path} cannot be built: {reason}") from exc
+
+
+def read_objects(url: str, program: Path | None = None) -> Objects:
+    """Return all objects at *url*, as *program* dumps them, and the rows of plans."""
+    return dump_objects(url, program) | _read_plans(url)
+
+
+def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
+    """Return the differences between two sources, in the first one's order."""
+    titles = [*ours, *(title for title in theirs if title not in ours)]
+    return Comparison(
+        left,
+        right,
+        [
+            Difference(title, ours.get(title), theirs.get(title))
+            for title in titles
+            if ours.get(title) != theirs.get(title)
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PlanRow:
+    name: str
+    statement: str
+
+
+def _remember(url: str, folder: Path | None) -> None:
+    """Keep the texts that plain yoyo has applied, if this server lets us write."""
+    with contextlib.suppress(psycopg.Error, MigrationError):
+        record_checksums(url, folder)
+
+
+def _read_live(url: str, expected: Objects, program: Path) -> Objects:
+    """Return the objects at *url* without the plans that its operator has added."""
+    return {
+        title: text
+        for title, text in read_objects(url, program).items()
+        if title in expected or not title.startswith("ROW ")
+    }
+
+
+def _read_plans(url: str) -> Objects:
+    with connect(url) as conn:
+        try:
+            rows = fetch(conn, "list_plan_rows", _PlanRow)
+        except psycopg.errors.UndefinedTable:
+            return {}
+    return {f"ROW {row.name}": row.statement for row in rows}
+
+
+def _report(
+    comparison: Comparison, difference: Difference
+) -> Iterator[tuple[Mark, str]]:
+    left, right, title = comparison.left, comparison.right, difference.title
+    if difference.left is None or difference.right is None:
+        here, there = (left, right) if difference.right is None else (right, left)
+        mark: Mark = "-" if difference.right is None else "+"
+        yield "--", f"-- {title} is in {here}, not in {there}"
+        for line in (difference.left or difference.right or "").splitlines():
+            yield mark, line
+        return
+    yield "--", f"-- {title} differs: - in {left}, + in {right}"
+    ours, theirs = difference.left.splitlines(), difference.right.splitlines()
+    for line in list(difflib.unified_diff(ours, theirs, lineterm=""))[3:]:
+        if line.startswith("@@"):
+            yield " ", " ..."
+        else:
+            yield "-" if line[0] == "-" else "+" if line[0] == "+" else " ", line

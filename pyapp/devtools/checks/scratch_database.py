@@ -1,0 +1,70 @@
+"""Databases made for one comparison, and dropped after it."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pyapp._core.connection import connect, session_conninfo
+from pyapp._core.tool_queries import fetch, fetch_one
+from pyapp.errors import SchemaCheckError
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    statement: str
+
+
+@contextlib.contextmanager
+def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
+    """Give the conninfo of a new database on the server of *url*.
+
+    It is empty, or a copy of *template*, to which nobody may be connected. It is
+    dropped at the end, also after Ctrl-C; one that a killed run has left is dropped by
+    a later run.
+
+    Raises:
+        DatabaseUnavailableError: the server is not healthy.
+        SchemaCheckError: the role may not make databases.
+    """
+    name = f"pyapp_scratch_{int(time.time())}_{secrets.token_hex(4)}"
+    with connect(url) as conn:
+        conn.autocommit = True
+        for old in fetch(conn, "list_old_scratches", _Statement):
+            with contextlib.suppress(psycopg.Error):
+                conn.execute(old.statement.encode())
+        try:
+            _create(conn, name, template)
+            yield make_conninfo(session_conninfo(url), dbname=name)
+        finally:
+            if conn.closed:  # the server was restarted meanwhile
+                with connect(url) as again:
+                    again.autocommit = True
+                    _run(again, "format_drop_scratch", name)
+            else:
+                _run(conn, "format_drop_scratch", name)
+
+
+def _create(
+    conn: psycopg.Connection[tuple[object, ...]], name: str, template: str | None
+) -> None:
+    source = conninfo_to_dict(template)["dbname"] if template else "template0"
+    try:
+        _run(conn, "format_create_scratch", name, template=source)
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise SchemaCheckError(
+            f"{conn.info.user} may not make the scratch databases that a comparison"
+            " needs: give a server where one may with --scratch"
+        ) from exc
+
+
+def _run(
+    conn: psycopg.Connection[tuple[object, ...]], query: str, name: str, **others: Any
+) -> None:
+    statement = fetch_one(conn, query, _Statement, name=name, **others).statement
+    conn.execute(statement.encode())

@@ -1,0 +1,1 @@
+"""Drafts a migration and proves it."""

@@ -1,0 +1,1 @@
+"""Applies and rolls back the migrations."""

@@ -1,0 +1,125 @@
+"""The files of migrations/, as yoyo reads them and as our rules want them."""
+
+import glob
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import yoyo
+
+from pyapp._core.paths import migrations_dir
+from pyapp.errors import MigrationError
+
+_NAME = re.compile(r"\d{4}_[a-z0-9_]+")
+_OUTSIDE = re.compile(
+    r"^\s*--\s*transactional\s*:\s*false", re.IGNORECASE | re.MULTILINE
+)
+_INDEX_WORK = (
+    re.compile(
+        r"^(?P<verb>CREATE)\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?P<name>\w+)"
+        r"\s+ON\s+(?:ONLY\s+)?(?P<schema>\w+)\.",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+    re.compile(
+        r"^(?P<verb>DROP)\s+INDEX\s+CONCURRENTLY\s+(?P<schema>\w+)\.(?P<name>\w+)",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexWork:
+    """An index that a statement builds or drops outside a transaction."""
+
+    is_build: bool
+    schema: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationFile:
+    """One migration and its rollback; `step` is what yoyo runs."""
+
+    name: str
+    path: Path
+    text: str = field(repr=False)
+    rollback_text: str = field(repr=False)
+    step: Any = field(repr=False, compare=False)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of its text, the same on every system."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether it is applied in one transaction with its mark."""
+        return not _OUTSIDE.search(self.text)
+
+    @property
+    def loss(self) -> str:
+        """What rolling it back loses, as the rollback's first comment says."""
+        lines = []
+        for line in self.rollback_text.splitlines():
+            if not line.startswith("--"):
+                break
+            if not line.startswith("-- transactional:"):
+                lines.append(line.removeprefix("--").strip())
+        return " ".join(lines)
+
+
+def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
+    """Return the migrations of *folder* (ours when not given), in order.
+
+    Raises:
+        MigrationError: there are none, or one breaks a rule; the message names it.
+    """
+    folder = folder or migrations_dir()
+    found = yoyo.read_migrations(source_of(folder))
+    if not found:
+        raise MigrationError(f"there are no migrations in {folder}")
+    return [_read(step) for step in sorted(found, key=lambda step: str(step.id))]
+
+
+def source_of(folder: PurePath) -> str:
+    """Return *folder* as yoyo wants it: a pattern, with forward slashes everywhere."""
+    return glob.escape(folder.as_posix())
+
+
+def index_work(text: str) -> IndexWork | None:
+    """Return which index *text* builds or drops CONCURRENTLY, if it does."""
+    for pattern in _INDEX_WORK:
+        if found := pattern.search(text):
+            is_build = found["verb"].upper() == "CREATE"
+            return IndexWork(is_build, found["schema"], found["name"])
+    return None
+
+
+def _read(step: Any) -> MigrationFile:
+    path = Path(step.path)
+    if not _NAME.fullmatch(step.id) or path.suffix != ".sql":
+        raise MigrationError(f"{path} is not named NNNN_verb_object.sql")
+    rollback = path.with_suffix(".rollback.sql")
+    if not rollback.is_file():
+        # yoyo would unmark the migration, and leave what it made.
+        raise MigrationError(f"{path} has no {rollback.name} beside it")
+    text, rollback_text = _read_ascii(path), _read_ascii(rollback)
+    file = MigrationFile(step.id, path, text, rollback_text, step)
+    if not file.is_transactional:
+        step.load()  # which takes its time
+        if sum(bool(part.step._apply) for part in step.steps) != 1:
+            raise MigrationError(
+                f"{path} runs outside a transaction: give each statement its own file"
+            )
+    return file
+
+
+def _read_ascii(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.isascii():
+            # yoyo opens the file in the encoding of whatever locale it runs in.
+            raise MigrationError(f"{path}:{number} is not ASCII")
+    return text

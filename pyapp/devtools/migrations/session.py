@@ -1,0 +1,183 @@
+"""The session that migrates: alone, on yoyo's tables, and leaving nothing if killed."""
+
+import contextlib
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from yoyo import internalmigrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import DatabaseURI
+from yoyo.migrations import default_migration_table
+
+from pyapp._core.connection import connect
+from pyapp._core.tool_queries import execute, fetch, fetch_one, take_lock
+from pyapp.devtools.server.reached import is_on_this_machine
+from pyapp.errors import MigrationError
+
+
+@dataclass(frozen=True, slots=True)
+class Bookkeeping:
+    """Which tables are there, and how many other clients the database has."""
+
+    has_migrations: bool
+    has_lock: bool
+    has_checksums: bool
+    other_clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    pid: int
+
+
+class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
+    """yoyo's backend on a connection of ours, with its tables always in `public`."""
+
+    schema = "public"
+
+    def connect(self, dburi: DatabaseURI) -> psycopg.Connection[Any]:
+        connection = connect(dburi.args["url"])
+        connection.autocommit = True
+        return connection
+
+    def init_connection(self, connection: psycopg.Connection[Any]) -> None:
+        super().init_connection(connection)
+        with contextlib.suppress(psycopg.Error):  # not on every system
+            execute(connection, "end_with_client")
+
+    def create_lock_table(self) -> None:
+        """Create yoyo's table as yoyo does, which passes over every error."""
+        with (
+            contextlib.suppress(psycopg.errors.DuplicateTable),  # a plain yoyo did it
+            self.transaction(),
+        ):
+            self.execute(self.format_sql(self.create_lock_table_sql))
+
+    def reset(self) -> None:
+        """Undo what a migration has set in the session."""
+        execute(self.connection, "reset_session")
+        self.init_connection(self.connection)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Give a transaction from which plain yoyo is shut out by its own lock."""
+        with self.transaction():
+            execute(self.connection, "insert_yoyo_lock", pid=os.getpid())
+            yield
+            execute(self.connection, "delete_yoyo_lock")
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> Any:
+        # yoyo's own asks the name service for this machine, which may take seconds,
+        # and fails for an account without a name.
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):
+            user = str(os.getuid())
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id,
+            "migration_hash": migration.hash,
+            "username": user,
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+
+@contextlib.contextmanager
+def migration_session(
+    url: str, *, patience: float = 60, is_building: bool = False
+) -> Iterator[Backend]:
+    """Give a backend that alone may migrate, its tables made.
+
+    *is_building* says that schema app will be created where it is missing.
+
+    Raises:
+        DatabaseUnavailableError: the database is not healthy.
+        MigrationError: another run is still at work after *patience* seconds, or the
+            role may not create what is missing.
+    """
+    uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
+    with Backend(uri, default_migration_table) as backend:
+        conn = backend.connection
+        lock = take_lock(conn, "pyapp migrations", patience)
+        if not lock.is_held:
+            raise MigrationError(
+                f"another run of migrations is at work: {lock.describe_holder()}"
+            )
+        tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
+        _require_grants(conn, tables, is_building)
+        if not tables.has_lock:
+            backend.create_lock_table()
+        _wait_for_yoyo(conn, patience=10)
+        if internalmigrations.needs_upgrading(backend):
+            with backend.turn():
+                internalmigrations.upgrade(backend)
+        if not tables.has_checksums:
+            with conn.transaction():
+                execute(conn, "create_checksums")
+                execute(conn, "comment_checksums")
+        yield backend
+
+
+def _require_grants(
+    conn: psycopg.Connection[Any], tables: Bookkeeping, is_building: bool
+) -> None:
+    has_all = tables.has_lock and tables.has_migrations and tables.has_checksums
+    grants = fetch(
+        conn,
+        "list_missing_grants",
+        _Grant,
+        is_missing_tables=not has_all,
+        is_building=is_building,
+    )
+    if grants:
+        statements = "; ".join(grant.statement for grant in grants)
+        raise MigrationError(
+            f"the role {conn.info.user} may not create what the migrations need; let"
+            f" the database's owner or a superuser run: {statements}"
+        )
+
+
+def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:
+    """Wait for a plain yoyo to end; remove its lock if it was killed.
+
+    A run of ours leaves no such row: it never commits one.
+    """
+    deadline = time.monotonic() + patience
+    while holders := fetch(conn, "list_yoyo_locks", _Holder):
+        pid = holders[0].pid
+        others = fetch_one(conn, "get_bookkeeping", Bookkeeping).other_clients
+        if not others or (is_on_this_machine(conn) and not _is_alive(pid)):
+            execute(conn, "delete_yoyo_lock")
+        elif time.monotonic() > deadline:
+            raise MigrationError(
+                f"yoyo is at work as process {pid}; if that has ended: yoyo break-lock"
+            )
+        else:
+            time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,304 @@
+"""The embedded PostgreSQL: a server of our own in a folder, without Docker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import psycopg
+
+from pyapp._core.connection import unavailable
+from pyapp._core.database_url import find_elsewhere
+from pyapp.devtools.server.binaries import (
+    IS_UNIX,
+    as_account,
+    last_line,
+    make_folder,
+    owner_name,
+    remove_folder,
+    run_client,
+    server_account,
+    server_binaries,
+)
+from pyapp.devtools.server.ports import port_is_free
+from pyapp.devtools.server.postmaster import find_postmaster
+from pyapp.errors import LocalServerError
+
+if TYPE_CHECKING:
+    import pwd
+
+# While the server starts; after a kill, connections that the old server had accepted
+# are closed without an answer.
+TRANSIENT = ("starting up", "closed the connection unexpectedly")
+ANEW = "`pyapp db reset` makes it anew, without its data"
+# The same order and letters everywhere; before 17 only the system has such a locale.
+BUILTIN_LOCALE = (
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+)
+SYSTEM_LOCALE = ("--locale=C.UTF-8",)
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A PostgreSQL whose data is in *folder*, reached over TCP on this machine."""
+
+    folder: Path
+    port: int
+    user: str = "pyapp"
+    password: str = field(default="pyapp", repr=False)
+    database: str = "pyapp"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    # Where initdb, postgres and pg_ctl are, unless they are the wheel's.
+    programs: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The DATABASE_URL of this server."""
+        user, password, database = (
+            quote(part, safe="") for part in (self.user, self.password, self.database)
+        )
+        return f"postgresql://{user}:{password}@localhost:{self.port}/{database}"
+
+    @property
+    def log(self) -> Path:
+        """What it has logged since its last start."""
+        return self.folder / "server.log"
+
+    def start(self) -> bool:
+        """Bring it up healthy, made first if need be; False if it was up already."""
+        if reason := find_elsewhere(self.url):
+            raise LocalServerError(f"the embedded server cannot be reached: {reason}")
+        with _locked(self.folder.parent):
+            if not self._is_made():
+                self._make()
+            running = find_postmaster(self.folder)
+            if running and running.port != self.port:
+                self._stop("fast")
+                running = None
+            if running is None:
+                self._launch()
+            self._check_database()
+            return running is None
+
+    def stop(self, mode: str = "fast") -> bool:
+        """Stop it; False if it was not running."""
+        if not self.is_running():
+            return False
+        self._stop(mode)
+        return True
+
+    def is_running(self) -> bool:
+        """Say whether its server process is there."""
+        return find_postmaster(self.folder) is not None
+
+    def kill(self) -> None:
+        """End its server process as a crash would."""
+        if running := find_postmaster(self.folder):
+            os.kill(running.pid, signal.SIGKILL)
+
+    def remove(self) -> None:
+        """Stop it and delete its data."""
+        with _locked(self.folder.parent):
+            with contextlib.suppress(LocalServerError):
+                self.stop("immediate")
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            raise LocalServerError(
+                f"cannot delete {self.folder}: it belongs to {owner_name(self.folder)}"
+            )
+
+    def _is_made(self) -> bool:
+        """Say whether there is a data folder; refuse one that cannot be used."""
+        try:
+            if not self.folder.exists() or not any(self.folder.iterdir()):
+                return False
+            version = (self.folder / "PG_VERSION").read_text(encoding="utf-8").strip()
+            (self.folder / "global" / "pg_control").stat()
+        except FileNotFoundError:
+            raise LocalServerError(
+                f"the data folder {self.folder} is incomplete; {ANEW}"
+            ) from None
+        except PermissionError:
+            raise LocalServerError(
+                f"the data folder {self.folder} belongs to {owner_name(self.folder)}:"
+                " start as that user, or delete the folder"
+            ) from None
+        ours = self._version()
+        if ours.split(".")[0] != version:
+            raise LocalServerError(
+                f"the data folder {self.folder} is PostgreSQL {version}'s,"
+                f" this server is {ours}: move the folder away, or {ANEW}"
+            )
+        return True
+
+    def _version(self) -> str:
+        """Return the programs' version, like 18.6."""
+        # Distributions add their own: postgres (PostgreSQL) 15.18 (Debian ...)
+        return self._run("postgres", "--version").split()[2]
+
+    def _make(self) -> None:
+        """Make the data folder under another name, so that it is whole or absent."""
+        account = server_account(self.folder)
+        major = int(self._version().split(".")[0])
+        parent, prefix = self.folder.parent, f"{self.folder.name}.new-"
+        for leftover in parent.glob(f"{prefix}*"):
+            remove_folder(leftover)
+        new = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        try:
+            secret = new / "password"
+            secret.write_text(self.password, encoding="utf-8")
+            if account is not None:
+                os.chown(new, account.pw_uid, account.pw_gid)
+                os.chown(secret, account.pw_uid, account.pw_gid)
+            self._run(
+                "initdb",
+                f"--pgdata={new / 'data'}",
+                f"--username={self.user}",
+                f"--pwfile={secret}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                *(BUILTIN_LOCALE if major >= 17 else SYSTEM_LOCALE),
+                *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
+            )
+            if self.folder.exists():
+                self.folder.rmdir()
+            (new / "data").rename(self.folder)
+        finally:
+            remove_folder(new)
+
+    def _launch(self) -> None:
+        if not port_is_free(self.port):
+            raise LocalServerError(
+                f"port {self.port} is taken by another program: stop that,"
+                " or choose another port in DATABASE_URL"
+            )
+        self.log.unlink(missing_ok=True)
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+        settings = {
+            "port": str(self.port),
+            "listen_addresses": "localhost",
+            "unix_socket_directories": "",
+            **self.settings,
+        }
+        options = shlex.join(f"--{name}={value}" for name, value in settings.items())
+        deadline = time.monotonic() + 20
+        while self._pg_ctl("start", f"--log={self.log.name}", f"--options={options}"):
+            reason = self._failure()
+            # The last processes of a server that crashed need a moment to see it.
+            if "still in use" not in reason or time.monotonic() > deadline:
+                raise LocalServerError(
+                    f"PostgreSQL did not start: {reason} (log: {self.log})"
+                )
+            self.log.unlink(missing_ok=True)
+            time.sleep(0.1)
+
+    def _failure(self) -> str:
+        """Return the first fatal line of the log."""
+        with contextlib.suppress(OSError):
+            for line in self.log.read_text(errors="replace").splitlines():
+                if "FATAL:" in line:
+                    return line.partition("FATAL:")[2].strip()
+        return "it gave no reason"
+
+    def _check_database(self) -> None:
+        """Wait until the URL's user can use its database; make that if need be."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as exc:
+                reason = str(exc)
+                is_transient = any(word in reason for word in TRANSIENT)
+                if 'FATAL:  database "' in reason:
+                    run_client("createdb", self.url, self.database)
+                elif "password authentication failed" in reason:
+                    raise LocalServerError(
+                        f"the server in {self.folder} was made with another user or"
+                        f" password: put those back into DATABASE_URL, or {ANEW}"
+                    ) from None
+                elif not is_transient or time.monotonic() > deadline:
+                    raise unavailable(self.url, exc) from exc
+                time.sleep(0.1)
+
+    def _stop(self, mode: str) -> None:
+        if self._pg_ctl("stop", f"--mode={mode}") != 0:
+            raise LocalServerError(
+                f"PostgreSQL in {self.folder} does not stop (log: {self.log})"
+            )
+
+    def _pg_ctl(self, action: str, *options: str) -> int:
+        account = server_account(self.folder)
+        call = as_account(account)
+        # Its arguments go through a shell, which paths need not survive.
+        call |= {"cwd": self.folder, "env": call["env"] | {"PGDATA": str(self.folder)}}
+        # Never through a pipe: the server inherits it and holds it open.
+        return subprocess.run(
+            [
+                self._program("pg_ctl", account),
+                action,
+                "--wait",
+                "--timeout=60",
+                *options,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **call,
+        ).returncode
+
+    def _run(self, program: str, *options: str) -> str:
+        account = server_account(self.folder)
+        run = subprocess.run(
+            [self._program(program, account), *options],
+            capture_output=True,
+            text=True,
+            **as_account(account),
+        )
+        if run.returncode:
+            raise LocalServerError(f"{program} failed: {last_line(run)}")
+        return str(run.stdout)
+
+    def _program(self, name: str, account: pwd.struct_passwd | None) -> Path:
+        return (self.programs or server_binaries(account)) / name
+
+
+def require_unix() -> None:
+    """Refuse Windows."""
+    if not IS_UNIX:
+        raise LocalServerError(
+            "the embedded server is for Linux and macOS: start Docker,"
+            " then: pyapp db start"
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one start at a time work in *folder*."""
+    require_unix()
+    import fcntl
+
+    make_folder(folder)
+    try:
+        lock = (folder / "lock").open("w")
+    except PermissionError:
+        raise LocalServerError(
+            f"cannot write in {folder}: it belongs to {owner_name(folder)};"
+            " start as that user, or delete the folder"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,276 @@
+"""What the database needs now and then: partitions ahead, and old payloads retired."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+
+from pyapp._core.connection import connect
+from pyapp._core.tool_queries import execute, fetch, fetch_one, take_lock
+from pyapp.errors import ArchiveError, MaintenanceError
+from pyapp.payload_archives import Archive, draft_archive
+
+log = logging.getLogger("pyapp.maintenance")
+
+T = TypeVar("T")
+ATTEMPTS = 20
+# Seconds to wait for another maintenance that is just ending.
+PATIENCE = 5.0
+# Writers wait behind whoever waits for a lock, so that is kept short. An autovacuum
+# gives way only to one who has waited for deadlock_timeout, a second: towards the end.
+SHORT_WAIT_MS = 50
+LONG_WAIT_MS = 1500
+LONG_WAITS = 3
+# So many payloads move at once: while writers are locked out, and while they are not.
+MOST_UNDER_LOCK = 200
+BATCH = 500
+# Partitions are made for past months where payloads have no partition: this number of
+# months back, or as many as are kept, but not more than the function allows.
+MONTHS_BACK = 24
+MOST_MONTHS_BACK = 120
+# Maximum number of payloads of the default partition that go to one archive.
+RETIRED_AT_ONCE = 100_000
+# An archive is copied again if a user was erased while it was copied.
+COPIES_WITHOUT_LOCK = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Month:
+    first_day: date
+
+
+@dataclass(frozen=True, slots=True)
+class _Created:
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Partition:
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    is_there: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    payloads: int
+    erased: int
+
+
+def create_payload_partitions(
+    url: str, *, months: int = 3, keep_months: int | None = None
+) -> int:
+    """Make the partitions of this month and those after it; return how many are new.
+
+    Also those of the last *keep_months*, or else of two years, where payloads of such
+    a month are in the default partition; they move to it, and older ones stay. Each is
+    a transaction of its own, so that no lock is held for long. Where many payloads are
+    in the default partition, it is first put aside whole, and they move in batches,
+    during which writers go on; until its batch, such a payload is not found. A run that
+    is ended before it is done is finished by the next.
+
+    Raises:
+        MaintenanceError: another maintenance is under way, or other sessions kept the
+            table locked; earlier months are made.
+    """
+    months_back = MONTHS_BACK if keep_months is None else keep_months
+    window = {"months": months, "months_back": min(months_back, MOST_MONTHS_BACK)}
+    created = 0
+    with _maintaining(url) as conn:
+        missing = fetch(conn, "list_missing_months", _Month, **window)
+        is_aside = fetch_one(conn, "find_waiting_table", _Found).is_there
+        if missing and not is_aside:
+            many = fetch_one(conn, "has_many_waiting", _Found, most=MOST_UNDER_LOCK)
+            if is_aside := many.is_there:
+                created += _patiently(conn, partial(_put_aside, conn))
+                missing = fetch(conn, "list_missing_months", _Month, **window)
+        if is_aside:
+            missing += fetch(conn, "list_waiting_months", _Month, **window)
+        for month in missing:
+            created += _patiently(conn, partial(_create, conn, month.first_day))
+            log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
+        if is_aside:
+            _move_waiting(conn)
+    return created
+
+
+def retire_payloads(
+    url: str, *, keep_months: int, archive_folder: Path | None = None
+) -> list[str]:
+    """Drop the payloads of months before the last *keep_months*; return what went.
+
+    With *archive_folder*, each month is first written there, to a file that is whole
+    or absent, and that holds no payload of a user who was anonymized before it was
+    there. What an earlier run had detached and not yet dropped goes first. Payloads
+    that are in the default partition go last, several months to a file.
+
+    Raises:
+        MaintenanceError: another maintenance is under way, or other sessions kept a
+            table locked; earlier months are gone.
+        ArchiveError: an archive cannot be written; its month is not dropped.
+    """
+    retired: list[str] = []
+    with _maintaining(url) as conn:
+        if fetch_one(conn, "find_retired_table", _Found).is_there:
+            retired.append(_drop(conn, archive_folder))
+        while name := _patiently(conn, partial(_detach, conn, keep_months)):
+            _drop(conn, archive_folder, name)
+            retired.append(name)
+        is_left = _has_expired(conn, keep_months)
+        # Writers may go on adding expired payloads; those are for the next run.
+        while is_left:
+            _patiently(conn, partial(execute, conn, "create_retired_table"))
+            with _reporting_what_is_left("payloads of the default partition"):
+                is_left = _move_expired(conn, keep_months)
+            retired.append(_drop(conn, archive_folder))
+    return retired
+
+
+@contextmanager
+def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """Give a connection that alone maintains the payloads, in autocommit."""
+    with connect(url) as conn:
+        conn.autocommit = True
+        lock = take_lock(conn, "pyapp maintenance", PATIENCE)
+        if not lock.is_held:
+            raise MaintenanceError(
+                f"another maintenance is under way: {lock.describe_holder()}"
+            )
+        yield conn
+
+
+def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
+    return fetch_one(
+        conn, "create_payload_partition", _Created, first_day=first_day
+    ).created
+
+
+def _put_aside(conn: psycopg.Connection[Any]) -> int:
+    """Take the default partition out as waiting_payloads; put an empty one there.
+
+    This month has its partition from the same moment on, lest it fill up again.
+    """
+    execute(conn, "put_default_aside")
+    return _create(conn, datetime.now(UTC).date())
+
+
+def _move_waiting(conn: psycopg.Connection[Any]) -> None:
+    """Move what was put aside to its months, and drop the empty table."""
+    while _patiently(conn, partial(_move_batch, conn)):
+        pass
+    _patiently(conn, partial(execute, conn, "drop_waiting_payloads"))
+
+
+def _move_batch(conn: psycopg.Connection[Any]) -> int:
+    return execute(conn, "move_waiting_payloads", rows=BATCH)
+
+
+def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
+    return fetch_one(
+        conn, "retire_payload_partition", _Partition, months=keep_months
+    ).name
+
+
+def _has_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
+    return fetch_one(conn, "has_expired_payloads", _Found, months=keep_months).is_there
+
+
+def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
+    """Move expired payloads to the retired table; say whether more are left for it."""
+    move = partial(
+        execute, conn, "move_expired_payloads", months=keep_months, rows=BATCH
+    )
+    batches = range(0, RETIRED_AT_ONCE, BATCH)
+    return all(_patiently(conn, move) == BATCH for _ in batches)
+
+
+def _drop(
+    conn: psycopg.Connection[Any], archive_folder: Path | None, name: str | None = None
+) -> str:
+    """Drop what was detached, archived if so wished; return its name.
+
+    The name says which months it holds, where *name* does not.
+    """
+    with _reporting_what_is_left(name or "what was detached"):
+        _patiently(conn, partial(execute, conn, "delete_erased_payloads"))
+        months = fetch_one(conn, "find_retired_months", _Partition).name
+        name = name or months or "retired_payloads"
+        # Without months it is empty, and makes no file.
+        if archive_folder is None or months is None:
+            _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
+        else:
+            _archive(conn, archive_folder, name)
+    fields = {"partition": name, "is_archived": archive_folder is not None}
+    log.info("month retired", extra=fields)
+    return name
+
+
+@contextmanager
+def _reporting_what_is_left(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArchiveError, MaintenanceError) as exc:
+        raise type(exc)(
+            f"{exc}; {what}: left in app.retired_payloads, with which the next run of"
+            " pyapp db maintain --keep-months begins"
+        ) from exc
+
+
+def _archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
+    """Write the archive and drop the table.
+
+    The file gets its name under a lock that makes erasures wait, and only if none was
+    committed since the copy began. So no file with a user's payloads appears after the
+    erasure of the user was committed. Where erasures overtake every copy, the last one
+    is made under the lock.
+    """
+    for _ in range(COPIES_WITHOUT_LOCK):
+        with draft_archive(conn, folder, name) as archive:
+            if _patiently(conn, partial(_publish, conn, archive)):
+                return
+        log.info("archive overtaken by an erasure", extra={"partition": name})
+    _patiently(conn, partial(_archive_under_lock, conn, folder, name))
+
+
+def _publish(conn: psycopg.Connection[Any], archive: Archive) -> bool:
+    """Name the file and drop the table, unless a user was erased since the copy."""
+    execute(conn, "lock_retired_payloads")
+    counts = fetch_one(conn, "count_retired_payloads", _Counts)
+    if counts.erased or counts.payloads != archive.payloads:
+        return False
+    with archive.published():
+        execute(conn, "drop_retired_payloads")
+    return True
+
+
+def _archive_under_lock(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
+    execute(conn, "lock_retired_payloads")
+    execute(conn, "delete_erased_payloads")
+    with draft_archive(conn, folder, name) as archive, archive.published():
+        execute(conn, "drop_retired_payloads")
+
+
+def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:
+    """Run *work* in a transaction that waits for no lock for long, until it gets it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = LONG_WAIT_MS if attempt > ATTEMPTS - LONG_WAITS else SHORT_WAIT_MS
+        try:
+            with conn.transaction():
+                execute(conn, "limit_lock_wait", milliseconds=wait)
+                return work()
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            time.sleep(min(0.05 * 2**attempt, 2))
+    raise MaintenanceError(
+        "message_payloads stayed locked by others: look for long transactions, and run"
+        " it again"
+    )

@@ -1,0 +1,16 @@
+"""The roles of sql/roles.sql."""
+
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from pyapp._core.paths import sql_dir
+
+ROLES = ("pyapp_app", "pyapp_sync", "pyapp_readonly")
+
+
+def apply_roles(conn: psycopg.Connection[Any]) -> None:
+    """Make the roles and grant them what they need, and nothing that they do not."""
+    text = (sql_dir() / "roles.sql").read_text(encoding="utf-8")
+    conn.execute(sql.SQL(text))
