@@ -1,9 +1,9 @@
-"""What each type of event does to the mirror and to users.
+"""Apply one event to the Stripe mirror and to users.
 
-The lock on the event's customer is held. An event that names an object without showing
-it (an invoice its subscription, a checkout its customer) has it fetched; so has one
-whose own snapshot cannot be put in order. Without a client the snapshot that came last counts,
-and is flagged for the next reconciliation.
+The caller holds the lock on the event's customer. The object is fetched from Stripe if
+the event only names it (an invoice names its subscription, a checkout its customer) or
+if the order of two snapshots is ambiguous. Without a client, the snapshot that arrived
+last is kept and marked provisional for the next reconciliation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ class Snapshot:
 
 
 def find_snapshot(event: Event) -> Snapshot | None:
-    """Return the snapshot of a customer or subscription that the event gives, if any."""
+    """Return the event's snapshot of a customer or subscription, if it has one."""
     object_type = _SHOWN.get(event.type)
     if object_type is None:
         return None
@@ -71,7 +71,7 @@ def find_snapshot(event: Event) -> Snapshot | None:
 def read(
     object_type: ObjectType, shape: Mapping[str, Any], as_of: datetime
 ) -> dict[str, Any]:
-    """Return what Stripe shows of an object, true as of then, for `upsert_snapshots`."""
+    """Return an object as a snapshot row for `upsert_snapshots`."""
     return _READERS[object_type](shape) | {"as_of": as_of.isoformat()}
 
 

@@ -12,7 +12,7 @@ from pyapp.stripe_sync.mirror import ObjectType, to_json
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of an event; an ambiguous one was not taken, Stripe has to be asked."""
+    """What became of an event; if ambiguous, nothing was recorded."""
 
     result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
 
