@@ -25,7 +25,7 @@ from rich.table import Table
 import pyapp
 from pyapp._core.calls import Call
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp._core.queries import QUERIES
 from pyapp.devtools.server.temp_server import throwaway_server
 
@@ -186,7 +186,7 @@ def main() -> int:
         table.add_column(column, justify="left" if not table.columns else "right")
     with throwaway_server() as server:
         with psycopg.connect(server.url, autocommit=True) as conn:
-            conn.execute((sql_dir() / "schema.sql").read_bytes())
+            conn.execute(schema_text().encode())
         found = list(measure_functions(server.url))
     for figures in found:
         floor = figures.in_savepoint if figures.is_guarded else figures.bare_inside

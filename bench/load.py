@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psycopg
 
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp._core.queries import Query, load_queries
 
 QUERIES = load_queries(Path(__file__).parent / "sql")
@@ -27,7 +27,7 @@ def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
     """
     began = time.perf_counter()
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute((sql_dir() / "schema.sql").read_bytes())
+        conn.execute(schema_text().encode())
         for name in (
             "create_bench_schema",
             "create_accounts",

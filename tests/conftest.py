@@ -31,7 +31,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyapp._core.config import configured_margin, configured_referral_bonus
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_files
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.temp_server import throwaway_server
 from tests.stripe_world import StripeWorld, stripe_world
@@ -136,9 +136,7 @@ def durable_server(programs: Path | None) -> Iterator[EmbeddedServer]:
         yield started
 
 
-template = factories.postgresql_noproc(
-    load=[sql_dir() / "schema.sql"], depends_on="server"
-)
+template = factories.postgresql_noproc(load=list(schema_files()), depends_on="server")
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import re
 import psycopg
 import pytest
 
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp._core.queries import QUERIES
 from pyapp.devtools.checks.schema_text import read_index_notes
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
 
-SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+SCHEMA = schema_text()
 NAMES = [rule.name for rule in RULES]
 LONGEST_TABLE = 39
 

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from pyapp._core.connection import connect, pool
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.postmaster import find_postmaster
 from pyapp.messages import record_message
@@ -41,7 +41,7 @@ def url(durable_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> str:
         conn.autocommit = True
         conn.execute(f"CREATE DATABASE {name}".encode())
     with connect(own) as conn:
-        conn.execute((sql_dir() / "schema.sql").read_bytes())
+        conn.execute(schema_text().encode())
         create_user(conn, email=ADA)
     monkeypatch.setenv("DATABASE_URL", own)
     return own

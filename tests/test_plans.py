@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp._core.queries import QUERIES, Query
 from pyapp.devtools.checks.catalog import Catalog, Constraint, read_catalog
 from pyapp.devtools.checks.query_plans import is_planned, read_plans
@@ -165,7 +165,7 @@ def test_plans_are_promised_for_what_exists(catalog: Catalog):
 
 
 def test_index_comment_names_who_goes_by_it(catalog: Catalog):
-    notes = read_index_notes((sql_dir() / "schema.sql").read_text(encoding="utf-8"))
+    notes = read_index_notes(schema_text())
     complaints = [
         f"{index}: {name} does not go by it, says query_plans.toml"
         for index, note in notes.items()

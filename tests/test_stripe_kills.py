@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from tests.fake_stripe import Delivery, FakeStripe
 from tests.killing import Twins, Worker, make_twins
@@ -29,7 +29,7 @@ def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Deli
         fake.deliveries.faults.shuffle = 3
         url = create_database(durable_server, name)
         with connect(url) as conn:
-            conn.execute((sql_dir() / "schema.sql").read_bytes())
+            conn.execute(schema_text().encode())
         life = begin(url, fake, Random(SEED), users=40)
 
         def deliver() -> Iterator[Delivery]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.server.temp_server import throwaway_server
 from tests.simulation.run import Report, SimulationError, simulate
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--customers", type=int, default=300)
     parser.add_argument("--changes", type=int, default=2000)
     options = parser.parse_args()
-    schema = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+    schema = schema_text()
     print(HEAD, flush=True)
     with throwaway_server() as server:
         for seed in range(options.first, options.first + options.seeds):

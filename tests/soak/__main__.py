@@ -13,7 +13,7 @@ from random import Random
 from uuid import UUID
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.temp_server import throwaway_server
 from tests.soak import clients
@@ -37,7 +37,7 @@ def main() -> int:
         server = stack.enter_context(throwaway_server(settings=settings))
         ledger = Ledger(server.url, options.seed)
         with connect(server.url) as conn:
-            conn.execute((sql_dir() / "schema.sql").read_bytes())
+            conn.execute(schema_text().encode())
         account = open_account(ledger, stack.enter_context(make_fake(options.seed)))
         with _working(ledger, account):
             kills = _kill(server, ledger, options.seconds, every)

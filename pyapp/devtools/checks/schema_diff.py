@@ -10,7 +10,7 @@ from typing import Literal
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_files
 from pyapp._core.tool_queries import fetch
 from pyapp.devtools.checks.dumps import Objects, dump_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
@@ -110,14 +110,14 @@ def check(
 
 
 def load_schema(url: str, schema: Path | None = None) -> None:
-    """Run schema.sql in the empty database at *url*."""
-    path = schema or sql_dir() / "schema.sql"
+    """Run schema.sql and the functions, of the folder *schema*, at *url*."""
     with connect(url) as conn:
-        try:
-            conn.execute(path.read_bytes())
-        except psycopg.Error as exc:
-            reason = " ".join(str(exc).split())
-            raise SchemaCheckError(f"{path} cannot be built: {reason}") from exc
+        for path in schema_files(schema):
+            try:
+                conn.execute(path.read_bytes())
+            except psycopg.Error as exc:
+                reason = " ".join(str(exc).split())
+                raise SchemaCheckError(f"{path} cannot be built: {reason}") from exc
 
 
 def read_objects(url: str, program: Path | None = None) -> Objects:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from pyapp._core.paths import sql_dir
+from pyapp._core.paths import schema_text
 from pyapp._core.queries import QUERIES, Query
 from pyapp.devtools.checks import rules
 from pyapp.devtools.checks.catalog import (
@@ -54,7 +54,7 @@ def render_schema(conn: psycopg.Connection[Any]) -> str:
     catalog = read_catalog(conn)
     if not catalog.tables:
         raise MigrationError("the schema is not there; run: pyapp db migrate")
-    schema = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+    schema = schema_text()
     order = {name: place for place, name in enumerate(read_table_order(schema))}
     names = sorted(
         (table.name for table in catalog.tables),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 _INDEX = re.compile(
     r"(?P<comment>(?:^--.*\n)*)^CREATE (?:UNIQUE )?INDEX (?P<name>\w+)", re.MULTILINE
 )
-_TABLE = re.compile(r"^CREATE (?:TABLE|VIEW) app\.(\w+)", re.MULTILINE)
+_TABLE = re.compile(r"^CREATE (?:OR REPLACE )?(?:TABLE|VIEW) app\.(\w+)", re.MULTILINE)
 _SERVED = re.compile(r"For (\w+_\w+(?:(?:, | and |, and )\w+_\w+)*)")
 
 

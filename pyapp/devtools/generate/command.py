@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import migrations_dir, sql_dir
+from pyapp._core.paths import migrations_dir, schema_text
 from pyapp.devtools.checks.dumps import Objects, without_column_order
 from pyapp.devtools.checks.schema_diff import (
     Difference,
@@ -105,7 +105,6 @@ def _workshop(
     folder: Path | None,
     base: str | None,
 ) -> Iterator[_Workshop]:
-    schema = schema or sql_dir() / "schema.sql"
     folder = folder or migrations_dir()
     with contextlib.ExitStack() as stack:
         if base is None:
@@ -124,7 +123,7 @@ def _workshop(
             _rename(start, renames)
             objects = read_objects(start)
         migrated = read_sources(file.text for file in read_migrations(folder))
-        written = read_sources([schema.read_text(encoding="utf-8")])
+        written = read_sources([schema_text(schema)])
         yield _Workshop(
             server=url,
             base=base,
