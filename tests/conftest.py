@@ -1,17 +1,18 @@
 """The server and the databases of the tests.
 
-`conn`            a connection to the schema; all that a test does is rolled back
-`database`        the URL of a fresh copy of the schema, for tests that commit or race
-`committing`      a connection to that `database`, which is the commands' too
-`module_database` the same, for all the tests of one file together
+`conn`            a connection whose transaction is rolled back after the test
+`database`        the URL of a fresh copy of the schema, for tests that commit
+`pair`            two connections to `database`, for tests of locks
+`committing`      an autocommit connection to `database`; the commands use it too
+`module_database` the URL of a fresh copy of the schema, shared by one file
 `empty_database`  the URL of a fresh database without the schema
-`world`           a fake Stripe beside a `database`
-`server`          the server itself
-`durable_server`  another one, for the tests of one file to kill
+`world`           a fake Stripe and a `database`
+`server`          the server of this run
+`durable_server`  a second server, which the tests of one file may kill
 
-Each test run (each worker of pytest-xdist) starts its own throwaway server: from the
-wheel, or by another version's pg_ctl, given by --postgresql-exec. A server that runs
-already is given by --postgresql-host, -port, -user and -password.
+Each worker of pytest-xdist starts a throwaway server: from the wheel, or with the
+pg_ctl that --postgresql-exec names. --postgresql-host, -port, -user and -password
+name a running server instead.
 """
 
 import contextlib
@@ -37,38 +38,38 @@ from pyapp.devtools.server.temp_server import throwaway_server
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
 from tests.tls_server import find_programs
+from tests.waiting import Pair
 
 NUMBERS = itertools.count(1)
 
-# What needs a program that is not everywhere, and why it is left out. On CI pgbouncer
-# and PostgreSQL 15 must be there, where root could install them; .ci/run gives the
-# others what they need.
+# Files that need a program that is not on every machine, with the reason. On CI as
+# root nothing may be missing: .ci/run installs pgbouncer and PostgreSQL 15.
 LEFT_OUT: dict[str, str] = {}
 if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_pgbouncer():
         LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
     if not find_programs():
         for name in ("test_server_15.py", "test_upgrade.py"):
-            LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not here"
+            LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not installed"
 if not hasattr(os, "fork"):
-    LEFT_OUT["test_forks.py"] = "this system does not fork"
+    LEFT_OUT["test_forks.py"] = "this system has no fork()"
 if "COMPOSE_2" not in os.environ:
-    LEFT_OUT["test_docker_engine.py"] = "no engine by .ci/docker-engine"
+    LEFT_OUT["test_docker_engine.py"] = "no Docker engine from .ci/docker-engine"
 if "PYAPP_WHEELS" not in os.environ:
     LEFT_OUT["test_installed.py"] = "no folder of packages in PYAPP_WHEELS"
 collect_ignore = list(LEFT_OUT)
 
 
 def pytest_report_header() -> list[str]:
-    """Say what is left out, and why."""
+    """List the files that are left out, with the reasons."""
     return [f"left out: {name}, {reason}" for name, reason in LEFT_OUT.items()]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_configuration() -> Iterator[None]:
-    """Keep the developer's own database and Stripe account out of every test."""
+    """Hide the developer's own database and Stripe account from the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", "postgresql://nobody@localhost:1/none")
+        patch.setenv("DATABASE_URL", "postgresql://unused@localhost:1/none")
         for name in (
             "STRIPE_SECRET_KEY",
             "STRIPE_WEBHOOK_SECRET",
@@ -81,8 +82,8 @@ def _no_configuration() -> Iterator[None]:
 
 
 @pytest.fixture
-def read_anew() -> Iterator[None]:
-    """Let a test configure amounts that a process reads only once."""
+def fresh_configuration() -> Iterator[None]:
+    """Clear the cached amounts, so that a test can configure others."""
     readers = (configured_margin, configured_referral_bonus)
     for reader in readers:
         reader.cache_clear()
@@ -93,7 +94,7 @@ def read_anew() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _migrations_parsed_once() -> Iterator[None]:
-    """Have yoyo split each text once: that is half of the time a migration takes."""
+    """Cache the splitting of migrations, which is half of the time of a migration."""
     split = functools.cache(sqlparse.split)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlparse, "split", lambda text: list(split(text)))
@@ -102,7 +103,7 @@ def _migrations_parsed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def programs(request: pytest.FixtureRequest) -> Path | None:
-    """Return where the programs are that were asked for; None for the wheel's."""
+    """Return the folder of the pg_ctl that was given; None for the wheel's."""
     pg_ctl = request.config.getoption("postgresql_exec")
     return Path(pg_ctl).resolve().parent if pg_ctl else None
 
@@ -128,7 +129,7 @@ def server(request: pytest.FixtureRequest, programs: Path | None) -> Iterator[Se
 
 @pytest.fixture(scope="module")
 def durable_server(programs: Path | None) -> Iterator[EmbeddedServer]:
-    """Return a server for one file to kill; it keeps what was confirmed."""
+    """Return a server with synchronous commits, for one file to kill."""
     with throwaway_server(
         settings={"synchronous_commit": "on"}, programs=programs
     ) as started:
@@ -141,14 +142,14 @@ template = factories.postgresql_noproc(load=list(schema_files()), depends_on="se
 
 @pytest.fixture(scope="session")
 def shared_database(server: Server, template: NoopExecutor) -> Iterator[str]:
-    """Return the URL of the one database whose tests roll back."""
+    """Return the URL of the database of all tests that roll back."""
     with _new_database(server, template.template_dbname) as url:
         yield url
 
 
 @pytest.fixture
 def conn(shared_database: str) -> Iterator[psycopg.Connection[TupleRow]]:
-    """Return a connection in a transaction that is rolled back after the test."""
+    """Return a connection whose transaction is rolled back after the test."""
     with connect(shared_database) as connection:
         yield connection
         connection.rollback()
@@ -156,9 +157,16 @@ def conn(shared_database: str) -> Iterator[psycopg.Connection[TupleRow]]:
 
 @pytest.fixture
 def database(server: Server, template: NoopExecutor) -> Iterator[str]:
-    """Return the URL of a copy of the schema that this test alone uses."""
+    """Return the URL of a copy of the schema that only this test uses."""
     with _new_database(server, template.template_dbname) as url:
         yield url
+
+
+@pytest.fixture
+def pair(database: str) -> Iterator[Pair]:
+    """Return two connections to a database that only this test uses."""
+    with connect(database) as one, connect(database) as other:
+        yield one, other
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +178,7 @@ def module_database(server: Server, template: NoopExecutor) -> Iterator[str]:
 
 @pytest.fixture
 def empty_database(server: Server) -> Iterator[str]:
-    """Return the URL of a database without the schema that this test alone uses."""
+    """Return the URL of an empty database that only this test uses."""
     with _new_database(server, None) as url:
         yield url
 
@@ -179,7 +187,7 @@ def empty_database(server: Server) -> Iterator[str]:
 def committing(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection[TupleRow]]:
-    """Return a connection that commits each statement, for `pyapp` to see it."""
+    """Return an autocommit connection to the database that `pyapp` commands use."""
     monkeypatch.setenv("DATABASE_URL", database)
     with connect(database) as connection:
         connection.autocommit = True
@@ -188,7 +196,7 @@ def committing(
 
 @pytest.fixture
 def world(database: str) -> Iterator[StripeWorld]:
-    """Return a fake Stripe beside a database that this test alone uses."""
+    """Return a fake Stripe and a database that only this test uses."""
     with stripe_world(database) as running:
         yield running
 

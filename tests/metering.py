@@ -1,8 +1,8 @@
-"""What the tests of metering share: accounts, messages, and recounts by other means."""
+"""Accounts, messages, referrals, and independent recounts of their sums."""
 
 from calendar import monthrange
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -10,10 +10,13 @@ from uuid import UUID, uuid4
 from psycopg import Connection, sql
 
 from pyapp._core.records import NewMessage
+from pyapp.messages import RecordedMessage, record_message
+from pyapp.referrals import redeem_referral
+from pyapp.users import get_user
 
 MICROSECOND = timedelta(microseconds=1)
 
-# Every subject and day for which the sums kept differ from the messages recorded.
+# Payers and days for which usage_daily differs from the sums of messages.
 USAGE_DIFFERENCES = """
     SELECT *
     FROM (
@@ -44,6 +47,19 @@ USAGE_DIFFERENCES = """
     WHERE recorded IS NULL OR kept IS NULL
 """
 
+# Users whose totals differ from their completed referrals, or exceed their limit.
+REFERRAL_DIFFERENCES = """
+    SELECT u.id
+    FROM app.users AS u
+    LEFT JOIN app.referrals AS r
+        ON u.id IN (r.referrer_id, r.referred_id) AND r.status = 'completed'
+    WHERE %(users)s::uuid[] IS NULL OR u.id = ANY(%(users)s)
+    GROUP BY u.id
+    HAVING u.referral_count <> count(*) FILTER (WHERE r.referrer_id = u.id)
+        OR u.referral_credits <> COALESCE(sum(r.credits), 0)
+        OR u.referral_count > u.referral_limit
+"""
+
 
 def add_user(conn: Connection, **columns: object) -> UUID:
     """Add a user with these columns, and return the id."""
@@ -67,7 +83,7 @@ def _add(conn: Connection, table: str, columns: dict[str, object]) -> UUID:
 
 
 def new_message(**values: object) -> NewMessage:
-    """Return a message of one credit that finishes now, with *values* set."""
+    """Return a message of one credit that finishes now, with *values* changed."""
     defaults: dict[str, object] = {
         "id": uuid4(),
         "model": "claude-sonnet-4-5",
@@ -82,15 +98,39 @@ def new_message(**values: object) -> NewMessage:
     return NewMessage(**{**defaults, **values})  # type: ignore[arg-type]
 
 
+def record(conn: Connection, message: NewMessage) -> RecordedMessage:
+    """Record one message by record_message."""
+    return record_message(conn, **asdict(message))
+
+
 def usage_differences(
     conn: Connection, subjects: list[UUID] | None = None
 ) -> list[tuple[object, ...]]:
-    """Return what usage_daily has wrong, of these payers or of all."""
+    """Return the wrong rows of usage_daily, of these payers or of all."""
     return conn.execute(USAGE_DIFFERENCES, {"subjects": subjects}).fetchall()
 
 
+def refer(conn: Connection, referrer: UUID, referred: UUID) -> None:
+    """Complete a referral between two users."""
+    code = get_user(conn, user_id=referrer).referral_code
+    redeem_referral(conn, referral_code=code, referred_id=referred)
+
+
+def referral_totals(conn: Connection, *users: UUID) -> list[tuple[int, int]]:
+    """Return referral_count and referral_credits of each user."""
+    found = [get_user(conn, user_id=user) for user in users]
+    return [(user.referral_count, int(user.referral_credits)) for user in found]
+
+
+def referral_differences(
+    conn: Connection, users: list[UUID] | None = None
+) -> list[tuple[object, ...]]:
+    """Return the users with wrong referral totals, of these or of all."""
+    return conn.execute(REFERRAL_DIFFERENCES, {"users": users}).fetchall()
+
+
 def add_months(anchor: datetime, months: int) -> datetime:
-    """Return *anchor* plus whole months, in its last days no later than there are."""
+    """Return *anchor* plus whole months; a missing day becomes the month's last."""
     count = anchor.year * 12 + anchor.month - 1 + months
     year, month = divmod(count, 12)
     day = min(anchor.day, monthrange(year, month + 1)[1])
@@ -98,7 +138,7 @@ def add_months(anchor: datetime, months: int) -> datetime:
 
 
 def period_start(anchor: datetime, moment: datetime) -> datetime:
-    """Return the last of the anchor plus n months that is not after *moment*."""
+    """Return the last boundary that is not after *moment*."""
     months = (moment.year - anchor.year) * 12 + moment.month - anchor.month + 1
     while add_months(anchor, months) > moment:
         months -= 1
@@ -106,7 +146,7 @@ def period_start(anchor: datetime, moment: datetime) -> datetime:
 
 
 def period_end(anchor: datetime, moment: datetime) -> datetime:
-    """Return the first of the anchor plus n months that is after *moment*."""
+    """Return the first boundary that is after *moment*."""
     months = (moment.year - anchor.year) * 12 + moment.month - anchor.month - 1
     while add_months(anchor, months) <= moment:
         months += 1
@@ -125,7 +165,7 @@ class Period:
 
 
 def period_at(anchor: datetime, reset: datetime | None, moment: datetime) -> Period:
-    """Return the period of a payer at *moment*, as the contract defines it."""
+    """Return the period of a payer at *moment*."""
     if reset is None:
         return Period(anchor, moment)
     end = reset if reset > moment else period_end(anchor, moment)
@@ -133,7 +173,7 @@ def period_at(anchor: datetime, reset: datetime | None, moment: datetime) -> Per
 
 
 def credits_in(period: Period, messages: Iterable[NewMessage]) -> Decimal:
-    """Return the exact credits of the messages that finished in *period*."""
+    """Return the sum of the credits of the messages that finished in *period*."""
     return sum(
         (m.credits for m in messages if m.finished_at in period and m.credits),
         start=Decimal(0),

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""The test server's URL, the command line, and builds."""
 
 import contextlib
 import hmac
@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import pbkdf2_hmac, sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -19,13 +22,13 @@ from pyapp._core.connection import connect
 from pyapp.cli import main
 from pyapp.devtools.server.embedded import EmbeddedServer
 
-# Where Debian's package of the oldest supported version has its programs.
+# The programs of the oldest supported version, from Debian's package.
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the tests' PostgreSQL answers; pytest-postgresql reads these names."""
+    """The address of the tests' server; pytest-postgresql reads these names."""
 
     host: str
     port: int
@@ -36,23 +39,25 @@ class Server:
     template_dbname: None = None
 
     def url(self, database: str) -> str:
-        """Return the URL of one of its databases."""
+        """Return the URL of a database of this server."""
         user, password = quote(self.user, safe=""), quote(self.password, safe="")
         return f"postgresql://{user}:{password}@{self.host}:{self.port}/{database}"
 
 
 def hash_once(server: EmbeddedServer) -> None:
-    """Have each login hash the password once; 4096 times are half of its time.
+    """Store the password with one SCRAM iteration; 4096 take half of a login's time.
 
-    The server keeps what RFC 5803 says: `SCRAM-SHA-256$iterations:salt$keys`.
+    RFC 5803 has the format: `SCRAM-SHA-256$iterations:salt$keys`.
     """
     salt = os.urandom(16)
     salted = pbkdf2_hmac("sha256", server.password.encode(), salt, 1)
-    ours, theirs = (
+    client_key, server_key = (
         hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key")
     )
-    told = [b64encode(part).decode() for part in (salt, sha256(ours).digest(), theirs)]
-    secret = "SCRAM-SHA-256$1:{}${}:{}".format(*told)
+    parts = (salt, sha256(client_key).digest(), server_key)
+    secret = "SCRAM-SHA-256$1:{}${}:{}".format(
+        *(b64encode(part).decode() for part in parts)
+    )
     with connect(server.url) as conn:
         conn.execute(f"ALTER ROLE {server.user} PASSWORD '{secret}'".encode())
 
@@ -74,8 +79,27 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
 
 
 def find_pgbouncer() -> str | None:
-    """Return the program, which distributions keep out of an ordinary PATH."""
+    """Return the program, which distributions install outside the usual PATH."""
     return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+@contextlib.contextmanager
+def recorded_commands() -> Iterator[list[str]]:
+    """Yield the command lines of the programs that this process starts inside."""
+    started: list[str] = []
+    is_over = threading.Event()
+
+    def record(event: str, args: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and not is_over.is_set():
+            words = args[1] if isinstance(args[1], (list, tuple)) else [args[1]]
+            started.append(" ".join(map(os.fsdecode, words)))
+
+    # An audit hook cannot be removed, and sees programs that any library starts.
+    sys.addaudithook(record)
+    try:
+        yield started
+    finally:
+        is_over.set()
 
 
 def build(folder: Path) -> Path:

@@ -122,7 +122,7 @@ def test_cost_and_credits_are_computed_when_not_given(
     assert with_margin.credits == Decimal("1.555")
 
 
-@pytest.mark.usefixtures("read_anew")
+@pytest.mark.usefixtures("fresh_configuration")
 def test_margin_is_the_configured_one_if_none_is_given(
     conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
 ):

@@ -223,7 +223,7 @@ def test_what_is_recorded_during_anonymizing_keeps_no_payload(
         assert not find_message_payload(other, subject_id=user_id, message_id=said.id)
 
 
-@pytest.mark.usefixtures("read_anew")
+@pytest.mark.usefixtures("fresh_configuration")
 def test_nothing_is_recorded_with_a_margin_that_cannot_be_read(
     conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
 ):

@@ -70,7 +70,7 @@ def test_bonus_is_the_callers_to_choose(conn: psycopg.Connection, ada: UUID, bob
     assert credits_of(conn, ada, bob) == [Decimal("7.5")] * 2
 
 
-@pytest.mark.usefixtures("read_anew")
+@pytest.mark.usefixtures("fresh_configuration")
 def test_bonus_is_the_configured_one_if_none_is_given(
     conn: psycopg.Connection, ada: UUID, bob: UUID, monkeypatch: pytest.MonkeyPatch
 ):
