@@ -1,4 +1,4 @@
--- The schema, the arithmetic of quota periods, and what each plan is worth.
+-- The schema, the arithmetic of quota periods, and the plans.
 
 SET LOCAL lock_timeout = '5s';
 
@@ -8,11 +8,16 @@ COMMENT ON SCHEMA app IS
     'Metering of paid AI usage: accounts, messages, quota, referrals, Stripe.';
 
 -- Bodies written as RETURN are bound to their objects when they are created, so no
--- search_path can redirect them, and the planner can inline them.
+-- search_path can redirect them, and the planner can inline them. All other bodies look
+-- names up when they run, and set search_path to pg_catalog, pg_temp: where pg_temp is
+-- not listed, it is searched first for tables and types, and a caller can create both.
+-- UTC is written as interval '0': PostgreSQL 18 looks a zone's name up among the
+-- abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
 CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
-    ((anchor AT TIME ZONE 'UTC') + make_interval(months => months)) AT TIME ZONE 'UTC';
+    ((anchor AT TIME ZONE interval '0') + make_interval(months => months))
+    AT TIME ZONE interval '0';
 
 COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
     'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
@@ -20,16 +25,16 @@ COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
 CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
 RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
-    (date_part('year', moment AT TIME ZONE 'UTC')::integer
-        - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
-    + date_part('month', moment AT TIME ZONE 'UTC')::integer
-    - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+    (date_part('year', moment AT TIME ZONE interval '0')::integer
+        - date_part('year', anchor AT TIME ZONE interval '0')::integer) * 12
+    + date_part('month', moment AT TIME ZONE interval '0')::integer
+    - date_part('month', anchor AT TIME ZONE interval '0')::integer
     - (app.add_months(
         anchor,
-        (date_part('year', moment AT TIME ZONE 'UTC')::integer
-            - date_part('year', anchor AT TIME ZONE 'UTC')::integer) * 12
-        + date_part('month', moment AT TIME ZONE 'UTC')::integer
-        - date_part('month', anchor AT TIME ZONE 'UTC')::integer
+        (date_part('year', moment AT TIME ZONE interval '0')::integer
+            - date_part('year', anchor AT TIME ZONE interval '0')::integer) * 12
+        + date_part('month', moment AT TIME ZONE interval '0')::integer
+        - date_part('month', anchor AT TIME ZONE interval '0')::integer
     ) > moment)::integer;
 
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
@@ -37,7 +42,8 @@ COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
 
 -- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN app.add_months(anchor, app.count_months(anchor, moment));
@@ -48,7 +54,8 @@ COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
     'The last boundary at or before the moment; boundaries are the anchor plus months.';
 
 CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = ''
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
@@ -63,7 +70,8 @@ RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN COALESCE(
     app.get_period_start(
         anchor,
-        (reset AT TIME ZONE 'UTC' - interval '1 microsecond') AT TIME ZONE 'UTC'
+        (reset AT TIME ZONE interval '0' - interval '1 microsecond')
+        AT TIME ZONE interval '0'
     ),
     anchor
 );
@@ -71,20 +79,9 @@ RETURN COALESCE(
 COMMENT ON FUNCTION app.get_quota_period_start(timestamptz, timestamptz) IS
     'The last boundary before the reset; the anchor itself where nothing resets.';
 
-CREATE FUNCTION app.get_next_reset(
-    anchor timestamptz, reset timestamptz, moment timestamptz
-)
-RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN CASE
-    WHEN reset > moment THEN reset
-    WHEN reset IS NOT NULL THEN app.get_period_end(anchor, moment)
-END;
-
-COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
-    'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
-
 CREATE FUNCTION app.set_updated_at()
-RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     NEW.updated_at := now();
@@ -96,7 +93,8 @@ COMMENT ON FUNCTION app.set_updated_at() IS
     'Trigger: stamps the row with the time of the transaction that changes it.';
 
 CREATE FUNCTION app.refuse_change()
-RETURNS trigger LANGUAGE plpgsql SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RAISE EXCEPTION '% on %.% is refused: %',

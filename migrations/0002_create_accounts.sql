@@ -1,4 +1,4 @@
--- Who uses the product: users, anonymous devices, and who is signed in.
+-- Users, fingerprints and sessions.
 
 SET LOCAL lock_timeout = '5s';
 
@@ -153,7 +153,8 @@ COMMENT ON COLUMN app.fingerprints.quota_period_start IS
 -- A device names its own id, and messages are billed by id alone: one that names a
 -- user's id would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM app.users AS u WHERE u.id = NEW.id) THEN
@@ -169,6 +170,9 @@ $$;
 
 COMMENT ON FUNCTION app.refuse_user_id() IS
     'Trigger: refuses a fingerprint whose id is a user''s.';
+
+-- PUBLIC may not call a function that runs as its owner.
+REVOKE EXECUTE ON FUNCTION app.refuse_user_id() FROM public;
 
 CREATE TRIGGER fingerprints_refuse_user_id BEFORE INSERT OR UPDATE OF id
 ON app.fingerprints FOR EACH ROW EXECUTE FUNCTION app.refuse_user_id();
@@ -208,3 +212,43 @@ CREATE INDEX sessions_fingerprint_id_idx ON app.sessions (fingerprint_id);
 
 -- For delete_expired_sessions, which takes the oldest first.
 CREATE INDEX sessions_expires_at_idx ON app.sessions (expires_at);
+
+-- Anyone can sign up with an address before its owner does: a session that is older
+-- than the first proof of the address may be another person's.
+CREATE FUNCTION app.end_unproved_sessions()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- The snapshot of another level would hide a session that is committed during the
+    -- wait below.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    -- The update does not conflict with the lock that create_session takes; this lock
+    -- does. So a session that is being created is committed before the deletion.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = NEW.id
+    FOR UPDATE;
+    DELETE FROM app.sessions AS s
+    WHERE s.user_id = NEW.id;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.end_unproved_sessions() IS
+    'Trigger: deletes the sessions of a user whose address is proved the first time.';
+
+REVOKE EXECUTE ON FUNCTION app.end_unproved_sessions() FROM public;
+
+CREATE TRIGGER users_end_unproved_sessions
+AFTER UPDATE OF email, email_verified_at ON app.users
+FOR EACH ROW WHEN (
+    NEW.email_verified_at IS NOT NULL
+    AND (
+        OLD.email_verified_at IS NULL
+        OR lower(NEW.email) IS DISTINCT FROM lower(OLD.email)
+    )
+)
+EXECUTE FUNCTION app.end_unproved_sessions();

@@ -1,4 +1,4 @@
--- What each call cost, what was said in it, and the daily sums that quota reads.
+-- Messages, their payloads, and the daily sums that the quota check reads.
 
 SET LOCAL lock_timeout = '5s';
 
@@ -31,6 +31,9 @@ CREATE TABLE app.messages (
         REFERENCES app.users (id) ON DELETE RESTRICT,
     CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
         REFERENCES app.fingerprints (id) ON DELETE RESTRICT
+) WITH (
+    -- The quota check reads its index alone only where vacuum has been.
+    autovacuum_vacuum_insert_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.messages IS
@@ -46,7 +49,7 @@ COMMENT ON COLUMN app.messages.fingerprint_id IS
 COMMENT ON COLUMN app.messages.finished_at IS
     'When the model had answered; the period and the prices go by this time.';
 COMMENT ON COLUMN app.messages.recorded_at IS
-    'When the row was written.';
+    'When the row was written; finished_at is at most 24 hours after it.';
 COMMENT ON COLUMN app.messages.total_tokens IS
     'Sum of the four disjoint token counts.';
 COMMENT ON COLUMN app.messages.input_tokens IS
@@ -75,6 +78,12 @@ ALTER TABLE app.messages
     ADD CONSTRAINT messages_subject_is_payer_check
         CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
     ADD CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
+    -- In UTC, because timestamptz + interval depends on the session's TimeZone; and no
+    -- subtraction, because times that are far apart overflow an interval.
+    ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
+        finished_at AT TIME ZONE interval '0'
+        <= recorded_at AT TIME ZONE interval '0' + interval '24 hours'
+    ),
     ADD CONSTRAINT messages_tokens_not_negative_check CHECK (
         LEAST(
             input_tokens, cache_creation_input_tokens,
@@ -98,8 +107,12 @@ ON app.messages (subject_id, finished_at) INCLUDE (credits);
 -- For messages_user_id_fkey.
 CREATE INDEX messages_user_id_idx ON app.messages (user_id);
 
--- For messages_fingerprint_id_fkey.
-CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
+-- For messages_fingerprint_id_fkey. Unique, because a call that is recorded again after
+-- its user has signed in has the same device and id, and another payer. Partial: most
+-- messages of users name no device.
+CREATE UNIQUE INDEX messages_fingerprint_id_id_idx
+ON app.messages (fingerprint_id, id)
+WHERE fingerprint_id IS NOT NULL;
 
 -- For get_client_usage; partial, because imported and anonymous calls often have none.
 CREATE INDEX messages_client_id_idx ON app.messages (client_id)
@@ -108,6 +121,11 @@ WHERE client_id IS NOT NULL;
 -- For get_request_usage; partial for the same reason.
 CREATE INDEX messages_client_request_id_idx ON app.messages (client_request_id)
 WHERE client_request_id IS NOT NULL;
+
+-- For get_message_rates. Rows come in the order of this time, so that a few kilobytes
+-- say which pages are the last hour's, and a writer hardly touches them.
+CREATE INDEX messages_recorded_at_idx ON app.messages
+USING brin (recorded_at) WITH (autosummarize = on);
 
 CREATE TRIGGER messages_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON app.messages
 FOR EACH STATEMENT EXECUTE FUNCTION app.refuse_change('messages are append-only');
@@ -149,92 +167,6 @@ PARTITION OF app.message_payloads DEFAULT;
 
 COMMENT ON TABLE app.message_payloads_default IS
     'Payloads of months that have no partition yet.';
-
-CREATE FUNCTION app.create_payload_partitions(first_month date, months integer)
-RETURNS integer LANGUAGE plpgsql SET search_path = ''
-AS $$
-DECLARE
-    month date;
-    lower_bound text;
-    upper_bound text;
-    partition text;
-    created integer := 0;
-BEGIN
-    FOR month IN
-        SELECT (date_trunc('month', first_month::timestamp)
-            + make_interval(months => n))::date
-        FROM generate_series(0, months - 1) AS n
-    LOOP
-        partition := 'message_payloads_' || to_char(month, 'YYYYMM');
-        CONTINUE WHEN to_regclass('app.' || partition) IS NOT NULL;
-
-        lower_bound := month::text || ' 00:00:00+00';
-        upper_bound := (month + interval '1 month')::date::text || ' 00:00:00+00';
-        -- A writer who has chosen the default partition before the attachment and
-        -- reaches it after would be refused: so nobody may be between the two. The
-        -- order is that of the writers, who would deadlock with another.
-        LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
-        LOCK TABLE ONLY app.message_payloads IN SHARE ROW EXCLUSIVE MODE;
-        LOCK TABLE app.message_payloads_default IN ACCESS EXCLUSIVE MODE;
-        EXECUTE format(
-            'CREATE TABLE app.%I (LIKE app.message_payloads INCLUDING ALL)', partition
-        );
-        -- What waits for its month in the default partition moves there.
-        EXECUTE format(
-            'WITH moved AS (
-                DELETE FROM app.message_payloads_default AS d
-                WHERE d.finished_at >= %L AND d.finished_at < %L
-                RETURNING d.subject_id, d.message_id, d.finished_at,
-                    d.request, d.response
-            )
-            INSERT INTO app.%I (
-                subject_id, message_id, finished_at, request, response
-            )
-            SELECT m.subject_id, m.message_id, m.finished_at, m.request, m.response
-            FROM moved AS m',
-            lower_bound, upper_bound, partition
-        );
-        EXECUTE format(
-            'ALTER TABLE app.message_payloads ATTACH PARTITION app.%I
-            FOR VALUES FROM (%L) TO (%L)',
-            partition, lower_bound, upper_bound
-        );
-        created := created + 1;
-    END LOOP;
-    RETURN created;
-END;
-$$;
-
-COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
-    'Makes the partitions of so many months from the first; returns how many were new.';
-
-CREATE FUNCTION app.retire_payload_partition(keep_from date)
-RETURNS text LANGUAGE plpgsql SET search_path = ''
-AS $$
-DECLARE
-    partition text := (
-        SELECT min(c.relname)
-        FROM pg_catalog.pg_inherits AS i
-        INNER JOIN pg_catalog.pg_class AS c ON i.inhrelid = c.oid
-        WHERE i.inhparent = 'app.message_payloads'::regclass
-            AND c.relname ~ '^message_payloads_[0-9]{6}$'
-            AND to_date(right(c.relname, 6), 'YYYYMM') + interval '1 month' <= keep_from
-    );
-BEGIN
-    IF partition IS NOT NULL THEN
-        -- In the order of the writers, who would deadlock with another.
-        LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
-        EXECUTE format(
-            'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
-        );
-        EXECUTE format('ALTER TABLE app.%I RENAME TO retired_payloads', partition);
-    END IF;
-    RETURN partition;
-END;
-$$;
-
-COMMENT ON FUNCTION app.retire_payload_partition(date) IS
-    'Detaches the oldest month over by the date as retired_payloads; returns its name.';
 
 CREATE TABLE app.usage_daily (
     subject_id                  uuid NOT NULL,
@@ -289,7 +221,8 @@ COMMENT ON COLUMN app.usage_daily.credits IS
     'Their bill, in credits.';
 
 CREATE FUNCTION app.add_usage()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- In key order, so that two writers of several rows never wait for each other.
@@ -299,7 +232,7 @@ BEGIN
     )
     SELECT
         i.subject_id,
-        (i.finished_at AT TIME ZONE 'UTC')::date,
+        (i.finished_at AT TIME ZONE interval '0')::date,
         count(*),
         sum(i.input_tokens),
         sum(i.cache_creation_input_tokens),
@@ -327,91 +260,22 @@ $$;
 COMMENT ON FUNCTION app.add_usage() IS
     'Trigger: adds a statement''s new messages to usage_daily.';
 
+REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;
+
 CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION app.add_usage();
 
+-- repair_usage_day sets app.is_repairing. Any session can set it: it prevents mistakes,
+-- and privileges keep all but the owner from writing the table.
 CREATE TRIGGER usage_daily_kept_by_trigger
 BEFORE INSERT OR UPDATE OR DELETE ON app.usage_daily
-FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+FOR EACH STATEMENT WHEN (
+    pg_trigger_depth() = 0
+    AND current_setting('app.is_repairing', TRUE) IS DISTINCT FROM 'on'
+)
 EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
 
 CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
 FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
-
--- The two below return a row each, for only such a function is inlined with its
--- subqueries. LIMIT ALL keeps a subquery whole, so that it is computed once.
-CREATE FUNCTION app.sum_credits(
-    subject uuid, period_start timestamptz, period_end timestamptz
-)
-RETURNS TABLE (credits_used numeric) LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT COALESCE(sum(
-        CASE
-            WHEN d.day >= utc.period_start AND d.day + 1 <= utc.period_end
-                THEN d.credits
-            ELSE (
-                SELECT sum(m.credits)
-                FROM app.messages AS m
-                WHERE m.subject_id = d.subject_id
-                    AND m.finished_at >= d.day::timestamp AT TIME ZONE 'UTC'
-                    AND m.finished_at < (d.day + 1)::timestamp AT TIME ZONE 'UTC'
-                    AND m.finished_at >= sum_credits.period_start
-                    AND m.finished_at < sum_credits.period_end
-            )
-        END
-    ), 0)
-    FROM (
-        SELECT
-            sum_credits.period_start AT TIME ZONE 'UTC' AS period_start,
-            sum_credits.period_end AT TIME ZONE 'UTC' AS period_end
-        LIMIT ALL -- noqa: AM09
-    ) AS utc
-    INNER JOIN app.usage_daily AS d
-        ON utc.period_start - interval '1 day' < d.day
-        AND utc.period_end > d.day
-    WHERE d.subject_id = sum_credits.subject;
-END;
-
-COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
-    'Exact credits of a payer in [start, end): whole days, and messages of cut days.';
-
-CREATE FUNCTION app.get_period_usage(
-    subject uuid,
-    anchor timestamptz,
-    reset timestamptz,
-    moment timestamptz,
-    known_start timestamptz DEFAULT NULL
-)
-RETURNS TABLE (
-    period_start timestamptz,
-    end_date timestamptz,
-    credits_used numeric
-)
-LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        p.period_start,
-        p.end_date,
-        s.credits_used
-    FROM (
-        SELECT
-            CASE
-                WHEN reset IS NULL THEN anchor
-                -- A reset moved off the boundaries must not begin a period too late.
-                WHEN reset > moment AND known_start <= moment THEN known_start
-                ELSE app.get_period_start(anchor, moment)
-            END AS period_start,
-            COALESCE(app.get_next_reset(anchor, reset, moment), moment) AS end_date
-        LIMIT ALL -- noqa: AM09
-    ) AS p
-    CROSS JOIN LATERAL app.sum_credits(
-        get_period_usage.subject, p.period_start, p.end_date
-    ) AS s;
-END;
-
-COMMENT ON FUNCTION app.get_period_usage(
-    uuid, timestamptz, timestamptz, timestamptz, timestamptz
-) IS
-    'The period of a payer that holds the moment, half-open, and its exact credits.';

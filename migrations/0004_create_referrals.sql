@@ -1,4 +1,4 @@
--- Who referred whom, and the credits that both are granted for it.
+-- Referrals and the credits that they grant to both users.
 
 SET LOCAL lock_timeout = '5s';
 
@@ -21,7 +21,7 @@ CREATE TABLE app.referrals (
     CONSTRAINT referrals_completed_has_time_check
         CHECK ((status = 'completed') = (completed_at IS NOT NULL)),
     CONSTRAINT referrals_credits_is_amount_check
-        CHECK (credits >= 0 AND credits < 'Infinity')
+        CHECK (credits BETWEEN 0 AND 1000000)
 );
 
 COMMENT ON TABLE app.referrals IS
@@ -31,22 +31,41 @@ COMMENT ON COLUMN app.referrals.referrer_id IS
 COMMENT ON COLUMN app.referrals.referred_id IS
     'Who used it; nobody is referred twice.';
 COMMENT ON COLUMN app.referrals.status IS
-    'pending, then completed, which is final.';
+    'pending, then completed, which is final; a cancelled one is deleted.';
 COMMENT ON COLUMN app.referrals.credits IS
-    'Credits that each of the two is granted on completion.';
+    'Credits granted to each of the two on completion; at most 1000000, 10000 USD.';
 COMMENT ON COLUMN app.referrals.completed_at IS
-    'When it was completed; NULL while pending.';
+    'When it was completed, set by a trigger; NULL while pending.';
 
 -- For redeem_referral and create_referral: two users do not refer each other.
 CREATE UNIQUE INDEX referrals_unordered_pair_idx
 ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
 
-CREATE FUNCTION app.grant_referral_credits()
-RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
+CREATE FUNCTION app.set_completed_at()
+RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Both sides of every row are locked in id order before any is changed, so that
-    -- crossing redemptions queue up instead of deadlocking.
+    NEW.completed_at := now();
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION app.set_completed_at() IS
+    'Trigger: stamps a referral with the time of the transaction that completes it.';
+
+CREATE TRIGGER referrals_set_completed_at BEFORE INSERT OR UPDATE ON app.referrals
+FOR EACH ROW WHEN (NEW.status = 'completed' AND NEW.completed_at IS NULL)
+EXECUTE FUNCTION app.set_completed_at();
+
+CREATE FUNCTION app.grant_referral_credits()
+RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    short_user uuid;
+BEGIN
+    -- Lock both users of every row in id order before changing any, so that crossing
+    -- redemptions queue up instead of deadlocking.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id IN (
@@ -70,16 +89,50 @@ BEGIN
         CROSS JOIN LATERAL (
             VALUES (c.referrer_id, 1), (c.referred_id, 0)
         ) AS s (user_id, referrals)
-        WHERE c.status = 'completed'
+        WHERE c.status = 'completed' AND c.completed_at = now()
         GROUP BY s.user_id
     ) AS side
     WHERE u.id = side.user_id;
+
+    -- A row completed at another time comes from a dump and was granted then: the
+    -- users' totals must include it. Restored by rows, it is counted before the rest.
+    SELECT restored.user_id INTO short_user
+    FROM (
+        SELECT DISTINCT unnest(ARRAY[c.referrer_id, c.referred_id]) AS user_id
+        FROM changed AS c
+        WHERE c.status = 'completed' AND c.completed_at <> now()
+    ) AS restored
+    LEFT JOIN app.users AS u ON restored.user_id = u.id
+    CROSS JOIN LATERAL (
+        SELECT
+            count(*) FILTER (WHERE r.referrer_id = restored.user_id) AS referrals,
+            sum(r.credits) AS credits
+        FROM app.referrals AS r
+        WHERE restored.user_id IN (r.referrer_id, r.referred_id)
+            AND r.status = 'completed'
+    ) AS held
+    WHERE (u.referral_count >= held.referrals AND u.referral_credits >= held.credits)
+        IS NOT TRUE
+        -- Its snapshot may be older than another restore's commit.
+        OR current_setting('transaction_isolation') = 'repeatable read'
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a referral of user % was completed earlier and is not in the'
+            ' user''s totals: restore users before referrals, by READ COMMITTED; to'
+            ' complete it now, leave completed_at NULL', short_user
+            USING ERRCODE = 'restrict_violation',
+                SCHEMA = TG_TABLE_SCHEMA,
+                TABLE = TG_TABLE_NAME,
+                CONSTRAINT = TG_NAME;
+    END IF;
     RETURN NULL;
 END;
 $$;
 
 COMMENT ON FUNCTION app.grant_referral_credits() IS
-    'Trigger: counts the referrals newly completed and grants their credits.';
+    'Trigger: grants what this transaction completes; earlier ones must be counted.';
+
+REVOKE EXECUTE ON FUNCTION app.grant_referral_credits() FROM public;
 
 CREATE TRIGGER referrals_grant_on_insert AFTER INSERT ON app.referrals
 REFERENCING NEW TABLE AS changed

@@ -1,4 +1,4 @@
--- Loses the inbox and the mirror; reconciliation can fetch the mirror again.
+-- Loses the inbox and the mirror; a reconciliation can fetch the mirror again.
 
 SET LOCAL lock_timeout = '5s';
 

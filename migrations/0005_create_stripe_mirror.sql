@@ -1,4 +1,4 @@
--- What Stripe says: its events, customers and subscriptions, and our checks of them.
+-- Stripe's events, customers and subscriptions as last synced, and the sync's runs.
 
 SET LOCAL lock_timeout = '5s';
 
