@@ -17,7 +17,7 @@ from bench import overhead, reading, reconciling, report, retention, stripe, wri
 from bench.load import load
 from bench.measures import Measure
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_SIZE = 10_000
@@ -98,7 +98,7 @@ def _databases(
     folder.chmod(0o755)
     try:
         with (
-            throwaway_server(folder, DURABLE) as server,
+            temp_server(folder, DURABLE) as server,
             contextlib.ExitStack() as databases,
         ):
             yield {

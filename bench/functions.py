@@ -27,7 +27,7 @@ from pyapp._core.calls import Call
 from pyapp._core.connection import connect
 from pyapp._core.paths import schema_text
 from pyapp._core.queries import QUERIES
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 
 Function = Callable[..., Any]
 ROUNDS = 300
@@ -184,7 +184,7 @@ def main() -> int:
         "bare, inside", "own savepoint", "function", "ratio",
     ):  # fmt: skip
         table.add_column(column, justify="left" if not table.columns else "right")
-    with throwaway_server() as server:
+    with temp_server() as server:
         with psycopg.connect(server.url, autocommit=True) as conn:
             conn.execute(schema_text().encode())
         found = list(measure_functions(server.url))

@@ -10,7 +10,7 @@
 `server`          the server of this run
 `durable_server`  a second server, which the tests of one file may kill
 
-Each worker of pytest-xdist starts a throwaway server: from the wheel, or with the
+Each worker of pytest-xdist starts a temporary server: from the wheel, or with the
 pg_ctl that --postgresql-exec names. --postgresql-host, -port, -user and -password
 name a running server instead.
 """
@@ -34,7 +34,7 @@ from pyapp._core.config import configured_margin, configured_referral_bonus
 from pyapp._core.connection import connect
 from pyapp._core.paths import schema_files
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
 from tests.tls_server import find_programs
@@ -120,7 +120,7 @@ def server(request: pytest.FixtureRequest, programs: Path | None) -> Iterator[Se
             password=option("postgresql_password") or "not-asked-for",
         )
         return
-    with throwaway_server(
+    with temp_server(
         settings={"max_connections": "200", "autovacuum": "off"}, programs=programs
     ) as started:
         hash_once(started)
@@ -130,7 +130,7 @@ def server(request: pytest.FixtureRequest, programs: Path | None) -> Iterator[Se
 @pytest.fixture(scope="module")
 def durable_server(programs: Path | None) -> Iterator[EmbeddedServer]:
     """Return a server with synchronous commits, for one file to kill."""
-    with throwaway_server(
+    with temp_server(
         settings={"synchronous_commit": "on"}, programs=programs
     ) as started:
         hash_once(started)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 
 PATH = "/stripe/webhook"

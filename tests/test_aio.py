@@ -18,7 +18,7 @@ import pyapp
 from pyapp import aio
 from pyapp._core.connection import connect
 from pyapp._core.records import NewMessage
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import (
     DatabaseUnavailableError,
     EmailTakenError,

@@ -9,7 +9,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from pyapp._core.connection import connect, pool
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import ConfigError, DatabaseUnavailableError
 from pyapp.users import create_user, list_users
 

@@ -10,6 +10,7 @@ from pyapp._core.config import Settings
 from pyapp._core.connection import connect
 from pyapp._core.database_url import redact_url
 from pyapp.devtools.server import docker
+from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.local import (
     Kind,
     embedded_server,
@@ -18,9 +19,8 @@ from pyapp.devtools.server.local import (
     start,
     stop,
 )
-from pyapp.devtools.server.local_url import local_target
-from pyapp.devtools.server.ports import free_port
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
+from pyapp.devtools.server.urls import local_target
 from pyapp.errors import LocalServerError
 from tests.support import Server, run_cli
 
@@ -241,7 +241,7 @@ def test_a_volume_made_for_another_url_says_how_to_go_on(
 
 
 def test_stop_and_reset_reach_the_running_container(project: Path) -> None:
-    with throwaway_server() as alone:
+    with temp_server() as alone:
         (project / "running").write_text(f"{alone.port}\n")
         running = settings(project, alone.url)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from tests.support import run_cli
 
 REPOSITORY = Path(__file__).parents[1]

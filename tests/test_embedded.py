@@ -16,9 +16,8 @@ import psycopg
 import pytest
 
 from pyapp.devtools.server import binaries
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.ports import free_port, port_is_free
-from pyapp.devtools.server.temp_server import THROWAWAY, open_folder, throwaway_server
+from pyapp.devtools.server.embedded import EmbeddedServer, free_port, port_is_free
+from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder, temp_server
 from pyapp.errors import LocalServerError, MissingExtraError
 
 AS_ROOT = os.geteuid() == 0
@@ -35,7 +34,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
     """Return a running server; a test that stops it starts it again."""
-    with throwaway_server() as started:
+    with temp_server() as started:
         yield started
 
 
@@ -58,7 +57,7 @@ def test_it_wants_a_password_and_listens_on_this_machine_only(
 
 def test_what_lasts_is_safe_against_a_power_cut(folder: Path) -> None:
     assert EmbeddedServer(folder, port=1).settings == {}
-    assert THROWAWAY["fsync"] == "off"
+    assert TEMP_SETTINGS["fsync"] == "off"
 
 
 def test_names_and_passwords_with_special_characters_survive_the_url() -> None:
@@ -76,7 +75,7 @@ def test_two_first_starts_at_once_end_in_one_server(folder: Path) -> None:
     leftover = folder / "data.new-killed"
     leftover.mkdir()
     (leftover / "PG_VERSION").touch()
-    server = EmbeddedServer(folder / "data", free_port(), settings=THROWAWAY)
+    server = EmbeddedServer(folder / "data", free_port(), settings=TEMP_SETTINGS)
     together = threading.Barrier(2)
 
     def start() -> bool:
@@ -193,7 +192,7 @@ def test_closed_folders_stay_closed_and_are_left_aside(
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     assert state.is_relative_to(system if AS_ROOT else closed)
     assert used.is_relative_to(system if AS_ROOT else closed)
-    server = EmbeddedServer(state / "postgres", free_port(), settings=THROWAWAY)
+    server = EmbeddedServer(state / "postgres", free_port(), settings=TEMP_SETTINGS)
     try:
         assert server.start() is True
     finally:

@@ -16,7 +16,7 @@ import pytest
 from pyapp._core.connection import connect
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.temp_server import open_folder
 from pyapp.users import create_user
 from tests.fake_stripe import TEST_KEY, FakeStripe

@@ -17,8 +17,7 @@ import pytest
 
 from pyapp._core.connection import connect, pool
 from pyapp._core.paths import schema_text
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.postmaster import find_postmaster
+from pyapp.devtools.server.embedded import EmbeddedServer, find_postmaster
 from pyapp.messages import record_message
 from pyapp.quota import get_user_quota
 from pyapp.users import create_user, find_user_by_email

@@ -23,7 +23,7 @@ from pyapp._core.connection import connect, pool
 from pyapp._core.records import NewMessage
 from pyapp._core.session_settings import SETTINGS
 from pyapp.devtools.server.binaries import as_account, server_account
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.temp_server import open_folder
 from pyapp.errors import PyappError
 from pyapp.messages import record_message, record_messages

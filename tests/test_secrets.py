@@ -16,8 +16,7 @@ from psycopg import sql
 
 from pyapp._core.connection import connect
 from pyapp.devtools.server import pg_dump
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import EmbeddedServer, free_port
 from pyapp.devtools.server.temp_server import open_folder
 from tests.fake_stripe import FakeStripe
 from tests.support import Server, recorded_commands, run_cli

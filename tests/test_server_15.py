@@ -16,7 +16,7 @@ from pyapp.devtools.server import pg_dump
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 from pyapp.errors import SchemaCheckError
 from tests.support import DEBIAN_15, run_cli
 from tests.test_schema_check import told
@@ -34,7 +34,7 @@ def tls() -> Iterator[tuple[EmbeddedServer, Path]]:
 @pytest.fixture(scope="module")
 def old() -> Iterator[EmbeddedServer]:
     """Return a migrated PostgreSQL 15 with some rows."""
-    with throwaway_server(programs=DEBIAN_15) as server:
+    with temp_server(programs=DEBIAN_15) as server:
         migrate(server.url)
         with connect(server.url) as conn:
             conn.execute("INSERT INTO app.users (email) VALUES ('ada@example.com')")
@@ -46,7 +46,7 @@ def old() -> Iterator[EmbeddedServer]:
 @pytest.fixture(scope="module")
 def newest() -> Iterator[EmbeddedServer]:
     """Return the wheel's server, whichever one the other tests use."""
-    with throwaway_server() as server:
+    with temp_server() as server:
         yield server
 
 

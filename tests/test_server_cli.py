@@ -10,9 +10,8 @@ import psycopg
 import pytest
 
 from pyapp._core.database_url import redact_url
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.ports import free_port, port_is_free
-from pyapp.devtools.server.temp_server import THROWAWAY, open_folder
+from pyapp.devtools.server.embedded import EmbeddedServer, free_port, port_is_free
+from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder
 from pyapp.errors import DatabaseUnavailableError
 from tests.support import Server, run_cli
 
@@ -233,13 +232,13 @@ def test_server_on_another_loopback_address_is_not_the_embedded_one(
     with psycopg.connect(url) as conn:
         conn.execute("CREATE TABLE kept ()")
     folder = open_folder()
-    other = EmbeddedServer(folder / "data", free_port(), settings=THROWAWAY)
+    other = EmbeddedServer(folder / "data", free_port(), settings=TEMP_SETTINGS)
     moved = {"port": str(_port(url)), "listen_addresses": "127.0.0.2"}
     try:
         other.start()
         other.stop()
         with pytest.raises(DatabaseUnavailableError):  # it is looked for on localhost
-            replace(other, settings={**THROWAWAY, **moved}).start()
+            replace(other, settings={**TEMP_SETTINGS, **moved}).start()
         (folder / "services").write_text("[two]\nhostaddr=127.0.0.2\n")
         monkeypatch.setenv("PGSERVICEFILE", str(folder / "services"))
         if by == "URL":

@@ -9,7 +9,7 @@ import stripe
 from starlette.testclient import TestClient
 
 from pyapp._core.connection import pool
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
 from pyapp.stripe_sync.client import describe

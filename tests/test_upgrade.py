@@ -11,7 +11,7 @@ from pyapp.data_check import check_data
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 from tests.backups import commands_of, fill, rows_of, run
 from tests.support import DEBIAN_15, Server
 
@@ -27,14 +27,14 @@ def create_database(started: EmbeddedServer, name: str) -> str:
 @pytest.fixture(scope="module")
 def old() -> Iterator[EmbeddedServer]:
     """Return a server of version 15."""
-    with throwaway_server(programs=DEBIAN_15) as started:
+    with temp_server(programs=DEBIAN_15) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def new() -> Iterator[EmbeddedServer]:
     """Return a server of version 18, whatever the other tests run on."""
-    with throwaway_server() as started:
+    with temp_server() as started:
         yield started
 
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyapp.devtools.server.binaries import server_account
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.ports import free_port
-from pyapp.devtools.server.temp_server import THROWAWAY, open_folder
+from pyapp.devtools.server.embedded import EmbeddedServer, free_port
+from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder
 from tests.support import DEBIAN_15
 
 ACCESS = "hostssl all all all scram-sha-256\n"
@@ -31,7 +30,7 @@ def tls_server() -> Iterator[tuple[EmbeddedServer, Path]]:
     parent = open_folder()
     certificate = _certify(parent)
     settings = {
-        **THROWAWAY,
+        **TEMP_SETTINGS,
         "ssl": "on",
         "ssl_cert_file": str(certificate),
         "ssl_key_file": str(parent / "server.key"),

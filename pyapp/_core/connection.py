@@ -124,7 +124,7 @@ def session_conninfo(url: str, *, has_options: bool = True) -> str:
 def is_local(url: str) -> bool:
     """Say whether *url* leads to a TCP port of this machine.
 
-    Whether the server is here too, `pyapp.devtools.server.reached` finds out.
+    Whether the server is here too, `pyapp.devtools.server.urls` finds out.
     """
     return find_elsewhere(url) is None
 

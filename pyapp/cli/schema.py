@@ -19,7 +19,7 @@ from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
 from pyapp.devtools.migrations.migrator import State
-from pyapp.devtools.server.reached import name_reached
+from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
 from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.sessions import delete_expired_sessions

@@ -6,7 +6,7 @@ import sys
 from pyapp._core.connection import connect
 from pyapp._core.paths import schema_text
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 from tests.simulation.run import Report, SimulationError, simulate
 
 HEAD = (
@@ -23,7 +23,7 @@ def main() -> int:
     options = parser.parse_args()
     schema = schema_text()
     print(HEAD, flush=True)
-    with throwaway_server() as server:
+    with temp_server() as server:
         for seed in range(options.first, options.first + options.seeds):
             with scratch_database(server.url) as url:
                 with connect(url) as conn:

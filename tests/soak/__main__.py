@@ -15,7 +15,7 @@ from uuid import UUID
 from pyapp._core.connection import connect
 from pyapp._core.paths import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import throwaway_server
+from pyapp.devtools.server.temp_server import temp_server
 from tests.soak import clients
 from tests.soak.account import Account, make_fake, open_account
 from tests.soak.ledger import BrokenRuleError, Client, Ledger
@@ -34,7 +34,7 @@ def main() -> int:
     every = min(60.0, options.seconds / 4)
     settings = {"synchronous_commit": "on", "max_connections": "100"}
     with ExitStack() as stack:
-        server = stack.enter_context(throwaway_server(settings=settings))
+        server = stack.enter_context(temp_server(settings=settings))
         ledger = Ledger(server.url, options.seed)
         with connect(server.url) as conn:
             conn.execute(schema_text().encode())

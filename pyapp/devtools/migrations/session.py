@@ -19,7 +19,7 @@ from yoyo.migrations import default_migration_table
 
 from pyapp._core.connection import connect
 from pyapp._core.tool_queries import execute, fetch, fetch_one, take_lock
-from pyapp.devtools.server.reached import is_on_this_machine
+from pyapp.devtools.server.urls import is_on_this_machine
 from pyapp.errors import MigrationError
 
 

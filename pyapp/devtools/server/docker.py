@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyapp.devtools.server.binaries import IS_UNIX, last_line
-from pyapp.devtools.server.local_url import Target
+from pyapp.devtools.server.urls import Target
 from pyapp.errors import LocalServerError
 
 SERVICE = "db"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -31,9 +33,7 @@ from pyapp.devtools.server.binaries import (
     server_account,
     server_binaries,
 )
-from pyapp.devtools.server.ports import port_is_free
-from pyapp.devtools.server.postmaster import find_postmaster
-from pyapp.errors import LocalServerError
+from pyapp.errors import LocalServerError, MissingExtraError
 
 if TYPE_CHECKING:
     import pwd
@@ -302,3 +302,77 @@ def _locked(folder: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@dataclass(frozen=True)
+class Postmaster:
+    """The main process of a PostgreSQL server."""
+
+    pid: int
+    port: int
+
+
+def find_postmaster(folder: Path) -> Postmaster | None:
+    """Return the running process that serves the data folder *folder*, or None.
+
+    After a crash, postmaster.pid can name a process that has ended, a zombie, or
+    another program.
+    """
+    try:
+        lines = (folder / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        found = Postmaster(pid=int(lines[0]), port=int(lines[3]))
+    except (OSError, ValueError, IndexError):
+        return None
+    return found if _is_postgres(found.pid) else None
+
+
+def _is_postgres(pid: int) -> bool:
+    try:
+        import psutil  # comes with the extra `embedded`
+    except ModuleNotFoundError:
+        raise MissingExtraError("embedded") from None
+    try:
+        process = psutil.Process(pid)
+        is_ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.name() == "postgres" and not is_ended
+    except psutil.NoSuchProcess:
+        return False
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody on this machine uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Say whether a server could listen on *port* of every loopback address.
+
+    PostgreSQL itself is content with one of them, and clients may meet the other.
+    """
+    try:
+        for family, address in (
+            (socket.AF_INET, "127.0.0.1"),
+            (socket.AF_INET6, "::1"),
+        ):
+            _bind(family, address, port)
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            return False
+        raise LocalServerError(
+            f"port {port} cannot be used ({exc.strerror}):"
+            " choose another in DATABASE_URL"
+        ) from exc
+    return True
+
+
+def _bind(family: socket.AddressFamily, address: str, port: int) -> None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As PostgreSQL does: connections just closed do not hold the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as exc:
+        no_ipv6 = exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if not (family is socket.AF_INET6 and no_ipv6):
+            raise

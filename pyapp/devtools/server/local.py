@@ -18,11 +18,19 @@ from pyapp._core.database_url import redact_url
 from pyapp._core.tool_queries import fetch, fetch_one
 from pyapp.devtools.server import docker
 from pyapp.devtools.server.binaries import state_folder
-from pyapp.devtools.server.embedded import ANEW, EmbeddedServer
-from pyapp.devtools.server.local_url import Target, local_target, require_password
-from pyapp.devtools.server.ports import port_is_free
-from pyapp.devtools.server.postmaster import find_postmaster
-from pyapp.devtools.server.reached import is_on_this_machine, name_reached
+from pyapp.devtools.server.embedded import (
+    ANEW,
+    EmbeddedServer,
+    find_postmaster,
+    port_is_free,
+)
+from pyapp.devtools.server.urls import (
+    Target,
+    is_on_this_machine,
+    local_target,
+    name_reached,
+    require_password,
+)
 from pyapp.errors import (
     ConfigError,
     DatabaseUnavailableError,

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from pyapp.devtools.server.binaries import can_enter, server_account, system_folder
-from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.ports import free_port
+from pyapp.devtools.server.embedded import EmbeddedServer, free_port
 from pyapp.errors import LocalServerError
 
 # Nothing has to survive a power cut, and nothing runs long enough to be compiled.
-THROWAWAY = {
+TEMP_SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
     "jit": "off",
@@ -23,7 +24,7 @@ THROWAWAY = {
 
 
 @contextlib.contextmanager
-def throwaway_server(
+def temp_server(
     folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
     programs: Path | None = None,
@@ -33,7 +34,7 @@ def throwaway_server(
     server = EmbeddedServer(
         parent / "data",
         free_port(),
-        settings={**THROWAWAY, **(settings or {})},
+        settings={**TEMP_SETTINGS, **(settings or {})},
         programs=programs,
     )
     try:
@@ -54,7 +55,7 @@ def open_folder() -> Path:
     if account is None or can_enter(account, new):
         return new
     new.rmdir()
-    return system_folder("throwaway-")
+    return system_folder("temp-")
 
 
 def _sweep(place: Path) -> None:
@@ -64,19 +65,9 @@ def _sweep(place: Path) -> None:
         # Another run may be sweeping too.
         with contextlib.suppress(FileNotFoundError, LocalServerError):
             ours = folder.stat().st_uid == os.geteuid()
-            if ours and pid.isdecimal() and not _is_alive(int(pid)):
+            if ours and pid.isdecimal() and not psutil.pid_exists(int(pid)):
                 EmbeddedServer(folder / "data", port=0).remove()
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _memory_folder() -> Path | None:
