@@ -23,7 +23,7 @@ def lasting(text: str) -> list[str]:
         text = re.sub(pattern, word, text, flags=re.MULTILINE)
     lines = text.splitlines()
     # The last table goes by the users' ids, which are random.
-    table = next((n for n, line in enumerate(lines) if line.startswith("who ")), 0)
+    table = next((n for n, line in enumerate(lines) if line.startswith("payer ")), 0)
     return lines[:table] + sorted(lines[table:])
 
 

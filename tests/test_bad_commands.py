@@ -1,4 +1,4 @@
-"""Whatever is typed after a command, it does it or says in one line what is wrong."""
+"""Any argument of any command either works or ends in one line of error."""
 
 import io
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.bad_input.commands import CASES, list_options
 from tests.bad_input.rows import COUNTS
 from tests.support import run_cli
 
-MOST = 600  # characters of an error
+MAX_LENGTH = 600  # characters of an error
 SWITCHES = [option for option in list_options() if option.is_switch]
 
 
@@ -33,10 +33,10 @@ def conn(
         yield connection
 
 
-def shortcomings(
+def list_faults(
     conn: psycopg.Connection[Any], case: str, words: list[str]
 ) -> Iterator[str]:
-    """Yield what is wrong with how a command ends."""
+    """Yield the faults in the way a command ends."""
     before = conn.execute(COUNTS).fetchone()
     try:
         code, out, err = run_cli(*words)
@@ -44,20 +44,20 @@ def shortcomings(
         yield f"{case}: {type(exc).__name__}: {exc}"
         return
     if not (out + err).replace("\n", "").isprintable():
-        yield f"{case}: steers the terminal: {out + err!a}"
+        yield f"{case}: controls the terminal: {out + err!a}"
     if "secret-word" in out + err:
-        yield f"{case}: tells the password"
+        yield f"{case}: shows the password"
     if code == 0:
         return
     if conn.execute(COUNTS).fetchone() != before:
-        yield f"{case}: not without a trace"
+        yield f"{case}: changed the database"
     lines = err.splitlines()
-    if len(lines) != 1 or not err.startswith("error: ") or len(err) > MOST:
-        yield f"{case}: ends {code} with {out!a}, {err[:MOST]!a}"
+    if len(lines) != 1 or not err.startswith("error: ") or len(err) > MAX_LENGTH:
+        yield f"{case}: ends {code} with {out!a}, {err[:MAX_LENGTH]!a}"
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_bad_value_ends_in_a_line(
+def test_bad_value_ends_in_one_line(
     conn: psycopg.Connection[Any], key: str, tmp_path: Path
 ):
     values, pattern = CASES[key]
@@ -71,7 +71,7 @@ def test_bad_value_ends_in_a_line(
             "{user}": f"{key.replace(' ', '-')}@example.com",
         }
         words = [places.get(word, word) for word in pattern]
-        found += shortcomings(conn, name, words)
+        found += list_faults(conn, name, words)
 
     assert found == []
 
@@ -85,7 +85,7 @@ def test_switch_takes_no_value(switch: Any):
     assert err.count("\n") == 1
 
 
-def test_every_option_of_every_command_has_its_cases():
+def test_every_option_of_every_command_has_cases():
     options = [option for option in list_options() if not option.is_switch]
 
     assert {option.key for option in options} == CASES.keys()
@@ -109,7 +109,7 @@ def test_every_option_of_every_command_has_its_cases():
         ["db", "start", "--docker", "--embedded"],
     ],
 )
-def test_command_line_that_is_none_ends_with_2(words: list[str]):
+def test_invalid_command_line_exits_with_2(words: list[str]):
     code, out, err = run_cli(*words)
 
     assert (code, out) == (2, "") or "Usage:" in out
@@ -117,7 +117,7 @@ def test_command_line_that_is_none_ends_with_2(words: list[str]):
     assert code == 0 or err.replace("\n", "").isprintable()
 
 
-def test_terminal_without_the_letter_gets_its_escape(
+def test_terminal_without_a_character_gets_its_escape(
     conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ):
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

@@ -1,4 +1,4 @@
-"""What the commands log: one record a line, nothing secret, and only if asked."""
+"""The commands log one record a line, without secrets, and only if configured."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _loggers() -> Iterator[None]:
-    """Leave the process's logging as it was."""
+    """Restore the logging of the process."""
     root, package = logging.getLogger(), logging.getLogger("pyapp")
     handlers, levels = root.handlers[:], (root.level, package.level)
     yield
@@ -41,7 +41,7 @@ def records(err: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in err.splitlines()]
 
 
-def test_every_piece_of_work_is_one_record_in_json(
+def test_each_unit_of_work_is_one_json_record(
     url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("PYAPP_LOG", "json")
@@ -66,16 +66,16 @@ def test_every_piece_of_work_is_one_record_in_json(
     assert str(first["at"]).endswith("+00:00")
     assert (last["logger"], last["message"]) == ("pyapp.maintenance", "month prepared")
     assert [(r["logger"], r["count"]) for r in maintained] == [("pyapp.sessions", 0)]
-    (one,) = imported
-    told = {"recorded": 3, "duplicates": 0, "broken": 0}
-    assert {name: one[name] for name in told} == told
-    assert (one["logger"], one["message"]) == ("pyapp.imports", "usage imported")
+    (record,) = imported
+    counts = {"recorded": 3, "duplicates": 0, "broken": 0}
+    assert {name: record[name] for name in counts} == counts
+    assert (record["logger"], record["message"]) == ("pyapp.imports", "usage imported")
     assert "ada" not in json.dumps(imported)
     assert [r["message"] for r in rolled_back] == ["migration rolled back"]
 
 
 @pytest.mark.parametrize("form", ["text", ""])
-def test_text_has_the_fields_after_the_message_and_is_there_only_if_asked(
+def test_text_has_its_fields_after_the_message_and_only_if_configured(
     form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PYAPP_LOG", form)
@@ -86,11 +86,13 @@ def test_text_has_the_fields_after_the_message_and_is_there_only_if_asked(
 
     lines = capsys.readouterr().err.splitlines()
 
-    told = "INFO migration applied migration=0001_create_plans seconds=0.5"
-    assert [line.split(" ", 1)[1] for line in lines] == ([told] if form else [])
+    expected = "INFO migration applied migration=0001_create_plans seconds=0.5"
+    assert [line.split(" ", 1)[1] for line in lines] == ([expected] if form else [])
 
 
-def test_failure_is_a_record_where_all_others_are(monkeypatch: pytest.MonkeyPatch):
+def test_failure_is_a_json_record_where_the_log_is_json(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("PYAPP_LOG", "json")
     monkeypatch.setenv("DATABASE_URL", "postgresql://ada:secret@localhost:1/none")
 
@@ -105,21 +107,21 @@ def test_failure_is_a_record_where_all_others_are(monkeypatch: pytest.MonkeyPatc
     assert "secret" not in err
 
 
-def test_unknown_format_is_refused_by_whoever_needs_the_configuration(
+def test_unknown_format_is_refused_where_configuration_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("PYAPP_LOG", "xml")
 
-    told = "error: PYAPP_LOG is 'xml'; it must be text or json\n"
-    assert run_cli("quota", "--all") == (1, "", told)
+    error = "error: PYAPP_LOG is 'xml'; it must be text or json\n"
+    assert run_cli("quota", "--all") == (1, "", error)
     assert run_cli("--version")[0] == 0
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_record_neither_steers_a_terminal_nor_quotes_an_error(
+def test_record_has_no_control_characters_and_no_error_text(
     form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The text of a database's error may hold a row, and with it an e-mail."""
+    """The text of a database error can contain a row, and so an e-mail address."""
     monkeypatch.setenv("PYAPP_LOG", form)
     start_logging()
     log = logging.getLogger("pyapp.stripe")
@@ -137,7 +139,7 @@ def test_record_neither_steers_a_terminal_nor_quotes_an_error(
     assert "test_cli_logs.py:" in err
 
 
-def test_other_libraries_log_neither_their_fields_nor_what_is_no_warning(
+def test_other_libraries_log_warnings_only_and_no_fields(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PYAPP_LOG", "json")
@@ -151,14 +153,14 @@ def test_other_libraries_log_neither_their_fields_nor_what_is_no_warning(
     assert set(record) == {"at", "level", "logger", "message"}
 
 
-def test_program_that_imports_the_package_decides_about_its_log():
+def test_imported_package_leaves_logging_to_the_program():
     handlers = logging.getLogger(pyapp.__name__).handlers
 
     assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
 
 
 @pytest.mark.parametrize("column", [0, 2])
-def test_loggers_and_fields_are_those_of_the_documentation(column: int):
+def test_loggers_and_fields_are_documented(column: int):
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     sources = "".join(
         path.read_text(encoding="utf-8") for path in ROOT.glob("pyapp/**/*.py")

@@ -1,4 +1,4 @@
-"""`pyapp quota`: what it shows is what the messages sum up to."""
+"""`pyapp quota` shows the sums of the messages in the period."""
 
 import functools
 import io
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pyapp import quota as queries
 from pyapp._core.records import NewMessage
+from pyapp.cli import console
 from pyapp.cli import quota as command
 from pyapp.messages import record_messages
 from pyapp.users import anonymize_user
@@ -31,7 +32,7 @@ from tests.support import run_cli
 
 MIDNIGHT = datetime(2099, 1, 31, tzinfo=UTC)
 NOTHING = timedelta(0)
-ADA, BOB, DEVICE = (UUID(int=n) for n in (1, 2, 3))
+ADA, BOB, FINGERPRINT = (UUID(int=n) for n in (1, 2, 3))
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def refused(*arguments: str) -> tuple[int, str]:
 
 
 def add_ada(conn: Connection, credits: str = "1234.567") -> None:
-    """Add a user with a quota of 2,500 who has used *credits*, and one without use."""
+    """Add a user with a quota of 2,500 who has used *credits*."""
     add_user(conn, id=ADA, email="ada@example.com", next_quota_reset=MIDNIGHT)
     spend(conn, ADA, credits)
 
@@ -73,7 +74,7 @@ def spend(conn: Connection, user_id: UUID, credits: str) -> None:
 def test_a_user_is_found_by_email_and_by_id(conn: Connection) -> None:
     add_ada(conn)
     table = [
-        "who                  used  quota  remaining  ends (UTC)  blocked",
+        "payer                used  quota  remaining  ends (UTC)  blocked",
         "ada@example.com  1,234.57  2,500   1,265.43  2099-01-31  no",
     ]
 
@@ -81,23 +82,23 @@ def test_a_user_is_found_by_email_and_by_id(conn: Connection) -> None:
     assert shown(str(ADA)) == table
 
 
-def test_an_end_inside_a_day_is_shown_with_its_time(conn: Connection) -> None:
+def test_an_end_within_a_day_is_shown_with_its_time(conn: Connection) -> None:
     end = datetime(2099, 3, 1, 23, 59, 59, tzinfo=UTC)
     add_user(conn, id=ADA, next_quota_reset=end)
 
     assert "  2099-03-01 23:59  " in shown(str(ADA))[1]
 
 
-def test_a_device_that_has_used_its_quota_is_blocked(conn: Connection) -> None:
-    add_fingerprint(conn, id=DEVICE, base_quota=10)
-    message = new_message(credits=Decimal(10), fingerprint_id=DEVICE)
+def test_a_fingerprint_that_has_used_its_quota_is_blocked(conn: Connection) -> None:
+    add_fingerprint(conn, id=FINGERPRINT, base_quota=10)
+    message = new_message(credits=Decimal(10), fingerprint_id=FINGERPRINT)
     record_messages(conn, [message])
 
-    assert shown(str(DEVICE))[1].endswith("  yes")
-    assert exact(str(DEVICE))[0]["kind"] == "fingerprint"
+    assert shown(str(FINGERPRINT))[1].endswith("  yes")
+    assert exact(str(FINGERPRINT))[0]["kind"] == "fingerprint"
 
 
-def test_a_subscription_is_counted_and_never_blocked(conn: Connection) -> None:
+def test_a_subscriber_is_counted_and_never_blocked(conn: Connection) -> None:
     add_user(
         conn,
         id=ADA,
@@ -131,31 +132,32 @@ def test_json_is_exact(conn: Connection) -> None:
     }
 
 
-def test_all_are_the_users_and_the_devices_with_usage(
+def test_all_lists_users_and_fingerprints_with_usage(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the pages, in one table, with its columns in line."""
+    """All pages form one table with aligned columns."""
     monkeypatch.setattr(command, "PAGE", 2)
+    monkeypatch.setattr(console, "PAGE", 2)
     add_ada(conn)
     for number in range(4):
         add_user(conn, email=f"{number}@example.com", next_quota_reset=MIDNIGHT)
         add_fingerprint(conn)
-    add_fingerprint(conn, id=DEVICE, next_quota_reset=MIDNIGHT)
-    record_messages(conn, [new_message(fingerprint_id=DEVICE)])
+    add_fingerprint(conn, id=FINGERPRINT, next_quota_reset=MIDNIGHT)
+    record_messages(conn, [new_message(fingerprint_id=FINGERPRINT)])
     anonymize_user(conn, user_id=ADA)
 
     lines = shown("--all")
 
-    assert [line.split()[0] for line in lines[:2]] == ["who", str(ADA)]
-    assert lines[-1].split()[0] == str(DEVICE)
+    assert [line.split()[0] for line in lines[:2]] == ["payer", str(ADA)]
+    assert lines[-1].split()[0] == str(FINGERPRINT)
     assert len(lines) == len(exact("--all")) + 1 == 7
     assert len({len(line.rpartition("  ")[0]) for line in lines[1:]}) == 1
 
 
-def test_credits_used_is_the_sum_over_the_messages_of_the_period(
+def test_credits_used_is_the_sum_of_the_messages_in_the_period(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in the months that lack the day, and long after the reset has lapsed."""
+    """Including months without the anchor's day and long-lapsed resets."""
     anchors = [
         datetime(year, 1, day, 13, 14, 15, 926535, tzinfo=UTC)
         for year in (2023, 2024)
@@ -192,14 +194,14 @@ def scattered(anchor: datetime) -> Iterator[NewMessage]:
             yield new_message(finished_at=moment, credits=credits / 10**6)
 
 
-def test_a_reset_that_lapsed_three_months_ago_does_not_freeze_the_count(
+def test_a_reset_lapsed_by_three_months_does_not_freeze_the_count(
     conn: Connection,
 ) -> None:
     now = datetime.now(UTC)
     anchor, reset = add_months(now, -7) + timedelta(minutes=5), add_months(now, -3)
     add_user(conn, id=ADA, quota_anchor=anchor, next_quota_reset=reset)
-    scattered_ones = scattered(add_months(anchor, 4))
-    messages = [m for m in scattered_ones if m.finished_at < now + timedelta(days=1)]
+    all_messages = scattered(add_months(anchor, 4))
+    messages = [m for m in all_messages if m.finished_at < now + timedelta(days=1)]
     record_messages(conn, messages, user_id=ADA)
 
     (found,) = exact(str(ADA))
@@ -220,7 +222,7 @@ def test_a_terminal_of_80_columns_cuts_a_long_address(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-    monkeypatch.setattr(command, "console", terminal)
+    monkeypatch.setattr(console, "console", terminal)
     add_user(conn, email="a" * 100 + "@example.com", next_quota_reset=MIDNIGHT)
 
     assert shown("--all") == []
@@ -245,7 +247,7 @@ def test_an_address_cannot_steer_the_terminal(conn: Connection) -> None:
     assert shown("--all")[1].startswith("a\N{REPLACEMENT CHARACTER}[31m@example.com ")
 
 
-def test_whoever_is_unknown_is_named_in_one_line(conn: Connection) -> None:
+def test_an_unknown_payer_is_named_in_one_line(conn: Connection) -> None:
     none = f"error: no user and no fingerprint {BOB}\n"
     create = "error: no user b@c.de; create one with: pyapp users add b@c.de\n"
 
@@ -254,14 +256,16 @@ def test_whoever_is_unknown_is_named_in_one_line(conn: Connection) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("a@b.c", "--all"), ("nobody",)])
-def test_it_asks_for_one_or_all(conn: Connection, arguments: tuple[str, ...]) -> None:
+def test_exactly_one_payer_or_all_must_be_given(
+    conn: Connection, arguments: tuple[str, ...]
+) -> None:
     code, error = refused(*arguments)
 
     assert code == 2
     assert "Invalid value" in error
 
 
-def test_a_database_without_the_schema_names_the_command_that_helps(
+def test_a_missing_schema_names_the_command_to_run(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database)
@@ -269,5 +273,5 @@ def test_a_database_without_the_schema_names_the_command_that_helps(
     code, error = refused("--all")
 
     assert code == 1
-    assert error.endswith("bring the schema up by: pyapp db migrate\n")
+    assert error.endswith("run: pyapp db migrate\n")
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`pyapp stripe reconcile` tells a person, and a monitor, what differs."""
+"""`pyapp stripe reconcile` reports differences in its output and exit status."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 
 import pyapp
 from pyapp import plans, users
-from pyapp.cli import stripe_reconcile
+from pyapp.cli import stripe as command
 from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.fake_stripe.driving import subscribe
 from tests.support import run_cli
@@ -25,7 +25,7 @@ def fake(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]
 
 
 def sign_up(fake: FakeStripe, database: str) -> str:
-    """Return the customer of a new user who subscribes, and of whom no news comes."""
+    """Return the customer of a new subscriber whose events are not delivered."""
     with pyapp.connect(database) as conn:
         user = users.create_user(conn, email="ada@example.com")
         plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_month")
@@ -35,15 +35,13 @@ def sign_up(fake: FakeStripe, database: str) -> str:
     return customer.id
 
 
-def test_dry_run_tells_and_changes_nothing_until_a_run_repairs(
-    fake: FakeStripe, database: str
-):
+def test_dry_run_reports_and_only_a_real_run_repairs(fake: FakeStripe, database: str):
     customer = sign_up(fake, database)
 
     for _ in range(2):
         code, out, _ = run_cli("stripe", "reconcile", "--dry-run")
         assert code == 3
-        assert f"{customer}: in Stripe, and not known here" in out
+        assert f"{customer}: in Stripe, not in the database" in out
         assert "missing here" in out
         assert all(len(line) <= 80 for line in out.splitlines())
 
@@ -59,25 +57,25 @@ def test_dry_run_tells_and_changes_nothing_until_a_run_repairs(
         assert user.subscription_active
 
 
-def test_key_that_is_missing_or_live_is_refused_and_never_shown(
+def test_missing_or_live_key_is_refused_and_never_shown(
     fake: FakeStripe, monkeypatch: pytest.MonkeyPatch
 ):
-    for key, told in (("", "is not set"), ("sk_live_secret", "is a live key")):
+    for key, reason in (("", "is not set"), ("sk_live_secret", "is a live key")):
         monkeypatch.setenv("STRIPE_SECRET_KEY", key)
         code, out, err = run_cli("stripe", "reconcile")
         assert code == 1
-        assert told in err
+        assert reason in err
         assert "sk_live_secret" not in out + err
 
 
-def test_repeated_run_outlives_an_outage_but_not_a_wrong_start(
+def test_repeated_run_survives_an_outage_but_not_a_failed_start(
     fake: FakeStripe, database: str, monkeypatch: pytest.MonkeyPatch
 ):
     sign_up(fake, database)
     faults = itertools.chain([{}, {"status": 401}, {}], itertools.repeat(None))
 
     def wait(seconds: float) -> None:
-        """Let the hour pass in which Stripe refuses once; at last, be interrupted."""
+        """Skip the pause; make Stripe refuse during one, and interrupt the last."""
         assert seconds == 3600
         fault = next(faults)
         if fault is None:
@@ -85,20 +83,20 @@ def test_repeated_run_outlives_an_outage_but_not_a_wrong_start(
         if fault:
             fake.faults.add("error", **fault)
 
-    monkeypatch.setattr(stripe_reconcile, "sleep", wait)
+    monkeypatch.setattr(command, "sleep", wait)
     code, out, err = run_cli("stripe", "reconcile", "--every", "1h")
     assert code == 130
-    told = [line for line in err.splitlines() if line.endswith("tried again in 1h")]
-    assert len(told) == 1
+    errors = [line for line in err.splitlines() if "next attempt in 1h" in line]
+    assert len(errors) == 1
     assert out.count("no differences: 1 customers, 1 subscriptions") == 2
 
     fake.faults.add("error", status=401)
     code, _, err = run_cli("stripe", "reconcile", "--every", "1h")
-    assert (code, "tried again" in err) == (1, False)
+    assert (code, "next attempt" in err) == (1, False)
 
 
 @pytest.mark.parametrize("interval", ["soon", "0s", "1"])
-def test_interval_that_is_none_is_refused(fake: FakeStripe, interval: str):
+def test_invalid_interval_is_refused(fake: FakeStripe, interval: str):
     code, _, err = run_cli("stripe", "reconcile", "--every", interval)
     assert code == 2
     assert "such as 1h" in err or "90s" in err

@@ -1,4 +1,4 @@
-"""`pyapp stats`: a page for a person, and keys and numbers for a monitor."""
+"""`pyapp stats`: a page for a person, or JSON for a monitor."""
 
 import json
 import re
@@ -45,9 +45,9 @@ def shown(*arguments: str) -> list[str]:
 
 
 def add_a_bad_day(conn: psycopg.Connection) -> None:
-    """Have somebody blocked, an event failed, and a run ended by a long error.
+    """Add a blocked user, a failed event, a failed run and a payload without partition.
 
-    A payload waits, too, which the server's counters know at once.
+    The server's counters are flushed, so that they count the payload at once.
     """
     user_id = add_user(conn, base_quota=1)
     record_messages(conn, [new_message(request=["x"])], user_id=user_id)
@@ -68,23 +68,23 @@ def add_a_bad_day(conn: psycopg.Connection) -> None:
     conn.execute("SELECT pg_stat_force_next_flush()")
 
 
-def test_an_empty_database_is_told_within_80_columns(conn: psycopg.Connection):
+def test_page_of_an_empty_database_fits_80_columns(conn: psycopg.Connection):
     lines = shown()
 
     assert lines[:7] == [
         "messages a minute    0 in the last minute, 0.00 over the last hour",
         "credits a minute     0.00 in the last minute, 0.00 over the last hour",
         "users                0: 0 subscribed, 0 blocked",
-        "events of Stripe     0 failed",
-        "                     0 in the last hour; none has ever come",
+        "Stripe events        0 failed",
+        "                     0 in the last hour; none received yet",
         "last reconciliation  never",
         "last replay          never",
     ]
-    assert "no index of 1 MB or more is unused" in "\n".join(lines)
+    assert "no unused index of 1 MB or more" in "\n".join(lines)
     assert max(map(len, lines)) <= 80
 
 
-def test_a_bad_day_is_told_within_80_columns(conn: psycopg.Connection):
+def test_page_of_a_bad_day_fits_80_columns(conn: psycopg.Connection):
     add_a_bad_day(conn)
 
     lines = shown()
@@ -94,18 +94,18 @@ def test_a_bad_day_is_told_within_80_columns(conn: psycopg.Connection):
     for line in (
         "messages a minute    1 in the last minute, 0.02 over the last hour",
         "users                1: 0 subscribed, 1 blocked",
-        "events of Stripe     1 failed, the oldest of 3 days ago",
-        "                     1 in the last hour; the last came 3 minutes ago",
+        "Stripe events        1 failed, the oldest from 3 days ago",
+        "                     1 in the last hour; the latest 3 minutes ago",
         "last reconciliation  failed 4 hours ago: 3 differences, 2 repaired",
-        "                     last completed never",
-        "last replay          running, begun 3 minutes ago: 0 events, 0 failed",
-        "payload partitions   this month has none: pyapp db maintain",
-        "                     payloads wait, about 1: pyapp db maintain",
+        "                     last completed: never",
+        "last replay          running, started 3 minutes ago: 0 events, 0 failed",
+        "payload partitions   none for this month; run: pyapp db maintain",
+        "                     about 1 payloads without a partition: pyapp db maintain",
     ):
         assert line in lines
 
 
-def test_payloads_that_a_killed_run_put_aside_are_told(
+def test_payloads_detached_by_a_killed_run_are_reported(
     database: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
     messages = [new_message(request=["x"]) for _ in range(4)]
@@ -117,8 +117,8 @@ def test_payloads_that_a_killed_run_put_aside_are_told(
         maintenance.create_payload_partitions(database)
 
     assert shown()[8:10] == [
-        "                     payloads wait, about 4: pyapp db maintain",
-        "                     some are put aside, and not found until then",
+        "                     about 4 payloads without a partition: pyapp db maintain",
+        "                     some are in app.waiting_payloads, invisible to queries",
     ]
 
 
@@ -147,10 +147,10 @@ def test_json_has_the_promised_keys_and_plain_numbers(conn: psycopg.Connection):
     assert found == {}
 
 
-def test_question_that_takes_too_long_is_left_out_and_named(
+def test_section_that_takes_too_long_is_left_out_and_named(
     conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    """Somebody who changes a table holds up neither the page nor a monitor."""
+    """A session that locks a table delays neither the page nor a monitor."""
     monkeypatch.setattr(command, "MILLISECONDS", 20)
     with conn.transaction():
         conn.execute("LOCK TABLE app.users, app.sessions IN ACCESS EXCLUSIVE MODE")
@@ -160,13 +160,13 @@ def test_question_that_takes_too_long_is_left_out_and_named(
     found = json.loads(line)
     assert found["users"] is None
     assert found["tables"] is None
-    # Of the others, a busy machine may leave some unanswered, too.
+    # A busy machine can leave other sections unanswered, too.
     assert {"users", "tables"} <= set(found["unanswered"]) < set(command.QUESTIONS)
     assert f"users                {command.LATE}" in lines
 
 
-def test_it_waits_for_nobody_and_holds_up_nobody(conn: psycopg.Connection):
-    """Writers keep their locks, and none of its own outlives its question."""
+def test_stats_neither_waits_for_locks_nor_keeps_any(conn: psycopg.Connection):
+    """A writer's open transaction delays nothing; no lock outlives its query."""
     with conn.transaction():
         add_user(conn)
         assert any("0 subscribed" in line for line in shown())
@@ -174,7 +174,7 @@ def test_it_waits_for_nobody_and_holds_up_nobody(conn: psycopg.Connection):
         conn.execute("LOCK TABLE app.users IN ACCESS EXCLUSIVE MODE")
 
 
-def test_a_database_without_the_schema_names_the_command_that_helps(
+def test_a_missing_schema_names_the_command_to_run(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DATABASE_URL", empty_database)
@@ -182,12 +182,12 @@ def test_a_database_without_the_schema_names_the_command_that_helps(
     code, out, err = run_cli("stats")
 
     assert (code, out) == (1, "")
-    assert err.endswith("bring the schema up by: pyapp db migrate\n")
+    assert err.endswith("run: pyapp db migrate\n")
 
 
-def test_promised_keys_are_those_of_the_documentation():
+def test_promised_keys_are_documented():
     text = PAGE.read_text(encoding="utf-8")
-    told = set(re.findall(r"`([a-z_]+)`", text.partition("For a monitor")[2]))
+    documented = set(re.findall(r"`([a-z_]+)`", text.partition("For a monitor")[2]))
 
     keys = {name for names in KEYS.values() if names for name in names.split()}
-    assert KEYS.keys() | keys <= told
+    assert KEYS.keys() | keys <= documented

@@ -1,4 +1,4 @@
-"""`pyapp stripe`: what it shows of the inbox, tries again, and empties."""
+"""`pyapp stripe`: list, retry, replay and prune events."""
 
 import re
 import time
@@ -22,7 +22,7 @@ CREATED = "customer.subscription.created"
 def world(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StripeWorld]:
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("STRIPE_SECRET_KEY", "")
-    # Of what lies more than 30 days back nothing can be replayed.
+    # Events older than 30 days cannot be replayed.
     with stripe_world(database, start=int(time.time()) - 60) as running:
         running.fake.add_price("price_bad")
         yield running
@@ -46,7 +46,7 @@ def repair(world: StripeWorld) -> None:
     world.conn.execute("ALTER TABLE app.users DROP CONSTRAINT no_bad_price")
 
 
-def test_events_are_shown_the_newest_first_or_only_the_failed(world: StripeWorld):
+def test_events_are_listed_newest_first_or_only_failed_ones(world: StripeWorld):
     assert run_cli("stripe", "events") == (0, "there are no events\n", "")
     add_failed_event(world)
 
@@ -71,13 +71,13 @@ def test_events_are_shown_the_newest_first_or_only_the_failed(world: StripeWorld
     assert [row.split() for row in failed] == [rows[0].split()]
 
 
-def test_what_an_event_holds_does_not_steer_the_terminal(world: StripeWorld):
+def test_text_of_an_event_cannot_control_the_terminal(world: StripeWorld):
     world.send("\x1b[2Jmoon", {"id": "x_1", "object": "x"}, id="evt_\x1b[1m")
 
     assert "\x1b" not in run_cli("stripe", "events")[1]
 
 
-def test_retry_fails_while_an_event_still_does(world: StripeWorld):
+def test_retry_exits_with_1_while_an_event_fails(world: StripeWorld):
     assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
     add_failed_event(world)
 
@@ -94,7 +94,7 @@ def test_retry_fails_while_an_event_still_does(world: StripeWorld):
     assert world.row("sub_1").price_id == "price_bad"
 
 
-def test_replay_tells_in_a_line_what_became_of_lost_events(
+def test_replay_sums_up_the_results_in_one_line(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     assert run_cli("stripe", "replay")[::2] == (
@@ -120,7 +120,7 @@ def test_replay_tells_in_a_line_what_became_of_lost_events(
     assert run_cli("stripe", "replay") == (0, summary, "")
 
 
-def test_replay_of_what_stripe_keeps_no_more_is_refused_in_a_line(
+def test_replay_beyond_30_days_is_refused_in_one_line(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
@@ -130,7 +130,7 @@ def test_replay_of_what_stripe_keeps_no_more_is_refused_in_a_line(
     assert len(err.splitlines()) == 1
 
 
-def test_prune_empties_what_is_done_and_old_enough(
+def test_prune_deletes_payloads_of_old_events_that_have_not_failed(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("pyapp.cli.stripe.BATCH", 2)
@@ -147,8 +147,8 @@ def test_prune_empties_what_is_done_and_old_enough(
         assert (code, err) == (0, "")
         return out
 
-    assert prune() == "emptied the payloads of 0 events\n"
-    assert prune("--older-than", "36h") == "emptied the payloads of 4 events\n"
+    assert prune() == "deleted the payloads of 0 events\n"
+    assert prune("--older-than", "36h") == "deleted the payloads of 4 events\n"
     kept = world.conn.execute(
         "SELECT id FROM app.stripe_events WHERE payload IS NOT NULL ORDER BY id"
     ).fetchall()

@@ -1,4 +1,4 @@
-"""`pyapp import usage`: everything in the log once, whatever happens meanwhile."""
+"""`pyapp import usage` records each model call of a log exactly once."""
 
 import io
 import re
@@ -22,7 +22,7 @@ from tests.support import run_cli
 from tests.usage_import import ADA, ada_id, calls, import_usage, recorded, write_log
 from tests.usage_lines import ANTHROPIC, CHAT, RESPONSE, SESSION, changed
 
-DEVICE = "d0d0d0d0-0000-4000-8000-000000000001"
+FINGERPRINT = "d0d0d0d0-0000-4000-8000-000000000001"
 PYAPP = [sys.executable, "-c", "from pyapp.cli import main; main()"]
 NOTHING_NEW = "nothing new: 0 USD, 0 credits"
 EXAMPLES = sorted(map(str, Path(__file__).parents[1].glob("examples/ada/*.jsonl")))
@@ -40,18 +40,18 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "usage.jsonl"
 
 
-def test_a_log_becomes_messages_and_again_adds_nothing(conn: Connection) -> None:
+def test_a_log_becomes_messages_and_a_repeat_adds_nothing(conn: Connection) -> None:
     first = import_usage(*EXAMPLES, "--at", "2026-11-22")
     messages = recorded(conn)
     again = import_usage(*EXAMPLES, "--at", "now")
 
     assert first == [
         "179 new messages from 2026-09-28 to 2026-11-22: 4.2351 USD, 508.22 credits",
-        "0 already there; lines: 72 repeated, 73 without usage, 0 broken",
+        "0 already recorded; lines: 72 repeated, 73 without usage, 0 broken",
     ]
     assert again == [
         NOTHING_NEW,
-        "179 already there; lines: 72 repeated, 73 without usage, 0 broken",
+        "179 already recorded; lines: 72 repeated, 73 without usage, 0 broken",
     ]
     assert recorded(conn) == messages
     assert f"{sum(m.cost for m in messages):.4f}" == "4.2351"
@@ -68,18 +68,18 @@ def test_a_longer_log_adds_only_what_is_new(conn: Connection, log: Path) -> None
 
 
 def test_a_response_is_recorded_once_it_has_ended(conn: Connection, log: Path) -> None:
-    said = changed(SESSION, timestamp=datetime.now(UTC).isoformat())
-    end = changed(said, message__stop_reason="stop", message__usage__output_tokens=9)
+    begun = changed(SESSION, timestamp=datetime.now(UTC).isoformat())
+    ended = changed(begun, message__stop_reason="stop", message__usage__output_tokens=9)
 
-    new, _, left = import_usage(write_log(log, said))
-    import_usage(write_log(log, said, end))
+    new, _, left = import_usage(write_log(log, begun))
+    import_usage(write_log(log, begun, ended))
 
-    told = "not recorded yet, for they may still be streaming: 1; import again later"
-    assert (new, left) == (NOTHING_NEW, told)
+    reason = "1 not recorded, because they may still be streaming; import again later"
+    assert (new, left) == (NOTHING_NEW, reason)
     assert [message.output_tokens for message in recorded(conn)] == [9]
 
 
-def test_all_shapes_keep_their_time_client_and_request(
+def test_all_formats_keep_their_time_client_and_request(
     conn: Connection, log: Path
 ) -> None:
     file = write_log(log, SESSION, CHAT, RESPONSE, changed(ANTHROPIC, id="msg_2"))
@@ -98,9 +98,7 @@ def test_all_shapes_keep_their_time_client_and_request(
     assert session.client_request_id == SESSION["requestId"]
 
 
-def test_now_is_when_a_response_without_a_time_finished(
-    conn: Connection, log: Path
-) -> None:
+def test_at_now_dates_a_response_without_a_time(conn: Connection, log: Path) -> None:
     import_usage(write_log(log, ANTHROPIC), "--at", "now")
 
     (message,) = recorded(conn)
@@ -119,16 +117,18 @@ def test_credits_carry_the_configured_margin(
     assert message.credits == round(message.cost * 150, 6) > 0
 
 
-def test_a_device_pays_and_is_known_from_its_first_call(
+def test_a_fingerprint_pays_and_is_created_by_its_first_call(
     conn: Connection, log: Path
 ) -> None:
     file = write_log(log, CHAT)
-    payer = ("--fingerprint", DEVICE)
+    payer = ("--fingerprint", FINGERPRINT)
 
     summary, _ = import_usage(file, payer=payer)
-    assert summary.startswith("1 new messages of 2026-05-04: ")
+    assert summary.startswith("1 new messages on 2026-05-04: ")
     assert import_usage(file, payer=payer)[0] == NOTHING_NEW
-    assert [str(m.fingerprint_id) for m in recorded(conn, UUID(DEVICE))] == [DEVICE]
+    assert [str(m.fingerprint_id) for m in recorded(conn, UUID(FINGERPRINT))] == [
+        FINGERPRINT
+    ]
     assert recorded(conn) == []
 
 
@@ -137,8 +137,7 @@ def test_a_terminal_gets_a_progress_bar(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, soft_wrap=True)
-    for module in (command, console):
-        monkeypatch.setattr(module, "stderr", terminal)
+    monkeypatch.setattr(console, "stderr", terminal)
 
     file = write_log(log, *calls(3), "{")
     code, out, _ = run_cli("import", "usage", file, "--user", ADA)
@@ -150,9 +149,7 @@ def test_a_terminal_gets_a_progress_bar(
     assert out.splitlines()[0].startswith("3 new messages")
 
 
-def test_a_broken_line_is_reported_with_its_number_and_the_rest_goes_on(
-    conn: Connection, log: Path
-) -> None:
+def test_a_broken_line_is_reported_with_its_number(conn: Connection, log: Path) -> None:
     unknown = changed(CHAT, model="nope-1", id="x")
     file = write_log(log, SESSION, '{"usage":', CHAT, unknown)
 
@@ -175,14 +172,14 @@ def test_many_broken_lines_are_counted(conn: Connection, log: Path) -> None:
 
     assert code == 1
     assert err.count("\n") == 21
-    assert err.endswith("\nmore broken lines are counted, not shown\n")
+    assert err.endswith("\nfurther broken lines are only counted\n")
     assert "100 broken" in out
 
 
-def test_a_killed_import_keeps_whole_batches_and_goes_on_from_there(
+def test_a_killed_import_keeps_whole_batches_and_can_continue(
     conn: Connection, log: Path
 ) -> None:
-    """Killed for good, when the third batch is recorded and not yet committed."""
+    """It is killed after the third batch is recorded and before it is committed."""
     file = write_log(log, *calls(25))
     kill = f"""if True:
         import os, signal
@@ -210,7 +207,7 @@ def test_a_killed_import_keeps_whole_batches_and_goes_on_from_there(
     assert len(recorded(conn)) == 25
 
 
-def test_an_interrupted_import_says_what_stays_and_how_to_go_on(
+def test_an_interrupted_import_says_how_to_continue(
     conn: Connection, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[RecordedMessages] = []
@@ -229,35 +226,34 @@ def test_an_interrupted_import_says_what_stays_and_how_to_go_on(
 
     assert (code, out) == (130, "")
     assert err == (
-        "stopped: 20 new messages are recorded and stay;"
-        " the same command goes on from there\n"
+        "stopped: 20 new messages were recorded; repeat the command to continue\n"
     )
     assert len(recorded(conn)) == 20
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
         (["none.jsonl"], "error: cannot read none.jsonl: No such file or directory"),
         (["."], "error: . is a folder; name its files: ./*.jsonl"),
     ],
 )
-def test_a_file_that_is_not_there_is_named_before_anything_is_recorded(
+def test_a_missing_file_is_named_before_anything_is_recorded(
     conn: Connection,
     log: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
-    said: str,
+    error: str,
 ) -> None:
     monkeypatch.chdir(log.parent)
 
     result = run_cli("import", "usage", write_log(log, CHAT), *arguments, "--user", ADA)
 
-    assert result == (1, "", said + "\n")
+    assert result == (1, "", error + "\n")
     assert recorded(conn) == []
 
 
-def test_an_unknown_user_is_named_with_the_command_that_creates_him(
+def test_an_unknown_user_is_named_with_the_command_to_create_it(
     conn: Connection, log: Path
 ) -> None:
     file = write_log(log, CHAT)
@@ -271,10 +267,12 @@ def test_an_unknown_user_is_named_with_the_command_that_creates_him(
     assert import_usage(file, payer=("--user", "B@C.DE"))[0].startswith("1 new")
 
 
-def test_the_id_of_a_user_is_no_device(conn: Connection, log: Path) -> None:
-    device = ("--fingerprint", str(ada_id(conn)))
+def test_the_id_of_a_user_is_refused_as_a_fingerprint(
+    conn: Connection, log: Path
+) -> None:
+    payer = ("--fingerprint", str(ada_id(conn)))
 
-    code, _, err = run_cli("import", "usage", write_log(log, CHAT), *device)
+    code, _, err = run_cli("import", "usage", write_log(log, CHAT), *payer)
 
     assert code == 1
     assert err.startswith("error: the fingerprint's id is a user's")
@@ -284,13 +282,13 @@ def test_the_id_of_a_user_is_no_device(conn: Connection, log: Path) -> None:
     "arguments",
     [
         [],
-        ["--user", ADA, "--fingerprint", DEVICE],
+        ["--user", ADA, "--fingerprint", FINGERPRINT],
         ["--fingerprint", "d0"],
         ["--user", ADA, "--at", "yesterday"],
         ["--user", "ada"],
     ],
 )
-def test_it_asks_who_pays_and_when(
+def test_invalid_payer_or_time_is_refused(
     conn: Connection, log: Path, arguments: list[str]
 ) -> None:
     code, out, err = run_cli("import", "usage", write_log(log, CHAT), *arguments)

@@ -1,4 +1,4 @@
-"""`pyapp users`: who can be named to the other commands."""
+"""`pyapp users` adds and lists the users that other commands name."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_users_are_added_and_listed_with_their_ids(
     )
 
 
-def test_an_address_is_added_once(
+def test_an_address_can_be_added_once(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)

@@ -110,7 +110,7 @@ def test_command_whose_session_is_ended_says_so_and_works_again(
 
     result = run_stopped(conn, COMMANDS[command], arguments, end)
 
-    assert_one_line(result, "the database stopped answering: terminating connection")
+    assert_one_line(result, "the database connection was lost: terminating connection")
     assert run_cli(*arguments)[0] == 0
     assert usage_differences(conn) == []
 
@@ -122,7 +122,7 @@ def test_command_whose_connection_is_cut_says_so_and_works_again(
     arguments = words(command, tmp_path)
     result = run_stopped(conn, COMMANDS[command], arguments, lambda _: proxied.cut())
 
-    assert_one_line(result, "the database stopped answering: ")
+    assert_one_line(result, "the database connection was lost: ")
     assert run_cli(*arguments)[0] == 0
     assert usage_differences(conn) == []
 
@@ -152,8 +152,11 @@ def test_answer_that_is_lost_after_the_commit_is_billed_once(
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("statement_timeout", "the database gave this up (canceling statement due to"),
-        ("lock_timeout", "others kept locked what this needs (canceling statement"),
+        ("statement_timeout", "the database canceled this (canceling statement due to"),
+        (
+            "lock_timeout",
+            "another session holds a lock that this needs (canceling statement",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["quota --all", IMPORT])
@@ -209,7 +212,9 @@ def test_database_that_takes_no_changes_is_told(conn: psycopg.Connection):
     statement = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
     conn.execute(statement.format(name, "on"))
 
-    assert_one_line(run_cli("users", "add", "new@example.com"), "takes no changes")
+    assert_one_line(
+        run_cli("users", "add", "new@example.com"), "the database is read-only"
+    )
     assert run_cli("quota", "--all")[0] == 0
 
 

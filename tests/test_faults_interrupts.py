@@ -26,7 +26,7 @@ from tests.usage_import import ADA, calls, write_log
 from tests.waiting import locked, wait_for_waiter
 
 REPOSITORY = Path(__file__).parents[1]
-STOPPED = "error: stopped by Ctrl-C; what was reported as done stays\n"
+STOPPED = "error: stopped by Ctrl-C; work reported as done is kept\n"
 IMPORT = "import usage {log} --user ada@example.com"
 # Each with the table whose lock stops it in its middle.
 COMMANDS = {
@@ -131,7 +131,7 @@ def test_interrupted_command_says_so_and_works_again(
 
         assert (code, out) == (130, "")
         if command == IMPORT:
-            assert err.startswith("stopped: 0 new messages are recorded and stay;")
+            assert err.startswith("stopped: 0 new messages were recorded;")
             assert err.count("\n") == 1
         else:
             assert err == STOPPED

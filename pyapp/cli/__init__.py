@@ -2,17 +2,17 @@
 
 import sys
 
-STOPPED = "stopped by Ctrl-C; what was reported as done stays"
+STOPPED = "stopped by Ctrl-C; work reported as done is kept"
 STOPPED_STATUS = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what a user can act on ends it with one line.
+    """Run the command line; a failure ends it with one line on stderr.
 
-    The status is then 1, or 2 if the line itself was wrong, or 130 after Ctrl-C.
+    The exit status is 1 for an error, 2 for a wrong command line, 130 after Ctrl-C.
     """
     try:
-        # Here, because it takes half a second, in which Ctrl-C may come, too.
+        # Imported here, because Ctrl-C can arrive during this half second, too.
         from pyapp.cli.run import run
 
         run(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""All commands, put together: each module registers its own."""
+"""The command line: each module registers its own commands."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,29 +11,28 @@ from typer.core import TyperGroup
 from pyapp import __version__
 from pyapp.errors import PyappError
 
-# By the first word of a command line: its help, and the modules of its commands. They
-# are imported for that word alone, for what one command needs slows all others down.
+# The help and the modules of each group. A module is imported only if the command line
+# begins with its group, because the imports of one command would slow down all others.
 GROUPS = {
     "db": ("The local server and its schema.", ("db", "schema", "docs")),
-    "import": ("Usage from elsewhere.", ("usage",)),
+    "import": ("Usage logs.", ("usage",)),
     "users": ("Accounts.", ("users",)),
-    "stripe": ("Webhooks and what became of them.", ("stripe", "stripe_reconcile")),
+    "stripe": ("Webhooks, replay and reconciliation.", ("stripe",)),
 }
 COMMANDS = ("doctor", "quota", "stats")
 
-
-# The error of a command line, in whatever module typer keeps it.
+# The base class of command-line errors; typer's versions keep it in other modules.
 _UsageError: Any = typer.BadParameter.__base__
 
 
 class CommandLineError(PyappError):
-    """What was typed is no command, or no value of an option; the status is 2."""
+    """An unknown command or an invalid argument; the exit status is 2."""
 
     exit_code = 2
 
 
 class _Commands(TyperGroup):
-    """All commands; what is wrong with a command line is one line, too."""
+    """Report an invalid command line in one line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _in_one_line():
@@ -57,9 +56,9 @@ def _in_one_line() -> Iterator[None]:
 
 
 def make_app(word: str | None = None) -> typer.Typer:
-    """Return the command line; with *word*, what one that begins with it needs.
+    """Return the command line.
 
-    Every group is listed all the same.
+    With *word*, only the commands of that group are imported; all groups are listed.
     """
     app = typer.Typer(
         cls=_Commands,
@@ -84,15 +83,19 @@ def _register(app: typer.Typer, modules: Iterable[str]) -> None:
         import_module(f"pyapp.cli.{module}").register(app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         typer.echo(f"pyapp {__version__}")
         raise typer.Exit
 
 
 def _root(
     _version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print it."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version.",
     ),
 ) -> None:
-    """Hold the options that come before any command."""
+    """Define the options that come before a command."""

@@ -1,4 +1,4 @@
-"""What commands are told: times, how long, and who is meant."""
+"""Arguments that several commands take: times, durations, ids and users."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -15,14 +15,11 @@ _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class ArgumentError(PyappError):
-    """An argument names what is not there; the message says what to do."""
+    """An argument names something that does not exist; the message says what to do."""
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Return the time in UTC that *text* means: ISO 8601 or `now`.
-
-    A time without a zone is taken to be in UTC.
-    """
+    """Return the time in UTC: ISO 8601 or `now`; without a zone it is UTC."""
     if text is None:
         return None
     if text == "now":
@@ -32,41 +29,41 @@ def parse_time(text: str | None) -> datetime | None:
         return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is not a time: write 2026-02-28T14:30 (in UTC), or now"
+            f"invalid time {text!r}: write 2026-02-28T14:30 (in UTC), or now"
         ) from None
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return how long *text* is: a whole number of days, hours, minutes or seconds."""
+    """Return the duration: a whole number of days, hours, minutes or seconds."""
     found = re.fullmatch(r"(\d{1,5})([dhms])", text, re.ASCII)
     if found is None:
         raise typer.BadParameter(
-            f"{text!r} is no duration: write it as 90d, 12h, 30m or 90s"
+            f"invalid duration {text!r}: write it as 90d, 12h, 30m or 90s"
         )
     return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
 
 
 def parse_id(text: str) -> UUID | None:
-    """Return the UUID that *text* is, or None."""
+    """Return *text* as a UUID, or None if it is not one."""
     try:
         return UUID(text)
     except ValueError:
         return None
 
 
-def find_user(conn: Connection[Any], who: str) -> User:
-    """Return the user with *who* as e-mail or id.
+def find_user(conn: Connection[Any], user: str) -> User:
+    """Return the user with this e-mail address or id.
 
     Raises:
-        ArgumentError: there is none.
-        UserNotFoundError: there is none with this id.
+        ArgumentError: no user has this address.
+        UserNotFoundError: no user has this id.
     """
-    user_id = parse_id(who)
+    user_id = parse_id(user)
     if user_id is not None:
         return get_user(conn, user_id=user_id)
-    if "@" not in who:
-        raise typer.BadParameter(f"{who!r} is neither an e-mail address nor a UUID")
-    user = find_user_by_email(conn, email=who)
-    if user is None:
-        raise ArgumentError(f"no user {who}; create one with: pyapp users add {who}")
-    return user
+    if "@" not in user:
+        raise typer.BadParameter(f"{user!r} is neither an e-mail address nor a UUID")
+    found = find_user_by_email(conn, email=user)
+    if found is None:
+        raise ArgumentError(f"no user {user}; create one with: pyapp users add {user}")
+    return found

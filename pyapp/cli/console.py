@@ -1,13 +1,27 @@
-"""What every command prints with: plain text when it is not a terminal."""
+"""Output of the commands: lines, questions, tables and progress bars."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from pyapp.cli.text import printable
+from pyapp.cli.logs import printable
 
-# Paths and addresses may hold brackets and colons; here they are text, not markup.
+if TYPE_CHECKING:
+    from pyapp.stripe_sync import Progress
+
+Row = Sequence[str]
+PAGE = 500
+_GAP = "  "
+
+# Paths and URLs can contain brackets and colons, which rich would read as markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-# What is not the answer: progress, and what could not be read.
+# Progress and warnings, so that stdout contains the answer only.
 stderr = Console(
     markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True
 )
@@ -19,14 +33,122 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Print one line about the answer, where it is not taken for one."""
+    """Print one line to stderr."""
     stderr.print(printable(line))
 
 
 def confirmed(question: str) -> bool:
-    """Ask; where nobody can answer, the answer is no."""
+    """Ask; without a terminal the answer is no."""
     try:
         return typer.confirm(question)
-    except typer.Abort:  # no terminal
+    except typer.Abort:
         say("")
         return False
+
+
+def print_table(
+    header: Row,
+    rows: Iterable[Row],
+    *,
+    numbers: Collection[str] = (),
+    style: Callable[[Row], str | None] = lambda _: None,
+    is_fitted: bool = False,
+) -> None:
+    """Print *rows* in columns; those named in *numbers* are aligned to the right.
+
+    Rows are printed in pages, so that memory stays flat; a later page can widen a
+    column and narrows none. With *is_fitted*, the first column is cut to the width that
+    a terminal has left.
+    """
+    remaining = ([printable(cell) for cell in row] for row in rows)
+    widths = [0] * len(header)
+    page: list[Row] = [header, *islice(remaining, PAGE)]
+    while page:
+        widths = [
+            max(width, *map(cell_len, column))
+            for width, *column in zip(widths, *page, strict=True)
+        ]
+        fitted = _fit(widths, cell_len(header[0])) if is_fitted else widths
+        for row in page:
+            line = _align(row, header, fitted, numbers)
+            console.print(line, style="bold" if row is header else style(row))
+        page = list(islice(remaining, PAGE))
+
+
+def _fit(widths: list[int], least: int) -> list[int]:
+    if not console.is_terminal:
+        return widths
+    first, *others = widths
+    room = console.width - sum(len(_GAP) + width for width in others)
+    return [min(first, max(room, least)), *others]
+
+
+def _align(row: Row, header: Row, widths: list[int], numbers: Collection[str]) -> str:
+    first = row[0]
+    if cell_len(first) > widths[0]:
+        first = set_cell_size(first, widths[0] - 1) + "\N{HORIZONTAL ELLIPSIS}"
+    cells = [
+        cell.rjust(width) if title in numbers else set_cell_size(cell, width)
+        for title, cell, width in zip(header, (first, *row[1:]), widths, strict=True)
+    ]
+    return _GAP.join(cells).rstrip()
+
+
+@contextmanager
+def show_bytes(files: list[Path]) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a bar; the files are read twice.
+
+    Without a terminal there is no bar.
+    """
+    if not stderr.is_terminal:
+        yield lambda _: None
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.BarColumn(bar_width=40),
+        bars.TaskProgressColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=stderr, transient=True) as bar:
+        sizes = [path.stat().st_size for path in files if path.is_file()]
+        # The length of a pipe is not known.
+        total = 2 * sum(sizes) if len(sizes) == len(files) else None
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def show_objects() -> Iterator[Callable[["Progress"], None] | None]:
+    """Yield a function that shows how many Stripe objects a run has read.
+
+    Without a terminal it is None.
+    """
+    if not stderr.is_terminal:
+        yield None
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(bar_width=30),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[rate]}"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=stderr, transient=True) as bar:
+        tasks: dict[str, bars.TaskID] = {}
+
+        def show(progress: "Progress") -> None:
+            kind = progress.object_type
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(kind, rate="")
+            speed = bar.tasks[tasks[kind]].speed
+            bar.update(
+                tasks[kind],
+                completed=progress.seen,
+                total=progress.expected,
+                rate=f"{speed:,.0f}/s" if speed else "",
+            )
+
+        yield show

@@ -1,7 +1,7 @@
-"""What the commands log, on stderr: as text or as JSON, one record a line.
+"""Logs of the commands on stderr: one record a line, as text or as JSON.
 
-The records are those of the loggers under `pyapp`; what they carry beside their text,
-such as `migration` or `seconds`, follows it by name.
+The extra fields of a record of `pyapp`, such as `migration` or `seconds`, follow its
+message by name.
 """
 
 import json
@@ -13,25 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from pyapp._core.config import LogFormat, load_log_format
-from pyapp.cli.text import printable
 from pyapp.errors import ConfigError
 
-# What every record has; all else was given by who logs.
-_USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message"}
+# The attributes of every record; all others are extra fields.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message"}
 _PACKAGE = "pyapp"
+
+
+def printable(text: str) -> str:
+    """Return *text* with control characters replaced, so that a terminal is safe."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = (f"{name}={value}" for name, value in _fields(record))
-        parts = (_moment(record), record.levelname, record.getMessage(), *fields)
+        parts = (_time_of(record), record.levelname, record.getMessage(), *fields)
         return printable(" ".join(parts))
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         whole = {
-            "at": _moment(record),
+            "at": _time_of(record),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -40,14 +44,14 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(whole, default=str)
 
 
-def start_logging(otherwise: LogFormat | None = None) -> None:
-    """Log in the format of PYAPP_LOG, else in *otherwise*, else not at all."""
-    chosen = otherwise
-    # Whoever needs the configuration says what is wrong with it.
+def start_logging(default: LogFormat | None = None) -> None:
+    """Log in the format of PYAPP_LOG, else in *default*, else not at all."""
+    chosen = default
+    # A command that needs the configuration reports the error.
     with suppress(ConfigError):
-        chosen = load_log_format() or otherwise
+        chosen = load_log_format() or default
     if chosen is None:
-        # What it goes on after it would print, beside the command's own line.
+        # Otherwise psycopg's warnings would go to stderr.
         logging.getLogger("psycopg").addHandler(logging.NullHandler())
         return
     handler = logging.StreamHandler()
@@ -58,19 +62,19 @@ def start_logging(otherwise: LogFormat | None = None) -> None:
 
 
 def is_logging_json() -> bool:
-    """Say whether stderr is for records in JSON, and for nothing else."""
+    """Return True if stderr contains records in JSON only."""
     return any(isinstance(h.formatter, _JsonFormatter) for h in logging.root.handlers)
 
 
-def _moment(record: logging.LogRecord) -> str:
+def _time_of(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat("T", "milliseconds")
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
     if record.name.partition(".")[0] == _PACKAGE:
-        yield from ((k, v) for k, v in vars(record).items() if k not in _USUAL)
+        yield from ((k, v) for k, v in vars(record).items() if k not in _STANDARD)
     if record.exc_info and record.exc_info[0]:
-        # Its text may quote a row; its kind and its place do not.
+        # Its message can quote a row; its class and place cannot.
         kind, _, trace = record.exc_info
         yield "exception", kind.__name__
         while trace and trace.tb_next:

@@ -1,4 +1,4 @@
-"""One run of a command line, from its words to its status."""
+"""Run one command line, and turn each failure into a line and an exit status."""
 
 import io
 import logging
@@ -6,34 +6,70 @@ import sys
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg import errors
 
 from pyapp.cli import STOPPED, STOPPED_STATUS
-from pyapp.cli.failures import explain
-from pyapp.cli.logs import is_logging_json, start_logging
-from pyapp.cli.text import printable
+from pyapp.cli.logs import is_logging_json, printable, start_logging
 from pyapp.errors import MissingExtraError, PyappError
 
 if TYPE_CHECKING:
     import typer
 
-# Characters of an error; what was typed may be of any length.
-_MOST = 500
+# Longer messages are cut: they can quote an argument of any length.
+_MAX_LENGTH = 500
+
+_MIGRATE = "{reason}; run: pyapp db migrate"
+_CONFLICT = "a concurrent transaction changed the same rows ({reason}): run it again"
+# Subclasses come before their base classes.
+_MEANINGS: tuple[tuple[type[psycopg.Error], str], ...] = (
+    (
+        errors.InsufficientPrivilege,
+        "the role of DATABASE_URL lacks a privilege: {reason}",
+    ),
+    (errors.InvalidSchemaName, _MIGRATE),
+    (errors.UndefinedColumn, _MIGRATE),
+    (errors.UndefinedFunction, _MIGRATE),
+    (errors.UndefinedTable, _MIGRATE),
+    (
+        errors.DiskFull,
+        "the database's disk is full ({reason}): free some space and run it again",
+    ),
+    (
+        errors.LockNotAvailable,
+        "another session holds a lock that this needs ({reason}): run it again",
+    ),
+    (
+        errors.QueryCanceled,
+        "the database canceled this ({reason}): run it again at a quieter time",
+    ),
+    (errors.DeadlockDetected, _CONFLICT),
+    (errors.SerializationFailure, _CONFLICT),
+    (
+        errors.ReadOnlySqlTransaction,
+        "the database is read-only ({reason}): is it a standby?",
+    ),
+    (
+        errors.IdleInTransactionSessionTimeout,
+        "the database ended the session ({reason}): run it again",
+    ),
+    (psycopg.OperationalError, "the database connection was lost: {reason}"),
+)
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command line; what a user can act on ends it with one line."""
+    """Run the command line; only bugs end it with a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does it with what its encoding has not.
+        # Escape characters that its encoding lacks, as stderr does by default.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         start_logging()
-        _app(arguments)(arguments, prog_name="pyapp")
+        _load_app(arguments)(arguments, prog_name="pyapp")
     except KeyboardInterrupt:
-        _end_interrupted()
+        _fail(STOPPED, STOPPED_STATUS)
     except SystemExit as exc:
-        # typer makes it of a Ctrl-C, and says nothing.
+        # typer turns KeyboardInterrupt into SystemExit and prints nothing.
         if isinstance(getattr(exc.__context__, "__cause__", None), KeyboardInterrupt):
-            _end_interrupted()
+            _fail(STOPPED, STOPPED_STATUS)
         raise
     except PyappError as exc:
         for note in getattr(exc, "__notes__", ()):
@@ -48,7 +84,19 @@ def run(arguments: list[str]) -> None:
         _fail(meaning)
 
 
-def _app(arguments: list[str]) -> "typer.Typer":
+def explain(error: psycopg.Error) -> str | None:
+    """Return a line that says what to do about *error*, or None for a bug in pyapp.
+
+    The line quotes the first line of the server's message, which contains no row.
+    """
+    lines = (error.diag.message_primary or str(error)).strip().splitlines()
+    for error_class, meaning in _MEANINGS:
+        if isinstance(error, error_class):
+            return meaning.format(reason=lines[0] if lines else type(error).__name__)
+    return None
+
+
+def _load_app(arguments: list[str]) -> "typer.Typer":
     try:
         from pyapp.cli.app import make_app
 
@@ -59,16 +107,12 @@ def _app(arguments: list[str]) -> "typer.Typer":
         raise
 
 
-def _end_interrupted() -> None:
-    _fail(STOPPED, STOPPED_STATUS)
-
-
-def _fail(message: str, code: int = 1) -> None:
+def _fail(message: str, status: int = 1) -> None:
     message = printable(" ".join(message.splitlines()))
-    if len(message) > _MOST:
-        message = f"{message[:_MOST]}..."
+    if len(message) > _MAX_LENGTH:
+        message = f"{message[:_MAX_LENGTH]}..."
     if is_logging_json():
         logging.getLogger("pyapp.cli").error("failed", extra={"error": message})
     else:
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(status)

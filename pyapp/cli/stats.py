@@ -1,4 +1,4 @@
-"""`pyapp stats`: what an operator asks first, for a person or for a monitor."""
+"""`pyapp stats`: the state of the database, for a person or for a monitor."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,35 +11,35 @@ from typing import Annotated, Any
 import psycopg
 import typer
 
-from pyapp import stats as ask
+from pyapp import stats as queries
 from pyapp._core.connection import connect
-from pyapp.cli.console import console, say
-from pyapp.cli.text import printable
+from pyapp.cli.console import console, print_table, say
+from pyapp.cli.logs import printable
 
 Connection = psycopg.Connection[Any]
 # The sections of the answer, in their order.
 QUESTIONS: dict[str, Callable[[Connection], Any]] = {
-    "messages": ask.get_message_rates,
-    "users": ask.get_user_counts,
-    "events": ask.get_inbox_counts,
-    "reconcile": partial(ask.find_last_run, kind="reconcile"),
-    "replay": partial(ask.find_last_run, kind="replay"),
-    "payloads": ask.get_payload_months,
-    "server": ask.get_server_state,
-    "tables": ask.list_table_sizes,
-    "unused_indexes": ask.list_unused_indexes,
+    "messages": queries.get_message_rates,
+    "users": queries.get_user_counts,
+    "events": queries.get_inbox_counts,
+    "reconcile": partial(queries.find_last_run, kind="reconcile"),
+    "replay": partial(queries.find_last_run, kind="replay"),
+    "payloads": queries.get_payload_months,
+    "server": queries.get_server_state,
+    "tables": queries.list_table_sizes,
+    "unused_indexes": queries.list_unused_indexes,
 }
-# Unused indexes below it are no matter, and shown to a monitor only.
+# Smaller unused indexes are shown with --json only.
 LARGE = 1 << 20
 MILLISECONDS = 1000
 _WIDTH = 21
 _ERROR_WIDTH = 80 - _WIDTH
-LATE = "not answered in time: give it more --within SECONDS"
+LATE = "not answered in time; allow more by --within SECONDS"
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """What was asked at a moment; `unanswered` took longer than it might."""
+    """The results of all sections; those of `unanswered` took too long."""
 
     at: datetime
     found: dict[str, Any]
@@ -68,7 +68,7 @@ def stats(
             metavar="SECONDS",
             min=1,
             max=3600,
-            help="Leave a question unanswered that takes longer.",
+            help="Leave out a section whose query takes longer.",
         ),
     ] = 10,
 ) -> None:
@@ -81,19 +81,23 @@ def stats(
     for line in _lines(answers):
         style = "red" if line.is_bad else None
         console.print(f"{line.label:<{_WIDTH}}{line.text}", style=style)
-    for text in _tables(answers):
-        say(text)
+    for name, print_section in (("tables", _sizes), ("unused_indexes", _unused)):
+        say("")
+        if name in answers.unanswered:
+            say(f"{name.replace('_', ' '):<{_WIDTH}}{LATE}")
+        else:
+            print_section(answers)
 
 
 def _ask_all(conn: Connection, milliseconds: int) -> _Answers:
-    """Ask each question in a transaction of its own, which holds up nobody."""
+    """Run each query in its own short, read-only transaction."""
     conn.autocommit = True
     conn.read_only = True
     answers = _Answers(datetime.now(UTC), {}, [])
     for name, question in QUESTIONS.items():
         try:
             with conn.transaction():
-                ask.limit_time(conn, milliseconds=milliseconds)
+                queries.limit_time(conn, milliseconds=milliseconds)
                 answers.found[name] = question(conn)
         except psycopg.errors.QueryCanceled:
             answers.found[name] = None
@@ -113,7 +117,7 @@ def _as_object(answers: _Answers) -> dict[str, Any]:
 
 
 def _exact(value: Any) -> Any:
-    # A rate is no bill: a monitor compares it as a number.
+    # A monitor compares rates as numbers; exactness does not matter here.
     if isinstance(value, Decimal):
         return float(value)
     return value.isoformat()
@@ -136,7 +140,7 @@ def _lines(answers: _Answers) -> Iterator[_Line]:
             yield from part(answers.found[name], answers.at)
 
 
-def _messages(found: ask.MessageRates, _: datetime) -> Iterator[_Line]:
+def _messages(found: queries.MessageRates, _: datetime) -> Iterator[_Line]:
     for label, minute, hour in (
         ("messages a minute", f"{found.minute_messages:,}", found.hour_messages / 60),
         ("credits a minute", f"{found.minute_credits:,.2f}", found.hour_credits / 60),
@@ -146,117 +150,114 @@ def _messages(found: ask.MessageRates, _: datetime) -> Iterator[_Line]:
         )
 
 
-def _users(found: ask.UserCounts, _: datetime) -> Iterator[_Line]:
+def _users(found: queries.UserCounts, _: datetime) -> Iterator[_Line]:
     yield _Line(
         "users",
         f"{found.users:,}: {found.subscribed:,} subscribed, {found.blocked:,} blocked",
     )
 
 
-def _events(found: ask.InboxCounts, now: datetime) -> Iterator[_Line]:
+def _events(found: queries.InboxCounts, now: datetime) -> Iterator[_Line]:
     failed = f"{found.failed:,} failed"
     if found.oldest_failed_at:
-        failed += f", the oldest of {_ago(now, found.oldest_failed_at)}"
-    yield _Line("events of Stripe", failed, found.failed > 0)
+        failed += f", the oldest from {_ago(now, found.oldest_failed_at)}"
+    yield _Line("Stripe events", failed, found.failed > 0)
     last = found.last_received_at
-    came = f"the last came {_ago(now, last)}" if last else "none has ever come"
-    yield _Line("", f"{found.hour_received:,} in the last hour; {came}")
+    latest = f"the latest {_ago(now, last)}" if last else "none received yet"
+    yield _Line("", f"{found.hour_received:,} in the last hour; {latest}")
 
 
-def _reconcile(run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
+def _reconcile(run: queries.LastRun | None, now: datetime) -> Iterator[_Line]:
     found, repaired = (run.differences, run.repaired) if run else (0, 0)
     counts = f"{found:,} differences, {repaired:,} repaired"
     yield from _run("last reconciliation", run, counts, now)
 
 
-def _replay(run: ask.LastRun | None, now: datetime) -> Iterator[_Line]:
+def _replay(run: queries.LastRun | None, now: datetime) -> Iterator[_Line]:
     counts = run.counts if run else {}
     seen, failed = counts.get("seen", 0), counts.get("failed", 0)
     yield from _run("last replay", run, f"{seen:,} events, {failed:,} failed", now)
 
 
 def _run(
-    label: str, run: ask.LastRun | None, counts: str, now: datetime
+    label: str, run: queries.LastRun | None, counts: str, now: datetime
 ) -> Iterator[_Line]:
     if run is None:
         yield _Line(label, "never")
         return
     moment = run.finished_at or run.started_at
-    begun = "" if run.finished_at else ", begun"
+    started = "" if run.finished_at else ", started"
     is_failed = run.outcome == "failed"
-    yield _Line(label, f"{run.outcome}{begun} {_ago(now, moment)}: {counts}", is_failed)
+    yield _Line(
+        label, f"{run.outcome}{started} {_ago(now, moment)}: {counts}", is_failed
+    )
     if is_failed:
         error = printable(run.last_error or "")
         is_long = len(error) > _ERROR_WIDTH
         yield _Line("", f"{error[: _ERROR_WIDTH - 3]}..." if is_long else error, True)
     if run.outcome != "completed":
         last = run.last_completed_at
-        yield _Line("", f"last completed {_ago(now, last) if last else 'never'}")
+        yield _Line("", f"last completed: {_ago(now, last) if last else 'never'}")
 
 
-def _payloads(found: ask.PayloadMonths, _: datetime) -> Iterator[_Line]:
+def _payloads(found: queries.PayloadMonths, _: datetime) -> Iterator[_Line]:
     ahead = found.months_ahead
-    months = (
-        "this month has none: pyapp db maintain"
-        if ahead < 0
-        else "1 month ahead"
-        if ahead == 1
-        else f"{ahead} months ahead"
-    )
-    since = f", {found.oldest_month:%Y-%m} the oldest" if found.oldest_month else ""
+    if ahead < 0:
+        months = "none for this month; run: pyapp db maintain"
+    else:
+        months = f"{ahead} month{'' if ahead == 1 else 's'} ahead"
+    since = f", the oldest {found.oldest_month:%Y-%m}" if found.oldest_month else ""
     yield _Line("payload partitions", f"{months}{since}", ahead < 1)
     if found.has_default_rows or found.has_waiting_table:
-        many = f", about {found.estimated_waiting:,}" if found.estimated_waiting else ""
-        yield _Line("", f"payloads wait{many}: pyapp db maintain", True)
+        count = f"about {n:,} " if (n := found.estimated_waiting) else ""
+        yield _Line("", f"{count}payloads without a partition: pyapp db maintain", True)
     if found.has_waiting_table:
-        yield _Line("", "some are put aside, and not found until then", True)
+        yield _Line("", "some are in app.waiting_payloads, invisible to queries", True)
     if found.has_retired_table:
-        yield _Line("", "a month is half retired: pyapp db maintain", True)
+        yield _Line("", "retiring a month was interrupted: pyapp db maintain", True)
 
 
-def _server(found: ask.ServerState, now: datetime) -> Iterator[_Line]:
+def _server(found: queries.ServerState, now: datetime) -> Iterator[_Line]:
     oldest = found.oldest_transaction_at
     since = f"; oldest transaction {_span(now, oldest)}" if oldest else ""
-    waiting = f"; {found.waiting} wait for a lock" if found.waiting else ""
+    waiting = f"; {found.waiting} waiting for a lock" if found.waiting else ""
     yield _Line(
         "connections",
-        f"{found.connections} of at most {found.max_connections}{waiting}{since}",
+        f"{found.connections} of {found.max_connections}{waiting}{since}",
         found.waiting > 0,
     )
     yield _Line("server", f"up for {_span(now, found.started_at)}")
 
 
-def _tables(answers: _Answers) -> Iterator[str]:
-    for name, table in (("tables", _sizes), ("unused_indexes", _unused)):
-        yield ""
-        if name in answers.unanswered:
-            yield f"{name.replace('_', ' '):<{_WIDTH}}{LATE}"
-        else:
-            yield from table(answers)
+def _sizes(answers: _Answers) -> None:
+    tables: list[queries.TableSize] = answers.found["tables"]
+    print_table(
+        ("table", "rows, about", "size", "indexes"),
+        (
+            (
+                table.name,
+                f"{table.estimated_rows:,}",
+                _size(table.table_bytes),
+                _size(table.index_bytes),
+            )
+            for table in tables
+        ),
+        numbers=("rows, about", "size", "indexes"),
+    )
 
 
-def _sizes(answers: _Answers) -> Iterator[str]:
-    tables: list[ask.TableSize] = answers.found["tables"]
-    yield f"{'table':<30}{'rows, about':>16}{'table':>12}{'indexes':>12}"
-    for table in tables:
-        yield (
-            f"{table.name:<30}{table.estimated_rows:>16,}"
-            f"{_size(table.table_bytes):>12}{_size(table.index_bytes):>12}"
-        )
-
-
-def _unused(answers: _Answers) -> Iterator[str]:
-    indexes: list[ask.UnusedIndex] = answers.found["unused_indexes"]
-    server: ask.ServerState | None = answers.found["server"]
+def _unused(answers: _Answers) -> None:
+    indexes: list[queries.UnusedIndex] = answers.found["unused_indexes"]
+    server: queries.ServerState | None = answers.found["server"]
     counted = server and server.counted_since
     since = f" since {counted.astimezone(UTC):%Y-%m-%d}" if counted else ""
-    large = [index for index in indexes if index.bytes >= LARGE]
-    if not large:
-        yield f"no index of {_size(LARGE)} or more is unused{since}"
-        return
-    yield f"{f'unused index{since}':<58}{'size':>12}"
-    for index in large:
-        yield f"{index.name:<58}{_size(index.bytes):>12}"
+    large = [
+        (index.name, _size(index.bytes)) for index in indexes if index.bytes >= LARGE
+    ]
+    if large:
+        print_table((f"unused index{since}", "size"), large, numbers=("size",))
+    else:
+        say(f"no unused index of {_size(LARGE)} or more{since}")
 
 
 def _ago(now: datetime, moment: datetime) -> str:
@@ -264,7 +265,7 @@ def _ago(now: datetime, moment: datetime) -> str:
 
 
 def _span(now: datetime, moment: datetime) -> str:
-    """Return the time from *moment* to *now* in its largest unit, never less than 0."""
+    """Return the time from *moment* to *now* in its largest unit, at least 0."""
     seconds = max(0, int((now - moment).total_seconds()))
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length:
@@ -273,7 +274,7 @@ def _span(now: datetime, moment: datetime) -> str:
 
 
 def _size(count: int) -> str:
-    """Return *count* bytes as PostgreSQL writes them: a kB is 1024 of them."""
+    """Return *count* bytes in the units of pg_size_pretty: 1 kB is 1024 bytes."""
     size, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while size >= 1000 and unit != "TB":

@@ -1,24 +1,31 @@
-"""`pyapp stripe`: the endpoint for webhooks, and the inbox behind it."""
+"""`pyapp stripe`: serve webhooks, show events, retry, replay, prune, reconcile."""
 
 import signal
 import socket
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from time import sleep
 from typing import Annotated
 
+import psycopg
 import typer
 from stripe import StripeClient
 
 from pyapp._core.config import Settings, load_settings
 from pyapp._core.connection import connect, pool
 from pyapp.cli.arguments import ArgumentError, parse_duration
-from pyapp.cli.console import say
+from pyapp.cli.console import print_table, say, show_objects, warn
 from pyapp.cli.logs import start_logging
-from pyapp.cli.stripe_progress import show_progress
-from pyapp.cli.text import printable
-from pyapp.errors import ConfigError, MissingExtraError
-from pyapp.stripe_sync import Outcome, make_client, replay_events
+from pyapp.cli.run import explain
+from pyapp.errors import ConfigError, MissingExtraError, PyappError
+from pyapp.stripe_sync import (
+    Difference,
+    Outcome,
+    Reconciliation,
+    make_client,
+    replay_events,
+)
 from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
@@ -27,25 +34,38 @@ from pyapp.stripe_sync.events import (
     list_failed_events,
 )
 from pyapp.stripe_sync.inbox import Result
+from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 from pyapp.stripe_sync.retry import retry_failed_events
 
 BATCH = 1000
+# The exit status of a dry run that finds differences; 1 is for errors.
+DIFFERENT = 3
+# Differences listed one by one; the table counts all.
+LISTED = 20
+
+_DIFFERENCES = {
+    "missing_here": "in Stripe, not in the database",
+    "missing_there": "in the database, not in Stripe",
+    "status": "another status",
+    "price": "another price",
+    "period": "another period",
+    "created_at": "another creation date",
+    "unlinked": "customer linked to no user, or to another one",
+    "unknown_price": "price without a plan",
+}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(serve)
-    app.command()(events)
-    app.command()(retry)
-    app.command()(replay)
-    app.command()(prune)
+    """Add the commands to `pyapp stripe`."""
+    for command in (serve, events, retry, replay, prune, reconcile):
+        app.command()(command)
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
 ) -> None:
-    """Take Stripe's deliveries at /stripe/webhook until told to stop."""
+    """Serve Stripe's webhooks at /stripe/webhook until SIGTERM or Ctrl-C."""
     try:
         import uvicorn  # noqa: F401
 
@@ -58,7 +78,7 @@ def serve(
     settings = load_settings()
     if not settings.stripe_webhook_secrets:
         raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
-    client = _client(settings)
+    client = _make_client(settings)
     start_logging("text")
     _check_address(host, port)
     with pool(settings.database_url) as connections:
@@ -68,7 +88,7 @@ def serve(
             client,
             livemode=find_livemode(settings),
         )
-        # The server raises the signal again once it has stopped; that is no failure.
+        # The server raises the signal again after its shutdown, which is no failure.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
         server.serve(app, host, port)
@@ -76,39 +96,33 @@ def serve(
 
 def events(
     failed: Annotated[
-        bool, typer.Option("--failed", help="Those to try again, the oldest first.")
+        bool, typer.Option("--failed", help="Only failed events, oldest first.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
 ) -> None:
-    """Show what was delivered and what became of it."""
+    """List received events and their status, newest first."""
     with connect() as conn:
         rows = (list_failed_events if failed else list_events)(conn, limit=limit)
     if not rows:
         say("there are no failed events" if failed else "there are no events")
         return
-    table: list[tuple[str, ...]] = [
-        ("event", "type", "created (UTC)", "status", "attempts", "error")
-    ]
-    table += map(_cells, rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (c.ljust(width) for c, width in zip(row, widths, strict=True))
-        say("  ".join(cells).rstrip())
+    header = ("event", "type", "created (UTC)", "status", "attempts", "error")
+    print_table(header, map(_cells, rows))
 
 
 def retry() -> None:
-    """Try the failed events again; the status is 1 while some still fail."""
+    """Apply failed events again; the exit status is 1 if some still fail."""
     settings = load_settings()
-    client, livemode = _client(settings), find_livemode(settings)
+    client, livemode = _make_client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
     with connect() as conn:
         for outcome in retry_failed_events(conn, client, livemode=livemode):
             counts[outcome.result] += 1
-            _tell_error(outcome)
+            _say_error(outcome)
     if not counts:
         say("there are no failed events")
         return
-    say(_sum_up(counts))
+    say(_format_counts(counts))
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -116,31 +130,31 @@ def retry() -> None:
 def replay(
     since: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Such as 3d or 12h; else all of 30 days."),
+        typer.Option(metavar="AGE", help="Such as 3d or 12h; default: 30 days."),
     ] = None,
 ) -> None:
-    """Take in what Stripe could not deliver; the status is 1 if some of it failed."""
+    """Fetch and apply undelivered events; the exit status is 1 if some fail."""
     moment = None if since is None else datetime.now(UTC) - parse_duration(since)
     client = make_client(load_settings())
-    with connect() as conn, show_progress() as progress:
+    with connect() as conn, show_objects() as progress:
         done = replay_events(
-            conn, client, since=moment, progress=progress, on_outcome=_tell_error
+            conn, client, since=moment, progress=progress, on_outcome=_say_error
         )
     resumed = ", resumed" if done.is_resumed else ""
     if not done.seen:
         say(f"there are no undelivered events{resumed}")
         return
-    say(f"{done.seen:,} undelivered events: {_sum_up(done.results)}{resumed}")
+    say(f"{done.seen:,} undelivered events: {_format_counts(done.results)}{resumed}")
     if done.results["failed"]:
         raise typer.Exit(1)
 
 
 def prune(
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="How old: such as 90d, 12h or 30m.")
+        str, typer.Option(metavar="AGE", help="Such as 90d, 12h or 30m.")
     ] = "90d",
 ) -> None:
-    """Empty the payloads of old events that are done; the events stay."""
+    """Delete the payloads of old events that have not failed; keep the events."""
     before = datetime.now(UTC) - parse_duration(older_than)
     total = 0
     with connect() as conn:
@@ -150,11 +164,102 @@ def prune(
             total += count
             if count < BATCH:
                 break
-    say(f"emptied the payloads of {total} events")
+    say(f"deleted the payloads of {total} events")
+
+
+def reconcile(
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Change nothing; the exit status is 3 on a difference."
+        ),
+    ] = False,
+    match_email: Annotated[
+        bool,
+        typer.Option("--match-email", help="Link customers to users by e-mail too."),
+    ] = False,
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Repeat, such as every 1h.")
+    ] = None,
+) -> None:
+    """Compare all of Stripe with the database, and repair the database.
+
+    The exit status is 1 if some objects could not be compared. With --every, only an
+    error of the first run ends the command.
+    """
+    pause = None if every is None else parse_duration(every).total_seconds()
+    if pause == 0:
+        raise typer.BadParameter("--every must be greater than zero, such as 1h")
+    client = make_client(load_settings())
+    result = _reconcile_once(client, dry_run, match_email)
+    while pause is not None:
+        sleep(pause)
+        try:
+            _reconcile_once(client, dry_run, match_email)
+        except (PyappError, psycopg.OperationalError) as exc:
+            reason = explain(exc) if isinstance(exc, psycopg.Error) else exc
+            warn(f"error: {reason}; next attempt in {every}")
+    if result.failed:
+        raise typer.Exit(1)
+    if dry_run and result.number_found:
+        raise typer.Exit(DIFFERENT)
+
+
+def _reconcile_once(
+    client: StripeClient, dry_run: bool, match_email: bool
+) -> Reconciliation:
+    listed: list[Difference] = []
+
+    def keep_first(difference: Difference) -> None:
+        if len(listed) < LISTED:
+            listed.append(difference)
+
+    with connect() as conn, show_objects() as progress:
+        result = run_reconciliation(
+            conn,
+            client,
+            dry_run=dry_run,
+            match_email=match_email,
+            progress=progress,
+            on_difference=keep_first,
+            on_failure=lambda failure: say(f"{failure.object_id}: {failure.error}"),
+        )
+    _report(result, listed)
+    return result
+
+
+def _report(result: Reconciliation, listed: list[Difference]) -> None:
+    compared = ", ".join(f"{number:,} {name}" for name, number in result.seen.items())
+    compared += ", resumed" if result.is_resumed else ""
+    compared += f"; {result.failed:,} failed" if result.failed else ""
+    if not result.number_found:
+        say(f"no differences: {compared}")
+        return
+    for difference in listed:
+        say(f"{difference.object_id}: {_DIFFERENCES[difference.kind]}")
+        is_candidate = difference.user_id and not difference.is_repaired
+        if difference.kind == "unlinked" and is_candidate:
+            say(f"  user {difference.user_id} has its e-mail address")
+    if result.number_found > len(listed):
+        say(f"and {result.number_found - len(listed):,} more")
+    say("")
+    print_table(
+        ("difference", "found", "repaired"),
+        (
+            (kind.replace("_", " "), f"{number:,}", f"{result.repaired[kind]:,}")
+            for kind, number in result.found.items()
+            if number
+        ),
+        numbers=("found", "repaired"),
+    )
+    say(f"compared: {compared}")
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuse where nobody can listen, and an empty host, which is every address."""
+    """Raise ArgumentError if the address cannot be bound.
+
+    An empty host is refused, because it would mean all addresses.
+    """
     if not host.strip():
         raise ArgumentError("--host is empty: name an address, or 0.0.0.0 for all")
     try:
@@ -163,33 +268,32 @@ def _check_address(host: str, port: int) -> None:
     except OSError as exc:
         reason = exc.strerror or str(exc)
     except UnicodeError:
-        reason = "this is no name of a host"
+        reason = "invalid host name"
     else:
         return
     raise ArgumentError(f"cannot listen on {host} port {port}: {reason}")
 
 
-def _client(settings: Settings) -> StripeClient | None:
+def _make_client(settings: Settings) -> StripeClient | None:
     return make_client(settings) if settings.stripe_api_key else None
 
 
-def _tell_error(outcome: Outcome) -> None:
+def _say_error(outcome: Outcome) -> None:
     if outcome.error is not None:
         say(f"{outcome.event_id}  {outcome.error}")
 
 
-def _sum_up(counts: Mapping[Result, int]) -> str:
-    told = (f"{count:,} {result}" for result, count in sorted(counts.items()) if count)
-    return ", ".join(told)
+def _format_counts(counts: Mapping[Result, int]) -> str:
+    return ", ".join(f"{n:,} {result}" for result, n in sorted(counts.items()) if n)
 
 
 def _cells(event: StoredEvent) -> tuple[str, ...]:
     error = event.last_error if event.status == "failed" else None
     return (
-        printable(event.id),
-        printable(event.type),
+        event.id,
+        event.type,
         f"{event.event_created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
         event.status,
         str(event.attempts),
-        printable(error or ""),
+        error or "",
     )

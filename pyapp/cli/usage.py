@@ -1,9 +1,9 @@
-"""`pyapp import usage`: what usage logs say, as messages."""
+"""`pyapp import usage`: record the model calls of usage logs."""
 
 import itertools
 import logging
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -20,7 +20,7 @@ from pyapp._core.connection import connect
 from pyapp._core.records import NewMessage
 from pyapp._core.tool_queries import fetch_one
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
-from pyapp.cli.console import say, stderr, warn
+from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_messages
@@ -45,11 +45,11 @@ class _Latest:
 
 @dataclass
 class _Tally:
-    """What has been read, and what of it has been committed."""
+    """Counts of the lines read and of the messages committed."""
 
     lines: LineCounts = field(default_factory=LineCounts)
     recorded: int = 0
-    known: int = 0
+    duplicates: int = 0
     cost: Decimal = Decimal(0)
     credits: Decimal = Decimal(0)
     days: set[date] = field(default_factory=set)
@@ -65,35 +65,35 @@ def usage(
         list[Path], typer.Argument(metavar="FILE", help="Logs in JSON Lines.")
     ],
     user: Annotated[
-        str | None, typer.Option(metavar="EMAIL|UUID", help="The user who pays.")
+        str | None, typer.Option(metavar="EMAIL|UUID", help="The paying user.")
     ] = None,
     fingerprint: Annotated[
-        str | None, typer.Option(metavar="UUID", help="The anonymous device that pays.")
+        str | None, typer.Option(metavar="UUID", help="The paying fingerprint.")
     ] = None,
     at: Annotated[
         str | None,
         typer.Option(
             metavar="TIME|now",
-            help="When responses without a time finished; else their file's time.",
+            help="Time of responses without one; default: the file's.",
         ),
     ] = None,
 ) -> None:
-    """Record the model calls in usage logs; doing so again adds nothing.
+    """Record the model calls of usage logs; a repeated import adds nothing.
 
-    A response that may still be streaming is left for the next time.
+    A response that may still be streaming is left for the next import.
     """
     moment = parse_time(at)
-    device_id = _device_id(user, fingerprint)
+    fingerprint_id = _parse_fingerprint(user, fingerprint)
     _check_files(files)
     settings = load_settings()
     tally = _Tally()
-    with connect(settings.database_url) as conn, _progress(files) as advance:
-        payer = _find_payer(conn, user, device_id)
+    with connect(settings.database_url) as conn, show_bytes(files) as advance:
+        payer = _find_payer(conn, user, fingerprint_id)
         latest = fetch_one(conn, "get_latest_finish", _Latest).finished_at
         lines = read_usage_logs(
             files, at=moment, latest=latest, counts=tally.lines, on_bytes=advance
         )
-        with _told_how_to_go_on(tally):
+        with _reporting(tally):
             _record(conn, _messages(lines), payer, settings.margin, tally)
     for line in _summary(tally):
         say(line)
@@ -101,19 +101,19 @@ def usage(
         raise typer.Exit(1)
 
 
-def _device_id(user: str | None, fingerprint: str | None) -> UUID | None:
+def _parse_fingerprint(user: str | None, fingerprint: str | None) -> UUID | None:
     if (user is None) == (fingerprint is None):
-        raise typer.BadParameter("say who pays: --user EMAIL or --fingerprint UUID")
+        raise typer.BadParameter("name the payer: --user EMAIL or --fingerprint UUID")
     if fingerprint is None:
         return None
-    device_id = parse_id(fingerprint)
-    if device_id is None:
+    fingerprint_id = parse_id(fingerprint)
+    if fingerprint_id is None:
         raise typer.BadParameter(f"--fingerprint: {fingerprint!r} is not a UUID")
-    return device_id
+    return fingerprint_id
 
 
 def _check_files(files: list[Path]) -> None:
-    """Refuse what cannot be read before anything is recorded."""
+    """Raise an error for an unreadable file before anything is recorded."""
     for path in files:
         try:
             if path.is_dir():
@@ -127,40 +127,17 @@ def _check_files(files: list[Path]) -> None:
 
 
 def _find_payer(
-    conn: psycopg.Connection[Any], user: str | None, device_id: UUID | None
+    conn: psycopg.Connection[Any], user: str | None, fingerprint_id: UUID | None
 ) -> _Payer:
     if user is not None:
-        found = find_user(conn, user)
-        return _Payer(user_id=found.id)
-    # A device needs no account: it is known from its first call on.
-    upsert_fingerprint(conn, fingerprint_id=device_id)
-    return _Payer(fingerprint_id=device_id)
-
-
-@contextmanager
-def _progress(files: list[Path]) -> Iterator[Callable[[int], None]]:
-    """Show a bar, if there is a terminal to show it on."""
-    if not stderr.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(bar_width=40), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        # They are read twice; a pipe's length is not known.
-        sizes = [path.stat().st_size for path in files if path.is_file()]
-        total = 2 * sum(sizes) if len(sizes) == len(files) else None
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
+        return _Payer(user_id=find_user(conn, user).id)
+    # A fingerprint needs no account; its first call creates it.
+    upsert_fingerprint(conn, fingerprint_id=fingerprint_id)
+    return _Payer(fingerprint_id=fingerprint_id)
 
 
 def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
-    """Yield the messages, and print the first broken lines as they come."""
+    """Yield the messages, and print the first broken lines as they are read."""
     broken = 0
     for line in lines:
         if isinstance(line, NewMessage):
@@ -170,7 +147,7 @@ def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
         if broken <= SHOWN_BROKEN_LINES:
             warn(f"{line.file}:{line.line}: {line.reason}")
         elif broken == SHOWN_BROKEN_LINES + 1:
-            warn("more broken lines are counted, not shown")
+            warn("further broken lines are only counted")
 
 
 def _record(
@@ -180,7 +157,7 @@ def _record(
     margin: Decimal,
     tally: _Tally,
 ) -> None:
-    """Record *messages* in batches, each committed."""
+    """Record *messages* in batches, and commit each."""
     conn.commit()
     while batch := list(itertools.islice(messages, BATCH)):
         result = record_messages(
@@ -192,21 +169,21 @@ def _record(
         )
         conn.commit()
         tally.recorded += result.recorded
-        tally.known += result.duplicates
+        tally.duplicates += result.duplicates
         tally.cost += result.cost
         tally.credits += result.credits
         tally.days.update(message.finished_at.date() for message in batch)
 
 
 @contextmanager
-def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
-    """Say what stays when the import ends early."""
+def _reporting(tally: _Tally) -> Iterator[None]:
+    """Report what was recorded if the import ends early; log the counts."""
     try:
         yield
     except (KeyboardInterrupt, OSError, PyappError, psycopg.Error) as exc:
         warn(
-            f"stopped: {tally.recorded:,} new messages are recorded and stay;"
-            " the same command goes on from there"
+            f"stopped: {tally.recorded:,} new messages were recorded;"
+            " repeat the command to continue"
         )
         if isinstance(exc, KeyboardInterrupt):
             raise typer.Exit(130) from None
@@ -216,7 +193,7 @@ def _told_how_to_go_on(tally: _Tally) -> Iterator[None]:
     finally:
         counts = {
             "recorded": tally.recorded,
-            "duplicates": tally.known,
+            "duplicates": tally.duplicates,
             "still_open": tally.lines.still_open,
             "broken": tally.lines.broken,
         }
@@ -227,7 +204,7 @@ def _summary(tally: _Tally) -> Iterator[str]:
     lines = tally.lines
     if tally.recorded:
         first, last = min(tally.days), max(tally.days)
-        days = f"of {first}" if first == last else f"from {first} to {last}"
+        days = f"on {first}" if first == last else f"from {first} to {last}"
         yield (
             f"{tally.recorded:,} new messages {days}:"
             f" {tally.cost:,.4f} USD, {tally.credits:,.2f} credits"
@@ -235,11 +212,11 @@ def _summary(tally: _Tally) -> Iterator[str]:
     else:
         yield "nothing new: 0 USD, 0 credits"
     yield (
-        f"{tally.known:,} already there; lines: {lines.repeats:,} repeated,"
+        f"{tally.duplicates:,} already recorded; lines: {lines.repeats:,} repeated,"
         f" {lines.without_usage:,} without usage, {lines.broken:,} broken"
     )
     if lines.still_open:
         yield (
-            f"not recorded yet, for they may still be streaming: {lines.still_open:,};"
+            f"{lines.still_open:,} not recorded, because they may still be streaming;"
             " import again later"
         )

@@ -1,4 +1,7 @@
-"""`pyapp users add | list`."""
+"""`pyapp users add | list`.
+
+A short module, because each group of commands has one and is imported alone.
+"""
 
 from typing import Annotated
 
@@ -18,8 +21,8 @@ def register(app: typer.Typer) -> None:
 
 
 def add(
-    email: Annotated[str, typer.Argument(help="Must not be another user's.")],
-    name: Annotated[str | None, typer.Option(help="For display.")] = None,
+    email: Annotated[str, typer.Argument(help="E-mail address, unique.")],
+    name: Annotated[str | None, typer.Option(help="Display name.")] = None,
 ) -> None:
     """Create a user on the free plan."""
     with connect() as conn:
@@ -28,11 +31,11 @@ def add(
 
 
 def list_all() -> None:
-    """Print every user: id, e-mail, name."""
+    """List all users: id, e-mail address, name."""
     with connect() as conn:
         after = None
         while page := list_users(conn, after=after, limit=PAGE):
             after = page[-1].id
             for user in page:
-                known = (user.email or "(anonymized)", user.name or "")
-                say("  ".join((str(user.id), *known)).rstrip())
+                columns = (user.email or "(anonymized)", user.name or "")
+                say("  ".join((str(user.id), *columns)).rstrip())

@@ -1,4 +1,4 @@
-"""Every command, each of its options, and arguments that fit the others."""
+"""Bad values for every option of every command, with valid other arguments."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 import typer
 
 from pyapp.cli.app import make_app
-from tests.bad_input.urls import NOBODY_THERE, UNREADABLE
+from tests.bad_input.urls import UNREACHABLE, UNREADABLE
 from tests.bad_input.values import ESCAPE, TEXTS
 
 Values = Mapping[str, str]
 
-# Of the texts those that a shell can hand over and a command may stumble on.
+# The texts that a shell can pass.
 WORDS: Values = {
     name: TEXTS[name]
     for name in (
@@ -34,11 +34,11 @@ WORDS: Values = {
         "a path",
         "long",
     )
-} | {"bytes that are no UTF-8": "\udcff\udc80", "an option": "--nope"}
+} | {"invalid UTF-8": "\udcff\udc80", "an option": "--nope"}
 
 NUMBERS: Values = {
-    "no number": "seven",
-    "nothing": "",
+    "not a number": "seven",
+    "empty": "",
     "minus one": "-1",
     "a fraction": "1.5",
     "an exponent": "1e3",
@@ -55,11 +55,11 @@ NUMBERS: Values = {
 DURATIONS: Values = {
     "no unit": "90",
     "no number": "d",
-    "nothing": "",
+    "empty": "",
     "minus one day": "-1d",
     "a fraction": "1.5d",
     "another unit": "1y",
-    "two": "1d12h",
+    "two parts": "1d12h",
     "huge": "9" * 400 + "d",
     "the most that is read": "99999d",
     "digits of another script": "\u0661d",
@@ -68,8 +68,8 @@ DURATIONS: Values = {
 }
 
 TIMES: Values = {
-    "no time": "yesterday",
-    "nothing": "",
+    "not a time": "yesterday",
+    "empty": "",
     "year 0": "0000-01-01",
     "year 10000": "10000-01-01",
     "before the first": "0001-01-01T00:00+14:00",
@@ -83,45 +83,45 @@ TIMES: Values = {
     "with a quote": "2026-01-01'; --",
 }
 
-WHO: Values = {
+PAYERS: Values = {
     **WORDS,
-    "nobody's UUID": "00000000-0000-4000-8000-000000000000",
+    "unknown UUID": "00000000-0000-4000-8000-000000000000",
     "half a UUID": "00000000-0000-4000",
     "a UUID in braces": "{00000000-0000-4000-8000-000000000000}",
     "digits of another script": "\u0661" * 32,
-    "nobody's address": "nobody@example.com",
+    "unknown address": "nobody@example.com",
     "an address with a quote": "o'brien@example.com",
     "two at signs": "a@b@c",
     "only an at sign": "@",
     "an address with an escape sequence": f"a@b{ESCAPE}",
-    "an address that is no UTF-8": "a\udcff@example.com",
+    "an address in invalid UTF-8": "a\udcff@example.com",
     "an address of right to left": "\u202ea@example.com",
 }
 
-# The empty one stands for DATABASE_URL.
-URLS: Values = {**UNREADABLE, **NOBODY_THERE}
+# An empty URL means DATABASE_URL.
+URLS: Values = {**UNREADABLE, **UNREACHABLE}
 
 SCRATCH_URLS: Values = {
     name: URLS[name]
-    for name in ("a word", "a slash in the password", "port x", "nobody there")
+    for name in ("a word", "a slash in the password", "port x", "nothing listening")
 }
 
-# None can be written or read as a file; `{folder}` is an empty one.
+# No path can be written or read as a file; `{folder}` is an empty folder.
 PATHS: Values = {
-    "nothing": "",
+    "empty": "",
     "a folder": "{folder}",
     "below a file": "/dev/null/x",
     "below a file, with an escape sequence": f"/dev/null/{ESCAPE}",
-    "below a file, in bytes that are no UTF-8": "/dev/null/\udcff",
-    "in a folder that takes no files": "/proc/x",
-    "of a name too long": "{folder}/" + "x" * 300,
-    "a file that cannot be read": "/proc/self/mem",
+    "below a file, in invalid UTF-8": "/dev/null/\udcff",
+    "in a folder without write access": "/proc/x",
+    "with a name too long": "{folder}/" + "x" * 300,
+    "an unreadable file": "/proc/self/mem",
 }
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option or argument of a command, as it is typed."""
+    """An option or argument of a command."""
 
     command: tuple[str, ...]
     name: str
@@ -134,7 +134,7 @@ class Option:
 
 
 def list_options() -> Iterator[Option]:
-    """Yield every option and argument of every command, from what typer knows."""
+    """Yield every option and argument of every command, as registered in typer."""
     groups: list[tuple[tuple[str, ...], Any]]
     groups = [((), typer.main.get_command(make_app()))]
     for words, command in groups:
@@ -153,15 +153,15 @@ def list_options() -> Iterator[Option]:
 
 
 HOSTS: Values = {
-    "nothing": "",
+    "empty": "",
     "a space": " ",
-    "no address": "256.256.256.256",
+    "not an address": "256.256.256.256",
     "another machine": "192.0.2.1",
     "a URL": "http://localhost",
     "with a port": "localhost:80",
     "a long name": "a" * 64 + ".example",
     "an escape sequence": ESCAPE,
-    "bytes that are no UTF-8": "\udcff",
+    "invalid UTF-8": "\udcff",
     "with a quote": "localhost'",
 }
 RENAMES: Values = {
@@ -172,11 +172,11 @@ RENAMES: Values = {
 }
 NIL = "00000000-0000-0000-0000-000000000000"
 ADA = ("--user", "{user}")
-LOG = "{log}"  # the name of a log without usage
+LOG = "{log}"  # replaced by the name of a log without usage
 
-# What is typed for each option, beside what is bad; `{}` is where that goes.
+# The command line for each option; `{}` is replaced by the bad value.
 CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
-    "quota who": (WHO, ("quota", "{}")),
+    "quota payer": (PAYERS, ("quota", "{}")),
     "stats within": (NUMBERS, ("stats", "--within", "{}")),
     "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
     "db check url": (URLS, ("db", "check", "--url", "{}")),
@@ -199,10 +199,13 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "db plan query": (WORDS, ("db", "plan", "{}")),
     "db plan values": (WORDS, ("db", "plan", "get_user", "--set", "{}")),
     "import usage files": (PATHS, ("import", "usage", "{}", *ADA)),
-    "import usage user": (WHO, ("import", "usage", LOG, "--user", "{}")),
-    "import usage fingerprint": (WHO, ("import", "usage", LOG, "--fingerprint", "{}")),
+    "import usage user": (PAYERS, ("import", "usage", LOG, "--user", "{}")),
+    "import usage fingerprint": (
+        PAYERS,
+        ("import", "usage", LOG, "--fingerprint", "{}"),
+    ),
     "import usage at": (TIMES, ("import", "usage", LOG, *ADA, "--at", "{}")),
-    "users add email": (WHO, ("users", "add", "{}")),
+    "users add email": (PAYERS, ("users", "add", "{}")),
     "users add name": (WORDS, ("users", "add", "{address}", "--name", "{}")),
     "stripe serve host": (HOSTS, ("stripe", "serve", "--host", "{}")),
     "stripe serve port": (NUMBERS, ("stripe", "serve", "--port", "{}")),

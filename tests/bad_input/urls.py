@@ -1,4 +1,4 @@
-"""Values of DATABASE_URL; `secret` and `word` stand for parts of a password."""
+"""Bad values of DATABASE_URL; `secret` and `word` are parts of the password."""
 
 from collections.abc import Mapping
 
@@ -26,30 +26,30 @@ UNREADABLE: Mapping[str, str] = {
     "port minus one": "postgresql://u:secret-word@localhost:-1/x",
     "port x": "postgresql://u:secret-word@localhost:x/x",
     "a port of 5,001 digits": f"postgresql://u:secret-word@h:{'9' * 5001}/x",
-    "a port of other digits": "postgresql://u:secret-word@h:\u0661/x",
+    "a port in Arabic digits": "postgresql://u:secret-word@h:\u0661/x",
     "a host with an escape sequence": "postgresql://u:secret-word@%1B%5B2J:1/x",
     "a long host": f"postgresql://u:secret-word@{'a' * 64}:1/x",
     "an empty label": "postgresql://u:secret-word@a..b:1/x",
     "an unknown parameter": "postgresql://u:secret-word@localhost:1/x?a=b",
-    "a time-out that is none": "postgresql://u:secret-word@h:1/x?connect_timeout=x",
+    "an invalid time-out": "postgresql://u:secret-word@h:1/x?connect_timeout=x",
 }
 
-NOBODY_THERE: Mapping[str, str] = {
-    "nobody there": "postgresql://u:secret-word@localhost:1/x",
+UNREACHABLE: Mapping[str, str] = {
+    "nothing listening": "postgresql://u:secret-word@localhost:1/x",
     "special characters, escaped": "postgresql://u%40:secret%2F%40word@localhost:1/x",
-    "special characters as they are": "postgresql://u:se:c?r#et[]word@localhost:1/x",
+    "special characters, not escaped": "postgresql://u:se:c?r#et[]word@localhost:1/x",
     "other letters": "postgresql://u:secret\u00e9word@localhost:1/\u05d0",
     "a conninfo string": "host=localhost port=1 user=u password=secret-word",
     "the password as a parameter": "postgresql://localhost:1/x?password=secret-word",
-    "a host that is none": "postgresql://u:secret-word@no.such.host.invalid/x",
+    "an unknown host": "postgresql://u:secret-word@no.such.host.invalid/x",
     "a host with a space": "postgresql://u:secret-word@a%20b:1/x",
     "a database with an escape sequence": "postgresql://u:secret-word@localhost:1/%1B%5B",
-    "a socket folder that is none": "postgresql://u:secret-word@/x?host=/no/such",
-    "a mode that is none": "postgresql://u:secret-word@localhost:1/x?sslmode=x",
-    "an encoding that is none": "postgresql://u:secret-word@h:1/x?client_encoding=x",
-    "a certificate that is none": "host=localhost port=1 user=u password=secret-word"
+    "a missing socket folder": "postgresql://u:secret-word@/x?host=/no/such",
+    "an invalid sslmode": "postgresql://u:secret-word@localhost:1/x?sslmode=x",
+    "an unknown encoding": "postgresql://u:secret-word@h:1/x?client_encoding=x",
+    "a missing certificate": "host=localhost port=1 user=u password=secret-word"
     " sslmode=verify-full sslrootcert=/no/such",
-    "a service that is none": "service=nope password=secret-word",
+    "an unknown service": "service=nope password=secret-word",
     "two hosts": "postgresql://u:secret-word@localhost:1,localhost:2/x",
     "more ports than hosts": "host=a,b port=1,2,3 password=secret-word",
     "a key's password": "postgresql://u@localhost:1/x?sslpassword=secret-word",
