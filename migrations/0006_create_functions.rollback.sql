@@ -30,6 +30,10 @@ DROP FUNCTION app.get_start_date(
 DROP FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz);
 DROP FUNCTION app.retire_payload_partition(date);
 DROP FUNCTION app.create_payload_partitions(date, integer);
+DROP FUNCTION app.record_message(
+    uuid, uuid, uuid, timestamptz, integer, integer, integer, integer, integer, text,
+    text, text, numeric, numeric, jsonb, jsonb
+);
 DROP FUNCTION app.repair_referral_totals(uuid);
 DROP VIEW app.referral_drift;
 DROP FUNCTION app.repair_usage_day(uuid, date);

@@ -1,7 +1,6 @@
 """Each role of sql/roles.sql can do its work, and nothing beyond it."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,12 +9,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.errors import DuplicateObject, InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege
 
 from pyapp import messages, quota, referrals, sessions, users
 from pyapp._core.queries import QUERIES, Query
 from pyapp.devtools.checks.query_plans import explain_query, is_planned
-from pyapp.devtools.migrations.files import read_migrations
 from pyapp.roles import ROLES, apply_roles
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
@@ -275,31 +273,3 @@ def test_login_of_the_sync_takes_webhooks_in(logins: dict[str, str], database: s
     assert results == ["applied", "applied", "applied", "failed"]
     with psycopg.connect(database) as owner:
         assert users.get_user(owner, user_id=user.id).stripe_customer_id == "cus_1"
-
-
-def test_migrations_grant_new_functions_to_an_application_that_has_its_role(
-    conn: psycopg.Connection,
-):
-    """So that new programs work between db migrate and db roles."""
-    grants = [
-        block
-        for file in read_migrations()
-        for block in re.findall(r"DO \$\$.*?\n\$\$;", file.text, re.DOTALL)
-        if "GRANT EXECUTE" in block
-    ]
-    # Roles belong to the server, where another test may have it.
-    with contextlib.suppress(DuplicateObject), conn.transaction():
-        conn.execute("CREATE ROLE pyapp_app")
-    needed = {function for role, function in CALLABLE if role == APP}
-
-    for block in grants:
-        conn.execute(block.encode())
-
-    found = conn.execute(
-        """
-        SELECT f FROM unnest(%s::text[]) AS f
-        WHERE has_function_privilege('pyapp_app', f, 'EXECUTE')
-        """,
-        [sorted(needed)],
-    ).fetchall()
-    assert {function for (function,) in found} == needed

@@ -1,86 +1,33 @@
 -- name: record_message :one
--- The same id again for the same payer or the same device adds nothing: no conflict
--- target, because two unique indexes say so. An unknown payer, and a time that
--- messages_finished_at_not_ahead_check refuses, are reported, not refused, so that the
--- caller's transaction goes on without a savepoint. What was said
--- is not kept once its user has been erased; the foreign key's lock, taken before that
--- is looked at, waits for who is erasing him.
-WITH named AS MATERIALIZED (
-    SELECT u.anonymized_at
-    FROM app.users AS u
-    WHERE u.id = :user_id
-    FOR KEY SHARE
-),
-
-payer AS MATERIALIZED (
-    SELECT
-        :user_id::uuid IS NULL OR EXISTS (
-            SELECT FROM named
-        ) AS is_user_known,
-        :fingerprint_id::uuid IS NULL OR EXISTS (
-            SELECT FROM app.fingerprints AS f
-            WHERE f.id = :fingerprint_id
-        ) AS is_fingerprint_known,
-        :finished_at::timestamptz AT TIME ZONE interval '0'
-        > now() AT TIME ZONE interval '0' + interval '24 hours' AS is_ahead
-),
-
-new_message AS (
-    INSERT INTO app.messages AS m (
-        subject_id, id, user_id, fingerprint_id, finished_at,
-        input_tokens, cache_creation_input_tokens, cache_read_input_tokens,
-        output_tokens, latency_ms, model, client_id, client_request_id, cost, credits
-    )
-    SELECT
-        COALESCE(:user_id::uuid, :fingerprint_id::uuid) AS subject_id,
-        :id::uuid,
-        :user_id::uuid,
-        :fingerprint_id::uuid,
-        :finished_at::timestamptz,
-        :input_tokens::integer,
-        :cache_creation_input_tokens::integer,
-        :cache_read_input_tokens::integer,
-        :output_tokens::integer,
-        :latency_ms::integer,
-        :model::text,
-        :client_id::text,
-        :client_request_id::text,
-        :cost::numeric,
-        :credits::numeric
-    FROM payer AS p
-    WHERE p.is_user_known AND p.is_fingerprint_known AND NOT p.is_ahead
-    ON CONFLICT DO NOTHING
-    RETURNING m.subject_id, m.id, m.finished_at, m.cost, m.credits
-),
-
-new_payload AS (
-    INSERT INTO app.message_payloads (
-        subject_id, message_id, finished_at, request, response
-    )
-    SELECT
-        n.subject_id,
-        n.id,
-        n.finished_at,
-        :request::jsonb,
-        :response::jsonb
-    FROM new_message AS n
-    WHERE num_nonnulls(:request::jsonb, :response::jsonb) > 0
-        AND NOT EXISTS (
-            SELECT FROM named AS u
-            WHERE u.anonymized_at IS NOT NULL
-        )
-)
-
+-- Repeating an id for one payer or one fingerprint changes nothing. An unknown payer and
+-- a time that messages_finished_at_not_ahead_check refuses are reported, not raised: the
+-- caller's transaction stays usable without a savepoint.
 SELECT
-    p.is_user_known,
-    p.is_fingerprint_known,
-    p.is_ahead,
-    :id::uuid AS id,
-    n.id IS NOT NULL AS is_new,
-    COALESCE(n.cost, 0) AS cost,
-    COALESCE(n.credits, 0) AS credits
-FROM payer AS p
-LEFT JOIN new_message AS n ON TRUE;
+    r.is_user_known,
+    r.is_fingerprint_known,
+    r.is_ahead,
+    r.id,
+    r.is_new,
+    r.cost,
+    r.credits
+FROM app.record_message(
+    id => :id,
+    user_id => :user_id,
+    fingerprint_id => :fingerprint_id,
+    finished_at => :finished_at,
+    input_tokens => :input_tokens,
+    cache_creation_input_tokens => :cache_creation_input_tokens,
+    cache_read_input_tokens => :cache_read_input_tokens,
+    output_tokens => :output_tokens,
+    latency_ms => :latency_ms,
+    model => :model,
+    client_id => :client_id,
+    client_request_id => :client_request_id,
+    cost => :cost,
+    credits => :credits,
+    request => :request,
+    response => :response
+) AS r;
 
 -- name: create_staged_messages :rowcount
 -- Made once for each server session and emptied by every commit, so that bulk writers
