@@ -1,6 +1,5 @@
-"""Users: created once for an address, changed, and anonymized while the bill stays."""
+"""Users: one for each e-mail address, changed, and anonymized while the bill stays."""
 
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from uuid import UUID, uuid4
 
@@ -13,6 +12,7 @@ from pyapp.messages import find_message_payload, list_messages, record_message
 from pyapp.referrals import get_referral_summary, redeem_referral
 from pyapp.sessions import create_session, find_session
 from pyapp.users import (
+    User,
     anonymize_user,
     create_user,
     find_user_by_email,
@@ -22,14 +22,18 @@ from pyapp.users import (
     set_user_email,
     set_user_profile,
 )
-from tests.waiting import wait_for_lock
+from tests.waiting import Pair, race, run_blocked
 
 EMAIL = "Ada@Example.com"
+OTHER = "ada@example.org"
 
 
-def test_new_user_is_on_the_free_plan(conn: psycopg.Connection):
-    user = create_user(conn, email=EMAIL, name="Ada")
+@pytest.fixture
+def user(conn: psycopg.Connection) -> User:
+    return create_user(conn, email=EMAIL, name="Ada")
 
+
+def test_new_user_is_on_the_free_plan(conn: psycopg.Connection, user: User):
     assert (user.email, user.name) == (EMAIL, "Ada")
     assert user.quota == user.base_quota == Decimal(2500)
     assert user.referral_code.startswith("ref-")
@@ -39,23 +43,19 @@ def test_new_user_is_on_the_free_plan(conn: psycopg.Connection):
     assert get_user(conn, user_id=user.id) == user
 
 
-def test_email_loses_white_space_around_it_and_keeps_its_case(conn: psycopg.Connection):
+def test_email_is_stripped_and_keeps_its_case(conn: psycopg.Connection):
     assert create_user(conn, email=f" \t{EMAIL}\n").email == EMAIL
 
 
-def test_email_is_found_whatever_its_case(conn: psycopg.Connection):
-    user = create_user(conn, email=EMAIL)
-
+def test_email_is_found_in_any_case(conn: psycopg.Connection, user: User):
     assert find_user_by_email(conn, email=f" {EMAIL.upper()} ") == user
-    assert find_user_by_email(conn, email="ada@example.org") is None
+    assert find_user_by_email(conn, email=OTHER) is None
 
 
 @pytest.mark.parametrize("email", [EMAIL, "ada@example.com", " ADA@EXAMPLE.COM"])
 def test_taken_email_is_refused_and_the_transaction_goes_on(
-    conn: psycopg.Connection, email: str
+    conn: psycopg.Connection, user: User, email: str
 ):
-    user = create_user(conn, email=EMAIL)
-
     with pytest.raises(EmailTakenError) as refusal:
         create_user(conn, email=email)
 
@@ -70,7 +70,7 @@ def test_taken_email_is_refused_and_the_transaction_goes_on(
         *("a@b\0", "a@\ud800", "a" * 320 + "@b"),
     ],
 )
-def test_what_is_no_email_is_refused_and_the_transaction_goes_on(
+def test_invalid_email_is_refused_and_the_transaction_goes_on(
     conn: psycopg.Connection, email: str
 ):
     with pytest.raises(RuleError, match="users_email_shape_check") as refusal:
@@ -80,30 +80,27 @@ def test_what_is_no_email_is_refused_and_the_transaction_goes_on(
     assert find_user_by_email(conn, email=email) is None
 
 
-def test_address_outside_ascii_is_an_email(conn: psycopg.Connection):
+def test_address_outside_ascii_is_valid(conn: psycopg.Connection):
     user = create_user(conn, email="jürgen@müller.example")
 
     assert find_user_by_email(conn, email="jürgen@müller.example") == user
 
 
-def test_one_of_many_gets_an_address_that_all_want_at_once(database: str):
-    def create(_: int) -> UUID | None:
-        with psycopg.connect(database) as conn:
-            try:
-                return create_user(conn, email=EMAIL).id
-            except EmailTakenError:
-                # The transaction is as if nothing had been asked.
-                assert find_user_by_email(conn, email=EMAIL) is not None
-                return None
+def test_one_of_many_concurrent_users_gets_an_address(database: str):
+    def create(conn: psycopg.Connection) -> UUID | None:
+        try:
+            return create_user(conn, email=EMAIL).id
+        except EmailTakenError:
+            # The transaction can still be used.
+            assert find_user_by_email(conn, email=EMAIL) is not None
+            return None
 
-    with ThreadPoolExecutor(8) as threads:
-        created = list(filter(None, threads.map(create, range(24))))
+    created = list(filter(None, race(database, [create] * 24)))
 
     assert len(created) == 1
 
 
-def test_name_and_image_are_set_and_cleared(conn: psycopg.Connection):
-    user = create_user(conn, email=EMAIL)
+def test_name_and_image_are_set_and_cleared(conn: psycopg.Connection, user: User):
     url = "https://example.com/ada.png"
 
     changed = set_user_profile(conn, user_id=user.id, name="Ada\0", image_url=url)
@@ -113,34 +110,33 @@ def test_name_and_image_are_set_and_cleared(conn: psycopg.Connection):
     assert (cleared.name, cleared.image_url) == (None, None)
 
 
-def test_proof_of_an_email_counts_once_and_only_for_that_email(
-    conn: psycopg.Connection,
+def test_verification_counts_once_for_the_current_address(
+    conn: psycopg.Connection, user: User
 ):
-    user = create_user(conn, email=EMAIL)
     verified = mark_user_email_verified(conn, user_id=user.id, email=EMAIL.lower())
     assert verified.email_verified_at is not None
 
     again = mark_user_email_verified(conn, user_id=user.id, email=EMAIL)
 
     assert again.email_verified_at == verified.email_verified_at
-    with pytest.raises(UserNotFoundError, match="whose e-mail this is"):
-        mark_user_email_verified(conn, user_id=user.id, email="ada@example.org")
+    with pytest.raises(UserNotFoundError):
+        mark_user_email_verified(conn, user_id=user.id, email=OTHER)
 
 
-def test_new_email_is_not_verified_and_another_case_still_is(conn: psycopg.Connection):
-    user = create_user(conn, email=EMAIL)
+def test_new_email_is_unverified_and_another_case_stays_verified(
+    conn: psycopg.Connection, user: User
+):
     mark_user_email_verified(conn, user_id=user.id, email=EMAIL)
 
     recased = set_user_email(conn, user_id=user.id, email=EMAIL.upper())
-    moved = set_user_email(conn, user_id=user.id, email="ada@example.org")
+    moved = set_user_email(conn, user_id=user.id, email=OTHER)
 
     assert recased.email == EMAIL.upper()
     assert recased.email_verified_at is not None
     assert moved.email_verified_at is None
 
 
-def test_email_of_another_user_cannot_be_taken_over(conn: psycopg.Connection):
-    create_user(conn, email=EMAIL)
+def test_email_of_another_user_is_refused(conn: psycopg.Connection, user: User):
     other = create_user(conn, email="bob@example.com")
 
     with pytest.raises(EmailTakenError):
@@ -149,7 +145,7 @@ def test_email_of_another_user_cannot_be_taken_over(conn: psycopg.Connection):
     assert get_user(conn, user_id=other.id) == other
 
 
-def test_users_are_listed_page_by_page(conn: psycopg.Connection):
+def test_users_are_listed_by_page(conn: psycopg.Connection):
     users = [create_user(conn, email=f"{n}@example.com") for n in range(5)]
 
     pages = [list_users(conn, limit=2)]
@@ -161,23 +157,24 @@ def test_users_are_listed_page_by_page(conn: psycopg.Connection):
     assert listed == sorted(users, key=lambda user: user.id)
 
 
-def test_missing_user_is_not_found(conn: psycopg.Connection):
-    nobody = uuid4()
+def test_missing_user_is_an_error(conn: psycopg.Connection):
+    missing = uuid4()
     for call in (
-        lambda: get_user(conn, user_id=nobody),
-        lambda: set_user_profile(conn, user_id=nobody, name="A", image_url=None),
-        lambda: set_user_email(conn, user_id=nobody, email=EMAIL),
-        lambda: anonymize_user(conn, user_id=nobody),
+        lambda: get_user(conn, user_id=missing),
+        lambda: set_user_profile(conn, user_id=missing, name="A", image_url=None),
+        lambda: set_user_email(conn, user_id=missing, email=EMAIL),
+        lambda: anonymize_user(conn, user_id=missing),
     ):
-        with pytest.raises(UserNotFoundError, match=str(nobody)):
+        with pytest.raises(UserNotFoundError, match=str(missing)):
             call()
 
     assert list_users(conn) == []
 
 
-def test_anonymizing_erases_the_person_and_keeps_the_bill(conn: psycopg.Connection):
+def test_anonymizing_erases_the_person_and_keeps_the_bill(
+    conn: psycopg.Connection, user: User
+):
     friend = create_user(conn, email="bob@example.com")
-    user = create_user(conn, email=EMAIL, name="Ada")
     set_user_profile(conn, user_id=user.id, name="Ada", image_url="https://x.example")
     mark_user_email_verified(conn, user_id=user.id, email=EMAIL)
     conn.execute(
@@ -206,8 +203,9 @@ def test_anonymizing_erases_the_person_and_keeps_the_bill(conn: psycopg.Connecti
     assert "Ada" not in str(text)
 
 
-def test_anonymized_user_cannot_sign_in_or_be_changed(conn: psycopg.Connection):
-    user = create_user(conn, email=EMAIL)
+def test_anonymized_user_cannot_sign_in_or_be_changed(
+    conn: psycopg.Connection, user: User
+):
     anonymize_user(conn, user_id=user.id)
 
     for call in (
@@ -222,16 +220,13 @@ def test_anonymized_user_cannot_sign_in_or_be_changed(conn: psycopg.Connection):
     assert find_user_by_email(conn, email=EMAIL) is None
 
 
-def test_email_of_an_anonymized_user_can_be_used_anew(conn: psycopg.Connection):
-    first = create_user(conn, email=EMAIL)
-    anonymize_user(conn, user_id=first.id)
+def test_email_of_an_anonymized_user_is_free(conn: psycopg.Connection, user: User):
+    anonymize_user(conn, user_id=user.id)
 
-    second = create_user(conn, email=EMAIL)
-
-    assert second.id != first.id
+    assert create_user(conn, email=EMAIL).id != user.id
 
 
-def test_anonymizing_again_keeps_the_time_of_the_first(database: str):
+def test_anonymizing_twice_keeps_the_first_time(database: str):
     with connect(database) as conn:
         user = create_user(conn, email=EMAIL)
         first = anonymize_user(conn, user_id=user.id)
@@ -242,42 +237,32 @@ def test_anonymizing_again_keeps_the_time_of_the_first(database: str):
     assert again.anonymized_at == first.anonymized_at
 
 
-def test_session_begun_before_anonymizing_is_deleted_by_it(database: str):
-    with connect(database) as conn, connect(database) as eraser:
-        user = create_user(conn, email=EMAIL)
-        conn.commit()
-        session = create_session(conn, user_id=user.id)
+def test_anonymizing_deletes_an_uncommitted_session(pair: Pair):
+    conn, eraser = pair
+    user = create_user(conn, email=EMAIL)
+    conn.commit()
+    create_session(conn, user_id=user.id)
 
-        with ThreadPoolExecutor() as threads:
-            erasing = threads.submit(anonymize_user, eraser, user_id=user.id)
-            wait_for_lock(conn, eraser)
-            conn.commit()
-            erasing.result()
-        eraser.commit()
+    run_blocked(conn, eraser, anonymize_user, user_id=user.id)
 
-        assert find_session(conn, token=session.token) is None
-        assert conn.execute("SELECT count(*) FROM app.sessions").fetchone() == (0,)
+    assert conn.execute("SELECT count(*) FROM app.sessions").fetchone() == (0,)
 
 
-def test_session_begun_during_anonymizing_is_refused(database: str):
-    with connect(database) as conn, connect(database) as other:
-        user = create_user(conn, email=EMAIL)
-        conn.commit()
-        anonymize_user(conn, user_id=user.id)
+def test_sign_in_during_anonymizing_is_refused(pair: Pair):
+    conn, other = pair
+    user = create_user(conn, email=EMAIL)
+    conn.commit()
+    anonymize_user(conn, user_id=user.id)
 
-        with ThreadPoolExecutor() as threads:
-            signing_in = threads.submit(create_session, other, user_id=user.id)
-            wait_for_lock(conn, other)
-            conn.commit()
-            with pytest.raises(UserNotFoundError):
-                signing_in.result()
+    with pytest.raises(UserNotFoundError):
+        run_blocked(conn, other, create_session, user_id=user.id)
 
 
-def test_sign_in_does_not_wait_for_changes_to_the_user(database: str):
-    with connect(database) as conn, connect(database) as other:
-        user = create_user(conn, email=EMAIL)
-        conn.commit()
-        set_user_profile(conn, user_id=user.id, name="Ada", image_url=None)
-        other.execute("SET lock_timeout = '1s'")
+def test_sign_in_does_not_wait_for_changes_to_the_user(pair: Pair):
+    conn, other = pair
+    user = create_user(conn, email=EMAIL)
+    conn.commit()
+    set_user_profile(conn, user_id=user.id, name="Ada", image_url=None)
+    other.execute("SET lock_timeout = '1s'")
 
-        assert create_session(other, user_id=user.id).session.user_id == user.id
+    assert create_session(other, user_id=user.id).session.user_id == user.id
