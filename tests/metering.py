@@ -10,11 +10,18 @@ from uuid import UUID, uuid4
 from psycopg import Connection, sql
 
 from pyapp._core.records import NewMessage
-from pyapp.messages import RecordedMessage, record_message
+from pyapp.messages import record_message, record_messages
 from pyapp.referrals import redeem_referral
 from pyapp.users import get_user
 
 MICROSECOND = timedelta(microseconds=1)
+
+# The columns of messages that insert_messages and copy_messages write.
+COLUMNS = """
+    subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, model, cost,
+    credits
+"""
 
 # Payers and days for which usage_daily differs from the sums of messages.
 USAGE_DIFFERENCES = """
@@ -98,9 +105,61 @@ def new_message(**values: object) -> NewMessage:
     return NewMessage(**{**defaults, **values})  # type: ignore[arg-type]
 
 
-def record(conn: Connection, message: NewMessage) -> RecordedMessage:
-    """Record one message by record_message."""
-    return record_message(conn, **asdict(message))
+def record_one(conn: Connection, message: NewMessage) -> tuple[int, Decimal]:
+    """Record by record_message; return the new messages and their credits."""
+    result = record_message(conn, **asdict(message))
+    assert result.id == message.id
+    return int(result.is_new), result.credits
+
+
+def record_bulk(conn: Connection, message: NewMessage) -> tuple[int, Decimal]:
+    """Record by record_messages; return the new messages and their credits."""
+    result = record_messages(conn, [message])
+    assert result.recorded + result.duplicates == 1
+    return result.recorded, result.credits
+
+
+def insert_messages(
+    conn: Connection,
+    messages: Iterable[NewMessage],
+    *,
+    recorded_at: datetime | None = None,
+    on_conflict: str = "",
+) -> list[Decimal]:
+    """Insert messages by one plain INSERT; return the credits of the new ones."""
+    rows = [(*_row(message), recorded_at) for message in messages]
+    values = f"({'%s, ' * (len(rows[0]) - 1)}COALESCE(%s, now()))"
+    statement = (
+        f"INSERT INTO app.messages ({COLUMNS}, recorded_at)"
+        f" VALUES {', '.join([values] * len(rows))} {on_conflict} RETURNING credits"
+    )
+    found = conn.execute(statement.encode(), [value for row in rows for value in row])
+    return [credits for (credits,) in found]
+
+
+def copy_messages(conn: Connection, messages: Iterable[NewMessage]) -> None:
+    """Write messages by COPY."""
+    statement = f"COPY app.messages ({COLUMNS}) FROM STDIN".encode()
+    with conn.cursor() as cursor, cursor.copy(statement) as stream:
+        for message in messages:
+            stream.write_row(_row(message))
+
+
+def _row(message: NewMessage) -> tuple[object, ...]:
+    return (
+        message.user_id or message.fingerprint_id,
+        message.id,
+        message.user_id,
+        message.fingerprint_id,
+        message.finished_at,
+        message.input_tokens,
+        message.cache_creation_input_tokens,
+        message.cache_read_input_tokens,
+        message.output_tokens,
+        message.model,
+        message.cost,
+        message.credits,
+    )
 
 
 def usage_differences(

@@ -1,15 +1,21 @@
-"""One message: recorded once, billed exactly, whatever it holds."""
+"""Messages: recorded once, alone or in bulk, billed exactly, with any content."""
 
-from dataclasses import replace
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
 
+from pyapp._core.connection import connect
+from pyapp._core.records import NewMessage
 from pyapp.errors import (
+    ConfigError,
     FingerprintNotFoundError,
     InvalidValueError,
     UnknownModelError,
@@ -17,6 +23,7 @@ from pyapp.errors import (
 )
 from pyapp.messages import (
     MessagePayload,
+    RecordedMessages,
     find_message_payload,
     get_message,
     list_daily_usage,
@@ -26,10 +33,21 @@ from pyapp.messages import (
 )
 from pyapp.pricing import price_usage
 from pyapp.users import anonymize_user
-from tests.metering import add_fingerprint, add_user, new_message, usage_differences
+from tests.metering import (
+    add_fingerprint,
+    add_user,
+    new_message,
+    record_bulk,
+    record_one,
+    usage_differences,
+)
+from tests.waiting import Pair, run_blocked
 
 COST = Decimal("0.01")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MISSING = UUID(int=404)
+
+either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
 @pytest.fixture
@@ -37,36 +55,31 @@ def user_id(conn: psycopg.Connection) -> UUID:
     return add_user(conn)
 
 
-def test_message_is_recorded_as_given(conn: psycopg.Connection, user_id: UUID):
-    device = add_fingerprint(conn)
-    result = record_message(
-        conn,
+@either_way
+def test_message_is_recorded_as_given(conn: psycopg.Connection, user_id: UUID, send):
+    message = new_message(
         user_id=user_id,
-        fingerprint_id=device,
-        model="a-model",
-        input_tokens=1,
-        cache_creation_input_tokens=2,
-        cache_read_input_tokens=3,
-        output_tokens=4,
+        fingerprint_id=add_fingerprint(conn),
         finished_at=NOON,
-        client_id="run",
-        client_request_id="request",
+        client_id="run\tone",
+        client_request_id="\\N",
+        latency_ms=1500,
         cost=Decimal("0.123456789"),
         credits=Decimal("0.0000001"),
-        latency_ms=1500,
+        request=[{"a": "\\n\0"}],
+        response="ok",
     )
 
-    message = get_message(conn, subject_id=user_id, message_id=result.id)
-    assert (result.is_new, result.cost, result.credits) == (
-        True,
-        Decimal("0.123456789"),
-        Decimal("0.0000001"),
-    )
-    assert (message.user_id, message.fingerprint_id) == (user_id, device)
-    assert (message.finished_at, message.total_tokens) == (NOON, 10)
-    assert (message.cost, message.credits) == (result.cost, result.credits)
-    assert (message.client_id, message.client_request_id) == ("run", "request")
-    assert (message.model, message.latency_ms) == ("a-model", 1500)
+    assert send(conn, message) == (1, Decimal("0.0000001"))
+
+    found = get_message(conn, subject_id=user_id, message_id=message.id)
+    for name, value in asdict(message).items():
+        if name not in ("request", "response"):
+            assert getattr(found, name) == value, name
+    assert found.total_tokens == 10
+    payload = find_message_payload(conn, subject_id=user_id, message_id=message.id)
+    assert payload == MessagePayload([{"a": "\\n\ufffd"}], "ok", {"a": "\\n\ufffd"})
+    assert usage_differences(conn) == []
 
 
 def test_same_id_again_adds_nothing(conn: psycopg.Connection, user_id: UUID):
@@ -85,6 +98,30 @@ def test_same_id_again_adds_nothing(conn: psycopg.Connection, user_id: UUID):
     assert usage_differences(conn) == []
 
 
+def test_repeated_messages_of_a_bulk_count_once_and_the_first_wins(
+    conn: psycopg.Connection, user_id: UUID
+):
+    old, new = new_message(request=["old"]), new_message(request=["first"])
+    record_messages(conn, [old], user_id=user_id)
+    bulk = [
+        new,
+        replace(old, request=["changed"]),
+        replace(new, request=["second"], model="other"),
+        new_message(),
+    ]
+
+    counts = record_messages(conn, bulk, user_id=user_id)
+
+    assert (counts.recorded, counts.duplicates, counts.credits) == (2, 2, Decimal(2))
+    payloads = [
+        find_message_payload(conn, subject_id=user_id, message_id=message.id)
+        for message in (old, new)
+    ]
+    assert [p.request for p in payloads if p] == [["old"], ["first"]]
+    assert get_message(conn, subject_id=user_id, message_id=new.id).model == new.model
+    assert usage_differences(conn) == []
+
+
 def test_messages_without_an_id_are_each_new(conn: psycopg.Connection, user_id: UUID):
     before = datetime.now(UTC)
     results = [
@@ -97,48 +134,70 @@ def test_messages_without_an_id_are_each_new(conn: psycopg.Connection, user_id: 
     assert all(before <= m.finished_at <= after for m in found)
 
 
-def test_cost_and_credits_are_computed_when_not_given(
-    conn: psycopg.Connection, user_id: UUID
+@either_way
+def test_missing_cost_and_credits_are_computed(
+    conn: psycopg.Connection, user_id: UUID, send
 ):
-    counts: dict[str, Any] = {
-        "input_tokens": 999,
-        "cache_read_input_tokens": 7,
-        "output_tokens": 3,
-    }
-    model = "claude-sonnet-4-5"
+    message = new_message(
+        user_id=user_id, finished_at=NOON, cost=None, credits=None, output_tokens=1234
+    )
     price = price_usage(
-        model=model, finished_at=NOON, cache_creation_input_tokens=0, **counts
+        model=message.model,
+        finished_at=NOON,
+        input_tokens=message.input_tokens,
+        cache_creation_input_tokens=message.cache_creation_input_tokens,
+        cache_read_input_tokens=message.cache_read_input_tokens,
+        output_tokens=message.output_tokens,
     )
 
-    plain = record_message(
-        conn, user_id=user_id, model=model, finished_at=NOON, **counts
-    )
-    with_margin = record_message(
-        conn, user_id=user_id, model="m", cost=COST, margin=Decimal("0.555")
-    )
+    send(conn, message)
 
-    assert plain.cost == price
-    assert plain.credits == (price * 120).quantize(Decimal("0.000001"))
-    assert with_margin.credits == Decimal("1.555")
+    found = get_message(conn, subject_id=user_id, message_id=message.id)
+    assert found.cost == price
+    assert found.credits == (price * 120).quantize(Decimal("0.000001"))
+
+
+def test_margin_is_the_callers_choice(conn: psycopg.Connection, user_id: UUID):
+    margin = Decimal("0.555")
+    bulk = new_message(cost=COST, credits=None)
+
+    alone = record_message(conn, user_id=user_id, model="m", cost=COST, margin=margin)
+    many = record_messages(conn, [bulk], user_id=user_id, margin=margin)
+
+    assert alone.credits == many.credits == Decimal("1.555")
 
 
 @pytest.mark.usefixtures("fresh_configuration")
-def test_margin_is_the_configured_one_if_none_is_given(
+def test_margin_is_the_configured_one_by_default(
     conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PYAPP_MARGIN", "1")
-    call: dict[str, Any] = {"user_id": user_id, "model": "m", "cost": Decimal("0.01")}
+    call: dict[str, Any] = {"user_id": user_id, "model": "m", "cost": COST}
 
-    first = record_message(conn, **call)
-    record_messages(conn, [new_message(id=UUID(int=5), credits=None, **call)])
+    alone = record_message(conn, **call)
+    many = record_messages(conn, [new_message(credits=None, **call)])
     given = record_message(conn, margin=Decimal(0), **call)
 
-    assert (first.credits, given.credits) == (Decimal(2), Decimal(1))
-    second = get_message(conn, subject_id=user_id, message_id=UUID(int=5))
-    assert second.credits == Decimal(2)
+    assert (alone.credits, many.credits, given.credits) == (
+        Decimal(2),
+        Decimal(2),
+        Decimal(1),
+    )
 
 
-def test_many_small_calls_bill_what_they_cost(conn: psycopg.Connection, user_id: UUID):
+@pytest.mark.usefixtures("fresh_configuration")
+def test_invalid_configured_margin_records_nothing(
+    conn: psycopg.Connection, user_id: UUID, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYAPP_MARGIN", "20%")
+
+    with pytest.raises(ConfigError, match="PYAPP_MARGIN is '20%'"):
+        record_message(conn, user_id=user_id, model="m", cost=COST)
+
+    assert list_messages(conn, subject_id=user_id) == []
+
+
+def test_many_small_messages_bill_exactly(conn: psycopg.Connection, user_id: UUID):
     for _ in range(30):
         record_message(conn, user_id=user_id, model="m", cost=Decimal("0.00000001"))
 
@@ -192,7 +251,7 @@ def test_unknown_model_is_an_error_that_names_it(
         ({"client_request_id": 7}, "client_request_id must be text"),
     ],
 )
-def test_impossible_value_is_refused_before_anything_is_sent(
+def test_invalid_value_is_refused_before_anything_is_sent(
     conn: psycopg.Connection, user_id: UUID, values: dict[str, Any], reason: str
 ):
     message = {"user_id": user_id, "model": "m", "cost": COST, **values}
@@ -211,7 +270,9 @@ def test_whole_number_is_an_amount(conn: psycopg.Connection, user_id: UUID):
     assert (result.cost, result.credits) == (Decimal(2), Decimal(240))
 
 
-def test_flawed_text_does_not_lose_the_message(conn: psycopg.Connection, user_id: UUID):
+def test_invalid_characters_do_not_lose_the_message(
+    conn: psycopg.Connection, user_id: UUID
+):
     result = record_message(
         conn,
         user_id=user_id,
@@ -232,62 +293,186 @@ def test_flawed_text_does_not_lose_the_message(conn: psycopg.Connection, user_id
     )
 
 
-def test_payload_is_optional(conn: psycopg.Connection, user_id: UUID):
-    bare = record_message(conn, user_id=user_id, model="m", cost=COST)
-    empty = record_message(conn, user_id=user_id, model="m", cost=COST, request=[])
-
-    found = [
-        find_message_payload(conn, subject_id=user_id, message_id=message.id)
-        for message in (bare, empty)
-    ]
-    assert found == [None, MessagePayload([], None, None)]
-
-
 @pytest.mark.parametrize(
-    ("request_", "last"), [(["a", "b"], "b"), ("bare", "bare"), ({"a": 1}, None)]
+    ("request_", "expected"),
+    [
+        (None, None),
+        ([], MessagePayload([], None, None)),
+        (["a", "b"], MessagePayload(["a", "b"], None, "b")),
+        ("bare", MessagePayload("bare", None, "bare")),
+        ({"a": 1}, MessagePayload({"a": 1}, None, None)),
+    ],
 )
-def test_last_message_is_the_last_of_the_request(
-    conn: psycopg.Connection, user_id: UUID, request_: Any, last: Any
+def test_payload_is_optional_and_gives_the_last_message(
+    conn: psycopg.Connection, user_id: UUID, request_: Any, expected: object
 ):
     result = record_message(
         conn, user_id=user_id, model="m", cost=COST, request=request_
     )
 
     payload = find_message_payload(conn, subject_id=user_id, message_id=result.id)
-    assert payload == MessagePayload(request_, None, last)
+    assert payload == expected
 
 
-def test_what_an_erased_person_said_is_not_kept(
-    conn: psycopg.Connection, user_id: UUID
+@either_way
+def test_payload_of_an_anonymized_user_is_not_kept(
+    conn: psycopg.Connection, user_id: UUID, send
 ):
     anonymize_user(conn, user_id=user_id)
+    late = new_message(user_id=user_id, request=["a"])
 
-    late = record_message(conn, user_id=user_id, model="m", cost=COST, request=["a"])
-
-    assert late.is_new
+    assert send(conn, late)[0] == 1
     assert not find_message_payload(conn, subject_id=user_id, message_id=late.id)
 
 
-def test_device_pays_for_itself(conn: psycopg.Connection):
-    device = add_fingerprint(conn)
+@either_way
+def test_payload_recorded_during_anonymizing_is_not_kept(pair: Pair, send):
+    conn, other = pair
+    user_id = add_user(conn)
+    conn.commit()
+    anonymize_user(conn, user_id=user_id)
+    late = new_message(user_id=user_id, request=["secret"])
 
-    result = record_message(conn, fingerprint_id=device, model="m", cost=COST)
+    run_blocked(conn, other, send, message=late)
 
-    message = get_message(conn, subject_id=device, message_id=result.id)
-    assert (message.user_id, message.fingerprint_id) == (None, device)
+    assert len(list_messages(other, subject_id=user_id)) == 1
+    assert not find_message_payload(other, subject_id=user_id, message_id=late.id)
 
 
-def test_unknown_payer_is_told_apart_and_the_transaction_goes_on(
+def test_fingerprint_pays_without_a_user(conn: psycopg.Connection):
+    fingerprint = add_fingerprint(conn)
+
+    result = record_message(conn, fingerprint_id=fingerprint, model="m", cost=COST)
+
+    message = get_message(conn, subject_id=fingerprint, message_id=result.id)
+    assert (message.user_id, message.fingerprint_id) == (None, fingerprint)
+
+
+def test_payer_of_a_bulk_is_the_callers_unless_the_message_names_one(
     conn: psycopg.Connection, user_id: UUID
 ):
-    nobody = uuid4()
-    with pytest.raises(UserNotFoundError, match=str(nobody)):
-        record_message(conn, user_id=nobody, model="m", cost=COST)
-    with pytest.raises(FingerprintNotFoundError, match=str(nobody)):
-        record_message(conn, fingerprint_id=nobody, model="m", cost=COST)
-    with pytest.raises(FingerprintNotFoundError):
-        record_message(
-            conn, user_id=user_id, fingerprint_id=nobody, model="m", cost=COST
-        )
+    other, fingerprint = add_user(conn), add_fingerprint(conn)
+    message = new_message()
+    bulk = [
+        message,
+        replace(message, user_id=other),
+        replace(message, fingerprint_id=fingerprint),
+    ]
+
+    counts = record_messages(conn, bulk, user_id=user_id)
+
+    assert (counts.recorded, counts.duplicates) == (3, 0)
+    for payer in (user_id, other, fingerprint):
+        assert get_message(conn, subject_id=payer, message_id=message.id)
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"user_id": MISSING}, UserNotFoundError),
+        ({"user_id": None, "fingerprint_id": MISSING}, FingerprintNotFoundError),
+        ({"fingerprint_id": MISSING}, FingerprintNotFoundError),
+    ],
+)
+def test_unknown_payer_is_refused_and_the_transaction_goes_on(
+    conn: psycopg.Connection,
+    user_id: UUID,
+    values: dict[str, Any],
+    error: type[Exception],
+    send,
+):
+    with pytest.raises(error, match=str(MISSING)):
+        send(conn, new_message(**{"user_id": user_id, **values}))
 
     assert list_messages(conn, subject_id=user_id) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "reason"),
+    [
+        (new_message(output_tokens=-1), InvalidValueError, "message 2: output_tokens"),
+        (
+            new_message(cost=None, model="no-such-model"),
+            UnknownModelError,
+            "message 2: .*no-such-model",
+        ),
+        (new_message(user_id=MISSING), UserNotFoundError, f"no such user: {MISSING}"),
+        (
+            new_message(fingerprint_id=MISSING),
+            FingerprintNotFoundError,
+            f"no such fingerprint: {MISSING}",
+        ),
+    ],
+)
+def test_one_refused_message_of_a_bulk_records_none(
+    conn: psycopg.Connection,
+    user_id: UUID,
+    message: NewMessage,
+    error: type[Exception],
+    reason: str,
+):
+    with pytest.raises(error, match=reason):
+        record_messages(conn, [new_message(), message], user_id=user_id)
+
+    assert list_messages(conn, subject_id=user_id) == []
+    assert record_messages(conn, [new_message()], user_id=user_id).recorded == 1
+
+
+def test_bulk_needs_a_payer_and_may_be_empty(conn: psycopg.Connection):
+    with pytest.raises(InvalidValueError, match="message 1: nobody pays"):
+        record_messages(conn, [new_message()])
+
+    nothing = RecordedMessages(0, 0, Decimal(0), Decimal(0))
+    assert record_messages(conn, []) == nothing
+
+
+def test_bulk_is_read_as_a_stream(conn: psycopg.Connection, user_id: UUID):
+    class Payload(list[str]):
+        """A payload that can be weakly referenced."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    alive: weakref.WeakSet[Payload] = weakref.WeakSet()
+    most = 0
+
+    def stream() -> Iterator[NewMessage]:
+        nonlocal most
+        for _ in range(1000):
+            payload = Payload(["x" * 1000])
+            alive.add(payload)
+            most = max(most, len(alive))
+            yield new_message(request=payload)
+
+    gc.collect()
+    counts = record_messages(conn, stream(), user_id=user_id)
+
+    assert counts.recorded == 1000
+    assert most < 10
+
+
+def test_bulks_leave_the_catalog_unchanged(database: str):
+    """Several callers share a session, as behind a pooler: a transaction for each."""
+    catalog = "SELECT oid, relfilenode, xmin::text FROM pg_class ORDER BY oid"
+    with connect(database) as conn:
+        users = [add_user(conn) for _ in range(2)]
+        conn.commit()
+        conn.autocommit = True
+        record_messages(conn, [new_message()], user_id=users[0])
+        before = conn.execute(catalog).fetchall()
+        for user_id in users:
+            with conn.transaction():
+                first = record_messages(conn, [new_message()] * 2, user_id=user_id)
+                second = record_messages(conn, [new_message()], user_id=user_id)
+            assert (first.recorded, first.duplicates) == (1, 1)
+            assert (second.recorded, second.duplicates) == (1, 0)
+        with pytest.raises(ZeroDivisionError):
+            record_messages(
+                conn, (new_message(latency_ms=1 // n) for n in [1, 0]), user_id=users[0]
+            )
+        record_messages(conn, [new_message()], user_id=users[1])
+
+        assert before == conn.execute(catalog).fetchall()
+        assert [len(list_messages(conn, subject_id=u)) for u in users] == [3, 3]
+        conn.execute("DISCARD ALL")
+        assert record_messages(conn, [new_message()], user_id=users[0]).recorded == 1
