@@ -1,9 +1,9 @@
-"""A message is at most 24 hours ahead of the database's clock: no later one counts."""
+"""A message finishes at most 24 hours after the database's clock."""
 
-import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -11,22 +11,22 @@ import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
-from pyapp._core.connection import connect
-from pyapp.devtools.migrations.files import read_migrations
-from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
-from pyapp.errors import InvalidValueError, MigrationError, UserNotFoundError
+from pyapp.errors import InvalidValueError, UserNotFoundError
 from pyapp.messages import list_messages, record_message, record_messages
-from tests.metering import add_user, new_message, usage_differences
+from tests.metering import (
+    MICROSECOND,
+    add_user,
+    insert_messages,
+    new_message,
+    usage_differences,
+)
 from tests.support import run_cli
 from tests.usage_import import ADA, write_log
 from tests.usage_lines import CHAT, SESSION, changed
 
 DAY = timedelta(hours=24)
-MICROSECOND = timedelta(microseconds=1)
 AHEAD = "more than 24 hours ahead of the database's clock"
-FIRST = "0014_refuse_times_ahead"
-CHECK = "0018_validate_messages_finished_at_not_ahead_check"
-NOBODY = UUID(int=404)
+MISSING = UUID(int=404)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def user_id(conn: Connection) -> UUID:
 
 
 def read_clock(conn: Connection) -> datetime:
-    """Return the start of the transaction, which recorded_at is."""
+    """Return the start of the transaction, which is the default of recorded_at."""
     row = conn.execute("SELECT now()").fetchone()
     assert row is not None
     moment: datetime = row[0].astimezone(UTC)
@@ -49,7 +49,7 @@ def record(conn: Connection, user_id: UUID, finished_at: datetime) -> UUID:
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
-def test_one_message_is_refused_from_24_hours_ahead_on(
+def test_message_is_refused_after_24_hours_ahead(
     conn: Connection, user_id: UUID, zone: str
 ):
     conn.execute(f"SET LOCAL TimeZone = '{zone}'".encode())
@@ -64,43 +64,56 @@ def test_one_message_is_refused_from_24_hours_ahead_on(
     assert usage_differences(conn) == []
 
 
-def test_impossible_time_is_reported_before_an_unknown_payer(conn: Connection):
+def test_invalid_time_is_reported_before_an_unknown_payer(conn: Connection):
     latest = read_clock(conn) + DAY
     with pytest.raises(InvalidValueError, match=AHEAD):
-        record(conn, NOBODY, latest + MICROSECOND)
+        record(conn, MISSING, latest + MICROSECOND)
     with pytest.raises(UserNotFoundError):
-        record(conn, NOBODY, latest)
+        record(conn, MISSING, latest)
 
 
-def test_many_messages_name_the_first_and_record_none(conn: Connection, user_id: UUID):
+def test_bulk_names_its_first_invalid_time_and_records_none(
+    conn: Connection, user_id: UUID
+):
     latest = read_clock(conn) + DAY
-    fine, ahead = (
+    valid, ahead = (
         new_message(user_id=user_id, finished_at=moment)
         for moment in (latest, latest + MICROSECOND)
     )
 
     with pytest.raises(InvalidValueError, match=f"^message 2: finished_at is {AHEAD}"):
-        record_messages(conn, [fine, ahead, ahead])
+        record_messages(conn, [valid, ahead, ahead])
 
     assert conn.info.transaction_status == TransactionStatus.INTRANS
     assert list_messages(conn, subject_id=user_id) == []
-    assert record_messages(conn, [fine]).recorded == 1
+    assert record_messages(conn, [valid]).recorded == 1
     assert usage_differences(conn) == []
 
 
-# The clocks of New York are put forward on 8 March 2026, and back on 1 November.
+def broken_check(conn: Connection, recorded_at: datetime, **message: Any) -> str | None:
+    """Return the check that refuses such a message by plain SQL."""
+    try:
+        with conn.transaction():
+            insert_messages(conn, [new_message(**message)], recorded_at=recorded_at)
+    except psycopg.errors.CheckViolation as exc:
+        return exc.diag.constraint_name
+    return None
+
+
+# New York's clocks go forward on 8 March 2026, and back on 1 November.
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
 @pytest.mark.parametrize("start", ["2026-03-07T12:00:00Z", "2026-10-31T12:00:00Z"])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_check_counts_hours_whatever_the_time_zone(
+def test_check_counts_hours_in_every_time_zone(
     conn: Connection, user_id: UUID, zone: str, start: str, offset: int
 ):
     conn.execute(f"SET LOCAL TimeZone = '{zone}'".encode())
     moment = datetime.fromisoformat(start)
-
-    expected = "messages_finished_at_not_ahead_check" if offset else None
     finished_at = moment + DAY + offset * MICROSECOND
-    assert refused_by(conn, user_id, finished_at, moment) == expected
+
+    broken = broken_check(conn, moment, user_id=user_id, finished_at=finished_at)
+
+    assert broken == ("messages_finished_at_not_ahead_check" if offset else None)
 
 
 @pytest.mark.parametrize(
@@ -112,49 +125,19 @@ def test_check_counts_hours_whatever_the_time_zone(
         ("4713-01-02 00:00:00+00 BC", None),
     ],
 )
-def test_check_itself_fails_for_no_time(
+def test_check_handles_every_time_of_the_type(
     conn: Connection, user_id: UUID, finished_at: str, constraint: str | None
 ):
-    refused = refused_by(conn, user_id, finished_at, datetime.now(UTC))
+    now = datetime.now(UTC)
 
-    assert refused == constraint
+    broken = broken_check(conn, now, user_id=user_id, finished_at=finished_at)
 
-
-def refused_by(
-    conn: Connection,
-    user_id: UUID,
-    finished_at: datetime | str,
-    recorded_at: datetime,
-) -> str | None:
-    """Return the check that refuses such a message."""
-    try:
-        with conn.transaction():
-            insert(conn, user_id, finished_at, recorded_at)
-    except psycopg.errors.CheckViolation as exc:
-        return exc.diag.constraint_name
-    return None
+    assert broken == constraint
 
 
-def insert(
-    conn: Connection,
-    user_id: UUID,
-    finished_at: datetime | str,
-    recorded_at: datetime,
-) -> None:
-    conn.execute(
-        """
-        INSERT INTO app.messages (
-            subject_id, id, user_id, finished_at, recorded_at, input_tokens,
-            cache_creation_input_tokens, cache_read_input_tokens, output_tokens,
-            model, cost, credits
-        )
-        VALUES (%s, gen_random_uuid(), %s, %s, %s, 1, 0, 0, 1, 'm', 0.5, 60)
-        """,
-        [user_id, user_id, finished_at, recorded_at],
-    )
-
-
-def test_import_reports_such_a_line_and_goes_on(committing: Connection, tmp_path: Path):
+def test_import_reports_a_line_dated_ahead_and_goes_on(
+    committing: Connection, tmp_path: Path
+):
     user_id = add_user(committing, email=ADA)
     ahead = datetime.now(UTC) + timedelta(days=40)
     late = changed(CHAT, id="late", created=int(ahead.timestamp()))
@@ -168,48 +151,3 @@ def test_import_reports_such_a_line_and_goes_on(committing: Connection, tmp_path
     ]
     assert out.endswith("; lines: 0 repeated, 0 without usage, 1 broken\n")
     assert len(list_messages(committing, subject_id=user_id)) == 2
-
-
-def test_messages_that_are_ahead_already_are_named_and_can_be_corrected(
-    empty_database: str,
-):
-    migrate(empty_database)
-    rollback(empty_database, count=sum(f.name >= FIRST for f in read_migrations()))
-    now = datetime.now(UTC)
-    with connect(empty_database) as conn:
-        user_id = add_user(conn)
-        insert(conn, user_id, now + timedelta(days=40), now)
-        insert(conn, user_id, now + timedelta(days=40), now)
-        insert(conn, user_id, now - timedelta(days=3), now)
-        conn.execute(
-            "INSERT INTO app.message_payloads (subject_id, message_id, finished_at,"
-            " request) SELECT subject_id, id, finished_at, '[1]' FROM app.messages"
-        )
-
-    with pytest.raises(MigrationError, match="Messages dated ahead"):
-        migrate(empty_database)
-
-    page = Path(__file__).parents[1] / "docs" / "messages.md"
-    text = page.read_text("utf-8").partition("## Messages dated ahead")[2]
-    found = re.search(r"```sql\n(BEGIN;.*?)```", text, re.DOTALL)
-    assert found is not None
-    with psycopg.connect(empty_database, autocommit=True) as conn:
-        conn.execute(found[1].encode())
-    migrate(empty_database)
-    with connect(empty_database) as conn:
-        messages = list_messages(conn, subject_id=user_id)
-        assert [m.finished_at for m in messages[:2]] == [
-            m.recorded_at for m in messages[:2]
-        ]
-        assert messages[2].finished_at == now - timedelta(days=3)
-        assert usage_differences(conn) == []
-        unlike = conn.execute(
-            "SELECT count(*) FROM app.messages AS m"
-            " INNER JOIN app.message_payloads AS p USING (subject_id, finished_at)"
-            " WHERE p.message_id = m.id"
-        ).fetchone()
-        assert unlike == (3,)
-        with pytest.raises(psycopg.errors.RestrictViolation), conn.transaction():
-            conn.execute("UPDATE app.messages SET cost = 0")
-    states = {status.name: status.state for status in list_migrations(empty_database)}
-    assert states[CHECK] == "applied"

@@ -58,130 +58,133 @@ def payers_in(conn: psycopg.Connection, table: str) -> list[tuple[UUID, ...]]:
     return conn.execute(statement).fetchall()
 
 
-class TestConcurrentWriters:
-    """Writers of the same messages, while resets move and sums are watched."""
+def random_message(choose: Random, users: list[UUID]) -> NewMessage:
+    return new_message(
+        id=UUID(int=choose.getrandbits(128)),
+        user_id=choose.choice(users),
+        finished_at=ANCHOR + timedelta(seconds=choose.randrange(40 * 86400)),
+        credits=Decimal(choose.randrange(10**9)) / 10**7,
+    )
 
-    def test_sums_hold_at_every_commit_of_concurrent_writers(self, database: str):
-        """No message is lost or doubled, and usage_daily is right in every snapshot."""
-        choose = Random("messages")
-        with connect(database) as conn:
-            users = [add_user(conn, quota_anchor=ANCHOR) for _ in range(12)]
-        messages = [self.random_message(choose, users) for _ in range(MESSAGES)]
-        sent = messages + choose.sample(messages, MESSAGES // 2)
-        choose.shuffle(sent)
-        copied = [self.random_message(choose, users) for _ in range(500)]
-        done = threading.Event()
 
-        with ThreadPoolExecutor() as threads:
-            mover = threads.submit(self.move_resets, database, users, done)
-            watcher = threads.submit(self.watch_sums, database, done)
-            copier = threads.submit(self.copy, database, copied)
-            writers = [
-                threads.submit(self.write, database, sent[n::WRITERS])
-                for n in range(WRITERS)
-            ]
-            try:
-                new = [writer.result() for writer in writers]
-                copier.result()
-            finally:
-                done.set()
-            mover.result()
-            assert watcher.result() > 1
+def write(url: str, messages: list[NewMessage]) -> tuple[int, Decimal]:
+    """Send *messages*, and again what was rolled back; return the new ones.
 
-        assert sum(count for count, _ in new) == MESSAGES
-        assert sum(credits for _, credits in new) == sum(
-            message.credits or Decimal(0) for message in messages
-        )
-        with connect(database) as conn:
+    Each transaction has one statement, as several statements could deadlock.
+    """
+    count, credits = 0, Decimal(0)
+    choose, rest = Random(str(messages[0].id)), list(messages)
+    with psycopg.connect(url, autocommit=True) as conn:
+        while rest:
+            size = choose.choice([1, 1, 1, 30, 250])
+            batch, rest = rest[:size], rest[size:]
+            is_kept = choose.random() > 0.2
+            with conn.transaction(force_rollback=not is_kept):
+                new = send(conn, choose, batch)
+            if is_kept:
+                count, credits = count + new[0], credits + new[1]
+            else:
+                rest += batch
+    return count, credits
+
+
+def send(
+    conn: psycopg.Connection, choose: Random, batch: list[NewMessage]
+) -> tuple[int, Decimal]:
+    if len(batch) == 1:
+        return record_one(conn, batch[0])
+    if choose.random() < 0.5:
+        result = record_messages(conn, batch)
+        return result.recorded, result.credits
+    in_order = sorted(batch, key=lambda message: message.id)
+    new = insert_messages(conn, in_order, on_conflict="ON CONFLICT DO NOTHING")
+    return len(new), sum(new, start=Decimal(0))
+
+
+def copy(url: str, messages: list[NewMessage]) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        for n in range(0, len(messages), 25):
+            copy_messages(conn, messages[n : n + 25])
+
+
+def move_resets(url: str, users: list[UUID], done: threading.Event) -> None:
+    choose = Random("resets")
+    with psycopg.connect(url, autocommit=True) as conn:
+        while not done.is_set():
+            conn.execute(
+                """
+                UPDATE app.users SET next_quota_reset = %s, quota_anchor = %s
+                WHERE id = %s
+                """,
+                (
+                    add_months(ANCHOR, choose.randrange(4)),
+                    add_months(ANCHOR, -choose.randrange(4)),
+                    choose.choice(users),
+                ),
+            )
+
+
+def watch_sums(url: str, done: threading.Event) -> int:
+    """Compare the sums in one snapshot after another; return how many."""
+    seen = 0
+    with psycopg.connect(url) as conn:
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        while not done.is_set():
             assert usage_differences(conn) == []
-            for user_id in users:
-                self.check_quota(conn, user_id, [*messages, *copied])
+            conn.rollback()
+            seen += 1
+    return seen
 
-    def random_message(self, choose: Random, users: list[UUID]) -> NewMessage:
-        return new_message(
-            id=UUID(int=choose.getrandbits(128)),
-            user_id=choose.choice(users),
-            finished_at=ANCHOR + timedelta(seconds=choose.randrange(40 * 86400)),
-            credits=Decimal(choose.randrange(10**9)) / 10**7,
-        )
 
-    def write(self, url: str, messages: list[NewMessage]) -> tuple[int, Decimal]:
-        """Send *messages*, and again what was rolled back; return the new ones.
+def check_quota(
+    conn: psycopg.Connection, user_id: UUID, messages: list[NewMessage]
+) -> None:
+    found = conn.execute(
+        "SELECT quota_anchor, next_quota_reset FROM app.users WHERE id = %s",
+        (user_id,),
+    ).fetchone()
+    assert found is not None
+    at = ANCHOR + timedelta(days=20)
+    quota = get_user_quota(conn, user_id=user_id, at=at)
+    own = [message for message in messages if message.user_id == user_id]
+    period = period_at(found[0], found[1], at)
+    assert quota.credits_used == credits_in(period, own)
 
-        Each transaction has one statement, as several statements could deadlock.
-        """
-        count, credits = 0, Decimal(0)
-        choose, rest = Random(str(messages[0].id)), list(messages)
-        with psycopg.connect(url, autocommit=True) as conn:
-            while rest:
-                size = choose.choice([1, 1, 1, 30, 250])
-                batch, rest = rest[:size], rest[size:]
-                is_kept = choose.random() > 0.2
-                with conn.transaction(force_rollback=not is_kept):
-                    new = self.send(conn, choose, batch)
-                if is_kept:
-                    count, credits = count + new[0], credits + new[1]
-                else:
-                    rest += batch
-        return count, credits
 
-    def send(
-        self, conn: psycopg.Connection, choose: Random, batch: list[NewMessage]
-    ) -> tuple[int, Decimal]:
-        if len(batch) == 1:
-            return record_one(conn, batch[0])
-        if choose.random() < 0.5:
-            result = record_messages(conn, batch)
-            return result.recorded, result.credits
-        in_order = sorted(batch, key=lambda message: message.id)
-        new = insert_messages(conn, in_order, on_conflict="ON CONFLICT DO NOTHING")
-        return len(new), sum(new, start=Decimal(0))
+def test_sums_hold_at_every_commit_of_concurrent_writers(database: str):
+    """No message is lost or doubled, and usage_daily is right in every snapshot."""
+    choose = Random("messages")
+    with connect(database) as conn:
+        users = [add_user(conn, quota_anchor=ANCHOR) for _ in range(12)]
+    messages = [random_message(choose, users) for _ in range(MESSAGES)]
+    sent = messages + choose.sample(messages, MESSAGES // 2)
+    choose.shuffle(sent)
+    copied = [random_message(choose, users) for _ in range(500)]
+    done = threading.Event()
 
-    def copy(self, url: str, messages: list[NewMessage]) -> None:
-        with psycopg.connect(url, autocommit=True) as conn:
-            for n in range(0, len(messages), 25):
-                copy_messages(conn, messages[n : n + 25])
+    with ThreadPoolExecutor(WRITERS + 3) as threads:
+        mover = threads.submit(move_resets, database, users, done)
+        watcher = threads.submit(watch_sums, database, done)
+        copier = threads.submit(copy, database, copied)
+        writers = [
+            threads.submit(write, database, sent[n::WRITERS]) for n in range(WRITERS)
+        ]
+        try:
+            new = [writer.result() for writer in writers]
+            copier.result()
+        finally:
+            done.set()
+        mover.result()
+        assert watcher.result() > 1
 
-    def move_resets(self, url: str, users: list[UUID], done: threading.Event) -> None:
-        choose = Random("resets")
-        with psycopg.connect(url, autocommit=True) as conn:
-            while not done.is_set():
-                conn.execute(
-                    """
-                    UPDATE app.users SET next_quota_reset = %s, quota_anchor = %s
-                    WHERE id = %s
-                    """,
-                    (
-                        add_months(ANCHOR, choose.randrange(4)),
-                        add_months(ANCHOR, -choose.randrange(4)),
-                        choose.choice(users),
-                    ),
-                )
-
-    def watch_sums(self, url: str, done: threading.Event) -> int:
-        """Compare the sums in one snapshot after another; return how many."""
-        seen = 0
-        with psycopg.connect(url) as conn:
-            conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            while not done.is_set():
-                assert usage_differences(conn) == []
-                conn.rollback()
-                seen += 1
-        return seen
-
-    def check_quota(
-        self, conn: psycopg.Connection, user_id: UUID, messages: list[NewMessage]
-    ) -> None:
-        found = conn.execute(
-            "SELECT quota_anchor, next_quota_reset FROM app.users WHERE id = %s",
-            (user_id,),
-        ).fetchone()
-        assert found is not None
-        at = ANCHOR + timedelta(days=20)
-        quota = get_user_quota(conn, user_id=user_id, at=at)
-        own = [message for message in messages if message.user_id == user_id]
-        period = period_at(found[0], found[1], at)
-        assert quota.credits_used == credits_in(period, own)
+    assert sum(count for count, _ in new) == MESSAGES
+    assert sum(credits for _, credits in new) == sum(
+        message.credits or Decimal(0) for message in messages
+    )
+    with connect(database) as conn:
+        assert usage_differences(conn) == []
+        for user_id in users:
+            check_quota(conn, user_id, [*messages, *copied])
 
 
 @pytest.mark.parametrize("has_fingerprint", [True, False], ids=["retry", "same payer"])
