@@ -1,6 +1,5 @@
-"""Messages are found again, by page, by what asked for them and by day."""
+"""Messages by page, and usage by client, by request and by day."""
 
-import asyncio
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -8,8 +7,6 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from pyapp.aio import messages as aio_messages
-from pyapp.aio import quota as aio_quota
 from pyapp.errors import MessageNotFoundError
 from pyapp.messages import (
     get_client_usage,
@@ -19,7 +16,7 @@ from pyapp.messages import (
     list_messages,
     record_message,
 )
-from tests.metering import MICROSECOND, add_user, new_message
+from tests.metering import MICROSECOND, add_user
 
 COST = Decimal("0.01")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -35,7 +32,7 @@ def test_missing_message_is_an_error(conn: psycopg.Connection, user_id: UUID):
         get_message(conn, subject_id=user_id, message_id=uuid4())
 
 
-def test_pages_meet_where_messages_finish_together(
+def test_pages_continue_between_messages_of_the_same_time(
     conn: psycopg.Connection, user_id: UUID
 ):
     for n in range(12):
@@ -63,7 +60,7 @@ def test_pages_meet_where_messages_finish_together(
     assert list_messages(conn, subject_id=user_id, before=NOON + MICROSECOND) == found
 
 
-def test_usage_of_a_request_and_of_a_run_is_by_model(
+def test_usage_of_a_client_and_of_a_request_is_by_model(
     conn: psycopg.Connection, user_id: UUID
 ):
     other = add_user(conn)
@@ -114,27 +111,3 @@ def test_daily_usage_is_by_day_in_utc(conn: psycopg.Connection, user_id: UUID):
         (date(2026, 2, 28), 1, Decimal("1.2")),
         (date(2026, 3, 1), 1, Decimal("1.2")),
     ]
-
-
-def test_async_functions_do_the_same(database: str):
-    with psycopg.connect(database) as conn:
-        user_id = add_user(conn)
-
-    async def run() -> None:
-        async with await psycopg.AsyncConnection.connect(database) as conn:
-            one = await aio_messages.record_message(
-                conn, user_id=user_id, model="m", cost=COST, client_id="run"
-            )
-            many = await aio_messages.record_messages(
-                conn, [new_message(id=one.id), new_message()], user_id=user_id
-            )
-            found = await aio_messages.list_messages(conn, subject_id=user_id)
-            usage = await aio_messages.get_client_usage(conn, client_id="run")
-            quota = await aio_quota.get_user_quota(conn, user_id=user_id)
-
-        assert (many.recorded, many.duplicates) == (1, 1)
-        assert len(found) == 2
-        assert usage.total.cost == COST
-        assert quota.credits_used == Decimal("2.2")
-
-    asyncio.run(run())

@@ -1,4 +1,4 @@
-"""The period functions against a plain model in Python."""
+"""The period functions equal a model in Python."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -40,7 +40,7 @@ ANCHORS = [
 
 
 def moments() -> Iterator[tuple[datetime, datetime]]:
-    """Yield each anchor with the instants around its boundaries, and before it."""
+    """Yield each anchor with instants around its boundaries, before and after it."""
     for anchor in ANCHORS:
         for months in [*range(-14, 27), 48, 49, 97, 1200]:
             boundary = add_months(anchor, months)
@@ -103,7 +103,7 @@ def test_stored_start_is_the_boundary_before_the_reset(conn: psycopg.Connection)
 
 
 @pytest.mark.parametrize("anchor", [ANCHORS[0], ANCHORS[12], ANCHORS[-6]])
-def test_stored_start_is_the_anchor_where_nothing_resets(
+def test_stored_start_is_the_anchor_without_a_reset(
     conn: psycopg.Connection, anchor: datetime
 ):
     user_id = add_user(conn, quota_anchor=anchor, next_quota_reset=None)
@@ -115,7 +115,7 @@ def test_stored_start_is_the_anchor_where_nothing_resets(
     assert row == (anchor,)
 
 
-def test_next_reset_is_the_reset_ahead_or_the_boundary_after_it_lapsed(
+def test_next_reset_is_the_given_one_or_the_next_boundary(
     conn: psycopg.Connection,
 ):
     anchor = datetime(2024, 1, 31, tzinfo=UTC)
@@ -139,7 +139,7 @@ def test_next_reset_is_the_reset_ahead_or_the_boundary_after_it_lapsed(
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
 @pytest.mark.parametrize("is_start_known", [True, False])
-def test_period_holds_the_moment(
+def test_period_contains_the_moment(
     conn: psycopg.Connection, zone: str, is_start_known: bool
 ):
     conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))

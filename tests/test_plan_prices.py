@@ -1,4 +1,4 @@
-"""Plans: what they give, and which of Stripe's prices buys them."""
+"""Plans: their credits, and the Stripe price that buys each."""
 
 from decimal import Decimal
 
@@ -9,7 +9,7 @@ from pyapp.errors import PlanNotFoundError, PriceTakenError
 from pyapp.plans import get_plan, list_plans, set_plan_price
 
 
-def test_plans_are_there_from_the_start(conn: psycopg.Connection):
+def test_schema_has_three_plans(conn: psycopg.Connection):
     plans = [(plan.id, plan.monthly_credits) for plan in list_plans(conn)]
 
     assert plans == [
@@ -19,7 +19,7 @@ def test_plans_are_there_from_the_start(conn: psycopg.Connection):
     ]
 
 
-def test_price_is_set_and_cleared(conn: psycopg.Connection):
+def test_price_is_set_and_removed(conn: psycopg.Connection):
     plan = set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
 
     assert plan.stripe_price_id == "price_1"
@@ -28,7 +28,7 @@ def test_price_is_set_and_cleared(conn: psycopg.Connection):
     assert cleared.stripe_price_id is None
 
 
-def test_price_buys_one_plan(conn: psycopg.Connection):
+def test_price_belongs_to_one_plan(conn: psycopg.Connection):
     set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
 
     with pytest.raises(PriceTakenError):
@@ -37,7 +37,7 @@ def test_price_buys_one_plan(conn: psycopg.Connection):
     assert get_plan(conn, plan_id="free").stripe_price_id is None
 
 
-def test_unknown_plan_is_not_found(conn: psycopg.Connection):
+def test_unknown_plan_is_an_error(conn: psycopg.Connection):
     with pytest.raises(PlanNotFoundError, match="gold"):
         get_plan(conn, plan_id="gold")
     with pytest.raises(PlanNotFoundError, match="gold"):

@@ -1,4 +1,4 @@
-"""Quota: exact for any period, at any instant, whatever Stripe does to the reset."""
+"""Quota: exact in every period, at every instant, after every change of the reset."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -50,7 +50,7 @@ def move_reset(conn: psycopg.Connection, user_id: UUID, reset: datetime | None) 
     )
 
 
-def test_one_answer_holds_everything(conn: psycopg.Connection):
+def test_quota_has_every_column(conn: psycopg.Connection):
     reset = add_months(ANCHOR, 2)
     user_id = add_user(
         conn, base_quota=100, quota_anchor=ANCHOR, next_quota_reset=reset
@@ -86,7 +86,7 @@ def test_one_answer_holds_everything(conn: psycopg.Connection):
         ("100", "a status of tomorrow", True, True, "0"),
     ],
 )
-def test_exceeded_is_blocked_unless_a_subscription_is_active(
+def test_exceeded_quota_blocks_without_an_active_subscription(
     conn: psycopg.Connection,
     used: str,
     status: str | None,
@@ -112,11 +112,11 @@ def test_exceeded_is_blocked_unless_a_subscription_is_active(
     )
 
 
-def test_new_accounts_have_the_quota_of_their_plan(conn: psycopg.Connection):
-    user_id, device = add_user(conn), add_fingerprint(conn)
+def test_new_payer_has_the_quota_of_its_plan(conn: psycopg.Connection):
+    user_id, fingerprint = add_user(conn), add_fingerprint(conn)
 
     assert get_user_quota(conn, user_id=user_id).quota == 2500
-    assert get_fingerprint_quota(conn, fingerprint_id=device).quota == 1000
+    assert get_fingerprint_quota(conn, fingerprint_id=fingerprint).quota == 1000
 
 
 def test_referral_credits_are_part_of_the_quota(conn: psycopg.Connection):
@@ -144,7 +144,7 @@ def test_message_at_the_end_belongs_to_the_next_period(conn: psycopg.Connection)
     assert after.end_date == add_months(ANCHOR, 3)
 
 
-def test_instant_before_the_current_period_counts_up_to_the_coming_reset(
+def test_earlier_instant_counts_up_to_the_next_reset(
     conn: psycopg.Connection,
 ):
     reset = add_months(ANCHOR, 4)
@@ -172,7 +172,7 @@ def test_lapsed_reset_does_not_freeze_the_count(conn: psycopg.Connection):
     assert quota.credits_used == 2
 
 
-def test_quota_that_never_resets_counts_from_the_anchor_until_now(
+def test_quota_without_a_reset_counts_from_the_anchor_until_now(
     conn: psycopg.Connection,
 ):
     user_id = add_user(conn, quota_anchor=ANCHOR, next_quota_reset=None)
@@ -189,7 +189,7 @@ def test_quota_that_never_resets_counts_from_the_anchor_until_now(
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati"])
-def test_credits_used_equal_a_recount_after_every_move_of_the_reset(
+def test_credits_used_equal_a_recount_after_every_reset_change(
     conn: psycopg.Connection, zone: str
 ):
     conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))
@@ -216,7 +216,7 @@ def test_credits_used_equal_a_recount_after_every_move_of_the_reset(
         ]
         record_messages(conn, messages, user_id=user_id)
 
-        # Ahead, on a boundary, lapsed by months, in the middle of a day, never.
+        # Ahead, on a boundary, lapsed by months, within a day, and none.
         for reset in [
             first,
             add_months(anchor, 3),
@@ -235,22 +235,22 @@ def test_credits_used_equal_a_recount_after_every_move_of_the_reset(
                 assert quota.credits_used == credits_in(period, messages)
 
 
-def test_device_has_a_quota_of_its_own(conn: psycopg.Connection):
+def test_fingerprint_has_its_own_quota(conn: psycopg.Connection):
     reset = add_months(ANCHOR, 2)
-    device = add_fingerprint(
+    fingerprint = add_fingerprint(
         conn, base_quota=10, quota_anchor=ANCHOR, next_quota_reset=reset
     )
     user_id = add_user(conn, quota_anchor=ANCHOR, next_quota_reset=reset)
-    record_messages(conn, [new_message(finished_at=NOON)], fingerprint_id=device)
-    signed_in = new_message(user_id=user_id, fingerprint_id=device, finished_at=NOON)
-    record_messages(conn, [signed_in])
-    record_messages(
-        conn,
-        [new_message(finished_at=NOON, credits=Decimal(9))],
-        fingerprint_id=device,
-    )
+    for credits, user in ((1, None), (1, user_id), (9, None)):
+        message = new_message(
+            finished_at=NOON,
+            credits=Decimal(credits),
+            user_id=user,
+            fingerprint_id=fingerprint,
+        )
+        record_messages(conn, [message])
 
-    quota = get_fingerprint_quota(conn, fingerprint_id=device, at=NOON)
+    quota = get_fingerprint_quota(conn, fingerprint_id=fingerprint, at=NOON)
 
     assert [quota.credits_used, quota.quota] == [10, 10]
     assert (quota.period_start, quota.end_date) == (add_months(ANCHOR, 1), reset)
@@ -265,33 +265,33 @@ def test_unknown_payer_is_an_error(conn: psycopg.Connection):
         get_fingerprint_quota(conn, fingerprint_id=uuid4())
 
 
-def test_lists_agree_with_single_answers_page_by_page(conn: psycopg.Connection):
+def test_lists_equal_single_quotas_on_every_page(conn: psycopg.Connection):
     users = sorted(add_user(conn, quota_anchor=ANCHOR) for _ in range(5))
-    # A device may call itself anything, even the id that sorts first.
-    devices = sorted([UUID(int=0), *(add_fingerprint(conn) for _ in range(4))])
+    # A caller may choose the id of a fingerprint, even the one that sorts first.
+    fingerprints = sorted([UUID(int=0), *(add_fingerprint(conn) for _ in range(4))])
     add_fingerprint(conn, id=UUID(int=0))
     for user_id in users[:3]:
         spend(conn, user_id, "7")
 
-    listed, after = [], None
+    found_users, after = [], None
     while page := list_user_quotas(conn, at=NOON, after=after, limit=2):
-        listed += page
+        found_users += page
         after = page[-1].subject_id
-    seen, after = [], None
+    found_fingerprints, after = [], None
     while more := list_fingerprint_quotas(conn, at=NOON, after=after, limit=2):
-        seen += more
+        found_fingerprints += more
         after = more[-1].subject_id
 
-    assert [quota.subject_id for quota in listed] == users
-    assert all(quota.email for quota in listed)
-    for quota in listed:
+    assert [quota.subject_id for quota in found_users] == users
+    assert all(quota.email for quota in found_users)
+    for quota in found_users:
         single = get_user_quota(conn, user_id=quota.subject_id, at=NOON)
         fields = Quota.__dataclass_fields__
         assert [getattr(quota, f) for f in fields] == [
             getattr(single, f) for f in fields
         ]
-    assert [quota.subject_id for quota in seen] == devices
-    assert seen == [
-        get_fingerprint_quota(conn, fingerprint_id=device, at=NOON)
-        for device in devices
+    assert [quota.subject_id for quota in found_fingerprints] == fingerprints
+    assert found_fingerprints == [
+        get_fingerprint_quota(conn, fingerprint_id=fingerprint, at=NOON)
+        for fingerprint in fingerprints
     ]
