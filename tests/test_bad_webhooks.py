@@ -15,8 +15,7 @@ from pyapp.errors import (
     InvalidSignatureError,
     InvalidValueError,
 )
-from pyapp.stripe_sync import handle_webhook
-from pyapp.stripe_sync.retry import retry_failed_events
+from pyapp.stripe_sync import handle_webhook, retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.bad_input.events import (
     BODIES,
@@ -114,7 +113,7 @@ def test_body_that_is_no_event_is_answered_400_and_not_stored(
     )
 
     assert answer.status_code == 400
-    assert answer.json()["error"] in {"no event", "bad signature"}
+    assert answer.json()["error"] in {"not an event", "bad signature"}
     assert conn.execute(COUNTS).fetchone() == before
 
 

@@ -12,8 +12,7 @@ import pytest
 
 from pyapp._core.connection import connect
 from pyapp.messages import record_message
-from pyapp.stripe_sync import Outcome, handle_webhook
-from pyapp.stripe_sync.retry import retry_failed_events
+from pyapp.stripe_sync import Outcome, handle_webhook, retry_failed_events
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import (
     START,

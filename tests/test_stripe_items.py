@@ -10,7 +10,7 @@ import pytest
 from pyapp._core.connection import connect
 from pyapp.stripe_sync import Failure, Outcome, reconcile, replay_events
 from pyapp.stripe_sync import client as api
-from pyapp.stripe_sync.retry import retry_failed_events
+from pyapp.stripe_sync.replay import retry_failed_events
 from tests.fake_stripe import TEST_KEY
 from tests.stripe_world import StripeWorld, make_customer
 from tests.support import run_cli
@@ -22,8 +22,7 @@ TOO_FAR = 10**20
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks for less than five seconds, and for Stripe not at all."""
-    monkeypatch.setattr("pyapp.stripe_sync.running.PATIENCE", 0.3)
-    monkeypatch.setattr("pyapp.stripe_sync.deadline.PATIENCE", 0.3)
+    monkeypatch.setattr("pyapp.stripe_sync.transactions.DELIVERY_TIMEOUT", 0.3)
     monkeypatch.setattr(api, "sleep", lambda _: None)
 
 

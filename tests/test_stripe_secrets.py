@@ -12,8 +12,8 @@ from pyapp._core.connection import pool
 from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import handle_webhook, reconcile, replay_events
-from pyapp.stripe_sync.client import describe
-from pyapp.stripe_sync.retry import retry_failed_events
+from pyapp.stripe_sync.client import error_summary
+from pyapp.stripe_sync.replay import retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET
 from tests.stripe_world import StripeWorld, stripe_world
@@ -98,7 +98,7 @@ def test_error_on_the_way_to_stripe_names_its_cause():
     with pytest.raises(stripe.APIConnectionError) as caught:
         client.v1.customers.list()
 
-    told = describe(caught.value)
+    told = error_summary(caught.value)
 
     assert told.startswith("APIConnectionError: ")
     assert "Connection refused" in told

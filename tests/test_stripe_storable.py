@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from pyapp._core.connection import connect, pool
-from pyapp.stripe_sync.envelope import read_event
-from pyapp.stripe_sync.retry import retry_failed_events
+from pyapp.stripe_sync.objects import read_event
+from pyapp.stripe_sync.replay import retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import NUMBERS, make_customer, make_event, make_subscription
@@ -131,7 +131,7 @@ def test_what_the_database_refuses_is_kept_as_an_outline(
 ):
     """Should jsonb ever refuse more than is known of it."""
     monkeypatch.setattr(
-        "pyapp.stripe_sync.envelope._read_json",
+        "pyapp.stripe_sync.objects._read_json",
         lambda text, has_constants: (json.loads(text), True),
     )
     name, body = event("1e400000")

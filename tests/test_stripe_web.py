@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import pool
+from pyapp.stripe_sync.apply import apply_directly
 from pyapp.stripe_sync.client import find_livemode
-from pyapp.stripe_sync.inbox import take_at_once
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 from tests.stripe_world import (
@@ -74,7 +74,7 @@ def test_too_large_or_broken_body_is_refused(world: StripeWorld, web: TestClient
 
     assert post(web, large)[0] == 413
     assert web.post(PATH, content=chunks).status_code == 413
-    assert post(web, b"{") == (400, '{"error":"no event"}')
+    assert post(web, b"{") == (400, '{"error":"not an event"}')
     assert world.events() == []
 
 
@@ -139,14 +139,14 @@ def test_connection_that_dies_under_the_work_costs_no_delivery(
     deaths: list[str] = []
 
     def die_once(conn: psycopg.Connection[Any], *arguments: Any) -> Any:
-        taken = take_at_once(conn, *arguments)
+        taken = apply_directly(conn, *arguments)
         if not deaths:
             deaths.append(taken)
             cut_connections(world.conn)
             conn.execute("SELECT")
         return taken
 
-    monkeypatch.setattr("pyapp.stripe_sync.web.take_at_once", die_once)
+    monkeypatch.setattr("pyapp.stripe_sync.web.apply_directly", die_once)
     assert post(web, BODY) == (200, '{"result":"duplicate"}')
     assert deaths == ["applied"]
 

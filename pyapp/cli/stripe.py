@@ -25,7 +25,9 @@ from pyapp.stripe_sync import (
     Reconciliation,
     make_client,
     replay_events,
+    retry_failed_events,
 )
+from pyapp.stripe_sync.apply import Result
 from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
@@ -33,9 +35,7 @@ from pyapp.stripe_sync.events import (
     list_events,
     list_failed_events,
 )
-from pyapp.stripe_sync.inbox import Result
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
-from pyapp.stripe_sync.retry import retry_failed_events
 
 BATCH = 1000
 # The exit status of a dry run that finds differences; 1 is for errors.

@@ -1,10 +1,15 @@
-"""Stripe stays the truth: webhooks, replay and reconciliation keep the mirror so."""
+"""Keep users in sync with Stripe: webhooks, replay and reconciliation."""
 
+from pyapp.stripe_sync.apply import Outcome
 from pyapp.stripe_sync.client import make_client
-from pyapp.stripe_sync.differences import Difference, Failure, Progress, Reconciliation
-from pyapp.stripe_sync.inbox import Outcome
-from pyapp.stripe_sync.reconcile import reconcile
-from pyapp.stripe_sync.replay import Replay, replay_events
+from pyapp.stripe_sync.reconcile import (
+    Difference,
+    Failure,
+    Reconciliation,
+    reconcile,
+)
+from pyapp.stripe_sync.replay import Replay, replay_events, retry_failed_events
+from pyapp.stripe_sync.running import Progress
 from pyapp.stripe_sync.webhooks import handle_webhook
 
 __all__ = [
@@ -18,4 +23,5 @@ __all__ = [
     "make_client",
     "reconcile",
     "replay_events",
+    "retry_failed_events",
 ]

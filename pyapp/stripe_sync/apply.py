@@ -1,9 +1,10 @@
-"""Apply one event to the Stripe mirror and to users.
+"""Apply verified events to the Stripe mirror and to users, each in one transaction.
 
-The caller holds the lock on the event's customer. The object is fetched from Stripe if
-the event only names it (an invoice names its subscription, a checkout its customer) or
-if the order of two snapshots is ambiguous. Without a client, the snapshot that arrived
-last is kept and marked provisional for the next reconciliation.
+An event applies under a lock on its customer. Most events contain a snapshot of their
+object and apply in one statement. The object is fetched from Stripe's API if the event
+only names it (an invoice names its subscription, a checkout its customer), or if the
+order of two snapshots is ambiguous. Without a client, the snapshot that arrived last is
+kept and marked provisional for the next reconciliation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,28 +13,52 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
+import psycopg
+import stripe
 from psycopg import Connection
 
-from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.client import StripeApi, fetch
-from pyapp.stripe_sync.envelope import Event
+from pyapp.errors import StripeRequestError
+from pyapp.stripe_sync import events, mirror
+from pyapp.stripe_sync.client import (
+    DeadlineClient,
+    StripeApi,
+    affects_all_objects,
+    error_summary,
+    fetch,
+    is_transient,
+    with_retries,
+)
 from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, UpsertResult
-from pyapp.stripe_sync.shapes import (
+from pyapp.stripe_sync.objects import (
+    Event,
     find_invoice_subscription,
     object_id,
     read_customer,
     read_subscription,
     read_user_id,
 )
+from pyapp.stripe_sync.transactions import (
+    DELIVERY_TIMEOUT,
+    FAILURE_RESERVE,
+    LOCK_ERRORS,
+    NO_DEADLINE,
+    Deadline,
+    check_idle,
+    enforce_deadline,
+    milliseconds,
+    own_transaction,
+)
 
-Applied = Literal["applied", "stale", "ignored"]
+Success = Literal["applied", "duplicate", "stale", "ignored"]
+Result = Success | Literal["failed"]
+_Applied = Literal["applied", "stale", "ignored"]
 
 _READERS: dict[ObjectType, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "customers": read_customer,
     "subscriptions": read_subscription,
 }
-# What events of these types show.
-_SHOWN: dict[str, ObjectType] = {
+# Types of events that contain a snapshot.
+_SNAPSHOT_TYPES: dict[str, ObjectType] = {
     "customer.created": "customers",
     "customer.updated": "customers",
     "customer.deleted": "customers",
@@ -45,62 +70,275 @@ _SHOWN: dict[str, ObjectType] = {
 }
 _INVOICE_TYPES = frozenset({"invoice.paid", "invoice.payment_failed"})
 _CHECKOUT_TYPES = frozenset({"checkout.session.completed"})
-SHOWN_TYPES = frozenset(_SHOWN)
-USED_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES | SHOWN_TYPES
+# Types of events that only name an object.
+_REFERENCE_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES
+USED_TYPES = _REFERENCE_TYPES | frozenset(_SNAPSHOT_TYPES)
+
+# Seconds that the first attempt waits for a lock; the next one has a deadline, which
+# costs more round trips.
+_FIRST_LOCK_WAIT = 0.25
+# The database cannot store the payload; a retry cannot succeed.
+_NOT_STORABLE = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of processing an event.
+
+    applied    the event changed the mirror or a user
+    duplicate  the event was processed before; nothing changed
+    stale      a newer snapshot is stored; nothing changed
+    ignored    the event is stored and has no effect
+    failed     nothing changed; the event is stored with `error`; deliver it again
+
+    `is_busy` is True if it failed because of a lock or a timeout and may succeed if it
+    is repeated. `attempts` counts the failures of a stored event; it is None if the
+    event could not be stored.
+    """
+
+    event_id: str
+    type: str
+    result: Result
+    error: str | None = None
+    is_busy: bool = False
+    attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How an object was at a moment, ready for `upsert_snapshots`."""
+    """A row for `upsert_snapshots`: one object as it was at `row["as_of"]`."""
 
     object_type: ObjectType
     row: Mapping[str, Any]
 
 
+def process_event(
+    conn: Connection[Any],
+    event: Event,
+    client: StripeApi | None,
+    *,
+    wait_for_stripe: bool = False,
+) -> Outcome:
+    """Apply *event* in its own transaction; if that fails, record it as failed.
+
+    It takes at most DELIVERY_TIMEOUT. With *wait_for_stripe*, only each statement does,
+    and transient errors of Stripe's API are retried, without holding a lock.
+
+    Raises:
+        OpenTransactionError: the connection is in a transaction.
+        StripeRequestError: Stripe was unavailable for minutes.
+        psycopg.OperationalError: the connection is lost; nothing changed.
+    """
+    if wait_for_stripe:
+        try:
+            return with_retries(lambda: _process(conn, event, client, NO_DEADLINE))
+        except StripeRequestError as exc:
+            if client is None or affects_all_objects(exc, client):
+                raise
+            return record_failure(conn, event, exc, NO_DEADLINE)
+    return _process(conn, event, client, Deadline.after(DELIVERY_TIMEOUT))
+
+
+def _process(
+    conn: Connection[Any], event: Event, client: StripeApi | None, deadline: Deadline
+) -> Outcome:
+    check_idle(conn)
+    is_limited = deadline is not NO_DEADLINE
+    until = deadline.before(FAILURE_RESERVE) if is_limited else deadline
+    result: Success | Literal["ambiguous"]
+    try:
+        try:
+            result = apply_directly(conn, event, client, _FIRST_LOCK_WAIT)
+        except LOCK_ERRORS:
+            result = apply_directly(conn, event, client, deadline=until)
+        if result == "ambiguous":
+            if is_limited:
+                client = with_deadline(client, until)
+            result = apply_with_fetch(conn, event, client, until)
+    except Exception as exc:
+        may_retry = isinstance(exc, stripe.StripeError) and is_transient(exc)
+        if conn.closed or (may_retry and not is_limited):
+            raise
+        return record_failure(conn, event, exc, deadline)
+    return Outcome(event.id, event.type, result)
+
+
+def with_deadline(client: StripeApi | None, deadline: Deadline) -> StripeApi | None:
+    """Return *client* with requests that end at *deadline*."""
+    return client and DeadlineClient(client, deadline.left)
+
+
+def needs_fetch(event: Event) -> bool:
+    """Return True if the event only names its object, which has to be fetched."""
+    return event.type in _REFERENCE_TYPES and event.is_ours
+
+
+def apply_directly(
+    conn: Connection[Any],
+    event: Event,
+    client: StripeApi | None,
+    lock_wait: float = DELIVERY_TIMEOUT,
+    deadline: Deadline | None = None,
+) -> Success | Literal["ambiguous"]:
+    """Record and apply the event in one statement, or return "ambiguous".
+
+    An ambiguous event is not recorded: the object has to be fetched. The statement
+    waits at most *lock_wait* seconds for each lock. A *deadline* limits its total time
+    and costs more round trips.
+
+    Raises:
+        psycopg.Error: one of LOCK_ERRORS, if a lock was not free in time.
+    """
+    if needs_fetch(event):
+        return "ambiguous"
+    is_used = event.type in USED_TYPES and event.is_ours
+    snapshot = find_snapshot(event) if is_used else None
+
+    def apply() -> Success | Literal["ambiguous"]:
+        return events.apply_event(
+            conn,
+            id=event.id,
+            type=event.type,
+            api_version=event.api_version,
+            event_created_at=event.created_at,
+            payload=event.text,
+            lock_key=event.lock_key,
+            object_type=snapshot.object_type if snapshot else None,
+            snapshot=snapshot.row if snapshot else None,
+            can_fetch=client is not None,
+            lock_milliseconds=milliseconds(lock_wait),
+        ).result
+
+    if deadline is not None:
+        with own_transaction(conn), enforce_deadline(conn, deadline):
+            return apply()
+    # One statement is a transaction; BEGIN and COMMIT would add a third to its time.
+    was_autocommit = conn.autocommit
+    if not was_autocommit:
+        conn.autocommit = True
+    try:
+        return apply()
+    except psycopg.errors.ObjectNotInPrerequisiteState:
+        # The database has another default isolation level.
+        pass
+    finally:
+        if not was_autocommit and not conn.closed:
+            conn.autocommit = False
+    with own_transaction(conn):
+        return apply()
+
+
+def apply_with_fetch(
+    conn: Connection[Any],
+    event: Event,
+    client: StripeApi | None,
+    deadline: Deadline,
+    lock_wait: float | None = None,
+) -> Success:
+    """Record and apply the event in a transaction that fetches its object.
+
+    Raises:
+        psycopg.Error: one of LOCK_ERRORS, if a lock was not free in time.
+        stripe.StripeError: Stripe refused, or is unavailable.
+    """
+    with own_transaction(conn), enforce_deadline(conn, deadline, lock_wait):
+        attempt = events.insert_event(
+            conn,
+            id=event.id,
+            type=event.type,
+            api_version=event.api_version,
+            event_created_at=event.created_at,
+            payload=event.text,
+            lock_key=event.lock_key,
+        )
+        if attempt is None:
+            return "duplicate"
+        snapshot = find_snapshot(event)
+        if snapshot is not None:
+            result = _apply_ambiguous(conn, client, event, snapshot)
+        elif event.type in _INVOICE_TYPES:
+            result = _apply_invoice(conn, client, event)
+        else:
+            result = _apply_checkout(conn, client, event)
+        if result != "applied":
+            events.mark_event(conn, id=event.id, status=result)
+        return result
+
+
+def record_failure(
+    conn: Connection[Any], event: Event, error: Exception, deadline: Deadline
+) -> Outcome:
+    """Store an event that could not be applied, with the error, and return its outcome.
+
+    The outcome is a duplicate if another delivery applied the event first. It is failed
+    without `attempts` if another transaction holds the event's row.
+    """
+
+    def upsert(payload: str) -> events.EventAttempt | None:
+        with own_transaction(conn), enforce_deadline(conn, deadline):
+            return events.upsert_failed_event(
+                conn,
+                id=event.id,
+                type=event.type,
+                api_version=event.api_version,
+                event_created_at=event.created_at,
+                payload=payload,
+                last_error=reason,
+            )
+
+    reason = error_summary(error)
+    try:
+        try:
+            stored = upsert(event.text)
+        except _NOT_STORABLE:
+            stored = upsert(event.outline)
+    except LOCK_ERRORS:
+        if conn.closed:
+            raise
+        return Outcome(event.id, event.type, "failed", reason, is_busy=True)
+    if stored is None:
+        return Outcome(event.id, event.type, "duplicate")
+    is_busy = isinstance(error, LOCK_ERRORS)
+    return Outcome(event.id, event.type, "failed", reason, is_busy, stored.attempts)
+
+
 def find_snapshot(event: Event) -> Snapshot | None:
     """Return the event's snapshot of a customer or subscription, if it has one."""
-    object_type = _SHOWN.get(event.type)
+    object_type = _SNAPSHOT_TYPES.get(event.type)
     if object_type is None:
         return None
-    row = read(object_type, event.object, event.created_at)
+    row = read_snapshot(object_type, event.object, event.created_at)
     if event.type == "customer.deleted":
         row["is_deleted"] = True
     return Snapshot(object_type, row)
 
 
-def read(
+def read_snapshot(
     object_type: ObjectType, shape: Mapping[str, Any], as_of: datetime
 ) -> dict[str, Any]:
-    """Return an object as a snapshot row for `upsert_snapshots`."""
+    """Return an object's JSON as a snapshot row for `upsert_snapshots`."""
     return _READERS[object_type](shape) | {"as_of": as_of.isoformat()}
 
 
-def settle(
+def _apply_ambiguous(
     conn: Connection[Any],
     client: StripeApi | None,
     event: Event,
     snapshot: Snapshot,
-) -> Applied:
-    """Ask Stripe about what the event's snapshot left ambiguous."""
-    judged = client and _follow(
+) -> _Applied:
+    """Fetch the object; without a client, keep the event's snapshot as provisional."""
+    upserted = client and _refresh_and_sync(
         conn, client, snapshot.object_type, snapshot.row["id"], event.created_at
     )
-    if not judged:
-        judged = _upsert_snapshots(conn, snapshot, "event")
-        sync_owners(conn, [judged])
-    return "applied" if judged.result == "applied" else "stale"
-
-
-def apply(conn: Connection[Any], client: StripeApi | None, event: Event) -> Applied:
-    """Apply an event that gives no snapshot itself, and return what it was worth."""
-    if event.type in _INVOICE_TYPES:
-        return _apply_invoice(conn, client, event)
-    return _apply_checkout(conn, client, event)
+    if not upserted:
+        upserted = _upsert(conn, snapshot, "event")
+        sync_affected_users(conn, [upserted])
+    return "applied" if upserted.result == "applied" else "stale"
 
 
 def _apply_invoice(
     conn: Connection[Any], client: StripeApi | None, event: Event
-) -> Applied:
+) -> _Applied:
     subscription = find_invoice_subscription(event.object)
     if subscription is None:
         return "ignored"
@@ -112,24 +350,27 @@ def _apply_invoice(
             conn, id=subscription, as_of=event.created_at
         )
         return "applied" if marked else "ignored"
-    found = _follow(conn, client, "subscriptions", subscription, event.created_at)
+    found = _refresh_and_sync(
+        conn, client, "subscriptions", subscription, event.created_at
+    )
     return "applied" if found else "ignored"
 
 
 def _apply_checkout(
     conn: Connection[Any], client: StripeApi | None, event: Event
-) -> Applied:
+) -> _Applied:
     customer = object_id(event.object.get("customer"))
     if customer is None:
         return "ignored"
     found = None
     if client is not None:
+        as_of = event.created_at
         known = mirror.find_customer(conn, id=customer)
         if known is None or known.created_at is None:
-            found = _follow(conn, client, "customers", customer, event.created_at)
+            found = _refresh_and_sync(conn, client, "customers", customer, as_of)
         bought = object_id(event.object.get("subscription"))
         if bought and mirror.find_subscription(conn, id=bought) is None:
-            _follow(conn, client, "subscriptions", bought, event.created_at)
+            _refresh_and_sync(conn, client, "subscriptions", bought, as_of)
     user_id = read_user_id(event.object.get("client_reference_id"))
     if user_id is None:
         return "applied" if found else "ignored"
@@ -141,7 +382,7 @@ def _apply_checkout(
     return "applied"
 
 
-def refresh(
+def refresh_object(
     conn: Connection[Any],
     client: StripeApi,
     object_type: ObjectType,
@@ -151,26 +392,32 @@ def refresh(
     match_email: bool = False,
     is_dry_run: bool = False,
 ) -> UpsertResult | None:
-    """Fetch an object under its customer's lock and keep it; None if there is none.
+    """Fetch an object and upsert its snapshot; return None if Stripe has none.
 
-    *not_before* is a moment that had passed when the fetch began. The object's users
-    need `sync_owners`.
+    The caller holds the lock on the object's customer, and calls `sync_affected_users`
+    afterwards. *not_before* is a time that had passed when the fetch began.
+
+    Raises:
+        stripe.StripeError: Stripe refused, or is unavailable.
     """
-    answer = fetch(client, object_type, object_id)
-    if answer is None:
+    response = fetch(client, object_type, object_id)
+    if response is None:
         return None
-    as_of = max(answer.as_of, not_before or answer.as_of)
-    snapshot = Snapshot(object_type, read(object_type, answer.data, as_of))
-    return _upsert_snapshots(
+    as_of = max(response.as_of, not_before or response.as_of)
+    snapshot = Snapshot(object_type, read_snapshot(object_type, response.data, as_of))
+    return _upsert(
         conn, snapshot, "object", match_email=match_email, is_dry_run=is_dry_run
     )
 
 
-def sync_owners(
-    conn: Connection[Any], judged: Sequence[UpsertResult], *, is_dry_run: bool = False
+def sync_affected_users(
+    conn: Connection[Any],
+    upserted: Sequence[UpsertResult],
+    *,
+    is_dry_run: bool = False,
 ) -> list[SyncedUser]:
-    """Give whoever has or just lost these objects what the mirror says; by id."""
-    ids = {one.user_id for one in judged} | {one.released_user_id for one in judged}
+    """Sync the users that own, or owned until now, these objects; ordered by id."""
+    ids = {one.user_id for one in upserted} | {one.released_user_id for one in upserted}
     return mirror.sync_users(
         conn,
         user_ids=[user_id for user_id in ids if user_id is not None],
@@ -178,21 +425,20 @@ def sync_owners(
     )
 
 
-def _follow(
+def _refresh_and_sync(
     conn: Connection[Any],
     client: StripeApi,
     object_type: ObjectType,
     object_id: str,
     not_before: datetime,
 ) -> UpsertResult | None:
-    """Refresh an object that an event names, and its users."""
-    judged = refresh(conn, client, object_type, object_id, not_before)
-    if judged is not None:
-        sync_owners(conn, [judged])
-    return judged
+    upserted = refresh_object(conn, client, object_type, object_id, not_before)
+    if upserted is not None:
+        sync_affected_users(conn, [upserted])
+    return upserted
 
 
-def _upsert_snapshots(
+def _upsert(
     conn: Connection[Any],
     snapshot: Snapshot,
     source: Literal["event", "object"],
@@ -200,8 +446,8 @@ def _upsert_snapshots(
     match_email: bool = False,
     is_dry_run: bool = False,
 ) -> UpsertResult:
-    """Keep the snapshot if it counts, without asking anybody."""
-    (judged,) = mirror.upsert_snapshots(
+    """Upsert one snapshot; a tie is resolved without fetching."""
+    (upserted,) = mirror.upsert_snapshots(
         conn,
         object_type=snapshot.object_type,
         snapshots=[snapshot.row],
@@ -210,4 +456,4 @@ def _upsert_snapshots(
         match_email=match_email,
         is_dry_run=is_dry_run,
     )
-    return judged
+    return upserted

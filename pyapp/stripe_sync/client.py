@@ -1,9 +1,9 @@
-"""StripeApi Stripe: objects and lists as plain dictionaries, each with its moment.
+"""Fetch objects and lists from Stripe's API, each with the time at which it was true.
 
-A moment is in Stripe's own time, which the `Date` header tells: our clock may be off.
-The header is in whole seconds and is written when the answer leaves, so the moment at
-which the request began is no earlier than the header less the time that it took. Being
-too early is safe: it makes an answer look older than it is, never newer.
+The time is Stripe's own, from the `Date` header, because the local clock may be wrong.
+Stripe writes the header, in whole seconds, when the response leaves. The header minus
+the duration of the request is therefore not later than the start of the request. Too
+early is safe: the response then looks older than it is, never newer.
 """
 
 import copy
@@ -23,13 +23,13 @@ from pyapp.errors import ConfigError, StripeRequestError
 
 T = TypeVar("T")
 
-# Waits of 1, 2, 4, ... seconds at most, unless Stripe says how long.
+# Retries wait at most 1, 2, 4, ... seconds, unless Stripe sends Retry-After.
 _ATTEMPTS = 8
-# A request with a deadline is sent so often, with so many seconds between.
-_HASTY_ATTEMPTS = 4
-_HASTY_WAIT = 0.25
 _LONGEST_WAIT = 60.0
-# What Stripe says of a live object to a test key: such a one is not missing.
+# Attempts of a request with a deadline, and the seconds between them.
+_DEADLINE_ATTEMPTS = 4
+_DEADLINE_WAIT = 0.25
+# Stripe's error for a live object and a test key: the object is not missing.
 _OTHER_MODE = "similar object exists"
 _CURSORS = ("starting_after", "ending_before")
 _SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\S+")
@@ -37,7 +37,7 @@ sleep: Callable[[float], None] = time.sleep
 
 
 class StripeApi(Protocol):
-    """What asks Stripe: a StripeClient, or one with a deadline."""
+    """The part of stripe.StripeClient that is used here."""
 
     def raw_request(self, method_: str, url_: str, **params: Any) -> Any:
         """Return Stripe's response."""
@@ -45,14 +45,14 @@ class StripeApi(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StripeResponse:
-    """What Stripe said, and since when at least it has been true."""
+    """The JSON of a response, and a time in Stripe's clock at which it was true."""
 
     data: Mapping[str, Any]
     as_of: datetime
 
 
 def make_client(settings: Settings) -> stripe.StripeClient:
-    """Return a client for the configured key, which it never shows.
+    """Return a client for the configured key.
 
     Raises:
         ConfigError: no key, or a live key in a local environment.
@@ -73,15 +73,15 @@ def make_client(settings: Settings) -> stripe.StripeClient:
 
 
 def is_live(key: str) -> bool:
-    """Say whether *key* opens a live account."""
+    """Return True if *key* is a live-mode key."""
     return key.startswith(("sk_live_", "rk_live_"))
 
 
 def find_livemode(settings: Settings) -> bool | None:
-    """Return whether live events are ours, or test ones; None if nothing tells it.
+    """Return the mode whose events are processed: True live, False test, None both.
 
-    The key's mode decides. Without a key, only test events belong to a local
-    environment.
+    It is the mode of the configured key. Without a key, a local environment processes
+    test events only, and other environments process both.
     """
     if settings.stripe_api_key:
         return is_live(settings.stripe_api_key)
@@ -89,8 +89,8 @@ def find_livemode(settings: Settings) -> bool | None:
 
 
 @dataclass(frozen=True, slots=True)
-class HastyClient:
-    """Asks as *client* does, and gives up when no seconds are *left*."""
+class DeadlineClient:
+    """Sends requests by *client* until `left()`, the seconds that remain, is 0."""
 
     client: StripeApi
     left: Callable[[], float]
@@ -99,9 +99,9 @@ class HastyClient:
         """Return Stripe's response.
 
         Raises:
-            stripe.StripeError: it refuses, or has not answered in time.
+            stripe.StripeError: Stripe refused, or did not answer in time.
         """
-        for attempt in range(_HASTY_ATTEMPTS):
+        for attempt in range(_DEADLINE_ATTEMPTS):
             if not (left := self.left()):
                 break
             client = _with_timeout(self.client, left)
@@ -110,18 +110,19 @@ class HastyClient:
                     method_, url_, **params, max_network_retries=0
                 )
             except stripe.StripeError as exc:
-                is_last = attempt + 1 == _HASTY_ATTEMPTS
-                if is_last or not _is_worth_a_retry(exc) or self.left() < _HASTY_WAIT:
+                is_last = attempt + 1 == _DEADLINE_ATTEMPTS
+                is_late = self.left() < _DEADLINE_WAIT
+                if is_last or is_late or not _is_retryable(exc):
                     raise
-                sleep(_HASTY_WAIT)
+                sleep(_DEADLINE_WAIT)
         late = "Stripe did not answer in time"
         raise stripe.APIConnectionError(late)  # type: ignore[no-untyped-call]
 
 
 def _with_timeout(client: StripeApi, seconds: float) -> StripeApi:
-    """Return a copy of *client* that waits so long at most, with the same connections.
+    """Return a copy of *client* with this timeout and the same HTTP connections.
 
-    Stripe's library takes a timeout only for a client as a whole, of 80 seconds.
+    Stripe's library has a timeout for each client only, not for each request.
     """
     requestor = getattr(client, "_requestor", None)
     if requestor is None:
@@ -129,24 +130,24 @@ def _with_timeout(client: StripeApi, seconds: float) -> StripeApi:
     http = requestor._get_http_client()
     if not hasattr(http, "_timeout"):
         return client
-    # Sessions are shared: they belong to the thread.
+    # The copies share the sessions, which are local to the thread.
     http, requestor = copy.copy(http), copy.copy(requestor)
-    hasty: Any = copy.copy(client)
-    http._timeout, requestor._client, hasty._requestor = seconds, http, requestor
-    return cast("StripeApi", hasty)
+    limited: Any = copy.copy(client)
+    http._timeout, requestor._client, limited._requestor = seconds, http, requestor
+    return cast("StripeApi", limited)
 
 
-def _is_worth_a_retry(exc: stripe.StripeError) -> bool:
+def _is_retryable(exc: stripe.StripeError) -> bool:
     if isinstance(exc, stripe.RateLimitError):
         return False
     return is_transient(exc) or exc.http_status == 409
 
 
 def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse | None:
-    """Return the object of `/v1/<object_type>` as it is now, None if Stripe has none.
+    """Return the current object `/v1/<object_type>/<object_id>`, None if not found.
 
     Raises:
-        stripe.StripeError: it refuses, or is out of reach.
+        stripe.StripeError: Stripe refused, or is unavailable.
     """
     try:
         return _get(client, f"/v1/{object_type}/{object_id}")
@@ -160,15 +161,15 @@ def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse
 def list_page(
     client: StripeApi, object_type: str, **parameters: Any
 ) -> StripeResponse | None:
-    """Return one page of `/v1/<object_type>`, waiting as long as Stripe asks us to.
+    """Return one page of `/v1/<object_type>`, retrying as `with_retries` does.
 
-    None if the object that it would go on from is there no more.
+    None means that the object of the cursor parameter does not exist any more.
 
     Raises:
-        StripeRequestError: it refuses, or is out of reach for minutes.
+        StripeRequestError: Stripe refused, or was unavailable for minutes.
     """
 
-    def ask() -> StripeResponse | None:
+    def get_page() -> StripeResponse | None:
         try:
             return _get(client, f"/v1/{object_type}", **parameters)
         except stripe.InvalidRequestError as exc:
@@ -176,29 +177,29 @@ def list_page(
                 return None
             raise
 
-    return with_retries(ask)
+    return with_retries(get_page)
 
 
-def with_retries(ask: Callable[[], T]) -> T:
-    """Return what *ask* returns, trying again while Stripe is busy or out of reach.
+def with_retries(request: Callable[[], T]) -> T:
+    """Call *request* and return its result; retry transient errors of Stripe's API.
 
     Raises:
-        StripeRequestError: it refuses, or it is still so after eight attempts.
+        StripeRequestError: Stripe refused, or all eight attempts failed.
     """
     for attempt in range(_ATTEMPTS):
         try:
-            return ask()
+            return request()
         except stripe.StripeError as exc:
             if attempt + 1 == _ATTEMPTS or not is_transient(exc):
-                raise StripeRequestError(describe(exc)) from None
+                raise StripeRequestError(error_summary(exc)) from None
             sleep(_wait(exc, attempt))
     raise AssertionError("unreachable")
 
 
-def is_of_all(error: StripeRequestError, client: StripeApi) -> bool:
-    """Say whether Stripe would give the same answer about any object.
+def affects_all_objects(error: StripeRequestError, client: StripeApi) -> bool:
+    """Return True if a request for any other object would fail in the same way.
 
-    It is away, or it does not accept the key.
+    That is so if Stripe is unavailable or rejects the key.
     """
     cause = error.__context__
     if not isinstance(cause, stripe.StripeError):
@@ -214,17 +215,17 @@ def is_of_all(error: StripeRequestError, client: StripeApi) -> bool:
     return False
 
 
-def describe(exc: Exception) -> str:
-    """Return an error in one line without keys, secrets or rows."""
+def error_summary(exc: Exception) -> str:
+    """Return one line about an error, without keys, secrets or values of rows."""
     lines = str(exc).strip().splitlines() or [""]
-    # Of what fails on the way, Stripe's library tells the cause after all else.
+    # The last line of Stripe's connection errors names the cause.
     line = lines[-1 if isinstance(exc, stripe.APIConnectionError) else 0]
     text = f"{type(exc).__name__}: {line}" if line else type(exc).__name__
     return _SECRET.sub("(key)", text)[:500]
 
 
 def _get(client: StripeApi, path: str, **parameters: Any) -> StripeResponse:
-    # The plain dictionaries: building the client's own objects takes five times longer.
+    # raw_request returns dictionaries; Stripe's classes take five times longer.
     began = time.monotonic()
     response = client.raw_request("get", path, **parameters)
     took = time.monotonic() - began
@@ -241,7 +242,7 @@ def _moment(headers: Mapping[str, str]) -> datetime:
 
 
 def is_transient(exc: stripe.StripeError) -> bool:
-    """Say whether Stripe is busy or out of reach, and may answer later."""
+    """Return True for transient errors: rate limits, connection errors and 5xx."""
     if isinstance(exc, stripe.RateLimitError | stripe.APIConnectionError):
         return True
     return exc.http_status is not None and exc.http_status >= 500
@@ -250,8 +251,8 @@ def is_transient(exc: stripe.StripeError) -> bool:
 def _wait(exc: stripe.StripeError, attempt: int) -> float:
     headers = exc.headers or {}
     try:
-        told = float(headers.get("Retry-After") or headers.get("retry-after") or "")
+        seconds = float(headers.get("Retry-After") or headers.get("retry-after") or "")
     except ValueError:
-        # Full jitter would start again at once as often as not; half of it spreads too.
-        told = min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
-    return min(max(told, 0.0), _LONGEST_WAIT)
+        # Half jitter: full jitter would often retry at once.
+        seconds = min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+    return min(max(seconds, 0.0), _LONGEST_WAIT)

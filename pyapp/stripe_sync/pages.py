@@ -1,6 +1,6 @@
-"""Stripe's lists, page by page, newest first, from where one was left.
+"""List Stripe's objects page by page, newest first, from a cursor on.
 
-The next page is asked for while this one is worked on; there are never more than two.
+The next page is requested while the current one is processed.
 """
 
 import json
@@ -16,16 +16,19 @@ import stripe
 from pyapp.errors import StripeRequestError
 from pyapp.stripe_sync.client import StripeResponse, list_page
 from pyapp.stripe_sync.mirror import ObjectType
-from pyapp.stripe_sync.shapes import find_created, find_id
+from pyapp.stripe_sync.objects import find_created, find_id
 
 OBJECT_TYPES: tuple[ObjectType, ...] = ("customers", "subscriptions")
-# Those created in the second at which a page was cut; more would only be fetched again.
-_LONGEST_TAIL = 1000
+# Ids kept of the second at which a page ended; objects beyond it are fetched again.
+_MAX_TAIL = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What has been listed: *object_type* down to *created*, of that second *tail*."""
+    """The position in the list of *object_type*, after object *after*.
+
+    That object was created at *created*; *tail* has the listed ids of that second.
+    """
 
     object_type: ObjectType = "customers"
     after: str | None = None
@@ -33,21 +36,21 @@ class Cursor:
     tail: Sequence[str] = field(default=())
 
     def dump(self) -> str:
-        """Return it as text; `load` is the way back."""
+        """Return the cursor as text for `load`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, text: str | None) -> "Cursor":
-        """Return the cursor that *text* describes, the beginning for None."""
+        """Return the cursor in *text*, the start of the first list for None."""
         return cls(**json.loads(text)) if text else cls()
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page, true as of a moment, and the span of creation times that it covers.
+    """One page of a list, true at `as_of`, and the creation times that it covers.
 
-    Whatever was created in (since, until] and is there is in `ids`; `since` is None on
-    the last page. `cursor` is where to go on after it.
+    `ids` has every object that exists and was created in (since, until]. `since` is
+    None on the last page. `cursor` is the position after the page.
     """
 
     object_type: ObjectType
@@ -65,64 +68,66 @@ def list_pages(
     """Return the pages of `cursor.object_type` from *cursor* on.
 
     Raises:
-        StripeRequestError: Stripe refuses, or is out of reach for minutes.
+        StripeRequestError: Stripe refused, or was unavailable for minutes.
     """
-    questions: SimpleQueue[Cursor | None] = SimpleQueue()
-    answers: SimpleQueue[StripeResponse | Exception] = SimpleQueue()
+    cursors: SimpleQueue[Cursor | None] = SimpleQueue()
+    responses: SimpleQueue[StripeResponse | Exception] = SimpleQueue()
 
-    def ask() -> None:
-        while (wanted := questions.get()) is not None:
+    def fetch_pages() -> None:
+        while (wanted := cursors.get()) is not None:
             try:
-                answers.put(_ask(client, wanted, page_size))
+                responses.put(_fetch_page(client, wanted, page_size))
             except Exception as exc:
-                answers.put(exc)
+                responses.put(exc)
 
-    # One thread, which keeps its connection; a daemon, for whoever presses Ctrl-C does
-    # not wait until Stripe has time again.
-    threading.Thread(target=ask, daemon=True).start()
-    questions.put(cursor)
+    # One thread, which reuses its connection; a daemon, so that Ctrl-C does not wait
+    # for Stripe.
+    threading.Thread(target=fetch_pages, daemon=True).start()
+    cursors.put(cursor)
     try:
         while True:
-            answer = answers.get()
-            if isinstance(answer, Exception):
-                raise answer
-            page = _read(cursor, answer)
+            response = responses.get()
+            if isinstance(response, Exception):
+                raise response
+            page = _read_page(cursor, response)
             cursor = page.cursor
             if page.since is not None:
-                questions.put(cursor)
+                cursors.put(cursor)
             yield page
             if page.since is None:
                 return
     finally:
-        questions.put(None)
+        cursors.put(None)
 
 
-def _ask(client: stripe.StripeClient, cursor: Cursor, page_size: int) -> StripeResponse:
+def _fetch_page(
+    client: stripe.StripeClient, cursor: Cursor, page_size: int
+) -> StripeResponse:
     parameters: dict[str, Any] = {"limit": page_size}
     if cursor.object_type == "subscriptions":
-        # Without it those that were canceled are left out.
+        # Stripe leaves out canceled subscriptions by default.
         parameters["status"] = "all"
     after = {} if cursor.after is None else {"starting_after": cursor.after}
-    answer = list_page(client, cursor.object_type, **parameters, **after)
-    if answer is None:
-        # The last one listed has been deleted since: its second is listed again.
-        answer = list_page(
+    response = list_page(client, cursor.object_type, **parameters, **after)
+    if response is None:
+        # Object `after` was deleted: list its second again.
+        response = list_page(
             client, cursor.object_type, **parameters, created={"lte": cursor.created}
         )
-    if answer is None:
+    if response is None:
         raise StripeRequestError(f"Stripe does not list {cursor.object_type}")
-    return answer
+    return response
 
 
-def _read(cursor: Cursor, answer: StripeResponse) -> Page:
-    shapes = answer.data["data"]
-    listed = [name for shape in shapes if (name := find_id(shape))]
-    # What was created within the last second may not have been there yet.
-    newest = answer.as_of - timedelta(seconds=1)
-    until = newest if cursor.created is None else _moment(cursor.created)
+def _read_page(cursor: Cursor, response: StripeResponse) -> Page:
+    shapes, as_of = response.data["data"], response.as_of
+    listed = [found for shape in shapes if (found := find_id(shape))]
+    # The list may not yet contain objects created within the last second.
+    newest = as_of - timedelta(seconds=1)
+    until = newest if cursor.created is None else _read_time(cursor.created)
     ids = [*cursor.tail, *listed]
-    if not shapes or not answer.data["has_more"]:
-        return Page(cursor.object_type, shapes, answer.as_of, None, until, ids, cursor)
+    if not shapes or not response.data["has_more"]:
+        return Page(cursor.object_type, shapes, as_of, None, until, ids, cursor)
     times = [time for shape in shapes if (time := find_created(shape)) is not None]
     if not listed or not times:
         raise StripeRequestError(
@@ -130,17 +135,16 @@ def _read(cursor: Cursor, answer: StripeResponse) -> Page:
         )
     created = times[-1]
     tail = [
-        name
+        found
         for shape in shapes
-        if (name := find_id(shape)) and find_created(shape) in (created, None)
+        if (found := find_id(shape)) and find_created(shape) in (created, None)
     ]
     if created == cursor.created:
         tail = [*cursor.tail, *tail]
-    there = Cursor(cursor.object_type, listed[-1], created, tail[-_LONGEST_TAIL:])
-    return Page(
-        cursor.object_type, shapes, answer.as_of, _moment(created), until, ids, there
-    )
+    end = Cursor(cursor.object_type, listed[-1], created, tail[-_MAX_TAIL:])
+    since = _read_time(created)
+    return Page(cursor.object_type, shapes, as_of, since, until, ids, end)
 
 
-def _moment(seconds: int) -> datetime:
+def _read_time(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)

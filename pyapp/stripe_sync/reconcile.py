@@ -1,10 +1,11 @@
-"""Reconciliation: all that Stripe lists against all that is known here."""
+"""Compare all of Stripe's customers and subscriptions with the database."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import stripe
@@ -12,29 +13,45 @@ from psycopg import Connection
 
 from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.apply import read, refresh, sync_owners
-from pyapp.stripe_sync.client import describe, is_of_all, is_transient, with_retries
-from pyapp.stripe_sync.deadline import BUSY
-from pyapp.stripe_sync.differences import (
-    KINDS,
-    Difference,
-    Failure,
-    Progress,
-    Reconciliation,
-    find_differences,
+from pyapp.stripe_sync.apply import (
+    read_snapshot,
+    refresh_object,
+    sync_affected_users,
 )
-from pyapp.stripe_sync.inbox import own_transaction
+from pyapp.stripe_sync.client import (
+    affects_all_objects,
+    error_summary,
+    is_transient,
+    with_retries,
+)
 from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, Unlisted, UpsertResult
+from pyapp.stripe_sync.objects import find_id
 from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, Page, list_pages
-from pyapp.stripe_sync.running import Started, start_run, wait_briefly
+from pyapp.stripe_sync.running import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.runs import get_mirror_size
-from pyapp.stripe_sync.shapes import find_id
+from pyapp.stripe_sync.transactions import (
+    LOCK_ERRORS,
+    limit_lock_waits,
+    own_transaction,
+)
 
 log = logging.getLogger("pyapp.stripe")
 
+# Kinds of differences, in the order of a report.
+KINDS = (
+    "missing_here",
+    "missing_there",
+    "status",
+    "price",
+    "period",
+    "created_at",
+    "unlinked",
+    "unknown_price",
+)
+# Rows per query for objects that a page should contain and does not.
 _UNLISTED_PAGE = 100
-# Classes of SQLSTATE: data, integrity, limits of the server, a rule of ours.
-_OF_A_ROW = frozenset({"22", "23", "54", "P0"})
+# SQLSTATE classes of errors about one row: data, integrity, program limits, PL/pgSQL.
+_ROW_ERRORS = frozenset({"22", "23", "54", "P0"})
 # Errors from reading an object of an unexpected shape.
 _UNREADABLE = (
     AttributeError,
@@ -48,6 +65,55 @@ _UNREADABLE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One disagreement between Stripe and the database.
+
+    *kind* is one of KINDS. *object_id* is a customer, a subscription or a user.
+    *user_id* is the object's user; for `unlinked`, the user with its e-mail address.
+    """
+
+    kind: str
+    object_id: str
+    user_id: UUID | None
+    is_repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An object that could not be compared or repaired, and the error.
+
+    *object_id* is a customer or a subscription, or "(no id)".
+    """
+
+    object_type: ObjectType
+    object_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The totals of a reconciliation, including those before it was resumed.
+
+    `seen` counts listed objects; its keys are customers and subscriptions. `found` and
+    `repaired` count differences; their keys are KINDS. `failed` counts the objects that
+    could not be compared or repaired.
+    """
+
+    run_id: int
+    is_dry_run: bool
+    is_resumed: bool
+    seen: Mapping[ObjectType, int]
+    found: Mapping[str, int]
+    repaired: Mapping[str, int]
+    failed: int = 0
+
+    @property
+    def number_found(self) -> int:
+        """Return the number of differences."""
+        return sum(self.found.values())
+
+
 def reconcile(
     conn: Connection[Any],
     client: stripe.StripeClient,
@@ -58,35 +124,38 @@ def reconcile(
     page_size: int = 100,
     on_failure: Callable[[Failure], None] | None = None,
 ) -> Reconciliation:
-    """Compare all of Stripe with the database, and mend the database.
+    """Compare all of Stripe's objects with the database, and repair the database.
 
-    A run that was killed within the last day is resumed, unless *dry_run*, which
-    changes nothing. With *match_email*, a customer that names no user is linked to the
-    one with its e-mail; otherwise that is proposed by an `unlinked` difference. An
-    object that cannot be read or kept, or that another transaction holds for five
-    seconds, has failed: it is reported to *on_failure*, and the others are compared.
+    A run that was killed within the last day is resumed. With *dry_run*, nothing is
+    changed and nothing resumed. With *match_email*, a customer without a claim is
+    linked to the user with its e-mail address; otherwise an `unlinked` difference
+    proposes that user. *progress* is called after each page, *on_difference* after the
+    commit that repairs it. An object that cannot be read or stored, or that another
+    transaction locks for five seconds, is reported to *on_failure*; the run goes on.
 
     Raises:
-        ReconcileRunningError: another one is under way.
-        StripeRequestError: Stripe refuses, or is out of reach for minutes.
+        ReconcileRunningError: another reconciliation is running.
+        StripeRequestError: Stripe refused, or was unavailable for minutes.
         OpenTransactionError: the connection is in a transaction.
     """
     with start_run(conn, "reconcile", is_dry_run=dry_run) as run:
-        work = _Work(conn, client, run, dry_run, match_email, on_difference, on_failure)
+        work = _Comparison(
+            conn, client, run, dry_run, match_email, on_difference, on_failure
+        )
         with own_transaction(conn):
             size = get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}
         cursor = Cursor.load(run.cursor)
         for object_type in OBJECT_TYPES[OBJECT_TYPES.index(cursor.object_type) :]:
             for page in list_pages(client, cursor, page_size):
-                work.compare(page)
+                work.compare_page(page)
                 if progress:
                     seen = run.counts[object_type]
                     progress(
                         Progress(object_type, seen, max(seen, expected[object_type]))
                     )
             if object_type == "customers":
-                work.look_at_names(page.as_of)
+                work.refresh_unlisted_customers(page.as_of)
             cursor = Cursor("subscriptions")
             run.save(cursor.dump())
         return Reconciliation(
@@ -101,19 +170,19 @@ def reconcile(
 
 
 @dataclass(slots=True)
-class _Work:
+class _Comparison:
     conn: Connection[Any]
     client: stripe.StripeClient
-    run: Started
+    run: ActiveRun
     is_dry_run: bool
     match_email: bool
     on_difference: Callable[[Difference], None] | None
     on_failure: Callable[[Failure], None] | None
 
-    def compare(self, page: Page) -> None:
-        """Mend what the page shows, then look for what it should show and does not.
+    def compare_page(self, page: Page) -> None:
+        """Apply the page, then refresh objects that are ambiguous or missing from it.
 
-        Where nothing is left to look for, one transaction holds all of it.
+        If there are none of these, all of it is one transaction.
         """
         rows = self._read(page)
         try:
@@ -121,49 +190,49 @@ class _Work:
                 found, ambiguous = self._upsert_snapshots(page, rows)
                 unlisted = self._list_unlisted(page, page.until, None)
                 if not ambiguous and not unlisted:
-                    self._end(page)
+                    self._finish(page)
         except Exception as exc:
-            if not is_of_one_object(exc, self.conn):
+            if not affects_one_object(exc, self.conn):
                 raise
-            # One of them is at fault, or is locked.
+            # One object is invalid or locked: upsert each in its own transaction.
             found, ambiguous = [], []
             for row in rows:
-                self._put_alone(page, row)
+                self._upsert_alone(page, row)
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, page.until, None)
-            is_ended = False
+            is_finished = False
         else:
-            is_ended = not ambiguous and not unlisted
-        self._tell(found)
-        if not is_ended:
+            is_finished = not ambiguous and not unlisted
+        self._report(found)
+        if not is_finished:
             for row in ambiguous:
-                self._look(
-                    page.object_type, row["id"], _customer(page, row), page.as_of
+                self._refresh(
+                    page.object_type, row["id"], _customer_id(page, row), page.as_of
                 )
-            self._look_for(page, unlisted)
+            self._refresh_unlisted(page, unlisted)
             with self.run.transaction():
-                self._end(page)
+                self._finish(page)
 
     def _read(self, page: Page) -> list[dict[str, Any]]:
         rows = []
         for shape in page.shapes:
-            name = find_id(shape)
+            object_id = find_id(shape)
             try:
-                if name is None:
+                if object_id is None:
                     raise ValueError("it has no id")
-                rows.append(read(page.object_type, shape, page.as_of))
+                rows.append(read_snapshot(page.object_type, shape, page.as_of))
             except _UNREADABLE as exc:
-                self._fail(page.object_type, name or "(no id)", exc)
+                self._fail(page.object_type, object_id or "(no id)", exc)
         return rows
 
     def _upsert_snapshots(
         self, page: Page, rows: list[dict[str, Any]]
     ) -> tuple[list[Difference], list[dict[str, Any]]]:
-        """Keep the rows; return what differed, and those that are ambiguous."""
+        """Upsert the rows; return the differences, and the ambiguous rows."""
         if not self.is_dry_run:
-            customers = [_customer(page, row) for row in rows]
+            customers = [_customer_id(page, row) for row in rows]
             mirror.lock_customers(self.conn, ids=customers)
-        judged = mirror.upsert_snapshots(
+        upserted = mirror.upsert_snapshots(
             self.conn,
             object_type=page.object_type,
             snapshots=rows,
@@ -172,64 +241,66 @@ class _Work:
             match_email=self.match_email,
             is_dry_run=self.is_dry_run,
         )
-        users = sync_owners(self.conn, judged, is_dry_run=self.is_dry_run)
-        ambiguous = {one.id for one in judged if one.result == "ambiguous"}
+        users = sync_affected_users(self.conn, upserted, is_dry_run=self.is_dry_run)
+        ambiguous = {one.id for one in upserted if one.result == "ambiguous"}
         found = self._count(
-            find_differences(page.object_type, judged, users, self.is_dry_run)
+            find_differences(page.object_type, upserted, users, self.is_dry_run)
         )
         return found, [row for row in rows if row["id"] in ambiguous]
 
-    def _put_alone(self, page: Page, row: dict[str, Any]) -> None:
+    def _upsert_alone(self, page: Page, row: dict[str, Any]) -> None:
         try:
             with self.run.transaction():
                 found, ambiguous = self._upsert_snapshots(page, [row])
         except Exception as exc:
-            if not is_of_one_object(exc, self.conn):
+            if not affects_one_object(exc, self.conn):
                 raise
             self._fail(page.object_type, row["id"], exc)
             return
-        self._tell(found)
+        self._report(found)
         if ambiguous:
-            self._look(page.object_type, row["id"], _customer(page, row), page.as_of)
+            self._refresh(
+                page.object_type, row["id"], _customer_id(page, row), page.as_of
+            )
 
-    def _fail(self, object_type: ObjectType, name: str, error: Exception) -> None:
-        failure = Failure(object_type, name, describe(error))
+    def _fail(self, object_type: ObjectType, object_id: str, error: Exception) -> None:
+        failure = Failure(object_type, object_id, error_summary(error))
         self.run.counts["failed"] += 1
         log.error(
             "stripe object failed",
-            extra={"object_id": name, "kind": type(error).__name__},
+            extra={"object_id": object_id, "kind": type(error).__name__},
         )
         if self.on_failure:
             self.on_failure(failure)
 
-    def _end(self, page: Page) -> None:
+    def _finish(self, page: Page) -> None:
         self.run.counts[page.object_type] += len(page.shapes)
         self.run.write(page.cursor.dump())
 
-    def look_at_names(self, asked_at: datetime) -> None:
-        """Look at the customers of a checkout or a user that no page has shown."""
-        self._look_at_each(mirror.list_name_only_customers, asked_at)
-        # A dry run keeps nothing of what the pages have shown.
+    def refresh_unlisted_customers(self, as_of: datetime) -> None:
+        """Refresh customers of checkouts and users that no page has contained."""
+        self._refresh_each(mirror.list_name_only_customers, as_of)
+        # A dry run does not store the pages, so every user's customer is unseen.
         if not self.is_dry_run:
-            self._look_at_each(mirror.list_unseen_customers, asked_at)
+            self._refresh_each(mirror.list_unseen_customers, as_of)
 
-    def _look_at_each(
-        self, list_customers: Callable[..., list[Unlisted]], asked_at: datetime
+    def _refresh_each(
+        self, list_customers: Callable[..., list[Unlisted]], as_of: datetime
     ) -> None:
         after = None
         while True:
             with own_transaction(self.conn):
                 found = list_customers(self.conn, after_id=after, limit=_UNLISTED_PAGE)
-            for suspect in found:
-                self._look("customers", suspect.id, suspect.id, asked_at)
-                after = suspect.id
+            for customer in found:
+                self._refresh("customers", customer.id, customer.id, as_of)
+                after = customer.id
             if len(found) < _UNLISTED_PAGE:
                 return
 
     def _list_unlisted(
         self, page: Page, until: datetime, after_id: str | None
     ) -> list[Unlisted]:
-        """Return what the page should show and does not, from there on."""
+        """Return objects missing from the page, from *until* and *after_id* on."""
         list_unlisted = (
             mirror.list_unlisted_customers
             if page.object_type == "customers"
@@ -244,84 +315,90 @@ class _Work:
             limit=_UNLISTED_PAGE,
         )
 
-    def _look_for(self, page: Page, unlisted: list[Unlisted]) -> None:
+    def _refresh_unlisted(self, page: Page, unlisted: list[Unlisted]) -> None:
         while unlisted:
-            for suspect in unlisted:
-                self._look(
-                    page.object_type, suspect.id, suspect.customer_id, page.as_of
-                )
+            for one in unlisted:
+                self._refresh(page.object_type, one.id, one.customer_id, page.as_of)
             last = unlisted[-1]
             if len(unlisted) < _UNLISTED_PAGE or last.created_at is None:
                 return
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, last.created_at, last.id)
 
-    def _look(
-        self, object_type: ObjectType, name: str, customer_id: str, asked_at: datetime
+    def _refresh(
+        self,
+        object_type: ObjectType,
+        object_id: str,
+        customer_id: str,
+        not_before: datetime,
     ) -> None:
-        """Fetch one object while its customer is locked, and mend what is known of it.
+        """Fetch one object under its customer's lock, and repair its row.
 
-        *asked_at* is a moment that has passed.
+        *not_before* is a time in Stripe's clock that has passed.
         """
 
-        def look() -> tuple[UpsertResult | None, list[SyncedUser]]:
+        def refresh() -> tuple[UpsertResult | None, list[SyncedUser]]:
             with own_transaction(self.conn):
-                wait_briefly(self.conn)
+                limit_lock_waits(self.conn)
                 if not self.is_dry_run:
                     mirror.lock_customers(self.conn, ids=[customer_id])
-                judged = refresh(
+                upserted = refresh_object(
                     self.conn,
                     self.client,
                     object_type,
-                    name,
-                    asked_at,
+                    object_id,
+                    not_before,
                     match_email=self.match_email,
                     is_dry_run=self.is_dry_run,
                 )
-                if judged is None:
-                    self._forget(object_type, name, asked_at)
+                if upserted is None:
+                    self._mark_missing(object_type, object_id, not_before)
                     return None, []
-                users = sync_owners(self.conn, [judged], is_dry_run=self.is_dry_run)
-                return judged, users
+                users = sync_affected_users(
+                    self.conn, [upserted], is_dry_run=self.is_dry_run
+                )
+                return upserted, users
 
-        # Whoever waits for Stripe does so without the lock.
+        # A retry waits outside the transaction, so without the lock.
         try:
-            judged, users = with_retries(look)
+            upserted, users = with_retries(refresh)
         except StripeRequestError as exc:
-            if is_of_all(exc, self.client):
+            if affects_all_objects(exc, self.client):
                 raise
-            self._fail(object_type, name, exc)
+            self._fail(object_type, object_id, exc)
             return
         except Exception as exc:
-            if not is_of_one_object(exc, self.conn):
+            if not affects_one_object(exc, self.conn):
                 raise
-            self._fail(object_type, name, exc)
+            self._fail(object_type, object_id, exc)
             return
         found: Iterable[Difference]
-        if judged is None:
-            found = [Difference("missing_there", name, None, not self.is_dry_run)]
+        if upserted is None:
+            found = [Difference("missing_there", object_id, None, not self.is_dry_run)]
         else:
-            found = find_differences(object_type, [judged], users, self.is_dry_run)
-        self._tell(self._count(found))
+            found = find_differences(object_type, [upserted], users, self.is_dry_run)
+        self._report(self._count(found))
 
-    def _forget(self, object_type: ObjectType, name: str, asked_at: datetime) -> None:
-        """Take for deleted what Stripe does not know any more."""
+    def _mark_missing(
+        self, object_type: ObjectType, object_id: str, as_of: datetime
+    ) -> None:
+        """Mark an object that Stripe does not have as deleted or canceled."""
         if self.is_dry_run:
             return
         if object_type == "customers":
-            row = {"id": name, "is_deleted": True, "as_of": asked_at.isoformat()}
-            judged = mirror.upsert_snapshots(
+            row = {"id": object_id, "is_deleted": True, "as_of": as_of.isoformat()}
+            upserted = mirror.upsert_snapshots(
                 self.conn,
                 object_type=object_type,
                 snapshots=[row],
                 source="object",
                 can_fetch=False,
             )
-            sync_owners(self.conn, judged)
+            sync_affected_users(self.conn, upserted)
             return
-        owned = mirror.mark_subscription_missing(self.conn, id=name, as_of=asked_at)
-        if owned is not None and owned.user_id is not None:
-            mirror.sync_users(self.conn, user_ids=[owned.user_id])
+        marked = mirror.mark_subscription_missing(self.conn, id=object_id, as_of=as_of)
+        if marked is not None and marked.user_id is not None:
+            mirror.sync_users(self.conn, user_ids=[marked.user_id])
 
     def _count(self, differences: Iterable[Difference]) -> list[Difference]:
         found = list(differences)
@@ -330,25 +407,60 @@ class _Work:
             self.run.counts[f"{one.kind} repaired"] += one.is_repaired
         return found
 
-    def _tell(self, found: Sequence[Difference]) -> None:
-        """Tell what was found, once it is committed."""
+    def _report(self, found: Sequence[Difference]) -> None:
+        """Report differences whose repair is committed."""
         for one in found:
             if self.on_difference:
                 self.on_difference(one)
 
 
-def _customer(page: Page, row: dict[str, Any]) -> str:
-    name: str = row["id"] if page.object_type == "customers" else row["customer_id"]
-    return name
+def find_differences(
+    object_type: ObjectType,
+    upserted: Sequence[UpsertResult],
+    users: Sequence[SyncedUser],
+    is_dry_run: bool,
+) -> Iterator[Difference]:
+    """Yield the differences of objects, and those of users that no object explains."""
+    known = {user.id: user for user in users}
+    ids = {one.id for one in upserted}
+    explained = set()
+    for one in upserted:
+        if one.result != "applied":
+            continue
+        user = known.get(one.user_id) if one.user_id else None
+        kinds = dict.fromkeys(one.differences, not is_dry_run)
+        if one.user_id is None and "unlinked" in kinds:
+            kinds["unlinked"] = False
+        # A user has one customer; a second one that claims the user stays unlinked.
+        is_second = object_type == "customers" and user and user.customer_id != one.id
+        if is_second and not is_dry_run and "missing_there" not in kinds:
+            kinds["unlinked"] = False
+        for kind, is_repaired in kinds.items():
+            owner = one.user_id or one.proposed_user_id
+            yield Difference(kind, one.id, owner, is_repaired)
+        if kinds:
+            explained.add(one.user_id)
+    for user in users:
+        # Users with a customer appear once with it, and again with a subscription.
+        if object_type == "customers" and user.id not in explained:
+            for kind in user.differences:
+                yield Difference(kind, str(user.id), user.id, not is_dry_run)
+        if user.has_unknown_price and user.subscription_id in ids:
+            yield Difference("unknown_price", user.subscription_id, user.id, False)
 
 
-def is_of_one_object(error: Exception, conn: Connection[Any]) -> bool:
-    """Say whether *error* is about one object, so that the others can go on."""
+def _customer_id(page: Page, row: dict[str, Any]) -> str:
+    found: str = row["id"] if page.object_type == "customers" else row["customer_id"]
+    return found
+
+
+def affects_one_object(error: Exception, conn: Connection[Any]) -> bool:
+    """Return True if *error* is about one object, so that the run can go on."""
     if conn.closed:
         return False
     if isinstance(error, psycopg.Error):
         state = error.sqlstate or ""
-        return isinstance(error, BUSY) or state[:2] in _OF_A_ROW
+        return isinstance(error, LOCK_ERRORS) or state[:2] in _ROW_ERRORS
     if isinstance(error, stripe.StripeError):
         refused = (stripe.AuthenticationError, stripe.PermissionError)
         return not is_transient(error) and not isinstance(error, refused)

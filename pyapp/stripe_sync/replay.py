@@ -1,8 +1,8 @@
-"""Replay: the events that Stripe could not deliver, put through the inbox.
+"""Process events again: those that Stripe could not deliver, and those that failed.
 
-Stripe keeps events for 30 days and lists the newest first: a replay walks down to the
-oldest, counting them, and works its way up. One that another delivery brings meanwhile,
-or that was taken in before, is a duplicate there and changes nothing.
+Stripe keeps events for 30 days and lists the newest first. A replay therefore pages to
+the oldest undelivered event, counting, and then processes upwards from there. An event
+that was processed before, or that a concurrent delivery brings, is a duplicate.
 """
 
 import json
@@ -18,25 +18,38 @@ from psycopg import Connection
 from pyapp._core.validation import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
 from pyapp.stripe_sync import events
-from pyapp.stripe_sync.apply import USED_TYPES
-from pyapp.stripe_sync.client import describe, list_page
-from pyapp.stripe_sync.differences import Progress
-from pyapp.stripe_sync.envelope import read_event
-from pyapp.stripe_sync.inbox import Outcome, Result, Taken, own_transaction, take_in
-from pyapp.stripe_sync.running import Started, start_run
-from pyapp.stripe_sync.shapes import find_created, find_id, find_last_id
+from pyapp.stripe_sync.apply import (
+    USED_TYPES,
+    Outcome,
+    Result,
+    Success,
+    process_event,
+    record_failure,
+)
+from pyapp.stripe_sync.client import error_summary, list_page
+from pyapp.stripe_sync.objects import (
+    Event,
+    find_created,
+    find_id,
+    find_last_id,
+    read_event,
+)
+from pyapp.stripe_sync.running import ActiveRun, Progress, start_run
+from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction
 
-KEPT = timedelta(days=30)
-RESULTS: tuple[Result, ...] = (*get_args(Taken), "failed")
+# How long Stripe keeps events.
+RETENTION = timedelta(days=30)
+RESULTS: tuple[Result, ...] = (*get_args(Success), "failed")
 
 Shapes = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a run has seen, and what became of it, also before it was resumed.
+    """The totals of a replay, including those before it was resumed.
 
-    `results` counts the outcomes by each of the words that an `Outcome` may have.
+    `seen` counts the events. `results` counts them by result; its keys are applied,
+    duplicate, stale, ignored and failed.
     """
 
     run_id: int
@@ -53,31 +66,33 @@ def replay_events(
     on_outcome: Callable[[Outcome], None] | None = None,
     page_size: int = 100,
 ) -> Replay:
-    """Take in the events that Stripe could not deliver, the oldest first.
+    """Process the events that Stripe could not deliver, the oldest first.
 
-    Each is a transaction of its own, and those that have failed here are tried again.
-    Without *since*, an aware time, all that Stripe still has are listed. A run that was
-    killed within the last day is resumed, unless that one began its search later.
+    Each has its own transaction. Events that failed here before are processed again.
+    *since* is an aware time; the default is all of Stripe's 30 days. A run that was
+    killed within the last day is resumed, unless it began with a later *since*.
+    *progress* is called after each page, *on_outcome* after each event.
 
     Raises:
-        InvalidValueError: *since* has no zone, or lies where Stripe has no events.
-        ReconcileRunningError: another replay is under way.
-        StripeRequestError: Stripe refuses, or is out of reach for minutes.
+        InvalidValueError: *since* has no time zone, is in the future, or is older than
+            30 days.
+        ReconcileRunningError: another replay is running.
+        StripeRequestError: Stripe refused, or was unavailable for minutes.
         OpenTransactionError: the connection is in a transaction.
     """
     first = _read_since(since)
     with start_run(conn, "replay") as run:
         cursor = _Cursor.load(run.cursor, first)
         if cursor.after is None:
-            run.forget()
+            run.restart()
         listing = _Listing(client, page_size, run)
         while page := listing.list_after(cursor):
-            for outcome in _take_page(conn, client, page):
+            for outcome in _process_page(conn, client, page):
                 run.counts[outcome.result] += 1
                 if on_outcome:
                     on_outcome(outcome)
             run.counts["seen"] += len(page)
-            cursor = cursor.behind(page)
+            cursor = cursor.advance(page)
             run.save(cursor.dump())
             if progress:
                 seen = run.counts["seen"]
@@ -90,114 +105,174 @@ def replay_events(
         )
 
 
+def retry_failed_events(
+    conn: Connection[Any],
+    client: stripe.StripeClient | None = None,
+    page: int = 100,
+    *,
+    livemode: bool | None = None,
+) -> Iterator[Outcome]:
+    """Process each stored failed event once more; yield the outcomes, the oldest first.
+
+    Each has its own transaction. An event that cannot be read or applied fails again,
+    and the others go on. *livemode* is as in `handle_webhook`.
+
+    Raises:
+        OpenTransactionError: the connection is in a transaction.
+        StripeRequestError: Stripe was unavailable for minutes.
+        psycopg.OperationalError: the connection is lost.
+    """
+    after, after_id = None, None
+    while True:
+        with own_transaction(conn):
+            failed = events.list_failed_events(
+                conn, after=after, after_id=after_id, limit=page
+            )
+        if not failed:
+            return
+        after, after_id = failed[-1].event_created_at, failed[-1].id
+        for event in failed:
+            yield _retry(conn, client, event, livemode)
+
+
+def _retry(
+    conn: Connection[Any],
+    client: stripe.StripeClient | None,
+    failed: events.StoredEvent,
+    livemode: bool | None,
+) -> Outcome:
+    with own_transaction(conn):
+        stored = events.find_event_payload(conn, id=failed.id)
+    if stored is None:
+        return Outcome(failed.id, failed.type, "failed", "it was deleted")
+    if stored.payload is None:
+        # Another delivery applied it, and its payload was pruned.
+        return Outcome(failed.id, failed.type, "duplicate")
+    try:
+        event = read_event(stored.payload, livemode)
+    except InvalidPayloadError as exc:
+        unreadable = Event(
+            id=failed.id,
+            type=failed.type,
+            api_version=failed.api_version,
+            created_at=failed.event_created_at,
+            object={},
+            is_ours=False,
+            text=stored.payload,
+        )
+        return record_failure(conn, unreadable, exc, NO_DEADLINE)
+    return process_event(conn, event, client, wait_for_stripe=True)
+
+
 def _read_since(since: datetime | None) -> int | None:
     if since is None:
         return None
     since, now = check_time("since", since), datetime.now(UTC)
     if since > now:
-        raise InvalidValueError(f"since, {since}, is yet to come; give an earlier time")
-    # What is 30 days ago by the time it gets here is meant so.
-    if since < now - KEPT - timedelta(minutes=5):
+        raise InvalidValueError(f"since, {since}, is in the future; give a past time")
+    # The caller's 30 days may have begun a moment ago.
+    if since < now - RETENTION - timedelta(minutes=5):
         raise InvalidValueError(
-            f"Stripe keeps events for {KEPT.days} days; give a later time, and for what"
-            " was before: pyapp stripe reconcile"
+            f"Stripe keeps events for {RETENTION.days} days; give a later time, and run"
+            " pyapp stripe reconcile for earlier changes"
         )
     return int(since.timestamp())
 
 
-def _take_page(
+def _process_page(
     conn: Connection[Any], client: stripe.StripeClient, page: Shapes
 ) -> Iterator[Outcome]:
-    ids = [name for shape in page if (name := find_id(shape))]
+    ids = [found for shape in page if (found := find_id(shape))]
     with own_transaction(conn):
         done = {event.id for event in events.list_done_events(conn, ids=ids)}
     for shape in page:
-        # An event without an id is reported by the fields that it has.
-        name, kind = find_id(shape) or "(no id)", "(no type)"
+        event_id, event_type = find_id(shape) or "(no id)", "(no type)"
         if isinstance(shape, Mapping):
-            kind = str(shape.get("type", kind))
-        if name in done:
-            yield Outcome(name, kind, "duplicate")
+            event_type = str(shape.get("type", event_type))
+        if event_id in done:
+            yield Outcome(event_id, event_type, "duplicate")
             continue
         try:
             event = read_event(shape)
         except InvalidPayloadError as exc:
-            # It would be so the next time; the others are not held up by it.
-            yield Outcome(name, kind, "failed", describe(exc))
+            yield Outcome(event_id, event_type, "failed", error_summary(exc))
         else:
-            yield take_in(conn, event, client, is_patient=True)
+            yield process_event(conn, event, client, wait_for_stripe=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """Where a search that began at *since* is: *after* an event made at *created*.
+    """The position of a replay from *since* on: after event *after*.
 
-    Behind that one *nameless* events without an id were seen, too.
+    That event was created at *created*; *without_id* events after it had no valid id.
     """
 
     since: int | None
     after: str | None = None
     created: int | None = None
-    nameless: int = 0
+    without_id: int = 0
 
-    def behind(self, page: Shapes) -> "_Cursor":
-        """Return the cursor behind *page*."""
-        names = [find_id(shape) for shape in page]
+    def advance(self, page: Shapes) -> "_Cursor":
+        """Return the cursor after *page*."""
+        ids = [find_id(shape) for shape in page]
         times = [time for shape in page if (time := find_created(shape)) is not None]
         created = times[-1] if times else self.created
         after = find_last_id(page)
         if after is None:
-            return replace(self, created=created, nameless=self.nameless + len(page))
-        nameless = names[::-1].index(after)
-        return _Cursor(self.since, after, created, nameless)
+            return replace(
+                self, created=created, without_id=self.without_id + len(page)
+            )
+        return _Cursor(self.since, after, created, ids[::-1].index(after))
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def load(cls, text: str | None, since: int | None) -> "_Cursor":
-        """Return the cursor of *text* if its search covers one from *since* on."""
-        left = cls(**json.loads(text)) if text else cls(since)
-        is_covered = left.since is None or (since is not None and left.since <= since)
-        return left if is_covered else cls(since)
+        """Return the cursor in *text* if it includes *since*, else a new one."""
+        saved = cls(**json.loads(text)) if text else cls(since)
+        is_included = saved.since is None or (
+            since is not None and saved.since <= since
+        )
+        return saved if is_included else cls(since)
 
 
 @dataclass(slots=True)
 class _Listing:
-    """The events that were made before the first request, and never delivered."""
+    """Lists undelivered events that were created before the first request."""
 
     client: stripe.StripeClient
     page_size: int
-    run: Started
+    run: ActiveRun
     until: int | None = None
 
     def list_after(self, cursor: _Cursor) -> Shapes:
         """Return the next page, its oldest event first; empty at the end."""
-        answer = None
-        if cursor.nameless and cursor.after is None:
-            raise StripeRequestError("Stripe lists nothing but events without ids")
+        listed = None
+        if cursor.without_id and cursor.after is None:
+            raise StripeRequestError("Stripe lists only events without ids")
         if cursor.after is not None:
-            answer = self._ask(cursor.since, ending_before=cursor.after)
-        if answer is None:
-            # There is no cursor, or Stripe has it no more: the oldest there is then.
-            answer = self._find_oldest(cursor)
-        page: Shapes = answer["data"][::-1]
+            listed = self._list(cursor.since, ending_before=cursor.after)
+        if listed is None:
+            # There is no cursor event, or Stripe has deleted it.
+            listed = self._list_oldest(cursor)
+        page: Shapes = listed["data"][::-1]
         seen = 0
-        while seen < min(cursor.nameless, len(page)) and not find_id(page[seen]):
+        while seen < min(cursor.without_id, len(page)) and not find_id(page[seen]):
             seen += 1
-        if page[seen:] or not page or not answer["has_more"]:
+        if page[seen:] or not page or not listed["has_more"]:
             return page[seen:]
-        raise StripeRequestError("Stripe lists nothing but events without ids")
+        raise StripeRequestError("Stripe lists only events without ids")
 
-    def _find_oldest(self, cursor: _Cursor) -> Mapping[str, Any]:
+    def _list_oldest(self, cursor: _Cursor) -> Mapping[str, Any]:
         since = cursor.since if cursor.created is None else cursor.created
-        page = self._ask(since)
+        page = self._list(since)
         if page is None:
             raise StripeRequestError("Stripe does not list events")
         expected = self.run.counts["seen"] + len(page["data"])
         while page["has_more"]:
             last = find_last_id(page["data"])
-            older = self._ask(since, starting_after=last) if last else None
+            older = self._list(since, starting_after=last) if last else None
             if older is None or not older["data"]:
                 break
             page = older
@@ -205,9 +280,9 @@ class _Listing:
         self.run.counts["expected"] = expected
         return page
 
-    def _ask(self, since: int | None, **place: str) -> Mapping[str, Any] | None:
+    def _list(self, since: int | None, **place: str) -> Mapping[str, Any] | None:
         created = {"gte": since, "lte": self.until}
-        answer = list_page(
+        response = list_page(
             self.client,
             "events",
             limit=self.page_size,
@@ -216,9 +291,9 @@ class _Listing:
             created={name: value for name, value in created.items() if value},
             **place,
         )
-        if answer is None:
+        if response is None:
             return None
         if self.until is None:
-            # Or it would never end where nothing can be delivered.
-            self.until = math.ceil(answer.as_of.timestamp())
-        return answer.data
+            # Without an end, a replay would not finish while deliveries keep failing.
+            self.until = math.ceil(response.as_of.timestamp())
+        return response.data

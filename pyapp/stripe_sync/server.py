@@ -1,8 +1,8 @@
-"""Serves the endpoint by uvicorn, with what that lacks: limits of time and of number.
+"""Serve the webhook endpoint with uvicorn, with limits that uvicorn does not have.
 
-A connection has HEAD_PATIENCE seconds for the head of each request; the application
-limits the body. There are never so many connections that no file descriptor is left:
-one too many closes the one that has been without a whole request for longest.
+The head of each request has to arrive within HEAD_TIMEOUT; the application limits the
+body. The number of connections is limited so that file descriptors do not run out. One
+connection too many closes the one that has waited longest for a complete request.
 """
 
 import asyncio
@@ -19,49 +19,49 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger("pyapp.stripe")
 
-# Seconds in which the head of a request has to arrive.
-HEAD_PATIENCE = 5.0
-# Seconds that requests under way have to finish when the server is told to stop.
-GRACE = 20
-# Connections at a time; each may hold a body of 1 MiB.
-_MOST = 1000
-# Connections that asyncio accepts at a time, and those that the kernel keeps for it.
-_AT_ONCE = 64
-_WAITING = 2048
+# Seconds within which the head of a request has to arrive.
+HEAD_TIMEOUT = 5.0
+# Seconds that running requests have to finish at shutdown.
+SHUTDOWN_TIMEOUT = 20
+# Open connections; each may hold a body of 1 MiB.
+_MAX_CONNECTIONS = 1000
+# Connections that asyncio accepts in one turn, and the kernel's queue of others.
+_MAX_ACCEPTS = 64
+_KERNEL_BACKLOG = 2048
 # File descriptors for the database, Stripe's API and the logs.
-_RESERVED = 64
-# Seconds between two records that say that connections are closed.
-_QUIET = 10.0
+_RESERVED_FILES = 64
+# Seconds between two log records about closed connections.
+_LOG_INTERVAL = 10.0
 
 
 def serve(app: Starlette, host: str, port: int) -> None:
-    """Serve *app* until SIGTERM or SIGINT, and then what is under way."""
-    most, at_once = limits()
+    """Serve *app* until SIGTERM or SIGINT, then finish the running requests."""
+    max_connections, max_accepts = connection_limits()
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=make_protocol(most),
+        http=make_protocol(max_connections),
         ws="none",
-        # asyncio accepts so many before it counts them.
-        backlog=at_once,
+        # asyncio accepts this many before the protocol counts them.
+        backlog=max_accepts,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
     )
     _Server(config).run()
 
 
-def limits() -> tuple[int, int]:
-    """Return how many connections there may be, and how many are accepted at once."""
-    left = _files() - _RESERVED
-    at_once = max(min(left // 8, _AT_ONCE), 1)
-    # Those accepted are in three states before they are counted.
-    return max(min(left - 4 * at_once, _MOST), 8), at_once
+def connection_limits() -> tuple[int, int]:
+    """Return the limits of open connections and of accepts in one turn."""
+    left = _max_files() - _RESERVED_FILES
+    max_accepts = max(min(left // 8, _MAX_ACCEPTS), 1)
+    # An accepted connection passes three states before it is counted.
+    return max(min(left - 4 * max_accepts, _MAX_CONNECTIONS), 8), max_accepts
 
 
-def _files() -> int:
+def _max_files() -> int:
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -73,30 +73,31 @@ def _files() -> int:
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # Others wait in the kernel until they are accepted.
+        # uvicorn uses `backlog` for the kernel's queue too; make that one longer.
         for server in self.servers:
             for listening in server.sockets:
-                with socket.socket(fileno=os.dup(listening.fileno())) as same:
-                    same.listen(_WAITING)
+                with socket.socket(fileno=os.dup(listening.fileno())) as duplicate:
+                    duplicate.listen(_KERNEL_BACKLOG)
 
 
-def make_protocol(most: int) -> type[asyncio.Protocol]:
-    """Return the protocol of a server that has at most *most* connections."""
-    return type("Protocol", (_Protocol,), {"most": most, "waiting": {}})
+def make_protocol(max_connections: int) -> type[asyncio.Protocol]:
+    """Return the protocol of a server with at most *max_connections*."""
+    values = {"max_connections": max_connections, "waiting": {}}
+    return type("Protocol", (_Protocol,), values)
 
 
 class _Protocol(H11Protocol):
-    most: ClassVar[int]
-    # Those whose request has not arrived as a whole, the longest first.
+    max_connections: ClassVar[int]
+    # Connections without a complete request, the longest waiting first.
     waiting: ClassVar[dict["_Protocol", None]]
-    told_at: ClassVar[float] = -_QUIET
+    logged_at: ClassVar[float] = -_LOG_INTERVAL
     head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._look()
-        if len(self.connections) > self.most:
-            self._make_room()
+        self._update_state()
+        if len(self.connections) > self.max_connections:
+            self._close_oldest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -105,20 +106,20 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._look()
+        self._update_state()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # How long it may stay idle is uvicorn's.
+        # uvicorn limits the idle time.
         self.waiting[self] = None
 
-    def _look(self) -> None:
-        """Start or stop what runs until the head, and the whole request, are there."""
+    def _update_state(self) -> None:
+        """Run the timer until the head has arrived; note incomplete requests."""
         state = self.conn.their_state
         if state is not h11.IDLE:
             self._stop_timer()
         elif self.head_timer is None and not self.transport.is_closing():
-            self.head_timer = self.loop.call_later(HEAD_PATIENCE, self.transport.abort)
+            self.head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.abort)
         if state is h11.IDLE or state is h11.SEND_BODY:
             self.waiting.setdefault(self)
         else:
@@ -129,13 +130,13 @@ class _Protocol(H11Protocol):
             self.head_timer.cancel()
             self.head_timer = None
 
-    def _make_room(self) -> None:
-        """Close the connection that has been without a whole request for longest."""
+    def _close_oldest(self) -> None:
+        """Close the connection that has waited longest for a complete request."""
         oldest = next(iter(self.waiting), self)
         self.waiting.pop(oldest, None)
         oldest.transport.abort()
         kind, now = type(self), time.monotonic()
-        if now - kind.told_at > _QUIET:
-            kind.told_at = now
-            fields: dict[str, Any] = {"most": self.most}
+        if now - kind.logged_at > _LOG_INTERVAL:
+            kind.logged_at = now
+            fields: dict[str, Any] = {"max_connections": self.max_connections}
             log.warning("connections closed: there are too many", extra=fields)

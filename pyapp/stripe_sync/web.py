@@ -1,7 +1,15 @@
-"""The endpoint that Stripe delivers to, as an application to serve or to mount."""
+"""The webhook endpoint as an ASGI application, to serve or to mount.
+
+A delivery that waits for a lock does so without a connection and without a thread. It
+retries at intervals, and at most half of the pool is open to such deliveries.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+import selectors
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -16,19 +24,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pyapp.errors import InvalidPayloadError, InvalidSignatureError
-from pyapp.stripe_sync.deadline import BUSY, PATIENCE, RESERVE, Deadline
-from pyapp.stripe_sync.envelope import Event
-from pyapp.stripe_sync.health import Health
-from pyapp.stripe_sync.inbox import (
+from pyapp.stripe_sync.apply import (
     Outcome,
-    Taken,
-    hurried,
-    keep_failed,
-    needs_asking,
-    take_at_once,
-    take_by_asking,
+    Success,
+    apply_directly,
+    apply_with_fetch,
+    needs_fetch,
+    record_failure,
+    with_deadline,
 )
-from pyapp.stripe_sync.lanes import Lanes
+from pyapp.stripe_sync.objects import Event
+from pyapp.stripe_sync.transactions import (
+    DELIVERY_TIMEOUT,
+    FAILURE_RESERVE,
+    LOCK_ERRORS,
+    Deadline,
+)
 from pyapp.stripe_sync.webhooks import MAX_BODY, read_delivery
 
 log = logging.getLogger("pyapp.stripe")
@@ -36,19 +47,23 @@ log = logging.getLogger("pyapp.stripe")
 T = TypeVar("T")
 Pool = ConnectionPool[Connection[Any]]
 
-# Seconds in which a body has to arrive.
-BODY_PATIENCE = 5.0
-# Seconds that a delivery waits for a lock with a connection, and without one.
-_WITH_CONNECTION = 0.02
-_WITHOUT_CONNECTION = 0.1
-# The same once Stripe has been asked, which would have to be done again.
-_WHILE_ASKING = 0.5
-# Seconds after PATIENCE at which an answer is given although a thread is still at work.
-_GRACE = 0.5
-# Deliveries at a time where the pool sets no limit.
-_UNLIMITED = 40
-# Bytes that are verified at once; for more, other requests would have to wait.
+# Seconds within which a body has to arrive.
+BODY_TIMEOUT = 5.0
+# Seconds that a delivery waits for a lock with a connection, then without one.
+_LOCK_WAIT = 0.02
+_RETRY_WAIT = 0.1
+# Seconds for a lock after a fetch, which a retry would repeat.
+_LOCK_WAIT_AFTER_FETCH = 0.5
+# Seconds after DELIVERY_TIMEOUT at which the response is sent although a thread runs.
+_EXTRA_TIME = 0.5
+# Concurrent deliveries if the pool has no limit.
+_DEFAULT_SIZE = 40
+# Bytes above which a signature is verified in a thread, so that others do not wait.
 _SMALL = 1 << 16
+# Seconds that the database has to answer the health check.
+_HEALTH_TIMEOUT = 2
+# Seconds for which a result of the health check is reused.
+_HEALTH_INTERVAL = 1.0
 
 
 def create_app(
@@ -60,21 +75,22 @@ def create_app(
 ) -> Starlette:
     """Return an application with POST /stripe/webhook and GET /healthz.
 
-    It says 200 only after the commit, 400 if the signature or the event is not valid,
-    408 to a body that does not arrive in five seconds, 413 to more than *max_body*
-    bytes, and 500 if the event could not be applied. It says 503 while the database is
-    away, and if a lock was not free within five seconds. Stripe repeats the last two.
-    *livemode* is as in handle_webhook. The *pool* stays the caller's: deliveries that
-    wait, for a lock or for Stripe's API, use half of its connections at most.
+    It responds with 200 only after the commit, with 400 if the signature or the event
+    is invalid, with 408 if the body does not arrive within five seconds, with 413 if it
+    has more than *max_body* bytes, and with 500 if the event could not be applied. It
+    responds with 503 if the database is unavailable or a lock was not free within five
+    seconds. Stripe repeats deliveries after 500 and 503. *livemode* is as in
+    `handle_webhook`. The caller opens and closes *pool*. Deliveries that wait for a
+    lock or for Stripe's API use at most half of its connections.
     """
-    # A pool without connections of its own may have no limit.
-    lanes = Lanes(pool.max_size or _UNLIMITED)
-    health, asking = Health(pool), anyio.CapacityLimiter(2)
+    # A NullConnectionPool may have no limit.
+    workers = Workers(pool.max_size or _DEFAULT_SIZE)
+    health, health_threads = HealthCheck(pool), anyio.CapacityLimiter(2)
 
     async def webhook(request: Request) -> Response:
         try:
-            with anyio.fail_after(BODY_PATIENCE):
-                payload = await _read(request, max_body)
+            with anyio.fail_after(BODY_TIMEOUT):
+                payload = await _read_body(request, max_body)
         except ClientDisconnect:
             return _refuse(400, "cut off")
         except TimeoutError:
@@ -91,27 +107,27 @@ def create_app(
         except InvalidSignatureError:
             return _refuse(400, "bad signature")
         except InvalidPayloadError:
-            return _refuse(400, "no event")
+            return _refuse(400, "not an event")
         except Exception as exc:
-            # Its text may hold anything; its kind does not.
+            # Only the class is logged: the text may contain private data.
             return _refuse(500, "error", kind=type(exc).__name__)
-        told = {"event_id": event.id, "event_type": event.type}
+        fields = {"event_id": event.id, "event_type": event.type}
         try:
-            with anyio.fail_after(PATIENCE + _GRACE):
-                outcome = await _Delivery(pool, lanes, client, event).take()
+            with anyio.fail_after(DELIVERY_TIMEOUT + _EXTRA_TIME):
+                outcome = await _Delivery(pool, workers, client, event).process()
         except (psycopg.OperationalError, TimeoutError) as exc:
             kind = type(exc).__name__
-            return _refuse(503, "database unavailable", kind=kind, **told)
+            return _refuse(503, "database unavailable", kind=kind, **fields)
         except Exception as exc:
-            return _refuse(500, "error", kind=type(exc).__name__, **told)
-        return _answer(outcome)
+            return _refuse(500, "error", kind=type(exc).__name__, **fields)
+        return _respond(outcome)
 
     async def healthz(_request: Request) -> Response:
-        is_well = health.known
-        if is_well is None:
-            # The threads of the application that this is mounted in may all be in use.
-            is_well = await run_sync(health.ask, limiter=asking)
-        if not is_well:
+        is_healthy = health.recent
+        if is_healthy is None:
+            # The default threads may all be in use by the parent application.
+            is_healthy = await run_sync(health.check, limiter=health_threads)
+        if not is_healthy:
             return _refuse(503, "database unavailable")
         return JSONResponse({"status": "ok"})
 
@@ -124,42 +140,46 @@ def create_app(
 
 
 class _Delivery:
-    """One event on its way into the inbox, and the time that it has for it."""
+    """One event that is being processed, and its deadline."""
 
     def __init__(
-        self, pool: Pool, lanes: Lanes, client: stripe.StripeClient | None, event: Event
+        self,
+        pool: Pool,
+        workers: "Workers",
+        client: stripe.StripeClient | None,
+        event: Event,
     ) -> None:
-        self._pool, self._lanes, self._event = pool, lanes, event
-        self._deadline = Deadline.after(PATIENCE)
-        self._until = self._deadline.before(RESERVE)
-        self._client = hurried(client, self._until)
+        self._pool, self._workers, self._event = pool, workers, event
+        self._deadline = Deadline.after(DELIVERY_TIMEOUT)
+        self._until = self._deadline.before(FAILURE_RESERVE)
+        self._client = with_deadline(client, self._until)
         self._error: Exception = psycopg.errors.LockNotAvailable(
-            "other deliveries were under way until the time was over"
+            "other deliveries for the same customer used up the time"
         )
 
-    async def take(self) -> Outcome:
-        """Apply the event and return what became of it; at the end, keep it as failed.
+    async def process(self) -> Outcome:
+        """Apply the event and return its outcome; if that fails, record the failure.
 
         Raises:
-            psycopg.OperationalError: the database is away; nothing is changed.
-            TimeoutError: no connection was free; nothing is changed.
+            psycopg.OperationalError: the database is unavailable; nothing changed.
+            TimeoutError: no connection was free; nothing changed.
         """
         try:
-            async with self._lanes.turn(self._event.lock_key, self._until):
-                taken = await self._try_until_free()
+            async with self._workers.turn(self._event.lock_key, self._until):
+                result = await self._retry_until_applied()
         except TimeoutError:
-            taken = None
-        if taken is not None:
-            return Outcome(self._event.id, self._event.type, taken)
-        return await self._run(self._keep, self._deadline, is_slow=False)
+            result = None
+        if result is not None:
+            return Outcome(self._event.id, self._event.type, result)
+        return await self._run(self._record_failure, self._deadline, is_slow=False)
 
-    async def _try_until_free(self) -> Taken | None:
-        """Return what became of the event; None if it has failed, by `_error`."""
+    async def _retry_until_applied(self) -> Success | None:
+        """Return the result, or None after a failure, which is in `_error`."""
         is_slow = False
         while self._until.left():
             try:
-                return await self._try(is_slow=is_slow)
-            except BUSY as exc:
+                return await self._apply(is_slow=is_slow)
+            except LOCK_ERRORS as exc:
                 self._error = exc
             except (PoolTimeout, TimeoutError):
                 return None
@@ -169,40 +189,44 @@ class _Delivery:
                 self._error = exc
                 return None
             is_slow = True
-            await anyio.sleep(min(_WITHOUT_CONNECTION, self._until.left()))
+            await anyio.sleep(min(_RETRY_WAIT, self._until.left()))
         return None
 
-    async def _try(self, *, is_slow: bool) -> Taken:
-        if not needs_asking(self._event):
-            taken = await self._run(self._take_at_once, self._until, is_slow=is_slow)
-            if taken != "ambiguous":
-                return taken
-        return await self._run(self._take_by_asking, self._until, is_slow=True)
+    async def _apply(self, *, is_slow: bool) -> Success:
+        if not needs_fetch(self._event):
+            result = await self._run(self._apply_directly, self._until, is_slow=is_slow)
+            if result != "ambiguous":
+                return result
+        return await self._run(self._apply_with_fetch, self._until, is_slow=True)
 
     async def _run(
         self, work: Callable[[Connection[Any]], T], deadline: Deadline, *, is_slow: bool
     ) -> T:
-        return await self._lanes.run(
-            lambda: _use(self._pool, work, deadline), deadline, is_slow=is_slow
+        return await self._workers.run(
+            lambda: _call_with_connection(self._pool, work, deadline),
+            deadline,
+            is_slow=is_slow,
         )
 
-    def _take_at_once(self, conn: Connection[Any]) -> Taken | Literal["ambiguous"]:
-        return take_at_once(conn, self._event, self._client, _WITH_CONNECTION)
+    def _apply_directly(self, conn: Connection[Any]) -> Success | Literal["ambiguous"]:
+        return apply_directly(conn, self._event, self._client, _LOCK_WAIT)
 
-    def _take_by_asking(self, conn: Connection[Any]) -> Taken:
-        return take_by_asking(
-            conn, self._event, self._client, self._until, _WHILE_ASKING
+    def _apply_with_fetch(self, conn: Connection[Any]) -> Success:
+        return apply_with_fetch(
+            conn, self._event, self._client, self._until, _LOCK_WAIT_AFTER_FETCH
         )
 
-    def _keep(self, conn: Connection[Any]) -> Outcome:
-        return keep_failed(conn, self._event, self._error, self._deadline)
+    def _record_failure(self, conn: Connection[Any]) -> Outcome:
+        return record_failure(conn, self._event, self._error, self._deadline)
 
 
-def _use(pool: Pool, work: Callable[[Connection[Any]], T], deadline: Deadline) -> T:
-    """Return what *work*, which may be done twice, does with a connection.
+def _call_with_connection(
+    pool: Pool, work: Callable[[Connection[Any]], T], deadline: Deadline
+) -> T:
+    """Call *work* with a connection; repeat it once if the connection is lost.
 
-    After a restart of the server all those in the pool are dead, and this one may die
-    under the work, too: another one is tried once, with the others looked through.
+    After a restart of the server, all connections of the pool are dead; `pool.check`
+    replaces them.
     """
     with pool.connection(timeout=deadline.left()) as conn:
         try:
@@ -215,8 +239,122 @@ def _use(pool: Pool, work: Callable[[Connection[Any]], T], deadline: Deadline) -
         return work(conn)
 
 
-async def _read(request: Request, max_body: int) -> bytes | None:
-    """Return the body, None as soon as it is known to be larger than *max_body*."""
+class Workers:
+    """Threads for *size* connections; slow work gets at most half of them."""
+
+    def __init__(self, size: int) -> None:
+        self._all = anyio.CapacityLimiter(size)
+        self._slow = anyio.CapacityLimiter(max(size // 2, 1))
+        self._threads = anyio.CapacityLimiter(2 * size)
+        self._turns: dict[str, _Turn] = {}
+
+    async def run(
+        self, work: Callable[[], T], deadline: Deadline, *, is_slow: bool
+    ) -> T:
+        """Return the result of *work* in a thread; cancellation abandons the thread.
+
+        Raises:
+            TimeoutError: no thread was free before *deadline*.
+        """
+        async with AsyncExitStack() as stack:
+            with anyio.fail_after(deadline.left()):
+                if is_slow:
+                    await stack.enter_async_context(self._slow)
+                await stack.enter_async_context(self._all)
+            return await run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+
+    @asynccontextmanager
+    async def turn(self, lock_key: str, deadline: Deadline) -> AsyncIterator[None]:
+        """Admit one delivery at a time for *lock_key* in this process.
+
+        In the database, each of them would wait with a connection.
+
+        Raises:
+            TimeoutError: another delivery still had the turn at *deadline*.
+        """
+        turn = self._turns.setdefault(lock_key, _Turn())
+        turn.users += 1
+        try:
+            with anyio.fail_after(deadline.left()):
+                await turn.lock.acquire()
+            try:
+                yield
+            finally:
+                turn.lock.release()
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[lock_key]
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.users = 0
+
+
+class HealthCheck:
+    """Checks the database of *pool* on a separate connection."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._checked_at = -_HEALTH_INTERVAL
+        self._is_healthy = False
+
+    @property
+    def recent(self) -> bool | None:
+        """Return the result of the last second; None if there is none."""
+        is_recent = time.monotonic() - self._checked_at < _HEALTH_INTERVAL
+        return self._is_healthy if is_recent else None
+
+    def check(self) -> bool:
+        """Return True if the database answers; one thread at a time connects."""
+        if not self._lock.acquire(timeout=_HEALTH_TIMEOUT):
+            return False
+        try:
+            if (recent := self.recent) is not None:
+                return recent
+            try:
+                self._connect()
+            except psycopg.Error:
+                self._is_healthy = False
+            else:
+                self._is_healthy = True
+            self._checked_at = time.monotonic()
+            return self._is_healthy
+        finally:
+            self._lock.release()
+
+    def _connect(self) -> None:
+        pool = self._pool
+        if pool.closed:
+            raise psycopg.OperationalError("the pool is closed")
+        conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+        options = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+        options = {**(options or {}), "connect_timeout": _HEALTH_TIMEOUT}
+        with pool.connection_class.connect(conninfo or "", **options) as conn:
+            _ping(conn)
+
+
+def _ping(conn: Connection[Any]) -> None:
+    """Send an empty statement: a pooler may accept connections without a server."""
+    until = time.monotonic() + _HEALTH_TIMEOUT
+    conn.pgconn.send_query(b"")
+    with selectors.DefaultSelector() as selector:
+        selector.register(conn.fileno(), selectors.EVENT_READ)
+        while conn.pgconn.is_busy():
+            if not selector.select(until - time.monotonic()):
+                conn.close()
+                raise psycopg.OperationalError("the database does not answer")
+            conn.pgconn.consume_input()
+    while result := conn.pgconn.get_result():
+        if result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.OperationalError(result.get_error_message())
+
+
+async def _read_body(request: Request, max_body: int) -> bytes | None:
+    """Return the body, or None as soon as it exceeds *max_body* bytes."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_body:
         return None
@@ -228,7 +366,7 @@ async def _read(request: Request, max_body: int) -> bytes | None:
     return bytes(body)
 
 
-def _answer(outcome: Outcome) -> Response:
+def _respond(outcome: Outcome) -> Response:
     is_failed = outcome.result == "failed"
     fields: dict[str, Any] = {
         "event_id": outcome.event_id,
@@ -236,7 +374,7 @@ def _answer(outcome: Outcome) -> Response:
         "result": outcome.result,
     }
     if is_failed:
-        # The rest of the error may quote a row.
+        # The text after the class may quote a row.
         kind = (outcome.error or "").partition(":")[0]
         fields |= {"kind": kind, "attempts": outcome.attempts}
     level = logging.ERROR if is_failed else logging.INFO
@@ -249,6 +387,6 @@ def _refuse(status: int, reason: str, **fields: str) -> Response:
     log.warning(
         "stripe request refused: %s", reason, extra={"status": status, **fields}
     )
-    # What is left of the body is not read.
+    # The rest of the body is not read.
     headers = {"Connection": "close"} if status in {408, 413} else None
     return JSONResponse({"error": reason}, status_code=status, headers=headers)

@@ -1,4 +1,4 @@
-"""Webhooks: verified bytes in, an outcome out. No framework is needed."""
+"""Verify and process webhook deliveries, without a web framework."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from pyapp.errors import (
     InvalidSignatureError,
     InvalidValueError,
 )
-from pyapp.stripe_sync.envelope import Event, read_event
-from pyapp.stripe_sync.inbox import Outcome, take_in
+from pyapp.stripe_sync.apply import Outcome, process_event
+from pyapp.stripe_sync.objects import Event, read_event
 
-# Stripe's own events stay well under it.
+# Bytes; Stripe's events are far smaller.
 MAX_BODY = 1 << 20
-# Seconds for which a signature is good.
+# Seconds for which a signature is valid.
 TOLERANCE = 300
 
 
@@ -31,27 +31,28 @@ def handle_webhook(
     *,
     livemode: bool | None = None,
 ) -> Outcome:
-    """Verify a delivery, apply it in one transaction, and return what became of it.
+    """Verify a delivery, apply its event in one transaction, and return the outcome.
 
-    *payload* is the body as it came, *signature* the `Stripe-Signature` header; several
-    *secrets* are for the time of a rotation. With a *client*, what events leave open is
-    fetched; without one, reconciliation settles it. With *livemode*, an event of the
-    other mode, test or live, is ignored: its objects are not ours. Answer 2xx unless
-    the result is `failed`, and 400 to the errors below, which store nothing.
+    *payload* is the unchanged request body, *signature* the `Stripe-Signature` header.
+    Several *secrets* may be valid during a rotation. With a *client*, objects that an
+    event only names, or whose order is ambiguous, are fetched; without one, the next
+    reconciliation does that. With *livemode*, an event of the other mode, test or live,
+    is ignored. Respond with 2xx unless the result is `failed`. Respond with 400 to
+    InvalidSignatureError and InvalidPayloadError, which store nothing.
 
-    It returns within five seconds: if another transaction holds a lock for longer, or
-    Stripe's API does not answer, the event has failed. The connection is in use until
-    then, so give deliveries a pool of their own, or few enough threads.
+    It returns within five seconds. If another transaction holds a lock for longer, or
+    Stripe's API does not answer, the event has failed. The connection is in use all
+    that time, so use a separate pool for deliveries, or fewer threads than connections.
 
     Raises:
         InvalidSignatureError: no secret matches, or the signature is too old.
-        InvalidPayloadError: it is too large, or no event.
+        InvalidPayloadError: the payload is too large, or is not an event.
         OpenTransactionError: the connection is in a transaction.
         ConfigError: there is no secret, or an empty one.
-        InvalidValueError: the payload or the signature has another type.
+        InvalidValueError: the payload or the signature has the wrong type.
     """
     event = read_delivery(payload, signature, secrets, livemode)
-    return take_in(conn, event, client)
+    return process_event(conn, event, client)
 
 
 def read_delivery(
@@ -60,13 +61,13 @@ def read_delivery(
     secrets: Sequence[str] | str,
     livemode: bool | None = None,
 ) -> Event:
-    """Return the event of a delivery, verified; the parameters are handle_webhook's.
+    """Return the verified event of a delivery; parameters as in `handle_webhook`.
 
     Raises:
         InvalidSignatureError: no secret matches, or the signature is too old.
-        InvalidPayloadError: it is too large, or no event.
+        InvalidPayloadError: the payload is too large, or is not an event.
         ConfigError: there is no secret, or an empty one.
-        InvalidValueError: the payload or the signature has another type.
+        InvalidValueError: the payload or the signature has the wrong type.
     """
     if not isinstance(payload, bytes):
         raise InvalidValueError(
@@ -86,12 +87,12 @@ def verify_signature(
     """Return if one of *secrets* signed *payload* within the last five minutes.
 
     Raises:
-        InvalidSignatureError: none did.
-        ConfigError: there is no secret.
+        InvalidSignatureError: no secret matches, or the signature is too old.
+        ConfigError: there is no secret, or an empty one.
     """
     if isinstance(secrets, str):
         secrets = [secrets]
-    # With an empty one anybody could sign.
+    # Anyone could sign with an empty secret.
     if not secrets or not all(secret.strip() for secret in secrets):
         raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; Stripe shows it")
     try:

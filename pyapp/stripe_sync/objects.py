@@ -1,0 +1,279 @@
+"""Read Stripe's JSON: events, and customers and subscriptions as snapshots.
+
+A snapshot is a dictionary with the columns of `app.stripe_customers` or
+`app.stripe_subscriptions` as keys; its times are ISO 8601 text. Both API shapes are
+read, before and since 2025-03-31. Missing and unknown values are passed on as they are;
+the database refuses a row without the values that it needs.
+"""
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_ID_LENGTH
+from pyapp.errors import InvalidPayloadError
+from pyapp.stripe_sync.mirror import to_json
+
+Json = Mapping[str, Any]
+
+# Some Python versions and PostgreSQL's default stack do not read deeper nesting.
+MAX_LEVELS = 900
+# A float has at most 770 significant digits; jsonb holds some ten thousand.
+_MAX_DIGITS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A verified event; `text` is the JSON to store.
+
+    `is_ours` is False for an event of a connected account or of the other mode.
+    """
+
+    id: str
+    type: str
+    api_version: str | None
+    created_at: datetime
+    object: Json
+    is_ours: bool
+    text: str
+
+    @property
+    def lock_key(self) -> str:
+        """Return the advisory-lock key: customer id, else object id, else event id."""
+        if self.object.get("object") == "customer":
+            customer = None
+        else:
+            customer = object_id(self.object.get("customer"))
+        return customer or object_id(self.object) or self.id
+
+    @property
+    def outline(self) -> str:
+        """Return JSON that can be stored even if jsonb refuses `text`."""
+        return to_json(
+            {
+                "id": self.id,
+                "object": "event",
+                "type": self.type,
+                "created": int(self.created_at.timestamp()),
+                "unstorable": self.text,
+            }
+        )
+
+
+def read_event(body: str | Json, livemode: bool | None = None) -> Event:
+    """Return the event in *body*, which is JSON text or decoded JSON.
+
+    With *livemode*, an event of the other mode is not ours. `read_event` can read
+    `Event.text` again; numbers that jsonb or Python cannot hold are text in it.
+
+    Raises:
+        InvalidPayloadError: *body* is not a Stripe event.
+    """
+    try:
+        given = body if isinstance(body, str) else json.dumps(body)
+        # An event decoded by Stripe's library may contain Infinity; JSON may not.
+        document, is_exact = _read_json(given, allow_constants=given is not body)
+        shape = _read_object(document)
+        text = given if is_exact and _is_storable(given) else to_json(shape)
+        version = shape.get("api_version")
+        return Event(
+            id=_read_identifier(shape["id"]),
+            type=_read_identifier(shape["type"]),
+            api_version=None if version is None else _read_identifier(version),
+            created_at=datetime.fromtimestamp(shape["created"], UTC),
+            object=_read_object(shape["data"]["object"]),
+            is_ours=not shape.get("account")
+            and livemode in (None, shape.get("livemode", livemode)),
+            text=text,
+        )
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
+        raise InvalidPayloadError(
+            f"this is not a Stripe event with a snapshot: {type(exc).__name__}"
+        ) from exc
+
+
+def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
+    """Return the snapshot of a customer, without `as_of`."""
+    metadata = shape.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise ValueError("metadata is not an object")
+    return {
+        "id": shape["id"],
+        "user_id": read_user_id(metadata.get("user_id")),
+        "email": shape.get("email"),
+        "is_deleted": is_deleted or bool(shape.get("deleted")),
+        "created_at": _read_time(shape.get("created")),
+    }
+
+
+def read_subscription(shape: Json) -> dict[str, Any]:
+    """Return the snapshot of a subscription, without `as_of`.
+
+    The item whose period ends first gives the period and the price. Before 2025-03-31
+    the subscription had the period, not its items.
+    """
+    items = (shape.get("items") or {}).get("data") or []
+    item: Json = min(items, key=_item_end, default={})
+    price = item.get("price") or item.get("plan") or shape.get("plan")
+    return {
+        "id": shape["id"],
+        "customer_id": object_id(shape.get("customer")),
+        "status": shape.get("status"),
+        "price_id": object_id(price),
+        "current_period_start": _period(item, shape, "current_period_start"),
+        "current_period_end": _period(item, shape, "current_period_end"),
+        "billing_cycle_anchor": _read_time(shape.get("billing_cycle_anchor")),
+        "cancel_at_period_end": bool(shape.get("cancel_at_period_end")),
+        "canceled_at": _read_time(shape.get("canceled_at")),
+        "created_at": _read_time(shape.get("created")),
+    }
+
+
+def find_invoice_subscription(shape: Json) -> str | None:
+    """Return the id of the subscription that an invoice bills, if there is one."""
+    parent = shape.get("parent") or {}
+    details = parent.get("subscription_details") or {}
+    return object_id(details.get("subscription") or shape.get("subscription"))
+
+
+def object_id(value: Any) -> str | None:
+    """Return the id of an object given by its id or expanded; None if absent."""
+    if isinstance(value, Mapping):
+        value = value.get("id")
+    return value if isinstance(value, str) and value else None
+
+
+def find_id(shape: Any) -> str | None:
+    """Return the id of a listed object; None if it has no valid id."""
+    found = object_id(shape) if isinstance(shape, Mapping) else None
+    if found is None or len(found) > MAX_ID_LENGTH or storable_text(found) != found:
+        return None
+    return found
+
+
+def find_last_id(shapes: Sequence[Any]) -> str | None:
+    """Return the last valid id of the listed objects; None if there is none."""
+    return next(filter(None, map(find_id, reversed(shapes))), None)
+
+
+def find_created(shape: Any) -> int | None:
+    """Return `created` of a listed object; None if it is not a valid time."""
+    created = shape.get("created") if isinstance(shape, Mapping) else None
+    if not isinstance(created, int) or isinstance(created, bool):
+        return None
+    try:
+        datetime.fromtimestamp(created, UTC)
+    except (OSError, OverflowError, ValueError):
+        return None
+    return created
+
+
+def read_user_id(value: Any) -> str | None:
+    """Return the user id in a field that customers or integrations fill, if a UUID."""
+    try:
+        return str(uuid.UUID(value))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _is_storable(text: str) -> bool:
+    # jsonb refuses NUL and lone surrogates; escaped surrogate pairs are rare.
+    return "\\u0000" not in text and "\\ud" not in text and "\\uD" not in text
+
+
+def _read_json(text: str, *, allow_constants: bool) -> tuple[Any, bool]:
+    """Return the decoded JSON, and whether all of its numbers became numbers."""
+    is_exact = True
+
+    def keep_text(number: str) -> str:
+        nonlocal is_exact
+        is_exact = False
+        return number
+
+    def read_float(number: str) -> float | str:
+        value = float(number)
+        # A number that underflows to 0 may have more decimals than jsonb holds.
+        is_lost = value == 0 and re.search("[1-9]", number.lower().partition("e")[0])
+        if is_lost or math.isinf(value) or len(number) > _MAX_DIGITS:
+            return keep_text(number)
+        return value
+
+    def read_int(number: str) -> int | str:
+        return keep_text(number) if len(number) > _MAX_DIGITS else int(number)
+
+    _check_levels(text)
+    document = json.loads(
+        text,
+        # Python reads NaN and Infinity; jsonb refuses them.
+        parse_constant=keep_text if allow_constants else _refuse_constant,
+        parse_float=read_float,
+        parse_int=read_int,
+    )
+    return document, is_exact
+
+
+def _check_levels(text: str) -> None:
+    # Most texts have too few brackets, those in strings included, to be too deep.
+    if text.count("[") + text.count("{") <= MAX_LEVELS:
+        return
+    depth, is_text, is_escaped = 0, False, False
+    for character in text:
+        if is_text:
+            is_text = is_escaped or character != '"'
+            is_escaped = character == "\\" and not is_escaped
+        elif character == '"':
+            is_text = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_LEVELS:
+                raise ValueError("too many levels")
+        elif character in "]}":
+            depth -= 1
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _read_object(value: Any) -> Json:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return dict(value)
+
+
+def _read_identifier(value: Any) -> str:
+    """Return an id or type that can be stored unchanged, or raise."""
+    if not isinstance(value, str) or not value or len(value) > MAX_ID_LENGTH:
+        raise TypeError
+    if storable_text(value) != value:
+        raise ValueError
+    return value
+
+
+def _item_end(item: Json) -> float:
+    end = item.get("current_period_end")
+    if end is None:
+        return float("inf")
+    if not isinstance(end, int | float):
+        raise ValueError("current_period_end is not a number of seconds")
+    return end
+
+
+def _period(item: Json, shape: Json, name: str) -> str | None:
+    value = item.get(name)
+    return _read_time(shape.get(name) if value is None else value)
+
+
+def _read_time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (OSError, OverflowError, TypeError, ValueError):
+        raise ValueError("a time is not a number of seconds in range") from None
