@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pyapp.stripe_sync import mirror
-from pyapp.stripe_sync.apply import read, sync_owners
+from pyapp.stripe_sync.apply import read_snapshot, sync_affected_users
 from pyapp.stripe_sync.mirror import ObjectType, UpsertResult
 from tests.stripe_world import (
     START,
@@ -27,12 +27,12 @@ def keep(
     judged = mirror.upsert_snapshots(
         world.conn,
         object_type=object_type,
-        snapshots=[read(object_type, shape, LATER) for shape in shapes],
+        snapshots=[read_snapshot(object_type, shape, LATER) for shape in shapes],
         source="page",
         can_fetch=True,
         match_email=match_email,
     )
-    sync_owners(world.conn, judged)
+    sync_affected_users(world.conn, judged)
     world.conn.commit()
     return judged
 

@@ -10,7 +10,7 @@ import psycopg
 from pyapp._core.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
-from pyapp.stripe_sync.apply import read
+from pyapp.stripe_sync.apply import read_snapshot
 from pyapp.stripe_sync.mirror import sync_users, upsert_snapshots
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
@@ -134,7 +134,9 @@ def test_checkout_and_a_page_do_not_wait_for_each_other(world: StripeWorld):
 
     def put_page() -> list[UUID | None]:
         shapes = [make_customer("cus_1", low), make_customer("cus_2", high)]
-        snapshots = [read("customers", shape, moment(START)) for shape in shapes]
+        snapshots = [
+            read_snapshot("customers", shape, moment(START)) for shape in shapes
+        ]
         with connect(world.url) as conn:
             judged = upsert_snapshots(
                 conn,

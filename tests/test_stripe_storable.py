@@ -132,7 +132,7 @@ def test_what_the_database_refuses_is_kept_as_an_outline(
     """Should jsonb ever refuse more than is known of it."""
     monkeypatch.setattr(
         "pyapp.stripe_sync.objects._read_json",
-        lambda text, has_constants: (json.loads(text), True),
+        lambda text, allow_constants: (json.loads(text), True),
     )
     name, body = event("1e400000")
     assert post(web, body) == 500
