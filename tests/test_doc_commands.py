@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ is run: here, or where RUN_BY says."""
+"""Every command of README.md and docs/ runs: here, or in the file named in RUN_BY."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ PROGRAMS = (
     "pg_restore ",
 )
 
-# What cannot be run against a database of a test's own, and who runs it instead.
+# Commands that cannot run on a test's own database, and the file that runs them.
 RUN_BY = {
     "make demo": ".ci/run",
     "make check": ".ci/run",
@@ -57,7 +57,7 @@ RUN_BY = {
 
 
 def list_commands() -> dict[str, str]:
-    """Return each command as it is written, with the page where it is."""
+    """Return each command with its page."""
     found: dict[str, str] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -74,21 +74,21 @@ COMMANDS = list_commands()
 
 
 def runner(command: str) -> str | None:
-    """Return the file that runs *command*, if that is another."""
+    """Return the other file that runs *command*, or None."""
     begins = (name for name in RUN_BY if f"{command} ".startswith(f"{name} "))
     return RUN_BY.get(next(begins, ""))
 
 
 def variants(command: str) -> set[str]:
-    """Return *command* without and with its options, which are in brackets."""
+    """Return *command* without and with its options in brackets."""
     bare = re.sub(r" \[[^]]*\]", "", command)
     full = re.sub(r"[][]", "", command)
-    return {bare, re.sub(r" --every \S+", "", full)}  # which would run for ever
+    return {bare, re.sub(r" --every \S+", "", full)}  # it would run forever
 
 
 @pytest.fixture
 def stripe(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStripe]:
-    """Return the Stripe that the commands ask."""
+    """Return the fake Stripe of the commands."""
     with FakeStripe(seed=1) as fake:
         monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)
         monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
@@ -112,21 +112,21 @@ def test_every_command_of_the_pages_is_run(
     with connect(empty_database) as conn:
         create_user(conn, email="ada@example.com")
 
-    ours = [command for command in COMMANDS if not runner(command)]
+    own = [command for command in COMMANDS if not runner(command)]
     failed = [
         (variant, COMMANDS[command], *done[1:])
-        for command in ours
+        for command in own
         for variant in sorted(variants(command))
         if (done := run_cli(*words_of(variant)))[0]
     ]
 
     assert not failed
-    assert len(ours) > 10
-    assert all(command.startswith("pyapp ") for command in ours)
+    assert len(own) > 10
+    assert all(command.startswith("pyapp ") for command in own)
 
 
 def words_of(command: str) -> list[str]:
-    """Return the arguments, file names expanded as a shell does."""
+    """Return the arguments, with file names expanded as by a shell."""
     _, *words = shlex.split(command)
     return list(
         itertools.chain.from_iterable(
@@ -137,14 +137,14 @@ def words_of(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", sorted(filter(runner, COMMANDS)))
-def test_what_others_run_is_run_there(command: str) -> None:
+def test_command_of_another_file_is_run_there(command: str) -> None:
     file = ROOT / str(runner(command))
     name = next(name for name in RUN_BY if f"{command} ".startswith(f"{name} "))
 
     assert name.split()[-1] in file.read_text(encoding="utf-8")
 
 
-def test_only_commands_of_the_pages_are_left_to_others() -> None:
+def test_run_by_lists_only_commands_of_the_pages() -> None:
     names = {name for name in RUN_BY if not name.startswith("make ")}
 
     assert not [

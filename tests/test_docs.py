@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, alone and from top to bottom."""
+"""Every Python block of the documentation runs on its own, twice."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ TOPICS = ["messages", "quota", "referrals", "sessions", "users"]
 
 
 def blocks_of(page: Path) -> list[tuple[int, str]]:
-    """Return the Python blocks of *page*, each with the line on which it begins."""
+    """Return the Python blocks of *page*, each with its first line number."""
     text = page.read_text(encoding="utf-8")
     found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text.count("\n", 0, block.start(1)), block[1]) for block in found]
@@ -24,9 +24,8 @@ def test_scripts_of_a_page_run(
     database: str, monkeypatch: pytest.MonkeyPatch, page: Path
 ):
     monkeypatch.setenv("DATABASE_URL", database)
-    # Readers run a script twice, too.
     for line, block in blocks_of(page) * 2:
-        # Numbered as in the page, for the traceback.
+        # Tracebacks then show the line numbers of the page.
         code = compile("\n" * line + block, str(page), "exec")
         exec(code, {"__name__": "__main__"})
 

@@ -167,7 +167,7 @@ def test_full_disk_is_told_and_leaves_nothing_half_done(
 
     assert (code, out) == (1, "")
     stopped, error = err.splitlines()
-    assert stopped.startswith("stopped: 0 new messages are recorded and stay;")
+    assert stopped.startswith("stopped: 0 new messages were recorded;")
     assert error.startswith("error: the database's disk is full (could not extend file")
     assert error.endswith("free some space, and run it again")
     with connect(url) as conn:

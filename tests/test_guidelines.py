@@ -1,6 +1,6 @@
-"""docs/guidelines.md names what keeps each rule, and all of that exists.
+"""Each rule of docs/guidelines.md names what enforces it, and all of that exists.
 
-Here are also the enforcers that no other file is the place for.
+Some enforcing tests are here, because they fit no other file.
 """
 
 import re
@@ -20,15 +20,15 @@ GUIDELINES = (ROOT / "docs" / "guidelines.md").read_text(encoding="utf-8")
 RULES = re.findall(r"^- (.+?)(?=^- |^$|\Z)", GUIDELINES, re.MULTILINE | re.DOTALL)
 PROGRAMS = [*ROOT.glob("pyapp/**/*.py"), *ROOT.glob("examples/*.py")]
 
-# Times that are always given, and by whom.
+# Times without a default, and their sources.
 GIVEN_TIMES = {
-    "sessions.expires_at": "create_session, from the time to live that its caller asks",
-    "messages.finished_at": "the caller, who has the provider's answer",
+    "sessions.expires_at": "create_session, from the requested time to live",
+    "messages.finished_at": "the caller, from the provider's response",
     "message_payloads.finished_at": "its message",
     "stripe_events.event_created_at": "Stripe",
-    "stripe_customers.as_of": "Stripe, or when it was asked",
+    "stripe_customers.as_of": "Stripe, or the time of the request",
     "stripe_subscriptions.created_at": "Stripe",
-    "stripe_subscriptions.as_of": "Stripe, or when it was asked",
+    "stripe_subscriptions.as_of": "Stripe, or the time of the request",
 }
 
 
@@ -37,7 +37,7 @@ def keepers(rule: str) -> list[str]:
 
 
 def list_commands() -> set[str]:
-    """Return every `pyapp ...` and `make ...` that there is."""
+    """Return every `pyapp ...` and `make ...` command."""
     found = set(re.findall(r"^([a-z-]+):.*##", read("Makefile"), re.MULTILINE))
     commands = {f"make {target}" for target in found}
     groups = [("pyapp", typer.main.get_command(make_app()))]
@@ -59,12 +59,12 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_guideline_names_what_keeps_it():
+def test_every_guideline_names_its_enforcement():
     assert len(RULES) > 25
     assert not [rule for rule in RULES if not keepers(rule)]
 
 
-def test_what_keeps_a_guideline_exists(conn: psycopg.Connection):
+def test_enforcement_of_each_guideline_exists(conn: psycopg.Connection):
     catalog = read_catalog(conn)
     objects = {
         thing.name
@@ -74,7 +74,7 @@ def test_what_keeps_a_guideline_exists(conn: psycopg.Connection):
     known = objects | list_tests() | list_commands()
 
     assert not [
-        f"{keeper} does not exist, and keeps: {' '.join(rule.split())[:70]}"
+        f"{keeper} does not exist; it would enforce: {' '.join(rule.split())[:70]}"
         for rule in RULES
         for keeper in keepers(rule)
         if keeper not in known
@@ -92,7 +92,7 @@ def test_paths_are_pathlib():
     assert not [path for path in PROGRAMS if "os.path" in path.read_text("utf-8")]
 
 
-def test_no_program_makes_an_index():
+def test_no_program_creates_an_index():
     queries = sql_dir().glob("queries/*.sql")
     makes_index = re.compile(r"CREATE\s+(UNIQUE\s+)?INDEX\b")
 
@@ -116,7 +116,7 @@ def test_generated_columns_are_stored(conn: psycopg.Connection):
 
 
 def test_no_trigger_computes_a_column(conn: psycopg.Connection):
-    """Only a transaction's time is set by a trigger: no expression can know it."""
+    """A trigger may set a transaction's time, which no expression can compute."""
     assigned = {
         f"{function.name} sets {column}"
         for function in read_catalog(conn).functions
@@ -143,7 +143,7 @@ def test_end_date_stands_alone(conn: psycopg.Connection):
     assert ends
 
 
-def test_time_defaults_to_now_unless_it_comes_from_outside(conn: psycopg.Connection):
+def test_time_defaults_to_now_or_has_another_source(conn: psycopg.Connection):
     bare = conn.execute(
         f"""
         SELECT concat(c.relname, '.', c.attname) FROM ({COLUMNS}) AS c
@@ -154,7 +154,7 @@ def test_time_defaults_to_now_unless_it_comes_from_outside(conn: psycopg.Connect
     names = {name for (name,) in bare}
 
     assert not [
-        f"{name}: give it DEFAULT now(), or say in GIVEN_TIMES who gives it"
+        f"{name}: give it DEFAULT now(), or name its source in GIVEN_TIMES"
         for name in names - set(GIVEN_TIMES)
     ]
     assert not set(GIVEN_TIMES) - names, "an exception is stale"
@@ -170,6 +170,6 @@ def test_guidelines_have_their_sections():
         "Referrals",
         "Sessions",
         "Messages",
-        "What comes from outside",
+        "Data of other systems",
         "Privileges",
     ]
