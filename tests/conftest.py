@@ -167,6 +167,8 @@ def pair(database: str) -> Iterator[Pair]:
     """Return two connections to a database that only this test uses."""
     with connect(database) as one, connect(database) as other:
         yield one, other
+        one.rollback()
+        other.rollback()
 
 
 @pytest.fixture(scope="module")
