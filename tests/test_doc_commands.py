@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ runs: here, or in the file named in RUN_BY."""
+"""Every command of the documents runs: here, or in the file named in RUN_BY."""
 
 import itertools
 import re
@@ -14,7 +14,10 @@ from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.support import run_cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "migrations/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = (
@@ -39,6 +42,8 @@ RUN_BY = {
     "make simulate": "tests/test_stripe_simulation.py",
     "make soak": ".ci/run",
     "make audit": ".ci/run",
+    "make format": "Makefile",
+    "make install": "Makefile",
     "python -m examples.stripe_demo": "Makefile",
     "python examples/demo.py": "Makefile",
     "pg_dump": "tests/test_backup.py",

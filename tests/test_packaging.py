@@ -138,6 +138,7 @@ def test_nothing_strays_into_what_is_built(built: Path) -> None:
         ".sql",
         ".toml",
         ".typed",
+        ".md",
         ".txt",
         "",
         ".cfg",

@@ -1,4 +1,4 @@
-"""What README.md shows is what there is."""
+"""README.md matches the commands, files and settings that exist."""
 
 import re
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ def rows(title: str) -> list[list[str]]:
 
 
 def code(language: str) -> list[str]:
-    """Return the blocks of code in a language."""
+    """Return the code blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def console() -> Iterator[list[str]]:
-    """Yield each command of the consoles with its output, a line each."""
+    """Yield the lines of each console command: the command, then its output."""
     for block in code("console"):
         for command in block.removeprefix("$ ").split("\n$ "):
             yield command.splitlines()
@@ -46,14 +46,14 @@ def makefile_targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
-def test_it_begins_with_one_sentence() -> None:
-    title, sentence, heading = README.split("\n\n")[:3]
+def test_it_begins_with_three_sentences() -> None:
+    title, sentences, heading = README.split("\n\n")[:3]
 
     assert (title, heading) == ("# pyapp", "## Start")
-    assert re.findall(r"[.!?](?:\s|$)", sentence) == ["."]
+    assert len(re.findall(r"[.!?](?:\s|$)", sentences)) == 3
 
 
-def test_the_script_runs_as_it_stands(
+def test_the_script_runs_as_printed(
     database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
@@ -68,7 +68,7 @@ def test_the_script_runs_as_it_stands(
     assert len(script.splitlines()) == 10
 
 
-def test_the_demo_is_the_one_of_the_makefile() -> None:
+def test_the_demo_has_the_commands_of_the_makefile() -> None:
     steps = re.findall(r"^\t\$\(call show,(.*)\)$", MAKEFILE, re.MULTILINE)
 
     commands = [first for first, *_ in console() if not first.startswith("make test")]
@@ -76,7 +76,7 @@ def test_the_demo_is_the_one_of_the_makefile() -> None:
     assert commands == ["make demo", *steps]
 
 
-def test_the_quota_table_is_the_one_of_the_command() -> None:
+def test_the_quota_table_has_the_columns_of_the_command() -> None:
     table = next(lines for first, *lines in console() if "quota" in first)
 
     assert re.split(r"  +", table[0]) == list(HEADER)
@@ -115,14 +115,14 @@ def test_the_linked_files_exist() -> None:
         assert (ROOT / target).is_file()
 
 
-def test_the_configuration_table_is_what_is_read(
+def test_the_configuration_table_lists_all_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: set[str] = set()
+    names: set[str] = set()
 
     class Recorder(dict[str, str]):
         def get(self, name: str, default: Any = None) -> Any:
-            asked.add(name)
+            names.add(name)
             return super().get(name, default)
 
     values = Recorder(DATABASE_URL="postgresql://u:p@localhost/d")
@@ -130,7 +130,7 @@ def test_the_configuration_table_is_what_is_read(
     settings = config.load_settings(tmp_path)
     table = {row[0].strip("`"): row[1] for row in rows("Configuration")}
 
-    assert set(table) == asked
+    assert set(table) == names
     assert table["PYAPP_MARGIN"] == f"`{settings.margin}`"
     assert table["PYAPP_REFERRAL_BONUS"] == f"`{settings.referral_bonus}`"
 
