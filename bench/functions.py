@@ -7,15 +7,15 @@ tuples; its savepoint is `conn.transaction()`.
 """
 
 import gc
-import inspect
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import psycopg
@@ -23,10 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pyapp
-from pyapp._core.calls import Call
+from pyapp._core import run
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_text
-from pyapp._core.queries import QUERIES
+from pyapp._core.queries import QUERIES, schema_text
 from pyapp.devtools.server.temp_server import temp_server
 
 Function = Callable[..., Any]
@@ -54,16 +53,28 @@ class Figures:
     inside: float
 
 
+def sent_by(
+    conn: psycopg.Connection[Any], case: Case
+) -> tuple[str, Mapping[str, Any], bool]:
+    """Return the statement of the call, its parameters, and if it has a savepoint."""
+    with (
+        patch.object(run, "_run", wraps=run._run) as runner,
+        patch.object(conn, "transaction", wraps=conn.transaction) as savepoint,
+    ):
+        pyapp.plans.list_plans(conn)
+        case.function(conn, **case.arguments)
+    conn.rollback()
+    _, _, query, parameters = runner.call_args.args
+    return QUERIES[query].sql, parameters, savepoint.called
+
+
 def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
     """Run all contestants in turn, each call undone before the next."""
-    call = inspect.unwrap(case.function)(**case.arguments)
-    assert isinstance(call, Call)
-    name, parameters = case.function.__name__, call.parameters
-    sql, has_rows = QUERIES[name].sql, call.row is not None
+    sql, parameters, is_guarded = sent_by(conn, case)
 
     def bare() -> None:
         cursor = conn.execute(sql, parameters)
-        if has_rows:
+        if cursor.description:
             cursor.fetchall()
 
     def in_savepoint() -> None:
@@ -87,7 +98,7 @@ def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
             seconds.append(time.perf_counter() - began)
             conn.rollback()
     medians = [statistics.median(seconds) * 1e6 for seconds in samples]
-    return Figures(name, call.is_guarded, *medians)
+    return Figures(case.function.__name__, is_guarded, *medians)
 
 
 def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:

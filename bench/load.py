@@ -5,8 +5,7 @@ from pathlib import Path
 
 import psycopg
 
-from pyapp._core.paths import schema_text
-from pyapp._core.queries import Query, load_queries
+from pyapp._core.queries import Query, load_queries, schema_text
 
 QUERIES = load_queries(Path(__file__).parent / "sql")
 BATCH = 500_000

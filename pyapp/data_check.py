@@ -11,7 +11,9 @@ import psycopg
 from psycopg.rows import class_row
 
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import TOOL_QUERIES, execute, fetch_one
+from pyapp._core.queries import TOOL_QUERIES
+from pyapp._core.run import execute, fetch_one
+from pyapp.errors import ReferralLimitReachedError
 
 R = TypeVar("R")
 # The columns of usage_daily that are sums, the most important first.
@@ -24,7 +26,6 @@ SUMS = (
     "cache_creation_input_tokens",
     "cache_read_input_tokens",
 )
-LIMIT_RULE = "users_referral_count_within_limit_check"
 # How long a repair waits for a row that another transaction holds.
 LOCK_WAIT_MS = 5000
 
@@ -156,7 +157,7 @@ def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck
     with connect(url) as reader, connect(url) as repairer:
         reader.read_only = True
         repairer.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        compared = fetch_one(reader, "count_compared", _Compared)
+        compared = fetch_one(reader, _Compared, "count_compared")
         result = DataCheck(
             compared.days, compared.users, *(Drift(limit) for _ in range(5))
         )
@@ -183,9 +184,7 @@ def _repair_user(
 ) -> None:
     try:
         is_done = _repair(conn, "repair_referral_totals", user_id=user.user_id)
-    except psycopg.errors.CheckViolation as exc:
-        if exc.diag.constraint_name != LIMIT_RULE:
-            raise
+    except ReferralLimitReachedError:
         result.over_limit.add(user)
         return
     if is_done:
@@ -199,7 +198,7 @@ def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
     try:
         with conn.transaction():
             execute(conn, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
-            fetch_one(conn, name, _Repaired, **key)
+            fetch_one(conn, _Repaired, name, **key)
     except psycopg.errors.LockNotAvailable:
         return False
     return True

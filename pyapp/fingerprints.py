@@ -1,20 +1,22 @@
-"""Fingerprints: anonymous devices, each with a quota of its own."""
+"""Fingerprints: anonymous devices, each with its own quota."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import Call, one, query
-from pyapp._core.sanitize import storable_text
+from psycopg import Connection
+
+from pyapp._core.run import fetch_one
+from pyapp._core.sanitize import optional_text
+from pyapp._core.validation import validated
 from pyapp.errors import FingerprintNotFoundError, refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """A device; for its quota's period and use see `pyapp.quota`.
+class Fingerprint(NamedTuple):
+    """A fingerprint; for its quota's period and usage see `pyapp.quota`.
 
-    `base_quota` is in credits a period. `sig_hash` is None if the device gave none.
+    `base_quota` is in credits per period. `sig_hash` is None if none was given.
     """
 
     id: UUID
@@ -23,34 +25,41 @@ class Fingerprint:
     created_at: datetime
 
 
-@query
+@validated
 def upsert_fingerprint(
-    *, fingerprint_id: UUID | None = None, sig_hash: str | None = None
-) -> Call[Fingerprint]:
-    """Return the device, created if it is new; without an id it is always new.
+    conn: Connection[Any],
+    *,
+    fingerprint_id: UUID | None = None,
+    sig_hash: str | None = None,
+) -> Fingerprint:
+    """Return the fingerprint, created if it is new; without an id it is always new.
 
-    A *sig_hash* replaces the one before it; None keeps that.
+    A *sig_hash* replaces the stored one; None keeps it.
 
     Raises:
         FingerprintIsUserError: the id is a user's.
     """
-    stored = None if sig_hash is None else storable_text(sig_hash)
-    return one(
+    return fetch_one(
+        conn,
         Fingerprint,
-        {"fingerprint_id": fingerprint_id, "sig_hash": stored},
-        missing=lambda: refusal("fingerprints_refuse_user_id"),
+        "upsert_fingerprint",
+        missing=refusal("fingerprints_refuse_user_id"),
+        fingerprint_id=fingerprint_id,
+        sig_hash=optional_text(sig_hash),
     )
 
 
-@query
-def get_fingerprint(*, fingerprint_id: UUID) -> Call[Fingerprint]:
-    """Return the device.
+@validated
+def get_fingerprint(conn: Connection[Any], *, fingerprint_id: UUID) -> Fingerprint:
+    """Return the fingerprint.
 
     Raises:
-        FingerprintNotFoundError: there is none.
+        FingerprintNotFoundError: there is no such fingerprint.
     """
-    return one(
+    return fetch_one(
+        conn,
         Fingerprint,
-        {"fingerprint_id": fingerprint_id},
-        missing=lambda: FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
+        "get_fingerprint",
+        missing=FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
+        fingerprint_id=fingerprint_id,
     )

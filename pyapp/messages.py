@@ -1,27 +1,26 @@
-"""Messages: every call to a model, what it cost and what it is billed."""
+"""Messages: calls to models, with their token counts, cost and credits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from pyapp._core.calls import (
-    Call,
-    CopyStep,
-    Script,
-    Step,
-    many,
-    one,
-    optional,
-    query,
-    rowcount,
-    script,
+from psycopg import Connection
+
+from pyapp._core.new_messages import JSON, message_values, staged_rows
+from pyapp._core.new_messages import NewMessage as NewMessage
+from pyapp._core.run import (
+    atomic,
+    copy_rows,
+    execute,
+    fetch_all,
+    fetch_one,
+    fetch_optional,
 )
-from pyapp._core.message_values import message_values, staged_rows
-from pyapp._core.records import JSON, NewMessage
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import check_cursor
+from pyapp._core.validation import check_cursor, validated
 from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,
@@ -32,9 +31,8 @@ from pyapp.errors import (
 _AHEAD = "more than 24 hours ahead of the database's clock; correct the clock"
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedMessage:
-    """What one call of record_message added: USD and credits, 0 unless `is_new`."""
+class RecordedMessage(NamedTuple):
+    """The USD and credits that one record_message added, 0 unless `is_new`."""
 
     id: UUID
     is_new: bool
@@ -42,9 +40,8 @@ class RecordedMessage:
     credits: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedMessages:
-    """How many were new and their USD and credits; how many had been recorded."""
+class RecordedMessages(NamedTuple):
+    """Number, USD and credits of the new messages, and number of the known ones."""
 
     recorded: int
     duplicates: int
@@ -52,9 +49,8 @@ class RecordedMessages:
     credits: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One call to a model; `subject_id` is who pays: the user, else the fingerprint.
+class Message(NamedTuple):
+    """One call to a model; `subject_id` is the payer: the user, else the fingerprint.
 
     `cost` is in USD; times are aware, in the connection's time zone.
     """
@@ -78,18 +74,16 @@ class Message:
     client_request_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class MessagePayload:
-    """What was said; `last_message` is the last element of the request."""
+class MessagePayload(NamedTuple):
+    """A message's payload; `last_message` is the last element of the request."""
 
     request: JSON
     response: JSON
     last_message: JSON
 
 
-@dataclass(frozen=True, slots=True)
-class ModelUsage:
-    """Sums over the calls to one model, or to all of them where `model` is None."""
+class ModelUsage(NamedTuple):
+    """Sums over the calls to one model, or to all models if `model` is None."""
 
     model: str | None
     messages: int
@@ -104,14 +98,13 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What something cost in all, and by model in the order of their names."""
+    """Usage in total, and by model in the order of the models' names."""
 
     total: ModelUsage
     models: tuple[ModelUsage, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DailyUsage:
+class DailyUsage(NamedTuple):
     """Sums over a payer's calls that finished on one day in UTC."""
 
     day: date
@@ -125,8 +118,7 @@ class DailyUsage:
     credits: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     is_user_known: bool
     is_fingerprint_known: bool
     is_ahead: bool
@@ -136,8 +128,7 @@ class _Outcome:
     credits: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcomes:
+class _Outcomes(NamedTuple):
     recorded: int
     duplicates: int
     cost: Decimal
@@ -145,8 +136,8 @@ class _Outcomes:
     ahead_position: int | None
 
 
-@query
 def record_message(
+    conn: Connection[Any],
     *,
     model: str,
     id: UUID | None = None,
@@ -165,164 +156,202 @@ def record_message(
     request: JSON = None,
     response: JSON = None,
     margin: Decimal | None = None,
-) -> Call[RecordedMessage]:
+) -> RecordedMessage:
     """Record one call to a model, in one round trip, and return what it added.
 
-    The user pays, else the fingerprint. Repeating the *id* for one payer or one
-    fingerprint changes nothing; without one, each call is new. So a retry after sign-in
-    is no second message if it names the fingerprint, too: the payer of the first
+    The user pays, otherwise the fingerprint. Repeating the *id* for the same payer or
+    the same fingerprint changes nothing; without an id, each call is new. A retry after
+    sign-in is a duplicate if it also names the fingerprint: the payer of the first
     recording pays. The four token counts are disjoint.
-    *finished_at* is aware; without it, now. *cost* is in USD; without it, computed
-    from the model's published prices at that time, as *credits* are from the cost
-    and *margin*, PYAPP_MARGIN if not given. Whatever *request* and *response* hold is
-    stored as nearly as it can be, and not at all for a user who has been anonymized.
+    *finished_at* is aware (default: now). *cost* is in USD, by default computed from
+    the model's published prices at that time; *credits* are by default computed from
+    the cost and *margin*, which is PYAPP_MARGIN if not given. *request* and *response*
+    may be any values: invalid characters and values that JSON cannot hold are replaced.
+    They are not stored for an anonymized user.
 
     Raises:
         InvalidValueError: a value that no message can have, such as a time more than
             24 hours ahead of the database's clock; nothing is recorded, and the
             transaction can go on.
         UnknownModelError: *cost* is not given and the model has no published price.
-        UserNotFoundError, FingerprintNotFoundError: none such; nothing is recorded,
-            and the transaction can go on.
-        ConfigError: *margin* is not given, and what is configured is no amount.
+        UserNotFoundError, FingerprintNotFoundError: there is no such payer; nothing is
+            recorded, and the transaction can go on.
+        ConfigError: *margin* is not given and PYAPP_MARGIN is not an amount.
     """
     message = NewMessage(
         id=uuid4() if id is None else id,
-        model=model,
+        user_id=user_id,
+        fingerprint_id=fingerprint_id,
+        finished_at=datetime.now(UTC) if finished_at is None else finished_at,
         input_tokens=input_tokens,
         cache_creation_input_tokens=cache_creation_input_tokens,
         cache_read_input_tokens=cache_read_input_tokens,
         output_tokens=output_tokens,
-        finished_at=datetime.now(UTC) if finished_at is None else finished_at,
-        user_id=user_id,
-        fingerprint_id=fingerprint_id,
+        latency_ms=latency_ms,
+        model=model,
         client_id=client_id,
         client_request_id=client_request_id,
         cost=cost,
         credits=credits,
-        latency_ms=latency_ms,
         request=request,
         response=response,
     )
+    values = message_values(message, margin=margin)
+    recorded = fetch_one(conn, _Outcome, "record_message", **values)
+    if recorded.is_ahead:
+        raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
+    if not recorded.is_user_known:
+        raise UserNotFoundError(f"no user {user_id}")
+    if not recorded.is_fingerprint_known:
+        raise FingerprintNotFoundError(f"no fingerprint {fingerprint_id}")
+    return RecordedMessage(
+        recorded.id, recorded.is_new, recorded.cost, recorded.credits
+    )
 
-    def finish(outcome: _Outcome) -> RecordedMessage:
-        if outcome.is_ahead:
-            raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
-        if not outcome.is_user_known:
-            raise UserNotFoundError(f"no user {user_id}")
-        if not outcome.is_fingerprint_known:
-            raise FingerprintNotFoundError(f"no fingerprint {fingerprint_id}")
-        cost, credits = outcome.cost, outcome.credits
-        return RecordedMessage(outcome.id, outcome.is_new, cost, credits)
 
-    return one(_Outcome, message_values(message, margin=margin)).map(finish)
-
-
-@script
+@validated
 def record_messages(
+    conn: Connection[Any],
     messages: Iterable[NewMessage],
     *,
     user_id: UUID | None = None,
     fingerprint_id: UUID | None = None,
     margin: Decimal | None = None,
-) -> Script[RecordedMessages]:
+) -> RecordedMessages:
     """Record many calls to models by COPY, all or none, and return what was new.
 
-    *user_id* and *fingerprint_id* pay for the messages that name neither. Of those
-    with one id, for one payer or one fingerprint, the first counts. *messages* are
-    taken one by one, so that memory stays flat; commit every few thousand, because
-    other sessions that record for the same payers wait until then.
+    *user_id* and *fingerprint_id* pay for the messages that name no payer. Of messages
+    with the same id, for the same payer or the same fingerprint, the first counts.
+    *messages* are read one by one, so that memory stays flat; commit every few
+    thousand, because other sessions that record for the same payers wait until then.
 
-    Raises: as record_message; the message says which one.
+    Raises: as record_message; the error begins with the message's position, from 1.
     """
-    yield Step("create_staged_messages", rowcount({}))
-    yield Step("delete_staged_messages", rowcount({}))
-    rows = staged_rows(messages, user_id, fingerprint_id, margin)
-    yield CopyStep("copy_staged_messages", rows)
-    call = one(_Outcomes, {}).map(_counts)
-    counts: RecordedMessages = yield Step("record_messages", call)
-    return counts
+    with atomic(conn):
+        execute(conn, "create_staged_messages")
+        execute(conn, "delete_staged_messages")
+        rows = staged_rows(messages, user_id, fingerprint_id, margin)
+        copy_rows(conn, "copy_staged_messages", rows)
+        recorded = fetch_one(conn, _Outcomes, "record_messages")
+        if recorded.ahead_position is not None:
+            where = f"message {recorded.ahead_position}"
+            raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
+    return RecordedMessages(
+        recorded.recorded, recorded.duplicates, recorded.cost, recorded.credits
+    )
 
 
-@query
-def get_message(*, subject_id: UUID, message_id: UUID) -> Call[Message]:
+@validated
+def get_message(
+    conn: Connection[Any], *, subject_id: UUID, message_id: UUID
+) -> Message:
     """Return one message of a payer.
 
     Raises:
-        MessageNotFoundError: the payer has none with this id.
+        MessageNotFoundError: the payer has no message with this id.
     """
-    error = MessageNotFoundError(f"{subject_id} has no message {message_id}")
-    parameters = {"subject_id": subject_id, "message_id": message_id}
-    return one(Message, parameters, missing=lambda: error)
+    return fetch_one(
+        conn,
+        Message,
+        "get_message",
+        missing=MessageNotFoundError(f"{subject_id} has no message {message_id}"),
+        subject_id=subject_id,
+        message_id=message_id,
+    )
 
 
-@query
+@validated
 def find_message_payload(
-    *, subject_id: UUID, message_id: UUID
-) -> Call[MessagePayload | None]:
-    """Return what was said, or None if it was not kept."""
-    parameters = {"subject_id": subject_id, "message_id": message_id}
-    return optional(MessagePayload, parameters)
+    conn: Connection[Any], *, subject_id: UUID, message_id: UUID
+) -> MessagePayload | None:
+    """Return the payload, or None if it is not stored."""
+    return fetch_optional(
+        conn,
+        MessagePayload,
+        "find_message_payload",
+        subject_id=subject_id,
+        message_id=message_id,
+    )
 
 
-@query
+@validated
 def list_messages(
+    conn: Connection[Any],
     *,
     subject_id: UUID,
     before: datetime | None = None,
     before_id: UUID | None = None,
     limit: int = 100,
-) -> Call[list[Message]]:
+) -> list[Message]:
     """Return *limit* messages of a payer, the latest to finish first.
 
-    For the next page, *before* and *before_id* are the last one's `finished_at` and
-    `id`; with *before* alone, those that finished before that instant.
+    For the next page, *before* and *before_id* are the last row's `finished_at` and
+    `id`; *before* alone selects the messages that finished before that instant.
     """
     check_cursor("before", before, before_id)
-    cursor = {"before": before, "before_id": before_id, "limit": limit}
-    return many(Message, {"subject_id": subject_id, **cursor})
+    return fetch_all(
+        conn,
+        Message,
+        "list_messages",
+        subject_id=subject_id,
+        before=before,
+        before_id=before_id,
+        limit=limit,
+    )
 
 
-@query
+@validated
 def get_request_usage(
-    *, client_request_id: str, subject_id: UUID | None = None
-) -> Call[Usage]:
-    """Return what one request of a client cost, in all its calls to models.
+    conn: Connection[Any], *, client_request_id: str, subject_id: UUID | None = None
+) -> Usage:
+    """Return the usage of one request of a client, over all its calls to models.
 
     Clients choose the id, so give *subject_id* to count one payer's calls only.
     """
-    stored = storable_text(client_request_id)
-    parameters = {"client_request_id": stored, "subject_id": subject_id}
-    return many(ModelUsage, parameters).map(_usage)
-
-
-@query
-def get_client_usage(*, client_id: str, subject_id: UUID | None = None) -> Call[Usage]:
-    """Return what one run of a client cost, in all its calls to models.
-
-    Clients choose the id, so give *subject_id* to count one payer's calls only.
-    """
-    parameters = {"client_id": storable_text(client_id), "subject_id": subject_id}
-    return many(ModelUsage, parameters).map(_usage)
-
-
-@query
-def list_daily_usage(
-    *, subject_id: UUID, first_day: date, last_day: date, limit: int = 1000
-) -> Call[list[DailyUsage]]:
-    """Return a payer's days with messages in order, both days included, in UTC."""
-    days = {"first_day": first_day, "last_day": last_day, "limit": limit}
-    return many(DailyUsage, {"subject_id": subject_id, **days})
-
-
-def _counts(outcomes: _Outcomes) -> RecordedMessages:
-    if outcomes.ahead_position is not None:
-        where = f"message {outcomes.ahead_position}"
-        raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
-    cost, credits = outcomes.cost, outcomes.credits
-    return RecordedMessages(outcomes.recorded, outcomes.duplicates, cost, credits)
-
-
-def _usage(rows: list[ModelUsage]) -> Usage:
-    total, *models = rows
+    total, *models = fetch_all(
+        conn,
+        ModelUsage,
+        "get_request_usage",
+        client_request_id=storable_text(client_request_id),
+        subject_id=subject_id,
+    )
     return Usage(total, tuple(models))
+
+
+@validated
+def get_client_usage(
+    conn: Connection[Any], *, client_id: str, subject_id: UUID | None = None
+) -> Usage:
+    """Return the usage of one run of a client, over all its calls to models.
+
+    Clients choose the id, so give *subject_id* to count one payer's calls only.
+    """
+    total, *models = fetch_all(
+        conn,
+        ModelUsage,
+        "get_client_usage",
+        client_id=storable_text(client_id),
+        subject_id=subject_id,
+    )
+    return Usage(total, tuple(models))
+
+
+@validated
+def list_daily_usage(
+    conn: Connection[Any],
+    *,
+    subject_id: UUID,
+    first_day: date,
+    last_day: date,
+    limit: int = 1000,
+) -> list[DailyUsage]:
+    """Return a payer's days with messages in order, both days included, in UTC."""
+    return fetch_all(
+        conn,
+        DailyUsage,
+        "list_daily_usage",
+        subject_id=subject_id,
+        first_day=first_day,
+        last_day=last_day,
+        limit=limit,
+    )

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import psycopg
 
-from pyapp._core.tool_queries import TOOL_QUERIES
+from pyapp._core.queries import TOOL_QUERIES
 from pyapp.errors import ArchiveError
 
 with suppress(ModuleNotFoundError):  # not on every system

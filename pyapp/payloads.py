@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from pyapp._core.advisory_locks import take_lock
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import execute, fetch, fetch_one, take_lock
+from pyapp._core.run import execute, fetch_all, fetch_one
 from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.payload_archives import Archive, draft_archive
 
@@ -87,15 +88,15 @@ def create_payload_partitions(
     window = {"months": months, "months_back": min(months_back, MOST_MONTHS_BACK)}
     created = 0
     with _maintaining(url) as conn:
-        missing = fetch(conn, "list_missing_months", _Month, **window)
-        is_aside = fetch_one(conn, "find_waiting_table", _Found).is_there
+        missing = fetch_all(conn, _Month, "list_missing_months", **window)
+        is_aside = fetch_one(conn, _Found, "find_waiting_table").is_there
         if missing and not is_aside:
-            many = fetch_one(conn, "has_many_waiting", _Found, most=MOST_UNDER_LOCK)
+            many = fetch_one(conn, _Found, "has_many_waiting", most=MOST_UNDER_LOCK)
             if is_aside := many.is_there:
                 created += _patiently(conn, partial(_put_aside, conn))
-                missing = fetch(conn, "list_missing_months", _Month, **window)
+                missing = fetch_all(conn, _Month, "list_missing_months", **window)
         if is_aside:
-            missing += fetch(conn, "list_waiting_months", _Month, **window)
+            missing += fetch_all(conn, _Month, "list_waiting_months", **window)
         for month in missing:
             created += _patiently(conn, partial(_create, conn, month.first_day))
             log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
@@ -121,7 +122,7 @@ def retire_payloads(
     """
     retired: list[str] = []
     with _maintaining(url) as conn:
-        if fetch_one(conn, "find_retired_table", _Found).is_there:
+        if fetch_one(conn, _Found, "find_retired_table").is_there:
             retired.append(_drop(conn, archive_folder))
         while name := _patiently(conn, partial(_detach, conn, keep_months)):
             _drop(conn, archive_folder, name)
@@ -151,7 +152,7 @@ def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
 
 def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
     return fetch_one(
-        conn, "create_payload_partition", _Created, first_day=first_day
+        conn, _Created, "create_payload_partition", first_day=first_day
     ).created
 
 
@@ -177,12 +178,12 @@ def _move_batch(conn: psycopg.Connection[Any]) -> int:
 
 def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
     return fetch_one(
-        conn, "retire_payload_partition", _Partition, months=keep_months
+        conn, _Partition, "retire_payload_partition", months=keep_months
     ).name
 
 
 def _has_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
-    return fetch_one(conn, "has_expired_payloads", _Found, months=keep_months).is_there
+    return fetch_one(conn, _Found, "has_expired_payloads", months=keep_months).is_there
 
 
 def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
@@ -203,7 +204,7 @@ def _drop(
     """
     with _reporting_what_is_left(name or "what was detached"):
         _patiently(conn, partial(execute, conn, "delete_erased_payloads"))
-        months = fetch_one(conn, "find_retired_months", _Partition).name
+        months = fetch_one(conn, _Partition, "find_retired_months").name
         name = name or months or "retired_payloads"
         # Without months it is empty, and makes no file.
         if archive_folder is None or months is None:
@@ -245,7 +246,7 @@ def _archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
 def _publish(conn: psycopg.Connection[Any], archive: Archive) -> bool:
     """Name the file and drop the table, unless a user was erased since the copy."""
     execute(conn, "lock_retired_payloads")
-    counts = fetch_one(conn, "count_retired_payloads", _Counts)
+    counts = fetch_one(conn, _Counts, "count_retired_payloads")
     if counts.erased or counts.payloads != archive.payloads:
         return False
     with archive.published():

@@ -1,43 +1,47 @@
-"""Plans: what a price buys."""
+"""Plans: the credits that a Stripe price buys."""
 
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any, NamedTuple
 
-from pyapp._core.calls import Call, many, one, query
+from psycopg import Connection
+
+from pyapp._core.run import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import shown, storable_id
+from pyapp._core.validation import check_id, shown, validated
 from pyapp.errors import PlanNotFoundError
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A plan; `stripe_price_id` is None where no price buys it."""
+class Plan(NamedTuple):
+    """A plan; `stripe_price_id` is None if no price buys it."""
 
     id: str
     stripe_price_id: str | None
     monthly_credits: Decimal
 
 
-@query
-def list_plans(*, limit: int = 100) -> Call[list[Plan]]:
+@validated
+def list_plans(conn: Connection[Any], *, limit: int = 100) -> list[Plan]:
     """Return *limit* plans, the smallest first."""
-    return many(Plan, {"limit": limit})
+    return fetch_all(conn, Plan, "list_plans", limit=limit)
 
 
-@query
-def get_plan(*, plan_id: str) -> Call[Plan]:
+@validated
+def get_plan(conn: Connection[Any], *, plan_id: str) -> Plan:
     """Return the plan, such as `free`.
 
     Raises:
-        PlanNotFoundError: there is none.
+        PlanNotFoundError: there is no such plan.
     """
-    parameters = {"plan_id": storable_text(plan_id)}
-    return one(Plan, parameters, missing=lambda: _not_found(plan_id))
+    missing = PlanNotFoundError(f"no plan {shown(plan_id)}")
+    plan_id = storable_text(plan_id)
+    return fetch_one(conn, Plan, "get_plan", missing=missing, plan_id=plan_id)
 
 
-@query
-def set_plan_price(*, plan_id: str, stripe_price_id: str | None) -> Call[Plan]:
-    """Say which of Stripe's prices buys the plan, None for none, and return the plan.
+@validated
+def set_plan_price(
+    conn: Connection[Any], *, plan_id: str, stripe_price_id: str | None
+) -> Plan:
+    """Set the Stripe price that buys the plan, None for no price; return the plan.
 
     Users who pay the price already get the plan's quota at their next sync.
 
@@ -45,16 +49,13 @@ def set_plan_price(*, plan_id: str, stripe_price_id: str | None) -> Call[Plan]:
         PlanNotFoundError: there is no such plan.
         PriceTakenError: the price buys another plan.
     """
-    return one(
-        Plan,
-        {
-            "plan_id": storable_text(plan_id),
-            "stripe_price_id": storable_id("stripe_price_id", stripe_price_id),
-        },
-        missing=lambda: _not_found(plan_id),
-        is_guarded=True,
-    )
-
-
-def _not_found(plan_id: str) -> PlanNotFoundError:
-    return PlanNotFoundError(f"no plan {shown(plan_id)}")
+    price_id = check_id("stripe_price_id", stripe_price_id)
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            Plan,
+            "set_plan_price",
+            missing=PlanNotFoundError(f"no plan {shown(plan_id)}"),
+            plan_id=storable_text(plan_id),
+            stripe_price_id=price_id,
+        )

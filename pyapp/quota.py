@@ -1,11 +1,14 @@
-"""Quota: how much of it a payer has used in the period, and what is left."""
+"""Quota: the credits that a payer has used in the period, and the credits left."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import Call, many, one, query
+from psycopg import Connection
+
+from pyapp._core.run import fetch_all, fetch_one
+from pyapp._core.validation import validated
 from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,
@@ -13,13 +16,12 @@ from pyapp.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """A payer's quota for the period [`period_start`, `end_date`), in credits.
 
-    `is_exceeded` from `credits_used` = `quota` on; `is_blocked` is exceeded without an
-    active subscription. Nothing remains below 0. Times are aware, in the connection's
-    time zone.
+    `is_exceeded` is `credits_used` >= `quota`; `is_blocked` is exceeded without an
+    active subscription. `credits_remaining` is at least 0. Times are aware, in the
+    connection's time zone.
     """
 
     subject_id: UUID
@@ -33,8 +35,7 @@ class Quota:
     is_blocked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class UserQuota:
+class UserQuota(NamedTuple):
     """A user's `Quota` in a list; `email` is None once the user is anonymized."""
 
     subject_id: UUID
@@ -49,66 +50,91 @@ class UserQuota:
     is_blocked: bool
 
 
-@query
-def get_user_quota(*, user_id: UUID, at: datetime | None = None) -> Call[Quota]:
-    """Return the user's quota in the period that holds the instant *at*, else now.
+@validated
+def get_user_quota(
+    conn: Connection[Any], *, user_id: UUID, at: datetime | None = None
+) -> Quota:
+    """Return the user's quota for the period that contains *at* (default: now).
 
-    Now is the transaction's, and *at* stands for it, with the reset that is known
-    today: from an instant before the current period, the answer reaches to that reset,
-    and `messages.list_daily_usage` says what was used day by day. For a user whose
-    quota never resets, the period ends at that instant.
+    Now is the transaction's start. *at* replaces it, but the next reset is the one
+    known today: for an instant before the current period, the period reaches to that
+    reset, and `messages.list_daily_usage` returns the usage by day. For a user whose
+    quota never resets, the period ends at *at*.
 
     Raises:
         UserNotFoundError: there is no such user.
     """
-    return one(
+    return fetch_one(
+        conn,
         Quota,
-        {"user_id": user_id, "at": _instant(at)},
-        missing=lambda: UserNotFoundError(f"no user {user_id}"),
+        "get_user_quota",
+        missing=UserNotFoundError(f"no user {user_id}"),
+        user_id=user_id,
+        at=_instant(at),
     )
 
 
-@query
+@validated
 def get_fingerprint_quota(
-    *, fingerprint_id: UUID, at: datetime | None = None
-) -> Call[Quota]:
-    """Return the device's quota in the period that holds the instant *at*, else now.
+    conn: Connection[Any], *, fingerprint_id: UUID, at: datetime | None = None
+) -> Quota:
+    """Return the fingerprint's quota for the period that contains *at* (default: now).
 
     Raises:
         FingerprintNotFoundError: there is no such fingerprint.
     """
-    return one(
+    return fetch_one(
+        conn,
         Quota,
-        {"fingerprint_id": fingerprint_id, "at": _instant(at)},
-        missing=lambda: FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
+        "get_fingerprint_quota",
+        missing=FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
+        fingerprint_id=fingerprint_id,
+        at=_instant(at),
     )
 
 
-@query
+@validated
 def list_user_quotas(
-    *, at: datetime | None = None, after: UUID | None = None, limit: int = 100
-) -> Call[list[UserQuota]]:
+    conn: Connection[Any],
+    *,
+    at: datetime | None = None,
+    after: UUID | None = None,
+    limit: int = 100,
+) -> list[UserQuota]:
     """Return the quotas of *limit* users by id, anonymized ones included.
 
-    Start again with *after* the last one's `subject_id` to get the next page.
+    For the next page, *after* is the last row's `subject_id`.
     """
-    return many(UserQuota, {"at": _instant(at), "after": after, "limit": limit})
+    return fetch_all(
+        conn, UserQuota, "list_user_quotas", at=_instant(at), after=after, limit=limit
+    )
 
 
-@query
+@validated
 def list_fingerprint_quotas(
-    *, at: datetime | None = None, after: UUID | None = None, limit: int = 100
-) -> Call[list[Quota]]:
+    conn: Connection[Any],
+    *,
+    at: datetime | None = None,
+    after: UUID | None = None,
+    limit: int = 100,
+) -> list[Quota]:
     """Return the quotas of *limit* fingerprints by id.
 
-    Start again with *after* the last one's `subject_id` to get the next page.
+    For the next page, *after* is the last row's `subject_id`.
     """
-    return many(Quota, {"at": _instant(at), "after": after, "limit": limit})
+    return fetch_all(
+        conn,
+        Quota,
+        "list_fingerprint_quotas",
+        at=_instant(at),
+        after=after,
+        limit=limit,
+    )
 
 
 def _instant(at: datetime | None) -> datetime | str:
-    # The period around it must begin and end in years that Python has.
+    # The period's boundaries must be in years that Python's datetime can hold.
     if at is not None and not 2 <= at.year <= 9998:
         raise InvalidValueError(f"at must be in the years 2 to 9998, not {at}")
-    # PostgreSQL's own word for the time of the transaction.
+    # PostgreSQL reads 'now' as the transaction's start.
     return at or "now"

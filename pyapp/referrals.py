@@ -1,20 +1,25 @@
-"""Referrals: who referred whom, and what both got for it.
+"""Referrals: users who refer new users, and the credits granted to both.
 
-Users are found by the code in their link. An anonymized user neither refers nor is
-referred any more; what he was granted before stays.
+Users are found by the code in their link. An anonymized user can neither refer nor be
+referred; credits granted before stay.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import Call, many, one, query
+from psycopg import Connection
+
 from pyapp._core.config import configured_referral_bonus
+from pyapp._core.run import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import MAX_REFERRAL_CREDITS, check_amount, check_cursor
+from pyapp._core.validation import (
+    MAX_REFERRAL_CREDITS,
+    check_amount,
+    check_cursor,
+    validated,
+)
 from pyapp.errors import (
     ReferralCodeNotFoundError,
     ReferralNotFoundError,
@@ -22,9 +27,8 @@ from pyapp.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Referral:
-    """A referral; once completed it is final, and both have been granted `credits`."""
+class Referral(NamedTuple):
+    """A referral; once completed it is final, and both users were granted `credits`."""
 
     referrer_id: UUID
     referred_id: UUID
@@ -34,12 +38,11 @@ class Referral:
     completed_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReferralSummary:
-    """What a user has to do with referrals.
+class ReferralSummary(NamedTuple):
+    """A user's referrals and referral credits.
 
-    `referral_credits` are those he was granted on either side, in credits a period.
-    `referrer_id` is who referred him, None if nobody did.
+    `referral_credits` are the credits per period granted to the user as referrer and as
+    referred. `referrer_id` is the user's referrer, or None.
     """
 
     referral_code: str
@@ -50,17 +53,18 @@ class ReferralSummary:
     pending_count: int
 
 
-@query
+@validated
 def redeem_referral(
+    conn: Connection[Any],
     *,
     referral_code: str,
     referred_id: UUID,
     credits: Decimal | None = None,
-) -> Call[Referral]:
-    """Refer the user by the code, at once and for good, and return the referral.
+) -> Referral:
+    """Refer the user by the code, completed at once and final; return the referral.
 
-    Both users are granted *credits*, at most 1,000,000 and PYAPP_REFERRAL_BONUS if not
-    given, in the same transaction.
+    Both users are granted *credits* in the same transaction: at most 1,000,000, by
+    default PYAPP_REFERRAL_BONUS.
 
     Raises:
         ReferralCodeNotFoundError: no user has this code.
@@ -71,45 +75,70 @@ def redeem_referral(
         MutualReferralError: the user has referred the code's owner; cancel_referral
             ends that referral while it is pending.
         ReferralLimitReachedError: the code's owner has reached referral_limit.
-        ConfigError: *credits* are not given, and what is configured is no amount.
+        ConfigError: *credits* is not given and PYAPP_REFERRAL_BONUS is not an amount.
     """
-    return _new_referral(referral_code, referred_id, credits)
+    credits = _checked(credits)
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            Referral,
+            "redeem_referral",
+            missing=ReferralCodeNotFoundError("no user has this referral code"),
+            referral_code=_normalized(referral_code),
+            referred_id=referred_id,
+            credits=credits,
+        )
 
 
-@query
+@validated
 def create_referral(
+    conn: Connection[Any],
     *,
     referral_code: str,
     referred_id: UUID,
     credits: Decimal | None = None,
-) -> Call[Referral]:
-    """Note that the user came by the code, to be completed later; return the referral.
+) -> Referral:
+    """Record a pending referral of the user by the code, and return it.
 
-    Nothing is counted or granted yet; *credits* are as in redeem_referral.
+    Nothing is counted or granted until complete_referral; *credits* is as in
+    redeem_referral.
 
     Raises: as redeem_referral, except that the limit does not apply yet.
     """
-    return _new_referral(referral_code, referred_id, credits)
+    credits = _checked(credits)
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            Referral,
+            "create_referral",
+            missing=ReferralCodeNotFoundError("no user has this referral code"),
+            referral_code=_normalized(referral_code),
+            referred_id=referred_id,
+            credits=credits,
+        )
 
 
-@query
-def complete_referral(*, referred_id: UUID) -> Call[Referral]:
+@validated
+def complete_referral(conn: Connection[Any], *, referred_id: UUID) -> Referral:
     """Complete the user's pending referral, grant its credits, and return it.
 
     Raises:
-        ReferralNotFoundError: none is pending, or one of the two has been anonymized.
-        ReferralLimitReachedError: the referrer has referred as many as he may.
+        ReferralNotFoundError: none is pending, or one of the two users is anonymized.
+        ReferralLimitReachedError: the referrer has reached referral_limit.
     """
-    return one(
-        Referral,
-        {"referred_id": referred_id},
-        missing=_none_pending(referred_id),
-        is_guarded=True,
-    )
+    missing = ReferralNotFoundError(f"no pending referral of {referred_id}")
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            Referral,
+            "complete_referral",
+            missing=missing,
+            referred_id=referred_id,
+        )
 
 
-@query
-def cancel_referral(*, referred_id: UUID) -> Call[Referral]:
+@validated
+def cancel_referral(conn: Connection[Any], *, referred_id: UUID) -> Referral:
     """Delete the user's pending referral and return it as it was.
 
     The user can then be referred again. A completed referral is final.
@@ -117,61 +146,56 @@ def cancel_referral(*, referred_id: UUID) -> Call[Referral]:
     Raises:
         ReferralNotFoundError: none is pending.
     """
-    return one(
-        Referral, {"referred_id": referred_id}, missing=_none_pending(referred_id)
+    missing = ReferralNotFoundError(f"no pending referral of {referred_id}")
+    return fetch_one(
+        conn, Referral, "cancel_referral", missing=missing, referred_id=referred_id
     )
 
 
-@query
-def get_referral_summary(*, user_id: UUID) -> Call[ReferralSummary]:
-    """Return the user's code, limit, counts and credits, and who referred him.
+@validated
+def get_referral_summary(conn: Connection[Any], *, user_id: UUID) -> ReferralSummary:
+    """Return the user's code, limit, counts, credits and referrer.
 
     Raises:
         UserNotFoundError: there is no such user.
     """
-    return one(
-        ReferralSummary,
-        {"user_id": user_id},
-        missing=lambda: UserNotFoundError(f"no user {user_id}"),
+    missing = UserNotFoundError(f"no user {user_id}")
+    return fetch_one(
+        conn, ReferralSummary, "get_referral_summary", missing=missing, user_id=user_id
     )
 
 
-@query
+@validated
 def list_referrals(
+    conn: Connection[Any],
     *,
     user_id: UUID,
     before: datetime | None = None,
     before_id: UUID | None = None,
     limit: int = 100,
-) -> Call[list[Referral]]:
+) -> list[Referral]:
     """Return *limit* referrals that the user has made, the newest first.
 
-    For the next page, *before* and *before_id* are the last one's `created_at` and
-    `referred_id`; with *before* alone, those made before that instant.
+    For the next page, *before* and *before_id* are the last row's `created_at` and
+    `referred_id`; *before* alone selects the referrals made before that instant.
     """
     check_cursor("before", before, before_id)
-    cursor = {"before": before, "before_id": before_id, "limit": limit}
-    return many(Referral, {"user_id": user_id, **cursor})
+    return fetch_all(
+        conn,
+        Referral,
+        "list_referrals",
+        user_id=user_id,
+        before=before,
+        before_id=before_id,
+        limit=limit,
+    )
 
 
-def _none_pending(referred_id: UUID) -> Callable[[], ReferralNotFoundError]:
-    return lambda: ReferralNotFoundError(f"no pending referral of {referred_id}")
-
-
-def _new_referral(
-    code: str, referred_id: UUID, credits: Decimal | None
-) -> Call[Referral]:
+def _checked(credits: Decimal | None) -> Decimal:
     if credits is None:
         credits = configured_referral_bonus()
-    check_amount("credits", credits, MAX_REFERRAL_CREDITS)
-    parameters = {
-        "referral_code": storable_text(code).strip().lower(),
-        "referred_id": referred_id,
-        "credits": credits,
-    }
-    return one(
-        Referral,
-        parameters,
-        missing=lambda: ReferralCodeNotFoundError("no user has this referral code"),
-        is_guarded=True,
-    )
+    return check_amount("credits", credits, MAX_REFERRAL_CREDITS)
+
+
+def _normalized(referral_code: str) -> str:
+    return storable_text(referral_code).strip().lower()

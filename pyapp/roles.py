@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pyapp._core.paths import sql_dir
+from pyapp._core.queries import sql_dir
 
 ROLES = ("pyapp_app", "pyapp_sync", "pyapp_readonly")
 

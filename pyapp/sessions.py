@@ -1,14 +1,16 @@
-"""Sessions: who is signed in, known by a token of which only the hash is stored."""
+"""Sessions: signed-in users, found by a token of which only the hash is stored."""
 
 import hashlib
 import secrets
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import Call, one, optional, query, rowcount
-from pyapp._core.rows import row_maker
+from psycopg import Connection
+
+from pyapp._core.run import atomic, execute, fetch_one, fetch_optional
+from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError
 from pyapp.fingerprints import Fingerprint
 from pyapp.users import User
@@ -16,9 +18,8 @@ from pyapp.users import User
 DEFAULT_TTL = timedelta(days=30)
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A session, valid before `expires_at` and never at it."""
+class Session(NamedTuple):
+    """A session; it is valid before `expires_at`, not at it."""
 
     user_id: UUID
     fingerprint_id: UUID | None
@@ -28,111 +29,118 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A new session and its token, which is nowhere else to be had."""
+    """A new session and its token. The token is returned only here."""
 
     token: str = field(repr=False)
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
-class ValidSession:
-    """A valid session with its user and, if it is known, his device."""
+class ValidSession(NamedTuple):
+    """A valid session with its user and, if it has one, its fingerprint."""
 
     session: Session
     user: User
     fingerprint: Fingerprint | None
 
 
-# Where the values of each begin in a row of find_session. No id is there twice, nor is
-# anonymized_at, for it finds no session of such a user.
-_USER = len(fields(Session)) - 1
-_DEVICE = _USER + len(fields(User)) - 1
+# Where each part begins in a row of find_session. The row holds no id twice, and not
+# anonymized_at: anonymized users have no valid session.
+_USER = len(Session._fields) - 1
+_FINGERPRINT = _USER + len(User._fields) - 1
 
 
-@query
+@validated
 def create_session(
+    conn: Connection[Any],
     *,
     user_id: UUID,
     fingerprint_id: UUID | None = None,
     ttl: timedelta = DEFAULT_TTL,
-) -> Call[NewSession]:
+) -> NewSession:
     """Sign the user in for *ttl* and return the session and its token.
 
     The token is 32 random bytes, URL-safe; only its hash is stored.
 
     Raises:
-        UserNotFoundError: there is no such user, or he has been anonymized.
-        FingerprintNotFoundError: there is no such device.
+        UserNotFoundError: there is no such user, or it has been anonymized.
+        FingerprintNotFoundError: there is no such fingerprint.
         RuleError: by sessions_expires_after_created_check, *ttl* is not positive.
     """
     token = secrets.token_urlsafe(32)
-    parameters = {
-        "token_hash": _hash(token),
-        "user_id": user_id,
-        "fingerprint_id": fingerprint_id,
-        "ttl": ttl,
-    }
-    return one(
-        Session,
-        parameters,
-        missing=lambda: UserNotFoundError(f"no user {user_id}, or none any more"),
-        is_guarded=fingerprint_id is not None or ttl <= timedelta(0),
-    ).map(lambda session: NewSession(token, session))
+    may_be_refused = fingerprint_id is not None or ttl <= timedelta(0)
+    with atomic(conn, is_needed=may_be_refused):
+        session = fetch_one(
+            conn,
+            Session,
+            "create_session",
+            missing=UserNotFoundError(f"no user {user_id}, or it is anonymized"),
+            token_hash=_hash(token),
+            user_id=user_id,
+            fingerprint_id=fingerprint_id,
+            ttl=ttl,
+        )
+    return NewSession(token, session)
 
 
-@query
+@validated
 def find_session(
-    *, token: str, at: datetime | None = None
-) -> Call[ValidSession | None]:
-    """Return the session with its user and device, or None if it is not valid.
+    conn: Connection[Any], *, token: str, at: datetime | None = None
+) -> ValidSession | None:
+    """Return the session with its user and fingerprint, or None if it is not valid.
 
-    Whatever the token is, the work is the same: one hash and one query. *at* is the
-    instant in question, aware; without it, now.
+    Any token costs the same: one hash and one query. *at* is the instant at which the
+    session must be valid, aware (default: now).
     """
-    return optional(_valid_session, {"token_hash": _hash(token), "at": at})
+    return fetch_optional(
+        conn, _valid_session, "find_session", token_hash=_hash(token), at=at
+    )
 
 
-@query
-def extend_session(*, token: str, ttl: timedelta = DEFAULT_TTL) -> Call[Session | None]:
-    """Let the session end *ttl* from now and return it, or None if it is not valid.
+@validated
+def extend_session(
+    conn: Connection[Any], *, token: str, ttl: timedelta = DEFAULT_TTL
+) -> Session | None:
+    """Extend the session to *ttl* from now and return it, or None if it is not valid.
 
-    A session that would end later anyway keeps its end.
+    A session that ends later already keeps its end.
     """
-    return optional(Session, {"token_hash": _hash(token), "ttl": ttl})
+    return fetch_optional(
+        conn, Session, "extend_session", token_hash=_hash(token), ttl=ttl
+    )
 
 
-@query
-def delete_session(*, token: str) -> Call[bool]:
+@validated
+def delete_session(conn: Connection[Any], *, token: str) -> bool:
     """Sign out, and return whether there was such a session."""
-    return rowcount({"token_hash": _hash(token)}).map(bool)
+    return execute(conn, "delete_session", token_hash=_hash(token)) > 0
 
 
-@query
-def delete_user_sessions(*, user_id: UUID) -> Call[int]:
-    """Sign the user out everywhere, and return how many sessions that ended."""
-    return rowcount({"user_id": user_id})
+@validated
+def delete_user_sessions(conn: Connection[Any], *, user_id: UUID) -> int:
+    """Delete all sessions of the user, and return how many."""
+    return execute(conn, "delete_user_sessions", user_id=user_id)
 
 
-@query
-def delete_expired_sessions(*, limit: int = 1000) -> Call[int]:
+@validated
+def delete_expired_sessions(conn: Connection[Any], *, limit: int = 1000) -> int:
     """Delete at most *limit* expired sessions, and return how many.
 
-    It never waits for others: repeat it, with a commit each time, until it returns 0.
+    It waits for no lock. Repeat it, with a commit each time, until it returns 0.
     """
-    return rowcount({"limit": limit})
+    return execute(conn, "delete_expired_sessions", limit=limit)
 
 
 def _hash(token: str) -> bytes:
-    # Anything may come in a cookie, half a surrogate pair included.
+    # A cookie may hold any text, also half a surrogate pair.
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
 def _valid_session(*values: Any) -> ValidSession:
-    device_id, user_id = values[0], values[_USER]
+    fingerprint_id, user_id = values[0], values[_USER]
     return ValidSession(
-        session=row_maker(Session)(user_id, *values[:_USER]),
-        user=row_maker(User)(*values[_USER:_DEVICE], None),
+        session=Session._make((user_id, *values[:_USER])),
+        user=User._make((*values[_USER:_FINGERPRINT], None)),
         fingerprint=None
-        if device_id is None
-        else row_maker(Fingerprint)(device_id, *values[_DEVICE:]),
+        if fingerprint_id is None
+        else Fingerprint._make((fingerprint_id, *values[_FINGERPRINT:])),
     )

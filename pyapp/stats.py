@@ -1,21 +1,18 @@
-"""Stats: what an operator asks first, in questions that hold up nobody who writes."""
+"""Stats: read-only statistics for operators and monitoring."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-from pyapp._core.calls import Call, many, one, optional, query
-from pyapp._core.validation import MAX_INTEGER, check_count
+from psycopg import Connection
+
+from pyapp._core.run import fetch_all, fetch_one, fetch_optional
+from pyapp._core.validation import validated
 
 
-@dataclass(frozen=True, slots=True)
-class MessageRates:
-    """What was recorded in the last minute and in the last hour, that minute included.
-
-    Credits are exact sums.
-    """
+class MessageRates(NamedTuple):
+    """Messages and credits recorded in the last minute, and in the last hour."""
 
     minute_messages: int
     minute_credits: Decimal
@@ -23,20 +20,19 @@ class MessageRates:
     hour_credits: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class UserCounts:
-    """All users but the anonymized; those with an active subscription; the blocked."""
+class UserCounts(NamedTuple):
+    """Users without the anonymized: all, with an active subscription, and blocked."""
 
     users: int
     subscribed: int
     blocked: int
 
 
-@dataclass(frozen=True, slots=True)
-class InboxCounts:
-    """Stripe's events; `oldest_failed_at` is in Stripe's time, None if none failed.
+class InboxCounts(NamedTuple):
+    """Numbers of Stripe events.
 
-    `last_received_at` is None while none has come.
+    `oldest_failed_at` is in Stripe's time, None if no event failed; `last_received_at`
+    is None before the first event.
     """
 
     failed: int
@@ -45,14 +41,13 @@ class InboxCounts:
     last_received_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class LastRun:
+class LastRun(NamedTuple):
     """The newest run of a kind; `outcome` is running, completed or failed.
 
-    `counts` are what it has seen and found, by kind; `differences` and `repaired` are
-    sums over the kinds of a reconciliation. A run that was killed is running until the
-    next one finds it. `last_completed_at` is this run's end or an earlier one's, None
-    if none has ever come to its end.
+    `counts` are its counters by name; `differences` and `repaired` are sums over the
+    kinds of difference of a reconciliation. A run that was killed is shown as running
+    until the next run marks it. `last_completed_at` is the end of the newest completed
+    run, or None.
     """
 
     id: int
@@ -66,16 +61,15 @@ class LastRun:
     last_completed_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class PayloadMonths:
-    """The partitions of what was said.
+class PayloadMonths(NamedTuple):
+    """The monthly partitions of message_payloads.
 
-    `months_ahead` are those after this one without a gap: 0 is only this one, and -1
-    not even that. `has_default_rows` says that payloads wait for their month's
-    partition, `has_waiting_table` that they are put aside until they have moved there,
-    and are not found meanwhile; `estimated_waiting` is how many, of both, as the server
-    has counted since its last crash. `has_waiting_table` and `has_retired_table` remain
-    where `pyapp db maintain` was ended in its middle.
+    `months_ahead` is the number of partitions after this month's without a gap; -1 if
+    this month has none. `has_default_rows`: payloads are in the default partition.
+    `has_waiting_table`: payloads are in waiting_payloads until they have moved to their
+    months, and are not found until then. `estimated_waiting` is the number of both, by
+    the server's statistics. An interrupted `pyapp db maintain` leaves the waiting table
+    and the retired table behind.
     """
 
     partitions: int
@@ -87,13 +81,12 @@ class PayloadMonths:
     has_retired_table: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    """The clients of this database, and since when the server has counted scans.
+class ServerState(NamedTuple):
+    """The clients of this database, and the age of the server's statistics.
 
-    `waiting` are those that wait for a lock. `oldest_transaction_at` is None if no
-    other is in a transaction, or none that the role may see. `counted_since` is None
-    for since ever.
+    `waiting` is the number of clients that wait for a lock. `oldest_transaction_at` is
+    None if no other client that the role may see is in a transaction. `counted_since`
+    is when statistics were reset, None if never.
     """
 
     connections: int
@@ -104,9 +97,8 @@ class ServerState:
     counted_since: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class TableSize:
-    """A table with its partitions; `table_bytes` include what is stored out of line."""
+class TableSize(NamedTuple):
+    """A table with its partitions; `table_bytes` include TOAST."""
 
     name: str
     estimated_rows: int
@@ -114,78 +106,73 @@ class TableSize:
     index_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnusedIndex:
-    """An index that no statement has read since the server counts."""
+class UnusedIndex(NamedTuple):
+    """An index without scans since statistics were reset."""
 
     name: str
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class TimeLimit:
-    """What the server now understands by the limit."""
+class TimeLimit(NamedTuple):
+    """The limit as the server writes it."""
 
     setting: str
 
 
-@query
-def limit_time(*, milliseconds: int) -> Call[TimeLimit]:
-    """Give up each later statement of this transaction that takes longer.
+@validated
+def limit_time(conn: Connection[Any], *, milliseconds: int) -> TimeLimit:
+    """Limit each later statement of this transaction to so much time; 0 is no limit.
 
-    It then raises psycopg's QueryCanceled; 0 is for no limit.
+    A statement that takes longer raises psycopg's QueryCanceled.
     """
-    check_count("milliseconds", milliseconds, MAX_INTEGER)
-    return one(TimeLimit, {"milliseconds": milliseconds})
+    return fetch_one(conn, TimeLimit, "limit_time", milliseconds=milliseconds)
 
 
-@query
-def get_message_rates() -> Call[MessageRates]:
+def get_message_rates(conn: Connection[Any]) -> MessageRates:
     """Return how much was recorded lately; it reads the messages of an hour."""
-    return one(MessageRates, {})
+    return fetch_one(conn, MessageRates, "get_message_rates")
 
 
-@query
-def get_user_counts() -> Call[UserCounts]:
-    """Return how many users there are, and how many are blocked by the quota's rule.
+def get_user_counts(conn: Connection[Any]) -> UserCounts:
+    """Return numbers of users; blocked users are those blocked by the quota's rule.
 
-    It reads all users and the key of usage_daily: a second for two million payers'
-    days.
+    It reads all users and the key of usage_daily: about a second for two million days.
     """
-    return one(UserCounts, {})
+    return fetch_one(conn, UserCounts, "get_user_counts")
 
 
-@query
-def get_inbox_counts() -> Call[InboxCounts]:
-    """Return how Stripe's events stand."""
-    return one(InboxCounts, {})
+def get_inbox_counts(conn: Connection[Any]) -> InboxCounts:
+    """Return numbers of Stripe events."""
+    return fetch_one(conn, InboxCounts, "get_inbox_counts")
 
 
-@query
-def find_last_run(*, kind: Literal["reconcile", "replay"]) -> Call[LastRun | None]:
-    """Return the newest run of *kind* that was no dry run, or None."""
-    return optional(LastRun, {"kind": kind})
+@validated
+def find_last_run(
+    conn: Connection[Any], *, kind: Literal["reconcile", "replay"]
+) -> LastRun | None:
+    """Return the newest run of *kind* that was not a dry run, or None."""
+    return fetch_optional(conn, LastRun, "find_last_run", kind=kind)
 
 
-@query
-def get_payload_months() -> Call[PayloadMonths]:
+def get_payload_months(conn: Connection[Any]) -> PayloadMonths:
     """Return how far ahead the monthly partitions are."""
-    return one(PayloadMonths, {})
+    return fetch_one(conn, PayloadMonths, "get_payload_months")
 
 
-@query
-def get_server_state() -> Call[ServerState]:
-    """Return who is connected to this database."""
-    return one(ServerState, {})
+def get_server_state(conn: Connection[Any]) -> ServerState:
+    """Return the clients of this database."""
+    return fetch_one(conn, ServerState, "get_server_state")
 
 
-@query
-def list_table_sizes(*, limit: int = 100) -> Call[list[TableSize]]:
+@validated
+def list_table_sizes(conn: Connection[Any], *, limit: int = 100) -> list[TableSize]:
     """Return *limit* tables, the largest with its indexes first."""
-    return many(TableSize, {"limit": limit})
+    return fetch_all(conn, TableSize, "list_table_sizes", limit=limit)
 
 
-@query
-def list_unused_indexes(*, limit: int = 100) -> Call[list[UnusedIndex]]:
-    """Return *limit* indexes that nobody has read, the largest first; keys left out."""
-    return many(UnusedIndex, {"limit": limit})
+@validated
+def list_unused_indexes(
+    conn: Connection[Any], *, limit: int = 100
+) -> list[UnusedIndex]:
+    """Return *limit* indexes without scans, the largest first, except keys."""
+    return fetch_all(conn, UnusedIndex, "list_unused_indexes", limit=limit)

@@ -1,37 +1,27 @@
-"""Users: who they are, until they are anonymized."""
+"""Users: their accounts, from creation to anonymization."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import (
-    Call,
-    Script,
-    Step,
-    many,
-    one,
-    optional,
-    query,
-    script,
-)
-from pyapp._core.sanitize import storable_text
+from psycopg import Connection
+
+from pyapp._core.run import atomic, fetch_all, fetch_one, fetch_optional
+from pyapp._core.sanitize import REPLACEMENT, optional_text, storable_text
+from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError, refusal
 
-# What PostgreSQL cannot hold in text, and no address has.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-# An address like this passes the shape's check for certain, so it needs no guard.
+# Such an address passes users_email_shape_check, so its insert needs no savepoint.
 _PLAIN = re.compile("[!-?A-~]{1,64}@[!-?A-~]{1,255}")
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """A user; for his quota's period and use see `pyapp.quota.get_user_quota`.
+class User(NamedTuple):
+    """A user; for the quota's period and usage see `pyapp.quota.get_user_quota`.
 
-    `quota`, in credits a period, is the sum of the two before it. `email` is None once
-    the user is anonymized; times are aware, in the connection's time zone.
+    `quota`, in credits per period, is `base_quota` plus `referral_credits`. `email` is
+    None once the user is anonymized; times are aware, in the connection's time zone.
     """
 
     id: UUID
@@ -55,123 +45,148 @@ class User:
     anonymized_at: datetime | None
 
 
-@query
-def create_user(*, email: str, name: str | None = None) -> Call[User]:
-    """Create a user on the free plan and return him.
+@validated
+def create_user(conn: Connection[Any], *, email: str, name: str | None = None) -> User:
+    """Create a user on the free plan and return it.
 
-    White space around *email* is dropped, its case is kept.
+    White space around *email* is removed; its case is kept.
 
     Raises:
-        EmailTakenError: another user has it, whatever the case.
+        EmailTakenError: another user has it, ignoring case.
         RuleError: by users_email_shape_check, it is not an e-mail address.
     """
     email = _clean(email)
-    return one(
-        User,
-        {"email": email, "name": _storable(name)},
-        missing=lambda: refusal("users_lower_email_idx"),
-        is_guarded=_PLAIN.fullmatch(email) is None,
-    )
+    with atomic(conn, is_needed=_PLAIN.fullmatch(email) is None):
+        return fetch_one(
+            conn,
+            User,
+            "create_user",
+            missing=refusal("users_lower_email_idx"),
+            email=email,
+            name=optional_text(name),
+        )
 
 
-@query
-def get_user(*, user_id: UUID) -> Call[User]:
+@validated
+def get_user(conn: Connection[Any], *, user_id: UUID) -> User:
     """Return the user, anonymized or not.
-
-    Raises:
-        UserNotFoundError: there is none.
-    """
-    return one(User, {"user_id": user_id}, missing=_not_found(user_id))
-
-
-@query
-def find_user_by_email(*, email: str) -> Call[User | None]:
-    """Return the user with this e-mail, whatever its case, or None."""
-    return optional(User, {"email": _clean(email)})
-
-
-@query
-def list_users(*, after: UUID | None = None, limit: int = 100) -> Call[list[User]]:
-    """Return *limit* users by id, anonymized ones included.
-
-    Start again with *after* the last one's id to get the next page.
-    """
-    return many(User, {"after": after, "limit": limit})
-
-
-@query
-def set_user_profile(
-    *, user_id: UUID, name: str | None, image_url: str | None
-) -> Call[User]:
-    """Set both and return the user; None clears.
-
-    Raises:
-        UserNotFoundError: there is none, or he has been anonymized.
-    """
-    profile = {"name": _storable(name), "image_url": _storable(image_url)}
-    return one(User, {"user_id": user_id, **profile}, missing=_not_found(user_id))
-
-
-@query
-def set_user_email(*, user_id: UUID, email: str) -> Call[User]:
-    """Change the e-mail and return the user; a new address is not verified.
-
-    The user's sessions stay until the new address is proved for the first time.
-
-    Raises:
-        EmailTakenError: another user has it, whatever the case.
-        RuleError: by users_email_shape_check, it is not an e-mail address.
-        UserNotFoundError: there is no such user, or he has been anonymized.
-    """
-    parameters = {"user_id": user_id, "email": _clean(email)}
-    return one(User, parameters, missing=_not_found(user_id), is_guarded=True)
-
-
-@query
-def mark_user_email_verified(*, user_id: UUID, email: str) -> Call[User]:
-    """Record that the user has proved to own *email*, and return the user.
-
-    The first proof of an address ends all sessions of the user, also one that is being
-    created concurrently, because another person may have signed up with the address:
-    create the session of the person who proved it after this. Repeating it keeps the
-    time of the first proof and ends nothing. The transaction must be READ COMMITTED.
-    Call it before all else in the transaction that refers to the user: otherwise two
-    such transactions can deadlock.
-
-    Raises:
-        UserNotFoundError: there is no such user, or the e-mail is another one now.
-    """
-    parameters = {"user_id": user_id, "email": _clean(email)}
-    missing = f"no user {user_id} whose e-mail this is now"
-    return one(User, parameters, missing=lambda: UserNotFoundError(missing))
-
-
-@script
-def anonymize_user(*, user_id: UUID) -> Script[User]:
-    """Erase the person, keep the bill, and return what remains of the user.
-
-    E-mail, name, image, sessions, pending referrals and message payloads are deleted,
-    wherever maintenance keeps payloads at the moment; messages, usage, completed
-    referrals and Stripe's ids stay. The account can no longer be signed in to, and its
-    e-mail can be used for a new one. Repeating it is harmless. Archives that were
-    written before are files, and not changed; docs/users.md says how to change them.
 
     Raises:
         UserNotFoundError: there is no such user.
     """
-    call = one(User, {"user_id": user_id}, missing=_not_found(user_id))
-    user: User = yield Step("anonymize_user", call)
-    return user
+    missing = UserNotFoundError(f"no user {user_id}")
+    return fetch_one(conn, User, "get_user", missing=missing, user_id=user_id)
+
+
+@validated
+def find_user_by_email(conn: Connection[Any], *, email: str) -> User | None:
+    """Return the user with this e-mail, ignoring case, or None."""
+    return fetch_optional(conn, User, "find_user_by_email", email=_clean(email))
+
+
+@validated
+def list_users(
+    conn: Connection[Any], *, after: UUID | None = None, limit: int = 100
+) -> list[User]:
+    """Return *limit* users by id, anonymized ones included.
+
+    For the next page, *after* is the last row's `id`.
+    """
+    return fetch_all(conn, User, "list_users", after=after, limit=limit)
+
+
+@validated
+def set_user_profile(
+    conn: Connection[Any], *, user_id: UUID, name: str | None, image_url: str | None
+) -> User:
+    """Set name and image URL and return the user; None clears a value.
+
+    Raises:
+        UserNotFoundError: there is no such user, or it has been anonymized.
+    """
+    return fetch_one(
+        conn,
+        User,
+        "set_user_profile",
+        missing=_not_active(user_id),
+        user_id=user_id,
+        name=optional_text(name),
+        image_url=optional_text(image_url),
+    )
+
+
+@validated
+def set_user_email(conn: Connection[Any], *, user_id: UUID, email: str) -> User:
+    """Change the e-mail and return the user; a new address is not verified.
+
+    The user's sessions stay until the new address is verified for the first time.
+
+    Raises:
+        EmailTakenError: another user has it, ignoring case.
+        RuleError: by users_email_shape_check, it is not an e-mail address.
+        UserNotFoundError: there is no such user, or it has been anonymized.
+    """
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            User,
+            "set_user_email",
+            missing=_not_active(user_id),
+            user_id=user_id,
+            email=_clean(email),
+        )
+
+
+@validated
+def mark_user_email_verified(
+    conn: Connection[Any], *, user_id: UUID, email: str
+) -> User:
+    """Record that the user has verified *email*, and return the user.
+
+    The first verification of an address ends all sessions of the user, also one that is
+    being created concurrently, because another person may have signed up with the
+    address: create the session of the person who verified it after this. Repeating it
+    keeps the time of the first verification and ends no session. The transaction must
+    be READ COMMITTED. In the transaction, call it before any other statement that
+    refers to the user; otherwise two such transactions can deadlock.
+
+    Raises:
+        UserNotFoundError: there is no such user, or its e-mail is another one now.
+    """
+    return fetch_one(
+        conn,
+        User,
+        "mark_user_email_verified",
+        missing=UserNotFoundError(f"no user {user_id} with this e-mail"),
+        user_id=user_id,
+        email=_clean(email),
+    )
+
+
+@validated
+def anonymize_user(conn: Connection[Any], *, user_id: UUID) -> User:
+    """Erase the person, keep the bill, and return the anonymized user.
+
+    E-mail, name, image, sessions, pending referrals and message payloads are deleted,
+    also payloads that maintenance is moving; messages, usage, completed referrals and
+    Stripe's ids stay. The account cannot be signed in to again, and its e-mail can be
+    used for a new one. Repeating it is harmless. Archives written before are files and
+    are not changed; docs/users.md says how to change them.
+
+    Raises:
+        UserNotFoundError: there is no such user.
+    """
+    missing = UserNotFoundError(f"no user {user_id}")
+    with atomic(conn):
+        return fetch_one(conn, User, "anonymize_user", missing=missing, user_id=user_id)
 
 
 def _clean(email: str) -> str:
-    # A space never passes the shape's check, and never matches a stored address.
-    return _UNSTORABLE.sub(" ", email.strip())
+    email = email.strip()
+    text = storable_text(email)
+    # A replaced character must not make an address valid; a space never does.
+    return email if text == email else text.replace(REPLACEMENT, " ")
 
 
-def _storable(text: str | None) -> str | None:
-    return None if text is None else storable_text(text)
-
-
-def _not_found(user_id: UUID) -> Callable[[], UserNotFoundError]:
-    return lambda: UserNotFoundError(f"no user {user_id}, or none any more")
+def _not_active(user_id: UUID) -> UserNotFoundError:
+    return UserNotFoundError(f"no user {user_id}, or it is anonymized")

@@ -32,7 +32,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyapp._core.config import configured_margin, configured_referral_bonus
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_files
+from pyapp._core.queries import schema_files
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.temp_server import temp_server
 from tests.stripe_world import StripeWorld, stripe_world

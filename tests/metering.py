@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection, sql
 
-from pyapp._core.records import NewMessage
-from pyapp.messages import record_message, record_messages
+from pyapp.messages import NewMessage, record_message, record_messages
 from pyapp.referrals import redeem_referral
 from pyapp.users import get_user
 

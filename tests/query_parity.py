@@ -1,27 +1,35 @@
 """Finds every query function, and what the database says about its statement."""
 
+import ast
 import functools
 import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, TypeAlias
+from unittest.mock import patch
 from uuid import UUID
 
 import psycopg
 from psycopg import pq
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 import pyapp
-from pyapp._core.calls import Call, CopyStep, Step
-from pyapp._core.queries import Query
+from pyapp._core import run
+from pyapp._core.queries import QUERIES, Query
 
+RUNNERS = {"fetch_one", "fetch_optional", "fetch_all", "execute", "copy_rows"}
+BY_SQL = {query.sql: query.name for query in QUERIES.values()}
 # What a value of each PostgreSQL type is in Python; jsonb may be anything.
 PYTHON_TYPES: dict[str, set[type]] = {
     "bool": {bool},
@@ -51,22 +59,33 @@ SAMPLES: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Function:
-    """A function made of a plan."""
+    """A function that runs named queries of sql/queries."""
 
     module: str
     name: str
-    plan: Callable[..., Any]
+    call: Callable[..., Any]
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of the runner in a function's source: which function of it, and how."""
+
+    runner: str
+    query: str
+    keywords: set[str | None]
+
+
+@dataclass(frozen=True)
 class Use:
-    """One execution of a query by a function; `call` is None for a COPY."""
+    """One execution of a query by a function; `row` is None for a count."""
 
     function: Function
-    call: Call[Any] | None
+    call: Call
+    row: Callable[..., Any] | None
+    parameters: Mapping[str, Any]
     before: tuple[str, ...]
 
 
@@ -93,25 +112,62 @@ class Field:
     is_nullable: bool
 
 
+def find_calls(source: str) -> list[Call]:
+    """Return the calls of the runner in *source* that name their query."""
+    found = []
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            runner = node.func.id
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            keywords = {keyword.arg for keyword in node.keywords}
+            if runner in RUNNERS:
+                found += [Call(runner, str(name), keywords) for name in names]
+    return found
+
+
 @functools.cache
 def find_functions() -> list[Function]:
-    """Return every query function of the package, twins apart.
-
-    The tools and the command line have queries of their own, in sql/devtools.
-    """
+    """Return every function of the sync half that runs a query of sql/queries."""
     found = []
     for module_info in pkgutil.walk_packages(pyapp.__path__, "pyapp."):
-        if module_info.name.startswith(("pyapp.cli", "pyapp.devtools")):
+        if module_info.name.startswith(("pyapp.aio", "pyapp.cli", "pyapp.devtools")):
             continue
         module = importlib.import_module(module_info.name)
         for name, member in vars(module).items():
-            plan = inspect.unwrap(member) if inspect.isfunction(member) else None
-            if plan in (None, member) or plan.__module__ != module.__name__:
+            if not inspect.isfunction(member) or member.__module__ != module.__name__:
                 continue
-            result = typing.get_origin(typing.get_type_hints(plan).get("return"))
-            if result in (Call, Generator):
-                found.append(Function(module.__name__, name, plan))
+            calls = find_calls(inspect.getsource(member))
+            if any(call.query in QUERIES for call in calls):
+                found.append(Function(module.__name__, name, member))
     return found
+
+
+class Recorder:
+    """A connection that records the statements it is sent, and returns no rows."""
+
+    autocommit = False
+    closed = False
+    rowcount = 0
+    pgconn = SimpleNamespace(
+        pipeline_status=0, transaction_status=TransactionStatus.IDLE
+    )
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Any, Mapping[str, Any]]] = []
+
+    def cursor(self, row_factory: Any = None) -> "Recorder":
+        self.row = row_factory and row_factory(None)
+        return self
+
+    def execute(self, sql: str, parameters: Mapping[str, Any]) -> None:
+        self.sent.append((BY_SQL[sql], self.row, parameters))
+
+    def copy(self, sql: str) -> AbstractContextManager[None]:
+        self.sent.append((BY_SQL[sql], None, {}))
+        return nullcontext()
+
+    def fetchall(self) -> list[Any]:
+        return []
 
 
 @functools.cache
@@ -119,28 +175,24 @@ def find_uses() -> dict[str, list[Use]]:
     """Return for each query the executions that functions make of it."""
     uses: dict[str, list[Use]] = {}
     for function in find_functions():
-        outcome = function.plan(**_sample_arguments(function.plan))
-        if isinstance(outcome, Call):
-            uses.setdefault(function.plan.__name__, []).append(
-                Use(function, outcome, ())
-            )
-            continue
+        calls = {c.query: c for c in find_calls(inspect.getsource(function.call))}
+        recorder = Recorder()
+        # Most functions raise an error, because no row is returned.
+        with patch.object(run, "row_maker", lambda row: row), suppress(Exception):
+            function.call(recorder, **_sample_arguments(function.call))
         before: tuple[str, ...] = ()
-        for step in _walk(outcome):
-            call = None if isinstance(step, CopyStep) else step.call
-            uses.setdefault(step.name, []).append(Use(function, call, before))
-            before = (*before, step.name)
+        for query, row, parameters in recorder.sent:
+            row = None if row is tuple else row
+            use = Use(function, calls[query], row, parameters, before)
+            uses.setdefault(query, []).append(use)
+            before = (*before, query)
     return uses
 
 
-def _walk(steps: Generator[Any, Any, Any]) -> Iterator[Step | CopyStep]:
-    """Return the steps of a script whose queries all give nothing."""
-    yield from steps
-
-
-def _sample_arguments(plan: Callable[..., Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(plan)
-    return {name: sample(hints[name]) for name in inspect.signature(plan).parameters}
+def _sample_arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(function)
+    _, *names = inspect.signature(function).parameters
+    return {name: sample(hints[name]) for name in names}
 
 
 def sample(hint: Any) -> Any:
@@ -179,20 +231,25 @@ def plain_types(kinds: Iterable[Any]) -> set[Any]:
 
 def row_fields(row: Callable[..., Any]) -> list[Field]:
     """Return the fields of what *row* makes, in the order of its values."""
-    kind = row if is_dataclass(row) else typing.get_type_hints(row)["return"]
+    kind = row if is_row(row) else typing.get_type_hints(row)["return"]
     return list(_fields(kind, "", is_nullable=False))
 
 
 def _fields(kind: Any, prefix: str, *, is_nullable: bool) -> Iterator[Field]:
     hints = typing.get_type_hints(kind)
-    for field in fields(kind):
-        kinds, is_optional = split_optional(hints[field.name])
+    for name in kind._fields:
+        kinds, is_optional = split_optional(hints[name])
         is_none = is_nullable or is_optional
-        if is_dataclass(kinds[0]):
-            yield from _fields(kinds[0], f"{field.name}_", is_nullable=is_none)
+        if is_row(kinds[0]):
+            yield from _fields(kinds[0], f"{name}_", is_nullable=is_none)
         else:
-            name = f"{prefix}{field.name}"
-            yield Field(kind.__name__, name, plain_types(kinds), is_none)
+            types = plain_types(kinds)
+            yield Field(kind.__name__, f"{prefix}{name}", types, is_none)
+
+
+def is_row(kind: Any) -> bool:
+    """Return whether *kind* is a NamedTuple."""
+    return hasattr(kind, "_make")
 
 
 def is_planned(query: Query) -> bool:

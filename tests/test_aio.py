@@ -17,7 +17,6 @@ from psycopg.rows import dict_row
 import pyapp
 from pyapp import aio
 from pyapp._core.connection import connect
-from pyapp._core.records import NewMessage
 from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import (
     DatabaseUnavailableError,
@@ -27,6 +26,7 @@ from pyapp.errors import (
     ReferralLimitReachedError,
     UserNotFoundError,
 )
+from pyapp.messages import NewMessage
 from pyapp.users import find_user_by_email
 from tests.metering import add_user, new_message
 

@@ -162,7 +162,7 @@ def test_id_of_a_page_without_its_time_is_refused(
     function: Callable[..., Any], arguments: Arguments
 ):
     """It would give the first page again and again."""
-    with pytest.raises(InvalidValueError, match="give both of the last one"):
+    with pytest.raises(InvalidValueError, match="give both of the last row"):
         function(Untouched(), **arguments)
 
 

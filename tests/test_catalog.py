@@ -9,8 +9,7 @@ import re
 import psycopg
 import pytest
 
-from pyapp._core.paths import schema_text
-from pyapp._core.queries import QUERIES
+from pyapp._core.queries import QUERIES, schema_text
 from pyapp.devtools.checks.schema_text import read_index_notes
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
 

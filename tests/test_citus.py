@@ -7,9 +7,8 @@ from uuid import uuid4
 
 import psycopg
 
-from pyapp._core.paths import sql_dir
-from pyapp._core.records import NewMessage
-from pyapp.messages import record_message, record_messages
+from pyapp._core.queries import sql_dir
+from pyapp.messages import NewMessage, record_message, record_messages
 from tests.metering import add_user, usage_differences
 
 TEXT = (sql_dir() / "citus.sql").read_text(encoding="utf-8")

@@ -14,10 +14,9 @@ from psycopg import Connection
 from rich.console import Console
 
 from pyapp import quota as queries
-from pyapp._core.records import NewMessage
 from pyapp.cli import console
 from pyapp.cli import quota as command
-from pyapp.messages import record_messages
+from pyapp.messages import NewMessage, record_messages
 from pyapp.users import anonymize_user
 from tests.metering import (
     MICROSECOND,

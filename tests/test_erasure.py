@@ -18,7 +18,7 @@ import pytest
 
 from pyapp import payloads as maintenance
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import execute
+from pyapp._core.run import execute
 from pyapp.errors import (
     AlreadyReferredError,
     ArchiveError,

@@ -19,7 +19,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyapp._core import execution
+from pyapp._core import run
 from pyapp._core.connection import connect
 from pyapp.cli import quota as quota_command
 from pyapp.errors import RuleError
@@ -253,15 +253,15 @@ def test_refusal_does_not_hide_that_the_connection_is_lost(
 ):
     """Else whoever takes the refusal goes on, and believes a commit that never was."""
 
-    def run_and_lose(conn: psycopg.Connection, *given: Any, **named: Any) -> Any:
+    def run_and_lose(conn: psycopg.Connection, *given: Any) -> Any:
         try:
-            return run(conn, *given, **named)
+            return run_query(conn, *given)
         except RuleError:
             conn.close()
             raise
 
-    run = execution.run
-    monkeypatch.setattr(execution, "run", run_and_lose)
+    run_query = run._run
+    monkeypatch.setattr(run, "_run", run_and_lose)
     with (
         pytest.raises(psycopg.OperationalError, match="lost"),
         connect(database) as conn,

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from pyapp._core.connection import connect, pool
-from pyapp._core.paths import schema_text
+from pyapp._core.queries import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer, find_postmaster
 from pyapp.messages import record_message
 from pyapp.quota import get_user_quota

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp._core.paths import migrations_dir, sql_dir
+from pyapp._core.queries import migrations_dir, sql_dir
 from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database

@@ -9,8 +9,7 @@ from pathlib import Path
 import psycopg
 import typer
 
-from pyapp._core.paths import sql_dir
-from pyapp._core.queries import QUERIES
+from pyapp._core.queries import QUERIES, sql_dir
 from pyapp.cli.app import make_app
 from pyapp.devtools.checks.catalog import read_catalog
 from tests.catalog_rules import COLUMNS

@@ -8,7 +8,6 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from pyapp._core.calls import Call, query, rowcount
 from pyapp._core.queries import QUERIES, Query, load_queries
 from pyapp.devtools.server.binaries import binaries
 from pyapp.errors import QueryFileError
@@ -136,14 +135,6 @@ def test_doubled_name_is_reported_with_both_places(tmp_path: Path):
 
     with pytest.raises(QueryFileError, match=r"b\.sql:2: .*a\.sql:1"):
         load_queries(tmp_path)
-
-
-def test_function_without_a_query_fails_where_it_is_defined():
-    def get_nothing() -> Call[int]:
-        return rowcount({})
-
-    with pytest.raises(QueryFileError, match=r"test_loader\.py:\d+: .*get_nothing"):
-        query(get_nothing)
 
 
 def test_queries_are_ascii():

@@ -13,7 +13,6 @@ import psycopg
 import pytest
 
 from pyapp._core.connection import connect
-from pyapp._core.records import NewMessage
 from pyapp.errors import (
     ConfigError,
     FingerprintNotFoundError,
@@ -23,6 +22,7 @@ from pyapp.errors import (
 )
 from pyapp.messages import (
     MessagePayload,
+    NewMessage,
     RecordedMessages,
     find_message_payload,
     get_message,
@@ -91,7 +91,7 @@ def test_same_id_again_adds_nothing(conn: psycopg.Connection, user_id: UUID):
         conn, id=first.id, user_id=add_user(conn), model="m", cost=COST
     )
 
-    assert again == replace(first, is_new=False, cost=Decimal(0), credits=Decimal(0))
+    assert again == first._replace(is_new=False, cost=Decimal(0), credits=Decimal(0))
     assert other == first
     payload = find_message_payload(conn, subject_id=user_id, message_id=first.id)
     assert payload == MessagePayload(["a"], None, "a")
@@ -220,10 +220,10 @@ def test_unknown_model_is_an_error_that_names_it(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"user_id": None}, "nobody pays"),
+        ({"user_id": None}, "no payer"),
         ({"user_id": "ada"}, "user_id must be a UUID"),
         ({"id": "1"}, "id must be a UUID"),
-        ({"model": ""}, "model must name"),
+        ({"model": ""}, "model must not be empty"),
         ({"model": None}, "model must be text"),
         ({"input_tokens": True}, "input_tokens must be"),
         ({"output_tokens": 1.0}, "output_tokens must be"),
@@ -420,7 +420,7 @@ def test_one_refused_message_of_a_bulk_records_none(
 
 
 def test_bulk_needs_a_payer_and_may_be_empty(conn: psycopg.Connection):
-    with pytest.raises(InvalidValueError, match="message 1: nobody pays"):
+    with pytest.raises(InvalidValueError, match="message 1: no payer"):
         record_messages(conn, [new_message()])
 
     nothing = RecordedMessages(0, 0, Decimal(0), Decimal(0))

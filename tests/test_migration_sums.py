@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyapp._core.paths import migrations_dir
+from pyapp._core.queries import migrations_dir
 from pyapp.devtools.migrations.files import read_migrations
 
 PROGRAM = Path(__file__).parents[1] / ".ci" / "migration_sums.py"

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from pyapp._core.advisory_locks import AdvisoryLock
-from pyapp._core.paths import migrations_dir
-from pyapp._core.tool_queries import fetch_one
+from pyapp._core.queries import migrations_dir
+from pyapp._core.run import fetch_one
 from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations import session as migration_session
 from pyapp.devtools.migrations.files import read_migrations
@@ -311,7 +311,7 @@ def test_migrating_without_a_healthy_database_names_the_command(folder: Path) ->
 def test_session_that_holds_the_lock_is_named(empty_database: str) -> None:
     with psycopg.connect(empty_database, application_name="console") as holder:
         lock = fetch_one(
-            holder, "try_tool_lock", AdvisoryLock, purpose="pyapp migrations"
+            holder, AdvisoryLock, "try_tool_lock", purpose="pyapp migrations"
         )
         assert lock.is_held
         expected = (

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pyapp._core.paths import migrations_dir
+from pyapp._core.queries import migrations_dir
 from pyapp.devtools.checks.dumps import Objects, dump_objects, without_column_order
 from pyapp.devtools.migrations.migrator import migrate, rollback
 

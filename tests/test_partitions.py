@@ -17,7 +17,7 @@ import pytest
 from pyapp import payloads as maintenance
 from pyapp._core.advisory_locks import AdvisoryLock
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import fetch_one
+from pyapp._core.run import fetch_one
 from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.messages import record_message
 from pyapp.payloads import create_payload_partitions, retire_payloads
@@ -355,7 +355,7 @@ def test_only_one_maintenance_runs_at_a_time(
     monkeypatch.setattr(maintenance, "PATIENCE", 0.2)
     with connect(database) as other:
         lock = fetch_one(
-            other, "try_tool_lock", AdvisoryLock, purpose="pyapp maintenance"
+            other, AdvisoryLock, "try_tool_lock", purpose="pyapp maintenance"
         )
         assert lock.is_held
 

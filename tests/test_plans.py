@@ -13,8 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_text
-from pyapp._core.queries import QUERIES, Query
+from pyapp._core.queries import QUERIES, Query, schema_text
 from pyapp.devtools.checks.catalog import Catalog, Constraint, read_catalog
 from pyapp.devtools.checks.query_plans import is_planned, read_plans
 from pyapp.devtools.checks.schema_text import read_index_notes

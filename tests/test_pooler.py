@@ -19,14 +19,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from pyapp._core.connection import connect, pool
-from pyapp._core.records import NewMessage
-from pyapp._core.session_settings import SETTINGS
+from pyapp._core.connection import SETTINGS, connect, pool
 from pyapp.devtools.server.binaries import as_account, server_account
 from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.temp_server import open_folder
 from pyapp.errors import PyappError
-from pyapp.messages import record_message, record_messages
+from pyapp.messages import NewMessage, record_message, record_messages
 from pyapp.quota import get_user_quota
 from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyapp._core.records import NewMessage
 from pyapp.errors import (
     AlreadyReferredError,
     MutualReferralError,
@@ -31,7 +30,7 @@ from pyapp.errors import (
     ReferralLimitReachedError,
     SelfReferralError,
 )
-from pyapp.messages import record_messages
+from pyapp.messages import NewMessage, record_messages
 from pyapp.quota import Quota, get_fingerprint_quota, get_user_quota
 from pyapp.referrals import redeem_referral
 from pyapp.users import get_user

@@ -6,15 +6,15 @@ import pkgutil
 import re
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
+import pyapp
 import pyapp.aio
-from pyapp._core.calls import Call
-from pyapp._core.queries import QUERIES, Query
-from pyapp.errors import PyappError
+from pyapp._core.queries import QUERIES, TOOL_QUERIES, Query
 from tests.query_parity import (
     PYTHON_TYPES,
     Column,
@@ -23,6 +23,7 @@ from tests.query_parity import (
     Function,
     Use,
     describe,
+    find_calls,
     find_functions,
     find_uses,
     is_planned,
@@ -56,6 +57,16 @@ every_query = pytest.mark.parametrize(
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 
 
+# What a function of the runner returns, as a query's header promises it.
+CARDINALITY = {
+    "fetch_one": "one",
+    "fetch_optional": "optional",
+    "fetch_all": "many",
+    "execute": "rowcount",
+    "copy_rows": "rowcount",
+}
+
+
 @every_query
 def test_every_query_has_a_function(query: Query):
     assert query.name in find_uses(), f"{query.path.name}: {query.name} is never used"
@@ -69,22 +80,33 @@ def test_query_of_a_topic_is_used_by_the_module_of_that_name(query: Query):
         assert users == {f"pyapp.{query.path.stem}"}
 
 
-def test_every_function_has_a_query_of_its_name():
-    missing = [str(f) for f in FUNCTIONS if f.plan.__name__ not in QUERIES]
+def test_every_public_function_has_a_query_of_its_name():
+    missing = [str(f) for f in FUNCTIONS if f.name not in QUERIES]
 
     assert missing == []
+
+
+def test_every_call_names_a_query_and_gives_its_parameters():
+    """Also the calls of the tools; where a call expands a mapping, only the name."""
+    known = {**QUERIES, **TOOL_QUERIES}
+    named = set()
+    for path in Path(pyapp.__path__[0]).rglob("*.py"):
+        for call in find_calls(path.read_text(encoding="utf-8")):
+            named.add(call.query)
+            given = call.keywords - {"missing"}
+            expected = set(known[call.query].parameters)
+            assert None in given or given == expected, f"{path}: {call.query}"
+    assert set(QUERIES) <= named
 
 
 @every_query
 def test_query_promises_what_its_function_expects(query: Query):
     for use in find_uses().get(query.name, []):
-        if use.call is None:
-            continue
-        kept = {use.call.cardinality}
-        if use.call.cardinality == "one" and _raises_without_row(use.call):
-            kept.add("optional")
+        allowed = {CARDINALITY[use.call.runner]}
+        if "missing" in use.call.keywords:
+            allowed.add("optional")
 
-        assert query.cardinality in kept, f"{query.name}, used by {use.function}"
+        assert query.cardinality in allowed, f"{query.name}, used by {use.function}"
 
 
 @every_query
@@ -92,26 +114,25 @@ def test_query_and_function_have_the_same_parameters(
     conn: psycopg.Connection[TupleRow], query: Query
 ):
     for use in find_uses().get(query.name, []):
-        given = set(use.call.parameters) if use.call else set()
         where = f"{query.path.name}: {query.name}, used by {use.function}"
-        assert set(query.parameters) == given, where
+        assert set(query.parameters) == set(use.parameters), where
         if not is_planned(query):
             continue
 
         types, _ = _describe(conn, query, use)
 
-        hints = typing.get_type_hints(use.function.plan)
+        hints = typing.get_type_hints(use.function.call)
         for name, type_ in types.items():
             known = PYTHON_TYPES.get(type_)
             if known is None:
                 continue
             if name in hints:
-                said = plain_types(split_optional(hints[name])[0])
-            elif use.call is None or use.call.parameters[name] is None:
+                given = plain_types(split_optional(hints[name])[0])
+            elif use.parameters[name] is None:
                 continue
             else:
-                said = {type(use.call.parameters[name])}
-            assert said <= known, f"{where}: parameter {name} is {type_}, not {said}"
+                given = {type(use.parameters[name])}
+            assert given <= known, f"{where}: parameter {name} is {type_}, not {given}"
 
 
 @every_query
@@ -144,7 +165,7 @@ def test_fields_allow_none_where_some_query_can_give_it(
 
 @every_function
 def test_docstring_says_what_is_returned_and_repeats_no_type(function: Function):
-    text = inspect.getdoc(function.plan) or ""
+    text = inspect.getdoc(function.call) or ""
 
     assert re.match(r"[A-Z].*[.,;:]?", text), f"{function} has no docstring"
     assert text.partition("\n\n")[0].rstrip().endswith("."), str(function)
@@ -154,10 +175,10 @@ def test_docstring_says_what_is_returned_and_repeats_no_type(function: Function)
 
 @every_function
 def test_parameters_after_the_connection_are_passed_by_name(function: Function):
-    parameters = inspect.signature(function.plan).parameters
-    positional = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    _, *parameters = inspect.signature(function.call).parameters.values()
+    positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
-    # What is recorded in bulk comes first, and can be confused with nothing else.
+    # The messages recorded in bulk cannot be confused with another argument.
     assert positional == (["messages"] if function.name == "record_messages" else [])
 
 
@@ -168,11 +189,12 @@ def test_every_function_of_a_topic_has_its_async_twin(topic: str):
     names = {f.name for f in FUNCTIONS if f.module == sync.__name__}
 
     assert names == {
-        n for n, f in vars(twins).items() if inspect.iscoroutinefunction(f)
+        name
+        for name, member in vars(twins).items()
+        if inspect.iscoroutinefunction(member) and member.__module__ == twins.__name__
     }
     for name in names:
         function, twin = getattr(sync, name), getattr(twins, name)
-        assert inspect.unwrap(function) is inspect.unwrap(twin)
         _, *expected = inspect.signature(function).parameters.values()
         conn, *actual = inspect.signature(twin).parameters.values()
         assert expected == actual
@@ -188,7 +210,7 @@ def test_every_topic_has_its_async_twin():
 
 def _describe(conn: psycopg.Connection[TupleRow], query: Query, use: Use) -> Described:
     if query.name not in DESCRIBED:
-        # A script may make the table that its next step uses.
+        # An earlier statement of the function may create the table of this one.
         for name in use.before:
             if not (
                 is_planned(QUERIES[name]) or QUERIES[name].source.startswith("COPY")
@@ -203,22 +225,12 @@ def _pairs(
 ) -> Iterator[tuple[str, Field, Column]]:
     """Return each column with the field that takes it, and where that is."""
     for use in find_uses().get(query.name, []):
-        if use.call is None or use.call.row is None or not is_planned(query):
+        if use.row is None or not is_planned(query):
             continue
         _, columns = _describe(conn, query, use)
         repeated = REPEATED.get(query.name, set())
-        fields = [f for f in row_fields(use.call.row) if f.name not in repeated]
+        fields = [f for f in row_fields(use.row) if f.name not in repeated]
         where = f"{query.path.name}: {query.name}"
         assert [f.name for f in fields] == [c.name for c in columns], where
         for field, column in zip(fields, columns, strict=True):
             yield f"{where}: {column.name}", field, column
-
-
-def _raises_without_row(call: Call[object]) -> bool:
-    try:
-        call.result([], 0)
-    except PyappError:
-        return True
-    except ValueError:
-        return False
-    return False

@@ -18,8 +18,7 @@ from psycopg import sql
 
 from pyapp._core.connection import connect
 from pyapp._core.queries import QUERIES
-from pyapp._core.records import NewMessage
-from pyapp.messages import record_messages
+from pyapp.messages import NewMessage, record_messages
 from pyapp.quota import get_user_quota
 from tests.metering import (
     add_fingerprint,

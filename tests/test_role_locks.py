@@ -14,8 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from pyapp._core.paths import sql_dir
-from pyapp._core.queries import QUERIES
+from pyapp._core.queries import QUERIES, sql_dir
 from pyapp.roles import ROLES, apply_roles
 from pyapp.stripe_sync import runs
 from tests.role_logins import role_logins

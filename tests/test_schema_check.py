@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp._core.paths import migrations_dir, sql_dir
+from pyapp._core.queries import migrations_dir, sql_dir
 from pyapp.devtools.checks.dumps import dump_objects
 from pyapp.devtools.checks.schema_diff import SchemaCheck, check
 from pyapp.devtools.checks.scratch_database import scratch_database

@@ -29,8 +29,7 @@ from pyapp import (
     sessions,
     users,
 )
-from pyapp._core.connection import connect, pool
-from pyapp._core.session_settings import LEFT_TO_THE_OPERATOR, SETTINGS
+from pyapp._core.connection import LEFT_TO_THE_OPERATOR, SETTINGS, connect, pool
 from pyapp.errors import DatabaseUnavailableError, PyappError
 from tests.metering import new_message
 from tests.query_parity import _sample_arguments, find_functions
@@ -115,6 +114,9 @@ def other_values(row: tuple[Any, ...]) -> list[str]:
 
 def plain(value: Any, name: str = "") -> Any:
     """Return *value* without what differs in any two runs."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+        return {name: plain(each, name) for name, each in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: plain(getattr(value, f.name), f.name) for f in fields}
@@ -220,7 +222,7 @@ def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
     for function in find_functions():
         module = importlib.import_module(function.module)
         made = getattr(module, function.name)
-        arguments = _sample_arguments(function.plan)
+        arguments = _sample_arguments(function.call)
         if "payload" in arguments:
             arguments["payload"] = '{"id": "x"}'
         result = attempt(conn, lambda: made(conn, **arguments))  # noqa: B023

@@ -23,7 +23,7 @@ from psycopg.errors import (
     WrongObjectType,
 )
 
-from pyapp._core.paths import sql_dir
+from pyapp._core.queries import sql_dir
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import APP, READONLY, SYNC
 from tests.sql_traps import SORTS, Names, read_names, set_traps

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_text
+from pyapp._core.queries import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from tests.fake_stripe import Delivery, FakeStripe
 from tests.killing import Twins, Worker, make_twins

@@ -142,8 +142,8 @@ def test_only_events_since_then_are_taken(world: StripeWorld):
 def test_time_at_which_stripe_has_no_events_is_refused(world: StripeWorld):
     now = datetime.now(UTC)
     for since, told in (
-        (datetime(2026, 9, 1), "must carry its time zone"),  # noqa: DTZ001
-        (datetime(2026, 9, 1, tzinfo=NoOffset()), "must carry its time zone"),
+        (datetime(2026, 9, 1), "must have a time zone"),  # noqa: DTZ001
+        (datetime(2026, 9, 1, tzinfo=NoOffset()), "must have a time zone"),
         ("2026-09-01", "must be a datetime"),
         (now - timedelta(days=31), "keeps events for 30 days"),
         (now + timedelta(hours=1), "in the future"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyapp._core.records import NewMessage
+from pyapp.messages import NewMessage
 from pyapp.usage_import import reader as usage_logs
 from pyapp.usage_import.reader import BrokenLine, LineCounts
 from tests.usage_lines import (

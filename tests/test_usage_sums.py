@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pyapp._core.records import NewMessage
+from pyapp.messages import NewMessage
 from tests.metering import (
     MICROSECOND,
     add_fingerprint,

@@ -3,7 +3,7 @@
 import copy
 import json
 
-from pyapp._core.records import NewMessage
+from pyapp.messages import NewMessage
 from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 
 SESSION = {

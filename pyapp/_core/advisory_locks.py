@@ -1,16 +1,20 @@
-"""A lock that one session at a time can hold, and which session holds it."""
+"""Advisory locks of a session, and which session holds them."""
 
-from dataclasses import dataclass
+import time
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from psycopg import Connection
+
+from pyapp._core.run import fetch_one
 
 
-@dataclass(frozen=True, slots=True)
-class AdvisoryLock:
-    """Whether this session has taken the lock; if not, who holds it.
+class AdvisoryLock(NamedTuple):
+    """Whether this session holds the lock, otherwise the session that does.
 
-    The holder's columns are None where it has ended since, or where the session's role
-    may not see them: `holder_since`, when it connected, is seen by its own role and by
-    members of pg_read_all_stats.
+    The holder's columns are None if its session has ended, or if this session's role
+    may not see them: `holder_since`, when it connected, is shown to the same role and
+    to members of pg_read_all_stats.
     """
 
     is_held: bool
@@ -20,14 +24,14 @@ class AdvisoryLock:
     holder_since: datetime | None
 
     def describe_holder(self) -> str:
-        """Return what is known of the holder, and how to end it, as parts of a line."""
+        """Return the holder and how to end its session, as the end of a sentence."""
         if self.holder_pid is None:
             return "wait for it"
         parts = [f"process {self.holder_pid}"]
         if self.holder_role:
             parts.append(f"role {self.holder_role}")
         if self.holder_application:
-            # Any client chooses it.
+            # Clients choose the name.
             application = ascii(self.holder_application)[1:-1]
             parts.append(f"application {application}")
         if self.holder_since is not None:
@@ -37,3 +41,18 @@ class AdvisoryLock:
             f"{', '.join(parts)}; wait for it, or end that session:"
             f" SELECT pg_terminate_backend({self.holder_pid})"
         )
+
+
+def take_lock(
+    conn: Connection[Any], purpose: str, timeout_seconds: float
+) -> AdvisoryLock:
+    """Try to take the lock of *purpose* for the session; return whether it is held.
+
+    The lock of a session that has just ended is released a moment later.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        lock = fetch_one(conn, AdvisoryLock, "try_tool_lock", purpose=purpose)
+        if lock.is_held or time.monotonic() > deadline:
+            return lock
+        time.sleep(0.1)

@@ -1,4 +1,9 @@
-"""Connections as pyapp wants them: in UTC, named, with errors that say what to do."""
+"""Connections and pools with pyapp's session settings.
+
+Options at the start of a session override the defaults of a role, a database and a
+server, set by ALTER ROLE, ALTER DATABASE and postgresql.conf. RESET and DISCARD ALL
+return to the options. Results and stored values do not depend on those defaults.
+"""
 
 from typing import Any
 
@@ -10,8 +15,58 @@ from psycopg_pool import PoolTimeout
 from pyapp._core.config import load_settings
 from pyapp._core.connection_types import Connection, Pool
 from pyapp._core.database_url import find_elsewhere, read_url, redact_url
-from pyapp._core.session_settings import session_options, session_sql
+from pyapp._core.queries import sql_dir
 from pyapp.errors import DatabaseUnavailableError
+
+# The client encoding is set by a connection parameter of its own.
+SETTINGS: dict[str, str] = {
+    # How values are written and read.
+    "DateStyle": "ISO,MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "timezone_abbreviations": "Default",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "lc_numeric": "C",
+    "lc_time": "C",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+    # How SQL is read, and names are written.
+    "array_nulls": "on",
+    "backslash_quote": "safe_encoding",
+    "plpgsql.extra_errors": "none",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "transform_null_equals": "off",
+    # How statements run. Several functions need READ COMMITTED.
+    "default_table_access_method": "heap",
+    "default_tablespace": "",
+    "default_transaction_isolation": "read committed",
+    "exit_on_error": "off",
+    "gin_fuzzy_search_limit": "0",
+    "row_security": "on",
+    "temp_tablespaces": "",
+}
+
+# Settings that an operator may set on purpose, with the reason to leave each alone.
+LEFT_TO_THE_OPERATOR: dict[str, str] = {
+    "default_transaction_read_only": "keeps a replica or an upgrade free of changes",
+    "idle_in_transaction_session_timeout": "a limit; it ends the session with an error",
+    "idle_session_timeout": "a limit; it ends the session with an error",
+    "lock_timeout": "a limit; it ends the statement with an error",
+    "statement_timeout": "a limit; it ends the statement with an error",
+    "transaction_timeout": "a limit; it ends the session with an error",
+    "tcp_user_timeout": "a limit; it ends the session with an error",
+    "max_stack_depth": "a limit; it ends the statement with an error",
+    "temp_file_limit": "a limit; it ends the statement with an error",
+    "dynamic_library_path": "where the server finds its libraries, PL/pgSQL among them",
+    "post_auth_delay": "delays each session's start, for a debugger",
+    "local_preload_libraries": "loads a library; a missing one refuses the session",
+    "session_preload_libraries": "loads a library; a missing one refuses the session",
+    "role": "gives the session the rights of another role",
+    "session_authorization": "gives the session the rights of another role",
+}
 
 # How PgBouncer before 1.20 refuses a session's options.
 POOLER_REFUSAL = "unsupported startup parameter"
@@ -27,15 +82,15 @@ def connect(
 ) -> psycopg.Connection[TupleRow]:
     """Return an open connection to *url*, else to the configured DATABASE_URL.
 
-    Its session is called pyapp, is in UTC, and does not depend on settings of the role,
-    the database or the server. The caller commits and closes it. *is_pooled* says that
-    a pooler may give every transaction another session: nothing is then prepared on the
-    server, and the settings are the pooler's to set. A pooler that refuses a session's
-    options is known by that.
+    The session's application_name is pyapp, its time zone is UTC, and it does not
+    depend on settings of the role, the database or the server. The caller commits and
+    closes it. *is_pooled* means that a pooler may run each transaction in another
+    session: no statement is then prepared on the server, and the pooler has to set the
+    settings. A pooler that refuses the session's options is detected.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
-        DatabaseUnavailableError: nobody there, or the server refuses.
+        DatabaseUnavailableError: no server answers, or it refuses.
     """
     url = url or load_settings().database_url
     try:
@@ -71,10 +126,10 @@ def pool(
 
     Raises:
         ConfigError: no usable DATABASE_URL.
-        DatabaseUnavailableError: nobody there, or the server refuses.
+        DatabaseUnavailableError: no server answers, or it refuses.
     """
     url = url or load_settings().database_url
-    # The pool itself would retry for half a minute before it says that nobody is there.
+    # The pool itself would retry for half a minute before it reports an error.
     with connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
     connections = Pool(
@@ -95,42 +150,55 @@ def pool(
 
 
 def settle(conn: psycopg.Connection[Any]) -> None:
-    """Set in a new session what its options cannot set."""
+    """Run the statement that sets what options cannot set."""
     try:
-        conn.autocommit = True
+        conn.set_autocommit(True)
         conn.execute(session_sql(), prepare=False)
-        conn.autocommit = False
+        conn.set_autocommit(False)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise psycopg.OperationalError(REPLICA_ROLE) from exc
 
 
 def behaviour(is_pooled: bool) -> dict[str, Any]:
-    """Return what psycopg is told beside the conninfo."""
+    """Return psycopg's arguments besides the conninfo."""
     return {"prepare_threshold": None} if is_pooled else {}
 
 
 def session_conninfo(url: str, *, has_options: bool = True) -> str:
-    """Return *url* with what every pyapp session sets added to it."""
+    """Return *url* with the parameters of every pyapp session."""
     parts = read_url(url)
     parts.setdefault("application_name", "pyapp")
     parts.setdefault("connect_timeout", 10)
     parts["client_encoding"] = "UTF8"
     if has_options:
-        # The last of two options wins: a URL may add others, not change these.
+        # The last of two equal options wins: a URL may add options, not change these.
         parts["options"] = f"{parts.get('options', '')} {session_options()}".strip()
     return make_conninfo("", **parts)
 
 
-def is_local(url: str) -> bool:
-    """Say whether *url* leads to a TCP port of this machine.
+def session_options() -> str:
+    """Return the settings as options of a session's start."""
+    return " ".join(
+        f"-c {name}={value}".replace("read committed", r"read\ committed")
+        for name, value in SETTINGS.items()
+    )
 
-    Whether the server is here too, `pyapp.devtools.server.urls` finds out.
+
+def session_sql() -> bytes:
+    """Return the statement that each new session runs once."""
+    return (sql_dir() / "session.sql").read_bytes()
+
+
+def is_local(url: str) -> bool:
+    """Return whether *url* leads to a TCP port of this machine.
+
+    The server may be elsewhere: `pyapp.devtools.server.urls` finds out.
     """
     return find_elsewhere(url) is None
 
 
 def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:
-    """Return the error for a failure to connect: URL, reason, what to do."""
+    """Return the error for a failed connection: URL, reason and remedy."""
     lines = str(exc).strip().splitlines() or [repr(exc)]
     reason = lines[0].rpartition(" failed: ")[2]
     refused = reason.startswith("FATAL")

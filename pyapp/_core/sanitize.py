@@ -1,8 +1,7 @@
-"""Makes any text or JSON storable: a flaw in it must not lose a message that was paid.
+"""Makes any text or JSON storable: invalid characters are replaced, never refused.
 
-PostgreSQL's text holds neither NUL nor half a surrogate pair, and its jsonb neither
-NaN nor infinity; both have limits of depth and size. What cannot be stored is replaced
-by what comes nearest, and never raises.
+So no billed message is lost. PostgreSQL's text holds neither NUL nor half a surrogate
+pair, and its jsonb neither NaN nor infinity; both have limits of depth and size.
 """
 
 import json
@@ -14,7 +13,7 @@ MAX_DEPTH = 200
 # Well under the server's limits: a byte of JSON may take eight in jsonb.
 MAX_JSON_CHARACTERS = 16 * 1024 * 1024
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def storable_text(text: str) -> str:
@@ -22,17 +21,22 @@ def storable_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # UTF-16 puts together the halves that belong together.
+        # UTF-16 joins two halves that form a pair.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\0", _REPLACEMENT)
+    return text.replace("\0", REPLACEMENT)
+
+
+def optional_text(text: str | None) -> str | None:
+    """Return *text* as storable_text does; None stays None."""
+    return None if text is None else storable_text(text)
 
 
 def storable_json(value: Any) -> str | None:
-    """Return *value* as JSON text for jsonb; None, which is nothing, stays None.
+    """Return *value* as JSON text for jsonb; None stays None.
 
-    NaN and infinities become strings, as does whatever JSON does not know; what is
-    nested deeper than MAX_DEPTH becomes U+FFFD; a value of more than
-    MAX_JSON_CHARACTERS becomes a string that says how long it was.
+    NaN, infinities and types unknown to JSON become strings; values nested deeper than
+    MAX_DEPTH become U+FFFD; a value of more than MAX_JSON_CHARACTERS becomes a string
+    that gives its length.
     """
     if value is None:
         return None
@@ -48,15 +52,15 @@ def storable_json(value: Any) -> str | None:
 
 
 def _plain_json(value: Any) -> str | None:
-    """Return the JSON of a value that is storable as it is, as nearly all are."""
+    """Return the JSON of a value that needs no replacement, as nearly all values."""
     try:
         text = _to_json(value)
         if len(text) > MAX_JSON_CHARACTERS:
-            return text  # of which only the length is told
+            return text  # only its length is stored
         text.encode()
     except (RecursionError, TypeError, ValueError):
         return None
-    # An escaped backslash before u0000 looks the same, and takes the longer way.
+    # An escaped backslash before u0000 looks the same; _storable keeps it.
     if "\\u0000" in text:
         return None
     brackets = text.count("[") + text.count("{")
@@ -82,20 +86,20 @@ def _is_deep(value: Any) -> bool:
 
 
 def _storable(value: Any, outer: tuple[int, ...] = ()) -> Any:
-    """Return a copy of *value* that JSON knows; *outer* are those it stands in."""
+    """Return a copy of *value* for JSON; *outer* are the ids of its containers."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return storable_text(value)
     if isinstance(value, int):
-        # Python refuses to write a very long one in decimal.
+        # Python refuses to write very long integers in decimal.
         return int(value) if value.bit_length() < 1024 else hex(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else json.dumps(value)
     if not isinstance(value, (Mapping, list, tuple)):
         return _text(value)
     if len(outer) == MAX_DEPTH or id(value) in outer:
-        return _REPLACEMENT
+        return REPLACEMENT
     outer = (*outer, id(value))
     if isinstance(value, Mapping):
         return {_key(name): _storable(inner, outer) for name, inner in value.items()}
@@ -110,7 +114,7 @@ def _text(value: Any) -> str:
     try:
         return storable_text(str(value))
     except Exception:
-        # A stranger's __str__ may raise anything.
+        # A caller's __str__ may raise any error.
         return _name(value)
 
 

@@ -1,38 +1,65 @@
-"""Refuses an argument that no query can take, before anything is sent.
+"""Validates arguments before anything is sent to the server.
 
-The server refuses such a value too, and aborts the caller's transaction with it; or it
-takes one that was not meant, such as a time without a zone.
+The server would refuse an invalid value and abort the caller's transaction, or accept
+one with another meaning, such as a time without a time zone.
 """
 
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 from pyapp._core.sanitize import storable_text
 from pyapp.errors import InvalidValueError
 
-Check: TypeAlias = Callable[[str, Any], object]
+F = TypeVar("F", bound=Callable[..., Any])
+Check: TypeAlias = Callable[[str, Any], Any]
 
 MAX_INTEGER = 2**31 - 1
-MAX_BIGINT = 2**63 - 1
 MAX_AMOUNT = Decimal(10) ** 15
 MAX_REFERRAL_CREDITS = Decimal(10) ** 6
 MAX_DECIMALS = 100
 MAX_ID_LENGTH = 255
 
 
-def argument_checks(plan: Callable[..., Any]) -> Mapping[str, Check]:
-    """Return what to call with each argument of *plan* that can be checked by type.
+def validated(function: F) -> F:
+    """Check the keyword arguments of *function* by their annotations, then call it.
 
-    Each raises InvalidValueError for what does not fit the parameter's annotation.
+    Raises: InvalidValueError, before anything is sent.
+    """
+    checks = argument_checks(function)
+
+    def check(arguments: Mapping[str, Any]) -> None:
+        for name, value in arguments.items():
+            if name in checks:
+                checks[name](name, value)
+
+    @functools.wraps(function)
+    def call(*args: Any, **arguments: Any) -> Any:
+        check(arguments)
+        return function(*args, **arguments)
+
+    @functools.wraps(function)
+    async def call_async(*args: Any, **arguments: Any) -> Any:
+        check(arguments)
+        return await function(*args, **arguments)
+
+    is_async = inspect.iscoroutinefunction(function)
+    return cast("F", call_async if is_async else call)
+
+
+def argument_checks(function: Callable[..., Any]) -> Mapping[str, Check]:
+    """Return a check for each parameter of *function* whose annotation has one.
+
+    A check returns the value, or raises InvalidValueError if it does not fit.
     """
     checks = {}
-    for name, hint in typing.get_type_hints(plan).items():
+    for name, hint in typing.get_type_hints(function).items():
         kinds = _members(hint)
         check = _check_of(kinds[0])
         if check is not None and name != "return":
@@ -41,22 +68,21 @@ def argument_checks(plan: Callable[..., Any]) -> Mapping[str, Check]:
 
 
 def check_uuid(name: str, value: Any) -> UUID:
-    """Return *value* if it is a UUID; text is none, for it may be no UUID's."""
+    """Return *value* if it is a UUID; strings are refused."""
     if isinstance(value, UUID):
         return value
     raise InvalidValueError(f"{name} must be a UUID, not {shown(value)}")
 
 
 def check_text(name: str, value: Any) -> str:
-    """Return *value* if it is text, storable or not."""
+    """Return *value* if it is a string, storable or not."""
     if isinstance(value, str):
         return value
     raise InvalidValueError(f"{name} must be text, not {shown(value)}")
 
 
-def check_count(name: str, value: Any, most: int = MAX_BIGINT) -> int:
-    """Return *value* if it is a whole number from 0 to *most*."""
-    # A bool is an int to Python, and never a count.
+def check_count(name: str, value: Any, most: int = MAX_INTEGER) -> int:
+    """Return *value* if it is a whole number from 0 to *most*; a bool is refused."""
     if type(value) is int and 0 <= value <= most:
         return value
     raise InvalidValueError(
@@ -65,8 +91,8 @@ def check_count(name: str, value: Any, most: int = MAX_BIGINT) -> int:
 
 
 def check_amount(name: str, value: Any, most: Decimal = MAX_AMOUNT) -> Decimal:
-    """Return money or credits from 0 to *most* as a Decimal; an int is one, too."""
-    # A float is refused, for what it stands for depends on who rounds it.
+    """Return an amount from 0 to *most*, a Decimal or an int, as a Decimal."""
+    # A float is refused because its decimal value depends on how it is rounded.
     amount = Decimal(value) if type(value) is int else value
     if not isinstance(amount, Decimal):
         raise InvalidValueError(f"{name} must be a Decimal, not {shown(value)}")
@@ -85,7 +111,7 @@ def check_time(name: str, value: Any) -> datetime:
     if not isinstance(value, datetime):
         raise InvalidValueError(f"{name} must be a datetime, not {shown(value)}")
     if value.utcoffset() is None:
-        raise InvalidValueError(f"{name} must carry its time zone")
+        raise InvalidValueError(f"{name} must have a time zone")
     try:
         return value.astimezone(UTC)
     except OverflowError as exc:
@@ -93,14 +119,14 @@ def check_time(name: str, value: Any) -> datetime:
 
 
 def check_day(name: str, value: Any) -> date:
-    """Return *value* if it is a date; a datetime is none, for its zone matters."""
+    """Return *value* if it is a date; a datetime is refused: its day needs a zone."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     raise InvalidValueError(f"{name} must be a date, not {shown(value)}")
 
 
 def check_duration(name: str, value: Any) -> timedelta:
-    """Return *value* if it is a timedelta that a time can be moved by, from now."""
+    """Return *value* if it is a timedelta that can be added to the present time."""
     if not isinstance(value, timedelta):
         raise InvalidValueError(f"{name} must be a timedelta, not {shown(value)}")
     try:
@@ -120,25 +146,25 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def check_cursor(name: str, time: datetime | None, id: object) -> None:
-    """Refuse an id without the time before it: it would give the first page again."""
+    """Refuse an id without its time: it would return the first page again."""
     if id is not None and time is None:
-        raise InvalidValueError(f"{name}_id needs {name}: give both of the last one")
+        raise InvalidValueError(f"{name}_id needs {name}: give both of the last row")
 
 
-def storable_id(name: str, value: Any) -> str | None:
-    """Return an id that others choose, as storable text of a length to be indexed."""
+def check_id(name: str, value: Any) -> str | None:
+    """Return an id chosen by another system, as storable text short enough to index."""
     if value is None:
         return None
     text = storable_text(check_text(name, value))
     if len(text) > MAX_ID_LENGTH:
         raise InvalidValueError(
-            f"{name} has {len(text)} characters; {MAX_ID_LENGTH} is the most"
+            f"{name} has {len(text)} characters; the limit is {MAX_ID_LENGTH}"
         )
     return text
 
 
 def shown(value: Any) -> str:
-    """Return *value* short, in one line, in ASCII."""
+    """Return *value* in ASCII, in one line of at most 60 characters."""
     try:
         text = ascii(value)
     except Exception:
@@ -164,7 +190,7 @@ def _check_of(kind: Any) -> Check | None:
 
 
 def _members(hint: Any) -> list[Any]:
-    """Return the types of a union, the one that is not None first."""
+    """Return the types of `T | None`, T first; of any other annotation, itself."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return [hint]
     members = sorted(typing.get_args(hint), key=lambda kind: kind is types.NoneType)

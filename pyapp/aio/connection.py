@@ -1,4 +1,9 @@
-"""`pyapp.connect` and `pyapp.pool`, to be awaited."""
+# Generated from pyapp/_core/connection.py by .ci/generate_aio.py; do not edit.
+"""Connections and pools with pyapp's session settings.
+
+Options at the start of a session override the defaults of a role, a database and a
+server, set by ALTER ROLE, ALTER DATABASE and postgresql.conf. RESET and DISCARD ALL
+return to the options. Results and stored values do not depend on those defaults."""
 
 from typing import Any
 
@@ -12,20 +17,26 @@ from pyapp._core.connection import (
     REPLICA_ROLE,
     behaviour,
     session_conninfo,
+    session_sql,
     unavailable,
 )
 from pyapp._core.connection_types import AsyncConnection, AsyncPool
-from pyapp._core.session_settings import session_sql
 
 
 async def connect(
     url: str | None = None, *, is_pooled: bool = False
 ) -> psycopg.AsyncConnection[TupleRow]:
-    """Return an open connection as `pyapp.connect` does.
+    """Return an open connection to *url*, else to the configured DATABASE_URL.
+
+    The session's application_name is pyapp, its time zone is UTC, and it does not
+    depend on settings of the role, the database or the server. The caller commits and
+    closes it. *is_pooled* means that a pooler may run each transaction in another
+    session: no statement is then prepared on the server, and the pooler has to set the
+    settings. A pooler that refuses the session's options is detected.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
-        DatabaseUnavailableError: nobody there, or the server refuses.
+        DatabaseUnavailableError: no server answers, or it refuses.
     """
     url = url or load_settings().database_url
     try:
@@ -48,16 +59,6 @@ async def connect(
     return conn
 
 
-async def settle(conn: psycopg.AsyncConnection[Any]) -> None:
-    """Set in a new session what its options cannot set."""
-    try:
-        await conn.set_autocommit(True)
-        await conn.execute(session_sql(), prepare=False)
-        await conn.set_autocommit(False)
-    except psycopg.errors.InsufficientPrivilege as exc:
-        raise psycopg.OperationalError(REPLICA_ROLE) from exc
-
-
 async def pool(
     url: str | None = None,
     *,
@@ -65,14 +66,16 @@ async def pool(
     max_size: int = 10,
     is_pooled: bool = False,
 ) -> AsyncPool:
-    """Return an open pool as `pyapp.pool` does; close it, or use it in an `async with`.
+    """Return an open pool of such connections; close it, or use it in an `async with`.
+
+    The pool works in this process only: open it after a fork.
 
     Raises:
         ConfigError: no usable DATABASE_URL.
-        DatabaseUnavailableError: nobody there, or the server refuses.
+        DatabaseUnavailableError: no server answers, or it refuses.
     """
     url = url or load_settings().database_url
-    # The pool itself would retry for half a minute before it says that nobody is there.
+    # The pool itself would retry for half a minute before it reports an error.
     async with await connect(url, is_pooled=is_pooled) as conn:
         is_pooled = conn.prepare_threshold is None
     connections = AsyncPool(
@@ -90,3 +93,13 @@ async def pool(
         await connections.close()
         raise unavailable(url, exc) from exc
     return connections
+
+
+async def settle(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Run the statement that sets what options cannot set."""
+    try:
+        await conn.set_autocommit(True)
+        await conn.execute(session_sql(), prepare=False)
+        await conn.set_autocommit(False)
+    except psycopg.errors.InsufficientPrivilege as exc:
+        raise psycopg.OperationalError(REPLICA_ROLE) from exc

@@ -1,13 +1,265 @@
-"""The functions of `pyapp.messages`, to be awaited."""
+# Generated from pyapp/messages.py by .ci/generate_aio.py; do not edit.
+"""Messages: calls to models, with their token counts, cost and credits."""
 
-from pyapp import messages
-from pyapp._core.calls import twin
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
 
-record_message = twin(messages.record_message)
-record_messages = twin(messages.record_messages)
-get_message = twin(messages.get_message)
-find_message_payload = twin(messages.find_message_payload)
-list_messages = twin(messages.list_messages)
-get_request_usage = twin(messages.get_request_usage)
-get_client_usage = twin(messages.get_client_usage)
-list_daily_usage = twin(messages.list_daily_usage)
+from psycopg import AsyncConnection
+
+from pyapp._core.new_messages import JSON, message_values, staged_rows
+from pyapp._core.new_messages import NewMessage as NewMessage
+from pyapp._core.run_async import (
+    atomic,
+    copy_rows,
+    execute,
+    fetch_all,
+    fetch_one,
+    fetch_optional,
+)
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import check_cursor, validated
+from pyapp.errors import (
+    FingerprintNotFoundError,
+    InvalidValueError,
+    MessageNotFoundError,
+    UserNotFoundError,
+)
+from pyapp.messages import (
+    _AHEAD,
+    DailyUsage,
+    Message,
+    MessagePayload,
+    ModelUsage,
+    RecordedMessage,
+    RecordedMessages,
+    Usage,
+    _Outcome,
+    _Outcomes,
+)
+
+
+async def record_message(
+    conn: AsyncConnection[Any],
+    *,
+    model: str,
+    id: UUID | None = None,
+    user_id: UUID | None = None,
+    fingerprint_id: UUID | None = None,
+    input_tokens: int = 0,
+    cache_creation_input_tokens: int = 0,
+    cache_read_input_tokens: int = 0,
+    output_tokens: int = 0,
+    finished_at: datetime | None = None,
+    client_id: str | None = None,
+    client_request_id: str | None = None,
+    cost: Decimal | None = None,
+    credits: Decimal | None = None,
+    latency_ms: int | None = None,
+    request: JSON = None,
+    response: JSON = None,
+    margin: Decimal | None = None,
+) -> RecordedMessage:
+    """Record one call to a model, in one round trip, and return what it added.
+
+    The user pays, otherwise the fingerprint. Repeating the *id* for the same payer or
+    the same fingerprint changes nothing; without an id, each call is new. A retry after
+    sign-in is a duplicate if it also names the fingerprint: the payer of the first
+    recording pays. The four token counts are disjoint.
+    *finished_at* is aware (default: now). *cost* is in USD, by default computed from
+    the model's published prices at that time; *credits* are by default computed from
+    the cost and *margin*, which is PYAPP_MARGIN if not given. *request* and *response*
+    may be any values: invalid characters and values that JSON cannot hold are replaced.
+    They are not stored for an anonymized user.
+
+    Raises:
+        InvalidValueError: a value that no message can have, such as a time more than
+            24 hours ahead of the database's clock; nothing is recorded, and the
+            transaction can go on.
+        UnknownModelError: *cost* is not given and the model has no published price.
+        UserNotFoundError, FingerprintNotFoundError: there is no such payer; nothing is
+            recorded, and the transaction can go on.
+        ConfigError: *margin* is not given and PYAPP_MARGIN is not an amount.
+    """
+    message = NewMessage(
+        id=uuid4() if id is None else id,
+        user_id=user_id,
+        fingerprint_id=fingerprint_id,
+        finished_at=datetime.now(UTC) if finished_at is None else finished_at,
+        input_tokens=input_tokens,
+        cache_creation_input_tokens=cache_creation_input_tokens,
+        cache_read_input_tokens=cache_read_input_tokens,
+        output_tokens=output_tokens,
+        latency_ms=latency_ms,
+        model=model,
+        client_id=client_id,
+        client_request_id=client_request_id,
+        cost=cost,
+        credits=credits,
+        request=request,
+        response=response,
+    )
+    values = message_values(message, margin=margin)
+    recorded = await fetch_one(conn, _Outcome, "record_message", **values)
+    if recorded.is_ahead:
+        raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
+    if not recorded.is_user_known:
+        raise UserNotFoundError(f"no user {user_id}")
+    if not recorded.is_fingerprint_known:
+        raise FingerprintNotFoundError(f"no fingerprint {fingerprint_id}")
+    return RecordedMessage(
+        recorded.id, recorded.is_new, recorded.cost, recorded.credits
+    )
+
+
+@validated
+async def record_messages(
+    conn: AsyncConnection[Any],
+    messages: Iterable[NewMessage],
+    *,
+    user_id: UUID | None = None,
+    fingerprint_id: UUID | None = None,
+    margin: Decimal | None = None,
+) -> RecordedMessages:
+    """Record many calls to models by COPY, all or none, and return what was new.
+
+    *user_id* and *fingerprint_id* pay for the messages that name no payer. Of messages
+    with the same id, for the same payer or the same fingerprint, the first counts.
+    *messages* are read one by one, so that memory stays flat; commit every few
+    thousand, because other sessions that record for the same payers wait until then.
+
+    Raises: as record_message; the error begins with the message's position, from 1.
+    """
+    async with atomic(conn):
+        await execute(conn, "create_staged_messages")
+        await execute(conn, "delete_staged_messages")
+        rows = staged_rows(messages, user_id, fingerprint_id, margin)
+        await copy_rows(conn, "copy_staged_messages", rows)
+        recorded = await fetch_one(conn, _Outcomes, "record_messages")
+        if recorded.ahead_position is not None:
+            where = f"message {recorded.ahead_position}"
+            raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
+    return RecordedMessages(
+        recorded.recorded, recorded.duplicates, recorded.cost, recorded.credits
+    )
+
+
+@validated
+async def get_message(
+    conn: AsyncConnection[Any], *, subject_id: UUID, message_id: UUID
+) -> Message:
+    """Return one message of a payer.
+
+    Raises:
+        MessageNotFoundError: the payer has no message with this id.
+    """
+    return await fetch_one(
+        conn,
+        Message,
+        "get_message",
+        missing=MessageNotFoundError(f"{subject_id} has no message {message_id}"),
+        subject_id=subject_id,
+        message_id=message_id,
+    )
+
+
+@validated
+async def find_message_payload(
+    conn: AsyncConnection[Any], *, subject_id: UUID, message_id: UUID
+) -> MessagePayload | None:
+    """Return the payload, or None if it is not stored."""
+    return await fetch_optional(
+        conn,
+        MessagePayload,
+        "find_message_payload",
+        subject_id=subject_id,
+        message_id=message_id,
+    )
+
+
+@validated
+async def list_messages(
+    conn: AsyncConnection[Any],
+    *,
+    subject_id: UUID,
+    before: datetime | None = None,
+    before_id: UUID | None = None,
+    limit: int = 100,
+) -> list[Message]:
+    """Return *limit* messages of a payer, the latest to finish first.
+
+    For the next page, *before* and *before_id* are the last row's `finished_at` and
+    `id`; *before* alone selects the messages that finished before that instant.
+    """
+    check_cursor("before", before, before_id)
+    return await fetch_all(
+        conn,
+        Message,
+        "list_messages",
+        subject_id=subject_id,
+        before=before,
+        before_id=before_id,
+        limit=limit,
+    )
+
+
+@validated
+async def get_request_usage(
+    conn: AsyncConnection[Any],
+    *,
+    client_request_id: str,
+    subject_id: UUID | None = None,
+) -> Usage:
+    """Return the usage of one request of a client, over all its calls to models.
+
+    Clients choose the id, so give *subject_id* to count one payer's calls only.
+    """
+    total, *models = await fetch_all(
+        conn,
+        ModelUsage,
+        "get_request_usage",
+        client_request_id=storable_text(client_request_id),
+        subject_id=subject_id,
+    )
+    return Usage(total, tuple(models))
+
+
+@validated
+async def get_client_usage(
+    conn: AsyncConnection[Any], *, client_id: str, subject_id: UUID | None = None
+) -> Usage:
+    """Return the usage of one run of a client, over all its calls to models.
+
+    Clients choose the id, so give *subject_id* to count one payer's calls only.
+    """
+    total, *models = await fetch_all(
+        conn,
+        ModelUsage,
+        "get_client_usage",
+        client_id=storable_text(client_id),
+        subject_id=subject_id,
+    )
+    return Usage(total, tuple(models))
+
+
+@validated
+async def list_daily_usage(
+    conn: AsyncConnection[Any],
+    *,
+    subject_id: UUID,
+    first_day: date,
+    last_day: date,
+    limit: int = 1000,
+) -> list[DailyUsage]:
+    """Return a payer's days with messages in order, both days included, in UTC."""
+    return await fetch_all(
+        conn,
+        DailyUsage,
+        "list_daily_usage",
+        subject_id=subject_id,
+        first_day=first_day,
+        last_day=last_day,
+        limit=limit,
+    )

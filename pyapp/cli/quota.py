@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from itertools import chain
@@ -95,7 +95,7 @@ def _all(conn: Connection[Any]) -> Iterator[_Entry]:
 
 def _print_json(entries: Iterator[_Entry]) -> None:
     for entry in entries:
-        values = {"kind": entry.kind, **asdict(entry.quota), "email": entry.email}
+        values = {"kind": entry.kind, **entry.quota._asdict(), "email": entry.email}
         typer.echo(json.dumps(values, default=_exact))
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -110,9 +110,9 @@ def _as_object(answers: _Answers) -> dict[str, Any]:
     whole: dict[str, Any] = {"at": answers.at, "unanswered": answers.unanswered}
     for name, found in answers.found.items():
         if isinstance(found, list):
-            whole[name] = [asdict(one) for one in found]
+            whole[name] = [one._asdict() for one in found]
         else:
-            whole[name] = None if found is None else asdict(found)
+            whole[name] = None if found is None else found._asdict()
     return whole
 
 

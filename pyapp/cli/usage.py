@@ -17,13 +17,12 @@ import typer
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp._core.records import NewMessage
-from pyapp._core.tool_queries import fetch_one
+from pyapp._core.run import fetch_one
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
 from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
-from pyapp.messages import record_messages
+from pyapp.messages import NewMessage, record_messages
 from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 
 log = logging.getLogger("pyapp.imports")
@@ -89,7 +88,7 @@ def usage(
     tally = _Tally()
     with connect(settings.database_url) as conn, show_bytes(files) as advance:
         payer = _find_payer(conn, user, fingerprint_id)
-        latest = fetch_one(conn, "get_latest_finish", _Latest).finished_at
+        latest = fetch_one(conn, _Latest, "get_latest_finish").finished_at
         lines = read_usage_logs(
             files, at=moment, latest=latest, counts=tally.lines, on_bytes=advance
         )

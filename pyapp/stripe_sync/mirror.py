@@ -6,12 +6,13 @@ What a snapshot is worth, and what its user gets, is decided by functions of the
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from pyapp._core.calls import Call, many, optional, query, rowcount
+from psycopg import Connection
+
+from pyapp._core.run import execute, fetch_all, fetch_optional
 
 ObjectType = Literal["customers", "subscriptions"]
 # A page is listed without locks; an object is fetched while its customer is locked.
@@ -21,8 +22,7 @@ Result = Literal["applied", "stale", "ambiguous"]
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-@dataclass(frozen=True, slots=True)
-class Customer:
+class Customer(NamedTuple):
     """A customer as Stripe was last seen to have it; times are aware.
 
     `as_of` is in Stripe's time; `created_at` is None while only its name is known.
@@ -36,8 +36,7 @@ class Customer:
     is_provisional: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Subscription:
+class Subscription(NamedTuple):
     """A subscription as Stripe was last seen to have it; times are aware.
 
     `status` is Stripe's word, and Stripe adds new ones; `as_of` is in Stripe's time.
@@ -58,8 +57,7 @@ class Subscription:
     is_provisional: bool
 
 
-@dataclass(frozen=True, slots=True)
-class UpsertResult:
+class UpsertResult(NamedTuple):
     """What a snapshot of an object is worth, and how it differs from what is known.
 
     `user_id` is whom it belongs to now, `released_user_id` who has just lost it,
@@ -74,8 +72,7 @@ class UpsertResult:
     proposed_user_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
-class SyncedUser:
+class SyncedUser(NamedTuple):
     """A user, what he has of Stripe's, and what differed from the mirror until now."""
 
     id: UUID
@@ -85,24 +82,21 @@ class SyncedUser:
     has_unknown_price: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """A customer and the user it has just been linked to."""
 
     id: str
     user_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Owned:
+class Owned(NamedTuple):
     """An object and whose it is, if that is known."""
 
     id: str
     user_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
-class Unlisted:
+class Unlisted(NamedTuple):
     """An object that is known here and that Stripe did not list."""
 
     id: str
@@ -118,26 +112,23 @@ def to_json(value: Any) -> str:
     return text.encode(errors="replace").decode()
 
 
-@query
-def find_customer(*, id: str) -> Call[Customer | None]:
+def find_customer(conn: Connection[Any], *, id: str) -> Customer | None:
     """Return the customer, deleted or not, or None if it was never seen."""
-    return optional(Customer, {"id": id})
+    return fetch_optional(conn, Customer, "find_customer", id=id)
 
 
-@query
-def find_subscription(*, id: str) -> Call[Subscription | None]:
+def find_subscription(conn: Connection[Any], *, id: str) -> Subscription | None:
     """Return the subscription, ended or not, or None if it was never seen."""
-    return optional(Subscription, {"id": id})
+    return fetch_optional(conn, Subscription, "find_subscription", id=id)
 
 
-@query
-def lock_customers(*, ids: Sequence[str]) -> Call[int]:
+def lock_customers(conn: Connection[Any], *, ids: Sequence[str]) -> int:
     """Lock these customers until the transaction ends; return how many they are."""
-    return rowcount({"ids": list(ids)})
+    return execute(conn, "lock_customers", ids=list(ids))
 
 
-@query
 def upsert_snapshots(
+    conn: Connection[Any],
     *,
     object_type: ObjectType,
     snapshots: Sequence[Mapping[str, Any]],
@@ -145,94 +136,114 @@ def upsert_snapshots(
     can_fetch: bool,
     match_email: bool = False,
     is_dry_run: bool = False,
-) -> Call[list[UpsertResult]]:
+) -> list[UpsertResult]:
     """Judge snapshots, as of `shapes`, and keep those that count; by id.
 
     The customers are locked. Their users are locked here, and need `sync_users`.
     """
-    parameters = {
-        "object_type": object_type,
-        "snapshots": to_json(list(snapshots)),
-        "source": source,
-        "can_fetch": can_fetch,
-        "match_email": match_email,
-        "is_dry_run": is_dry_run,
-    }
-    return many(UpsertResult, parameters)
+    return fetch_all(
+        conn,
+        UpsertResult,
+        "upsert_snapshots",
+        object_type=object_type,
+        snapshots=to_json(list(snapshots)),
+        source=source,
+        can_fetch=can_fetch,
+        match_email=match_email,
+        is_dry_run=is_dry_run,
+    )
 
 
-@query
-def mark_subscription_provisional(*, id: str, as_of: datetime) -> Call[int]:
+def mark_subscription_provisional(
+    conn: Connection[Any], *, id: str, as_of: datetime
+) -> int:
     """Have the subscription looked at again, unless it is known as of later: then 0."""
-    return rowcount({"id": id, "as_of": as_of})
+    return execute(conn, "mark_subscription_provisional", id=id, as_of=as_of)
 
 
-@query
-def mark_subscription_missing(*, id: str, as_of: datetime) -> Call[Owned | None]:
+def mark_subscription_missing(
+    conn: Connection[Any], *, id: str, as_of: datetime
+) -> Owned | None:
     """Take the subscription for canceled; its user needs `sync_users`."""
-    return optional(Owned, {"id": id, "as_of": as_of})
+    return fetch_optional(conn, Owned, "mark_subscription_missing", id=id, as_of=as_of)
 
 
-@query
-def link_customer(*, id: str, user_id: UUID, as_of: datetime) -> Call[Link | None]:
+def link_customer(
+    conn: Connection[Any], *, id: str, user_id: UUID, as_of: datetime
+) -> Link | None:
     """Link a customer that has no user; return None if there is nothing to link."""
-    return optional(Link, {"id": id, "user_id": user_id, "as_of": as_of})
+    return fetch_optional(
+        conn, Link, "link_customer", id=id, user_id=user_id, as_of=as_of
+    )
 
 
-@query
 def sync_users(
-    *, user_ids: Sequence[UUID], is_dry_run: bool = False
-) -> Call[list[SyncedUser]]:
+    conn: Connection[Any], *, user_ids: Sequence[UUID], is_dry_run: bool = False
+) -> list[SyncedUser]:
     """Give these users what the mirror says, and return them by id."""
-    return many(SyncedUser, {"user_ids": list(user_ids), "is_dry_run": is_dry_run})
+    return fetch_all(
+        conn, SyncedUser, "sync_users", user_ids=list(user_ids), is_dry_run=is_dry_run
+    )
 
 
-@query
 def list_unlisted_customers(
+    conn: Connection[Any],
     *,
     since: datetime | None,
     until: datetime,
     listed_ids: Sequence[str],
     after_id: str | None = None,
     limit: int = 100,
-) -> Call[list[Unlisted]]:
+) -> list[Unlisted]:
     """Return live customers created in (since, until] that are not in *listed_ids*.
 
     Newest first; go on with *until* and *after_id* from the last one.
     """
-    return many(Unlisted, _span(since, until, listed_ids, after_id, limit))
+    return fetch_all(
+        conn,
+        Unlisted,
+        "list_unlisted_customers",
+        **_span(since, until, listed_ids, after_id, limit),
+    )
 
 
-@query
 def list_unlisted_subscriptions(
+    conn: Connection[Any],
     *,
     since: datetime | None,
     until: datetime,
     listed_ids: Sequence[str],
     after_id: str | None = None,
     limit: int = 100,
-) -> Call[list[Unlisted]]:
+) -> list[Unlisted]:
     """Return subscriptions that go on, created in (since, until], not in *listed_ids*.
 
     Newest first; go on with *until* and *after_id* from the last one.
     """
-    return many(Unlisted, _span(since, until, listed_ids, after_id, limit))
+    return fetch_all(
+        conn,
+        Unlisted,
+        "list_unlisted_subscriptions",
+        **_span(since, until, listed_ids, after_id, limit),
+    )
 
 
-@query
 def list_name_only_customers(
-    *, after_id: str | None = None, limit: int = 100
-) -> Call[list[Unlisted]]:
+    conn: Connection[Any], *, after_id: str | None = None, limit: int = 100
+) -> list[Unlisted]:
     """Return customers known by a checkout only, by id."""
-    return many(Unlisted, {"after_id": after_id, "limit": limit})
+    return fetch_all(
+        conn, Unlisted, "list_name_only_customers", after_id=after_id, limit=limit
+    )
 
 
-@query
 def list_unseen_customers(
-    *, after_id: str | None = None, limit: int = 100
-) -> Call[list[Unlisted]]:
+    conn: Connection[Any], *, after_id: str | None = None, limit: int = 100
+) -> list[Unlisted]:
     """Return customers that users hold and Stripe has never shown, by id."""
-    return many(Unlisted, {"after_id": after_id, "limit": limit})
+    return fetch_all(
+        conn, Unlisted, "list_unseen_customers", after_id=after_id, limit=limit
+    )
 
 
 def _span(

@@ -1,20 +1,19 @@
 """Reconciliations and replays: one of a kind at a time, each with its cursor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from psycopg import Connection
 from psycopg.types.json import Json
 
 from pyapp._core.advisory_locks import AdvisoryLock
-from pyapp._core.calls import Call, one, optional, query, rowcount
+from pyapp._core.run import execute, fetch_one, fetch_optional
 
 Kind = Literal["reconcile", "replay"]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A run: `cursor` is where to go on from, `counts` what it has seen so far."""
 
     id: int
@@ -23,75 +22,72 @@ class Run:
     started_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class RunLock:
+class RunLock(NamedTuple):
     """Whether this session held the lock until now."""
 
     is_held: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MirrorSize:
+class MirrorSize(NamedTuple):
     """How many of Stripe's objects are known here."""
 
     customers: int
     subscriptions: int
 
 
-@query
-def get_mirror_size() -> Call[MirrorSize]:
+def get_mirror_size(conn: Connection[Any]) -> MirrorSize:
     """Return how many customers and subscriptions are known here."""
-    return one(MirrorSize, {})
+    return fetch_one(conn, MirrorSize, "get_mirror_size")
 
 
-@query
-def try_lock_runs(*, kind: Kind) -> Call[AdvisoryLock]:
+def try_lock_runs(conn: Connection[Any], *, kind: Kind) -> AdvisoryLock:
     """Take the lock of *kind* for this session, or return which session has it."""
-    return one(AdvisoryLock, {"kind": kind})
+    return fetch_one(conn, AdvisoryLock, "try_lock_runs", kind=kind)
 
 
-@query
-def unlock_runs(*, kind: Kind) -> Call[RunLock]:
+def unlock_runs(conn: Connection[Any], *, kind: Kind) -> RunLock:
     """Give the lock of *kind* back."""
-    return one(RunLock, {"kind": kind})
+    return fetch_one(conn, RunLock, "unlock_runs", kind=kind)
 
 
-@query
-def find_resumable_run(*, kind: Kind, started_after: datetime) -> Call[Run | None]:
+def find_resumable_run(
+    conn: Connection[Any], *, kind: Kind, started_after: datetime
+) -> Run | None:
     """Return the newest run if it broke off and began after *started_after*."""
-    return optional(Run, {"kind": kind, "started_after": started_after})
+    return fetch_optional(
+        conn, Run, "find_resumable_run", kind=kind, started_after=started_after
+    )
 
 
-@query
-def insert_run(*, kind: Kind, is_dry_run: bool) -> Call[Run]:
+def insert_run(conn: Connection[Any], *, kind: Kind, is_dry_run: bool) -> Run:
     """Begin a run and return it."""
-    return one(Run, {"kind": kind, "is_dry_run": is_dry_run})
+    return fetch_one(conn, Run, "insert_run", kind=kind, is_dry_run=is_dry_run)
 
 
-@query
 def update_run(
+    conn: Connection[Any],
     *,
     id: int,
     cursor: str | None,
     counts: Mapping[str, int],
     outcome: Literal["completed", "failed"] | None = None,
     last_error: str | None = None,
-) -> Call[int]:
+) -> int:
     """Say how far a run has got, and how it ended if it did; return 1."""
-    parameters = {
-        "id": id,
-        "cursor": cursor,
-        "counts": Json(dict(counts)),
-        "outcome": outcome,
-        "last_error": last_error,
-    }
-    return rowcount(parameters)
+    return execute(
+        conn,
+        "update_run",
+        id=id,
+        cursor=cursor,
+        counts=Json(dict(counts)),
+        outcome=outcome,
+        last_error=last_error,
+    )
 
 
-@query
-def mark_abandoned_runs(*, kind: Kind, id: int) -> Call[int]:
+def mark_abandoned_runs(conn: Connection[Any], *, kind: Kind, id: int) -> int:
     """Close the runs that were killed, except *id*; return how many.
 
     Whoever holds the lock may: nobody else runs.
     """
-    return rowcount({"kind": kind, "id": id})
+    return execute(conn, "mark_abandoned_runs", kind=kind, id=id)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from pyapp._core.records import NewMessage
+from pyapp._core.new_messages import NewMessage
 from pyapp.errors import InvalidValueError, UnknownModelError
 from pyapp.pricing import price_usage
 from pyapp.usage_import.fields import BadUsageError

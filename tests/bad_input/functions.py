@@ -12,8 +12,7 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 
-from pyapp._core.message_values import staged_rows
-from pyapp._core.records import JSON, NewMessage
+from pyapp._core.new_messages import JSON, NewMessage, staged_rows
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_message, record_messages
 from pyapp.referrals import create_referral
@@ -55,7 +54,7 @@ def public_parameters() -> list[Parameter]:
         Parameter(getattr(importlib.import_module(found.module), found.name), *pair)
         for found in find_functions()
         if found.module.count(".") == 1
-        for pair in _hints(found.plan)
+        for pair in _hints(found.call)
     ]
 
 
@@ -73,7 +72,8 @@ def record_in_bulk(conn: Connection[Any], **fields: Any) -> Any:
 
 def _hints(thing: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
     hints = typing.get_type_hints(thing)
-    return ((name, hints[name]) for name in inspect.signature(thing).parameters)
+    names = inspect.signature(thing).parameters
+    return ((name, hints[name]) for name in names if name != "conn")
 
 
 def fitting_arguments(conn: Connection[Any]) -> Arguments:

@@ -13,7 +13,7 @@ from random import Random
 from uuid import UUID
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_text
+from pyapp._core.queries import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.temp_server import temp_server
 from tests.soak import clients

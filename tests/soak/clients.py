@@ -7,7 +7,6 @@ from decimal import Decimal
 from functools import partial
 from uuid import UUID, uuid4
 
-from pyapp._core.records import NewMessage
 from pyapp.errors import (
     AlreadyReferredError,
     MutualReferralError,
@@ -15,7 +14,7 @@ from pyapp.errors import (
     ReferralLimitReachedError,
 )
 from pyapp.fingerprints import upsert_fingerprint
-from pyapp.messages import record_message, record_messages
+from pyapp.messages import NewMessage, record_message, record_messages
 from pyapp.referrals import redeem_referral
 from pyapp.sessions import (
     create_session,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import psycopg
 
-from pyapp._core.tool_queries import fetch
+from pyapp._core.run import fetch_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,10 @@ class Catalog:
 def read_catalog(conn: psycopg.Connection[Any]) -> Catalog:
     """Return what the schema of the database holds; nothing if it is not there."""
     return Catalog(
-        tables=fetch(conn, "list_tables", Table),
-        columns=fetch(conn, "list_columns", Column),
-        constraints=fetch(conn, "list_constraints", Constraint),
-        indexes=fetch(conn, "list_indexes", Index),
-        triggers=fetch(conn, "list_triggers", Trigger),
-        functions=fetch(conn, "list_functions", Function),
+        tables=fetch_all(conn, Table, "list_tables"),
+        columns=fetch_all(conn, Column, "list_columns"),
+        constraints=fetch_all(conn, Constraint, "list_constraints"),
+        indexes=fetch_all(conn, Index, "list_indexes"),
+        triggers=fetch_all(conn, Trigger, "list_triggers"),
+        functions=fetch_all(conn, Function, "list_functions"),
     )

@@ -13,9 +13,8 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow, tuple_row
 
-from pyapp._core.paths import sql_dir
-from pyapp._core.queries import QUERIES, Query
-from pyapp._core.tool_queries import execute, fetch_one
+from pyapp._core.queries import QUERIES, Query, sql_dir
+from pyapp._core.run import execute, fetch_one
 from pyapp.errors import QueryFileError
 
 
@@ -74,7 +73,7 @@ def explain_query(
         raise QueryFileError(f"{query.name} has no parameter {names}; it has {known}")
     given = [values.get(name) for name in query.parameters]
     mode = "force_custom_plan" if values else "force_generic_plan"
-    fetch_one(conn, "set_plan_mode", _Text, mode=mode)
+    fetch_one(conn, _Text, "set_plan_mode", mode=mode)
     _run(conn, "format_prepare", statement=_numbered(query))
     plan = _run(conn, "format_explain", is_analyzed=is_analyzed, values=given)
     lines = [line for (line,) in plan]
@@ -86,7 +85,7 @@ def _run(
     conn: psycopg.Connection[Any], name: str, **parameters: Any
 ) -> psycopg.Cursor[TupleRow]:
     """Run the statement that the query *name* writes."""
-    text = fetch_one(conn, name, _Text, **parameters)
+    text = fetch_one(conn, _Text, name, **parameters)
     return conn.cursor(row_factory=tuple_row).execute(sql.SQL(text.statement))
 
 

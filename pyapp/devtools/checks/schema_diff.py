@@ -10,8 +10,8 @@ from typing import Literal
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import schema_files
-from pyapp._core.tool_queries import fetch
+from pyapp._core.queries import schema_files
+from pyapp._core.run import fetch_all
 from pyapp.devtools.checks.dumps import Objects, dump_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.migrations.migrator import (
@@ -163,7 +163,7 @@ def _read_live(url: str, expected: Objects, program: Path) -> Objects:
 def _read_plans(url: str) -> Objects:
     with connect(url) as conn:
         try:
-            rows = fetch(conn, "list_plan_rows", _PlanRow)
+            rows = fetch_all(conn, _PlanRow, "list_plan_rows")
         except psycopg.errors.UndefinedTable:
             return {}
     return {f"ROW {row.name}": row.statement for row in rows}

@@ -7,8 +7,7 @@ from typing import Any
 
 import psycopg
 
-from pyapp._core.paths import schema_text
-from pyapp._core.queries import QUERIES, Query
+from pyapp._core.queries import QUERIES, Query, schema_text
 from pyapp.devtools.checks import rules
 from pyapp.devtools.checks.catalog import (
     Catalog,

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyapp._core.connection import connect, session_conninfo
-from pyapp._core.tool_queries import fetch, fetch_one
+from pyapp._core.run import fetch_all, fetch_one
 from pyapp.errors import SchemaCheckError
 
 
@@ -35,7 +35,7 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
     name = f"pyapp_scratch_{int(time.time())}_{secrets.token_hex(4)}"
     with connect(url) as conn:
         conn.autocommit = True
-        for old in fetch(conn, "list_old_scratches", _Statement):
+        for old in fetch_all(conn, _Statement, "list_old_scratches"):
             with contextlib.suppress(psycopg.Error):
                 conn.execute(old.statement.encode())
         try:
@@ -66,5 +66,5 @@ def _create(
 def _run(
     conn: psycopg.Connection[tuple[object, ...]], query: str, name: str, **others: Any
 ) -> None:
-    statement = fetch_one(conn, query, _Statement, name=name, **others).statement
+    statement = fetch_one(conn, _Statement, query, name=name, **others).statement
     conn.execute(statement.encode())

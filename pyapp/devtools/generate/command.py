@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.paths import migrations_dir, schema_text
+from pyapp._core.queries import migrations_dir, schema_text
 from pyapp.devtools.checks.dumps import Objects, without_column_order
 from pyapp.devtools.checks.schema_diff import (
     Difference,

@@ -9,7 +9,7 @@ from typing import Any
 
 import yoyo
 
-from pyapp._core.paths import migrations_dir
+from pyapp._core.queries import migrations_dir
 from pyapp.errors import MigrationError
 
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import execute, fetch, fetch_one
+from pyapp._core.run import execute, fetch_all, fetch_one
 from pyapp.devtools.migrations.files import MigrationFile, index_work, read_migrations
 from pyapp.devtools.migrations.session import Backend, Bookkeeping, migration_session
 from pyapp.errors import MigrationError
@@ -170,11 +170,11 @@ def _read_state(
     conn: psycopg.Connection[Any],
 ) -> tuple[dict[str, datetime], dict[str, str]]:
     """Return when each migration was applied, and the checksums known."""
-    tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
+    tables = fetch_one(conn, Bookkeeping, "get_bookkeeping")
     if not tables.has_migrations:
         return {}, {}
-    applied = fetch(conn, "list_applied_migrations", _Applied)
-    kept = fetch(conn, "list_checksums", _Checksum) if tables.has_checksums else []
+    applied = fetch_all(conn, _Applied, "list_applied_migrations")
+    kept = fetch_all(conn, _Checksum, "list_checksums") if tables.has_checksums else []
     return (
         {row.name: row.applied_at for row in applied},
         {row.name: row.checksum for row in kept},
@@ -260,7 +260,7 @@ def _is_open(backend: Backend, text: str) -> bool:
     if work is None:
         return True
     conn = backend.connection
-    found = fetch(conn, "find_index", _Index, schema=work.schema, name=work.name)
+    found = fetch_all(conn, _Index, "find_index", schema=work.schema, name=work.name)
     if not work.is_build:
         return bool(found)
     if found and not found[0].is_valid:

@@ -17,8 +17,9 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
+from pyapp._core.advisory_locks import take_lock
 from pyapp._core.connection import connect
-from pyapp._core.tool_queries import execute, fetch, fetch_one, take_lock
+from pyapp._core.run import execute, fetch_all, fetch_one
 from pyapp.devtools.server.urls import is_on_this_machine
 from pyapp.errors import MigrationError
 
@@ -118,7 +119,7 @@ def migration_session(
             raise MigrationError(
                 f"another run of migrations is at work: {lock.describe_holder()}"
             )
-        tables = fetch_one(conn, "get_bookkeeping", Bookkeeping)
+        tables = fetch_one(conn, Bookkeeping, "get_bookkeeping")
         _require_grants(conn, tables, is_building)
         if not tables.has_lock:
             backend.create_lock_table()
@@ -137,10 +138,10 @@ def _require_grants(
     conn: psycopg.Connection[Any], tables: Bookkeeping, is_building: bool
 ) -> None:
     has_all = tables.has_lock and tables.has_migrations and tables.has_checksums
-    grants = fetch(
+    grants = fetch_all(
         conn,
-        "list_missing_grants",
         _Grant,
+        "list_missing_grants",
         is_missing_tables=not has_all,
         is_building=is_building,
     )
@@ -158,9 +159,9 @@ def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:
     A run of ours leaves no such row: it never commits one.
     """
     deadline = time.monotonic() + patience
-    while holders := fetch(conn, "list_yoyo_locks", _Holder):
+    while holders := fetch_all(conn, _Holder, "list_yoyo_locks"):
         pid = holders[0].pid
-        others = fetch_one(conn, "get_bookkeeping", Bookkeeping).other_clients
+        others = fetch_one(conn, Bookkeeping, "get_bookkeeping").other_clients
         if not others or (is_on_this_machine(conn) and not _is_alive(pid)):
             execute(conn, "delete_yoyo_lock")
         elif time.monotonic() > deadline:

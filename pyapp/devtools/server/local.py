@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from pyapp._core.config import Settings
 from pyapp._core.connection import connect
 from pyapp._core.database_url import redact_url
-from pyapp._core.tool_queries import fetch, fetch_one
+from pyapp._core.run import fetch_all, fetch_one
 from pyapp.devtools.server import docker
 from pyapp.devtools.server.binaries import state_folder
 from pyapp.devtools.server.embedded import (
@@ -304,7 +304,7 @@ def _find_others(
             raise
         except (LocalServerError, DatabaseUnavailableError):
             return None
-        found = fetch(conn, "list_other_databases", _Database, name=target.database)
+        found = fetch_all(conn, _Database, "list_other_databases", name=target.database)
         return tuple(database.name for database in found)
 
 
@@ -364,7 +364,7 @@ def _maintenance(
 
 def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
     """Return the statement that drops *database*, as quoted for the shell."""
-    found = fetch_one(conn, "format_drop_database", _Statement, name=database)
+    found = fetch_one(conn, _Statement, "format_drop_database", name=database)
     return shlex.quote(found.statement)
 
 
@@ -384,7 +384,7 @@ def _make_again(target: Target, kind: Kind) -> None:
     """Delete the database of *target* alone, and make it again."""
     with _maintenance(target, kind) as conn:
         for query in ("format_drop_database", "format_create_database"):
-            found = fetch_one(conn, query, _Statement, name=target.database)
+            found = fetch_one(conn, _Statement, query, name=target.database)
             try:
                 conn.execute(found.statement.encode())
             except psycopg.Error as exc:

@@ -13,7 +13,7 @@ from pyapp._core.database_url import (
     reached_parameters,
     redact_url,
 )
-from pyapp._core.tool_queries import fetch_one
+from pyapp._core.run import fetch_one
 from pyapp.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def is_on_this_machine(conn: psycopg.Connection[Any]) -> bool:
     Then it sees the same two addresses and ports as we do. Through an SSH forward, a
     proxy, a pooler or the port of a container it sees others, and can be anywhere.
     """
-    theirs = fetch_one(conn, "get_connection_ends", _Ends)
+    theirs = fetch_one(conn, _Ends, "get_connection_ends")
     if theirs.server_address is None or theirs.client_address is None:
         return False
     own = socket.socket(fileno=conn.fileno())

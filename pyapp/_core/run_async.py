@@ -1,0 +1,248 @@
+"""Runs named queries on the caller's AsyncConnection; the functions are those of `run`.
+
+A task may be cancelled at any moment. No effect of a cancelled call can be committed:
+what cannot be undone alone aborts the transaction.
+"""
+
+import asyncio
+import time
+import weakref
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncTransaction
+from psycopg.pq import TransactionStatus
+
+from pyapp._core.run import (
+    ABORT,
+    check_connection,
+    is_open,
+    is_unsettled,
+    only,
+    row_maker,
+    statement,
+    status,
+    translated,
+    undo,
+)
+from pyapp.errors import translate
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+# Seconds that a cancelled call gives the server to answer.
+_PATIENCE = 5.0
+# The connections that are in an atomic block.
+_in_block: "weakref.WeakSet[AsyncConnection[Any]]" = weakref.WeakSet()
+
+
+async def fetch_one(
+    conn: AsyncConnection[Any],
+    row: Callable[..., R],
+    query: str,
+    /,
+    *,
+    missing: Exception | None = None,
+    **parameters: Any,
+) -> R:
+    """Return the only row; raise *missing* if there is none."""
+    return only((await _run(conn, row, query, parameters))[0], missing)
+
+
+async def fetch_optional(
+    conn: AsyncConnection[Any], row: Callable[..., R], query: str, /, **parameters: Any
+) -> R | None:
+    """Return the only row, or None."""
+    rows = (await _run(conn, row, query, parameters))[0]
+    return rows[0] if rows else None
+
+
+async def fetch_all(
+    conn: AsyncConnection[Any], row: Callable[..., R], query: str, /, **parameters: Any
+) -> list[R]:
+    """Return all rows in the query's order."""
+    return (await _run(conn, row, query, parameters))[0]
+
+
+async def execute(conn: AsyncConnection[Any], query: str, /, **parameters: Any) -> int:
+    """Run a query whose rows are not needed; return how many rows it affected."""
+    return (await _run(conn, None, query, parameters))[1]
+
+
+async def copy_rows(
+    conn: AsyncConnection[Any], query: str, rows: Iterable[Sequence[Any]], /
+) -> int:
+    """Send *rows* to a COPY ... FROM STDIN; return how many it stored."""
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancellations = caller.cancelling()
+
+    async def send() -> int:
+        cursor = conn.cursor()
+        with translated():
+            async with cursor.copy(statement(query)) as copy:
+                for row in rows:
+                    if caller.cancelling() > cancellations:
+                        raise asyncio.CancelledError
+                    await copy.write_row(row)
+            return cursor.rowcount
+
+    # psycopg leaves the COPY open if it is cancelled at its beginning.
+    return await _finish(conn, send(), stops=True)
+
+
+@asynccontextmanager
+async def atomic(
+    conn: AsyncConnection[Any], *, is_needed: bool = True
+) -> AsyncIterator[None]:
+    """Keep all changes of the block or, after an error, none; see `run.atomic`."""
+    if not is_needed:
+        yield
+        return
+    await _sync_pipeline(conn)
+    is_first = status(conn) == TransactionStatus.IDLE
+    block = None
+    _in_block.add(conn)
+    try:
+        if is_first and not conn.autocommit:
+            yield
+        else:
+            async with _uninterrupted(conn) as block:
+                yield
+    except BaseException as exc:
+        if is_first:
+            await _finish(conn, _roll_back(conn))
+        elif block and is_unsettled(block, exc):
+            await _finish(conn, _try(conn, *undo(block)))
+        check_connection(conn, exc)
+        raise
+    finally:
+        _in_block.discard(conn)
+
+
+async def _run(
+    conn: AsyncConnection[Any],
+    row: Callable[..., R] | None,
+    query: str,
+    parameters: Mapping[str, Any],
+) -> tuple[list[R], int]:
+    """Return the rows and their number; without *row*, only the number.
+
+    In an atomic block, a cancellation waits for the server's answer: psycopg closes the
+    connection if the statement fails at the moment at which it is cancelled, and a
+    transaction() block ends a closed connection without an error.
+    """
+    work = _send(conn, row, query, parameters)
+    return await (_finish(conn, work, stops=True) if conn in _in_block else work)
+
+
+async def _send(
+    conn: AsyncConnection[Any],
+    row: Callable[..., R] | None,
+    query: str,
+    parameters: Mapping[str, Any],
+) -> tuple[list[R], int]:
+    make = row_maker(row) if row else None
+    cursor: Any = conn.cursor(row_factory=lambda _: make or tuple)
+    try:
+        await cursor.execute(statement(query), parameters)
+        await _sync_pipeline(conn)
+        return await cursor.fetchall() if make else [], cursor.rowcount
+    except psycopg.IntegrityError as exc:
+        raise translate(exc) from exc
+    except Exception:
+        raise
+    except BaseException:
+        # The statement may have completed before the cancellation.
+        if status(conn) == TransactionStatus.INTRANS:
+            await _finish(conn, _try(conn, ABORT))
+        raise
+
+
+async def _roll_back(conn: AsyncConnection[Any]) -> None:
+    """Roll back, and try a second time if the first was interrupted."""
+    for _ in range(2):
+        if not is_open(conn):
+            return
+        with suppress(psycopg.Error):
+            await conn.rollback()
+
+
+async def _try(conn: AsyncConnection[Any], *commands: bytes) -> None:
+    with suppress(psycopg.Error):
+        for command in commands:
+            await conn.execute(command, prepare=False)
+            await _sync_pipeline(conn)
+
+
+async def _sync_pipeline(conn: AsyncConnection[Any]) -> None:
+    """Sync the caller's pipeline, so that the connection knows its state."""
+    if conn.pgconn.pipeline_status:
+        async with conn.pipeline():
+            pass
+
+
+@asynccontextmanager
+async def _uninterrupted(
+    conn: AsyncConnection[Any],
+) -> AsyncIterator[AsyncTransaction]:
+    """Do as conn.transaction(), but always complete its beginning and its end."""
+    manager = conn.transaction()
+    block: AsyncTransaction | None = None
+
+    async def enter() -> AsyncTransaction:
+        nonlocal block
+        block = await manager.__aenter__()
+        return block
+
+    try:
+        yield await _finish(conn, enter())
+    except BaseException as exc:
+        if block is not None:
+            await _finish(conn, manager.__aexit__(type(exc), exc, exc.__traceback__))
+        raise
+    await _finish(conn, manager.__aexit__(None, None, None))
+
+
+async def _finish(
+    conn: AsyncConnection[Any], work: Coroutine[Any, Any, T], *, stops: bool = False
+) -> T:
+    """Return the result of *work*, or raise a cancellation once *work* has ended.
+
+    With *stops*, the server is asked to cancel the statement. If it does not answer
+    within some seconds, the connection is given up.
+    """
+    task = asyncio.ensure_future(work)
+    pending: set[asyncio.Future[Any]] = {task}
+    cancelled: asyncio.CancelledError | None = None
+    until: float | None = None
+    # A cancel scope of anyio cancels again at each turn of the loop: futures that are
+    # done are not waited for, and no cancellation extends the time.
+    while pending := {future for future in pending if not future.done()}:
+        left = None if until is None else max(until - time.monotonic(), 0)
+        if left == 0:
+            task.cancel()
+            until = left = None
+        try:
+            await asyncio.wait(pending, timeout=left)
+        except asyncio.CancelledError as exc:
+            if cancelled is None:
+                until = time.monotonic() + _PATIENCE
+                if stops and not task.done():
+                    cancel = conn.cancel_safe(timeout=_PATIENCE)
+                    pending.add(asyncio.ensure_future(cancel))
+            cancelled = exc
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()
+    raise cancelled
