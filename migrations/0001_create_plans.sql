@@ -7,12 +7,18 @@ CREATE SCHEMA app;
 COMMENT ON SCHEMA app IS
     'Metering of paid AI usage: accounts, messages, quota, referrals, Stripe.';
 
--- Bodies written as RETURN are bound to their objects when they are created, so no
--- search_path can redirect them, and the planner can inline them. All other bodies look
--- names up when they run, and set search_path to pg_catalog, pg_temp: where pg_temp is
--- not listed, it is searched first for tables and types, and a caller can create both.
--- UTC is written as interval '0': PostgreSQL 18 looks a zone's name up among the
--- abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
+-- Rules for all function bodies, here and in sql/functions:
+--
+-- - SQL-standard bodies (RETURN, BEGIN ATOMIC) are parsed when the function is created.
+--   search_path cannot affect them, and the planner can inline them.
+-- - All other bodies look names up when they run, and set search_path to pg_catalog,
+--   pg_temp. If pg_temp is not listed, it is searched first for tables and types, and
+--   any caller can create both.
+-- - UTC is written as interval '0'. PostgreSQL 18 looks a zone's name up among the
+--   abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
+-- - A SECURITY DEFINER function is revoked from PUBLIC: as a trigger on a table of the
+--   caller's own, it would run with arguments of the caller's choice.
+
 CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
@@ -20,7 +26,7 @@ RETURN
     AT TIME ZONE interval '0';
 
 COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
-    'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
+    'Adds months to the anchor in UTC; 31 January plus 1 is the last day of February.';
 
 CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
 RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -38,9 +44,9 @@ RETURN
     ) > moment)::integer;
 
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
-    'The greatest n for which the anchor plus n months is not after the moment.';
+    'Whole months from the anchor to the moment, in UTC.';
 
--- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
+-- PL/pgSQL prevents inlining: quota queries rarely evaluate this arithmetic.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
 RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -51,19 +57,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
-    'The last boundary at or before the moment; boundaries are the anchor plus months.';
-
-CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
-END;
-$$;
-
-COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
-    'The first boundary after the moment; boundaries are the anchor plus months.';
+    'Last period boundary at or before the moment; boundaries are anchor + n months.';
 
 CREATE FUNCTION app.get_quota_period_start(anchor timestamptz, reset timestamptz)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -77,7 +71,7 @@ RETURN COALESCE(
 );
 
 COMMENT ON FUNCTION app.get_quota_period_start(timestamptz, timestamptz) IS
-    'The last boundary before the reset; the anchor itself where nothing resets.';
+    'Last period boundary before the reset; the anchor if the reset is NULL.';
 
 CREATE FUNCTION app.set_updated_at()
 RETURNS trigger LANGUAGE plpgsql
@@ -90,7 +84,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.set_updated_at() IS
-    'Trigger: stamps the row with the time of the transaction that changes it.';
+    'Trigger: sets updated_at to the start of the transaction.';
 
 CREATE FUNCTION app.refuse_change()
 RETURNS trigger LANGUAGE plpgsql
@@ -107,7 +101,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_change() IS
-    'Trigger: refuses, giving its argument as the reason and its name as constraint.';
+    'Trigger: raises restrict_violation; reports its own name as the constraint.';
 
 CREATE TABLE app.plans (
     id              text NOT NULL,
@@ -122,11 +116,11 @@ CREATE TABLE app.plans (
 );
 
 COMMENT ON TABLE app.plans IS
-    'What a price buys; anonymous and free are the plans of those who pay nothing.';
+    'Plans. anonymous and free apply without a paid subscription.';
 COMMENT ON COLUMN app.plans.stripe_price_id IS
-    'Stripe''s price that buys the plan; NULL where none does. Set by the operator.';
+    'Stripe price that buys the plan; NULL if none does. Set by the operator.';
 COMMENT ON COLUMN app.plans.monthly_credits IS
-    'Credits a month, before referral credits; one credit is one US cent of usage.';
+    'Credits per month without referral credits; one credit is one US cent of usage.';
 
 INSERT INTO app.plans (id, monthly_credits) VALUES
     ('anonymous', 1000),
@@ -142,4 +136,4 @@ RETURN (
 );
 
 COMMENT ON FUNCTION app.get_monthly_credits(text) IS
-    'The credits of a plan by its id; NULL for an unknown plan.';
+    'Monthly credits of a plan; NULL for an unknown plan.';

@@ -7,7 +7,7 @@ RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN COALESCE(status IN ('active', 'trialing', 'past_due'), FALSE);
 
 COMMENT ON FUNCTION app.is_active_status(text) IS
-    'Whether a subscription in this state entitles; unknown states and NULL do not.';
+    'Whether a subscription with this status entitles; NULL and unknown ones do not.';
 
 CREATE TABLE app.users (
     id                     uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -46,53 +46,53 @@ CREATE TABLE app.users (
 );
 
 COMMENT ON TABLE app.users IS
-    'Accounts. The stripe_ and subscription_ columns are written by the sync only.';
+    'Accounts. Only the Stripe sync writes stripe_* and subscription_*.';
 COMMENT ON COLUMN app.users.email IS
-    'As the user wrote it, unique regardless of case; NULL once anonymized.';
+    'E-mail address as entered; unique ignoring case; NULL if anonymized.';
 COMMENT ON COLUMN app.users.name IS
-    'For display; NULL if never given or anonymized.';
+    'Display name; NULL if not given or anonymized.';
 COMMENT ON COLUMN app.users.email_verified_at IS
-    'When the user proved to own the e-mail; NULL until then and once anonymized.';
+    'When the e-mail address was verified; NULL if it is not, or anonymized.';
 COMMENT ON COLUMN app.users.image_url IS
-    'Avatar; NULL if there is none or once anonymized.';
+    'Address of the avatar; NULL if there is none, or anonymized.';
 COMMENT ON COLUMN app.users.base_quota IS
-    'Credits a period from the plan; written when the plan changes.';
+    'Credits per period from the plan; the Stripe sync updates it with the plan.';
 COMMENT ON COLUMN app.users.referral_credits IS
-    'Credits a period earned by completed referrals; written by their trigger.';
+    'Credits per period from completed referrals; written by the trigger of referrals.';
 COMMENT ON COLUMN app.users.quota IS
-    'Credits a period in all: base_quota and referral_credits.';
+    'Credits per period: base_quota + referral_credits.';
 COMMENT ON COLUMN app.users.quota_anchor IS
-    'Periods begin at the anchor plus whole months in UTC; Stripe''s billing anchor.';
+    'Period boundaries are this time + n months in UTC; from Stripe''s billing anchor.';
 COMMENT ON COLUMN app.users.next_quota_reset IS
-    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+    'When the period ends; if past, the next boundary counts; NULL if it never resets.';
 COMMENT ON COLUMN app.users.quota_period_start IS
-    'The boundary before next_quota_reset; the anchor where nothing resets.';
+    'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 COMMENT ON COLUMN app.users.referral_code IS
-    'What the user gives to those he refers: ref- and a UUID.';
+    'Code with which this user refers others: ref-<uuid>.';
 COMMENT ON COLUMN app.users.referral_limit IS
-    'How many completed referrals the user may have.';
+    'Maximum of referral_count.';
 COMMENT ON COLUMN app.users.referral_count IS
-    'Completed referrals by this user; written by the trigger of referrals.';
+    'Completed referrals made by this user; written by the trigger of referrals.';
 COMMENT ON COLUMN app.users.stripe_customer_id IS
-    'cus_...; NULL until a customer is linked.';
+    'Linked Stripe customer, cus_...; NULL if none.';
 COMMENT ON COLUMN app.users.stripe_subscription_id IS
-    'sub_... of the best subscription: active first, then latest end; NULL if none.';
+    'Best Stripe subscription, sub_...: active first, then latest end; NULL if none.';
 COMMENT ON COLUMN app.users.stripe_price_id IS
-    'Price of the best subscription; NULL if there is none or it has no price.';
+    'Stripe price of the best subscription; NULL if there is none, or without price.';
 COMMENT ON COLUMN app.users.subscription_status IS
-    'Stripe''s word for the best subscription; NULL if there is none.';
+    'Status of the best subscription as reported by Stripe; NULL if there is none.';
 COMMENT ON COLUMN app.users.subscription_active IS
-    'Whether the status entitles: active, trialing or past_due.';
+    'Whether subscription_status is active, trialing or past_due.';
 COMMENT ON COLUMN app.users.created_at IS
-    'When Stripe''s customer was created; now() until there is one.';
+    'When the Stripe customer was created; without one, when the row was inserted.';
 COMMENT ON COLUMN app.users.anonymized_at IS
-    'When the person was erased and the bill kept; NULL while the account lives.';
+    'When personal data was erased; NULL for an active account.';
 
--- Its checks stand apart, so that the columns fit on one screen.
+-- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.users
     ADD CONSTRAINT users_email_shape_check
         CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
-    ADD CONSTRAINT users_anonymized_is_nobody_check CHECK (
+    ADD CONSTRAINT users_anonymized_is_empty_check CHECK (
         CASE
             WHEN anonymized_at IS NULL THEN email IS NOT NULL
             ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
@@ -114,7 +114,7 @@ ALTER TABLE app.users
     ADD CONSTRAINT users_subscription_has_status_check
         CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL));
 
--- For find_user_by_email, and keeps an address unique regardless of case.
+-- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
 CREATE TRIGGER users_set_updated_at BEFORE UPDATE ON app.users
@@ -138,27 +138,27 @@ CREATE TABLE app.fingerprints (
 );
 
 COMMENT ON TABLE app.fingerprints IS
-    'Anonymous devices, each with a quota of its own.';
+    'Anonymous devices. Each has its own quota.';
 COMMENT ON COLUMN app.fingerprints.sig_hash IS
-    'Hash of the device''s signature; NULL if it gave none.';
+    'Hash of the device''s signature; NULL if not given.';
 COMMENT ON COLUMN app.fingerprints.base_quota IS
-    'Credits a period while nobody is signed in.';
+    'Credits per period for messages without a user.';
 COMMENT ON COLUMN app.fingerprints.quota_anchor IS
-    'Periods begin at the anchor plus whole months in UTC.';
+    'Period boundaries are this time + n months in UTC.';
 COMMENT ON COLUMN app.fingerprints.next_quota_reset IS
-    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+    'When the period ends; if past, the next boundary counts; NULL if it never resets.';
 COMMENT ON COLUMN app.fingerprints.quota_period_start IS
-    'The boundary before next_quota_reset; the anchor where nothing resets.';
+    'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 
--- A device names its own id, and messages are billed by id alone: one that names a
--- user's id would spend that user's quota.
+-- A device chooses its own id, and messages are billed to an id of either kind: a
+-- fingerprint with the id of a user would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM app.users AS u WHERE u.id = NEW.id) THEN
-        RAISE EXCEPTION 'fingerprint % is the id of a user', NEW.id
+        RAISE EXCEPTION 'fingerprint % has the id of a user', NEW.id
             USING ERRCODE = 'check_violation',
                 SCHEMA = TG_TABLE_SCHEMA,
                 TABLE = TG_TABLE_NAME,
@@ -169,9 +169,8 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_user_id() IS
-    'Trigger: refuses a fingerprint whose id is a user''s.';
+    'Trigger: refuses a fingerprint that has the id of a user.';
 
--- PUBLIC may not call a function that runs as its owner.
 REVOKE EXECUTE ON FUNCTION app.refuse_user_id() FROM public;
 
 CREATE TRIGGER fingerprints_refuse_user_id BEFORE INSERT OR UPDATE OF id
@@ -194,15 +193,15 @@ CREATE TABLE app.sessions (
 );
 
 COMMENT ON TABLE app.sessions IS
-    'Who is signed in; a session is valid before expires_at and never at it.';
+    'Sign-ins. A session is valid before expires_at, and not at it.';
 COMMENT ON COLUMN app.sessions.token_hash IS
     'SHA-256 of the token; the token itself is never stored.';
 COMMENT ON COLUMN app.sessions.user_id IS
-    'Who is signed in.';
+    'The user that is signed in.';
 COMMENT ON COLUMN app.sessions.fingerprint_id IS
-    'The device that signed in; NULL if it is not known.';
+    'The fingerprint that signed in; NULL if unknown.';
 COMMENT ON COLUMN app.sessions.expires_at IS
-    'The first instant at which the session is no longer valid.';
+    'First instant at which the session is no longer valid.';
 
 -- For delete_user_sessions and sessions_user_id_fkey.
 CREATE INDEX sessions_user_id_idx ON app.sessions (user_id);
@@ -210,23 +209,22 @@ CREATE INDEX sessions_user_id_idx ON app.sessions (user_id);
 -- For sessions_fingerprint_id_fkey.
 CREATE INDEX sessions_fingerprint_id_idx ON app.sessions (fingerprint_id);
 
--- For delete_expired_sessions, which takes the oldest first.
+-- For delete_expired_sessions, which deletes the oldest first.
 CREATE INDEX sessions_expires_at_idx ON app.sessions (expires_at);
 
 -- Anyone can sign up with an address before its owner does: a session that is older
--- than the first proof of the address may be another person's.
-CREATE FUNCTION app.end_unproved_sessions()
+-- than the first verification of the address may belong to another person.
+CREATE FUNCTION app.end_unverified_sessions()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The snapshot of another level would hide a session that is committed during the
-    -- wait below.
+    -- Above READ COMMITTED, a session committed during the wait below is not visible.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
+        RAISE EXCEPTION 'verifying an e-mail address needs READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- The update does not conflict with the lock that create_session takes; this lock
-    -- does. So a session that is being created is committed before the deletion.
+    -- The update does not conflict with the lock of create_session; FOR UPDATE does.
+    -- It waits until a session that is being created is committed.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id = NEW.id
@@ -237,12 +235,12 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION app.end_unproved_sessions() IS
-    'Trigger: deletes the sessions of a user whose address is proved the first time.';
+COMMENT ON FUNCTION app.end_unverified_sessions() IS
+    'Trigger: deletes a user''s sessions when the address is first verified.';
 
-REVOKE EXECUTE ON FUNCTION app.end_unproved_sessions() FROM public;
+REVOKE EXECUTE ON FUNCTION app.end_unverified_sessions() FROM public;
 
-CREATE TRIGGER users_end_unproved_sessions
+CREATE TRIGGER users_end_unverified_sessions
 AFTER UPDATE OF email, email_verified_at ON app.users
 FOR EACH ROW WHEN (
     NEW.email_verified_at IS NOT NULL
@@ -251,4 +249,4 @@ FOR EACH ROW WHEN (
         OR lower(NEW.email) IS DISTINCT FROM lower(OLD.email)
     )
 )
-EXECUTE FUNCTION app.end_unproved_sessions();
+EXECUTE FUNCTION app.end_unverified_sessions();

@@ -2,7 +2,7 @@
 
 SET LOCAL lock_timeout = '5s';
 
--- Columns go by size, widest alignment first, because nothing here is as long as this.
+-- The largest table: columns are ordered by alignment, widest first, to avoid padding.
 CREATE TABLE app.messages (
     subject_id                  uuid NOT NULL,
     id                          uuid NOT NULL,
@@ -32,53 +32,53 @@ CREATE TABLE app.messages (
     CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
         REFERENCES app.fingerprints (id) ON DELETE RESTRICT
 ) WITH (
-    -- The quota check reads its index alone only where vacuum has been.
+    -- Index-only scans of the quota check need pages that VACUUM has marked.
     autovacuum_vacuum_insert_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.messages IS
-    'One row for each call to a model, append-only; the bill is their sum.';
+    'Calls to models, one row each, append-only. The bill is their sum.';
 COMMENT ON COLUMN app.messages.subject_id IS
-    'Who pays: the user, else the fingerprint. A plain column, the key to shard by.';
+    'Payer: the user, else the fingerprint. Not generated, to allow sharding by it.';
 COMMENT ON COLUMN app.messages.id IS
-    'The caller''s idempotency key, unique for its payer.';
+    'Idempotency key given by the caller; unique per payer.';
 COMMENT ON COLUMN app.messages.user_id IS
-    'The user; NULL when anonymous.';
+    'The user; NULL for an anonymous message.';
 COMMENT ON COLUMN app.messages.fingerprint_id IS
-    'The device; NULL if it is not known.';
+    'The fingerprint; NULL if unknown.';
 COMMENT ON COLUMN app.messages.finished_at IS
-    'When the model had answered; the period and the prices go by this time.';
+    'When the model finished; decides the period and the prices.';
 COMMENT ON COLUMN app.messages.recorded_at IS
-    'When the row was written; finished_at is at most 24 hours after it.';
+    'When the row was inserted; finished_at is at most 24 hours later.';
 COMMENT ON COLUMN app.messages.total_tokens IS
-    'Sum of the four disjoint token counts.';
+    'Sum of the four token counts, which are disjoint.';
 COMMENT ON COLUMN app.messages.input_tokens IS
-    'Tokens read at the full price: neither written to nor read from the cache.';
+    'Input tokens at the full price: neither written to nor read from the cache.';
 COMMENT ON COLUMN app.messages.cache_creation_input_tokens IS
     'Input tokens written to the cache.';
 COMMENT ON COLUMN app.messages.cache_read_input_tokens IS
     'Input tokens read from the cache.';
 COMMENT ON COLUMN app.messages.output_tokens IS
-    'Tokens the model wrote, reasoning included.';
+    'Output tokens, including reasoning.';
 COMMENT ON COLUMN app.messages.latency_ms IS
-    'Milliseconds from request to the last byte; NULL if it was not measured.';
+    'Milliseconds from the request to the last byte; NULL if not measured.';
 COMMENT ON COLUMN app.messages.model IS
-    'The model as its provider names it.';
+    'Model name as used by its provider.';
 COMMENT ON COLUMN app.messages.client_id IS
-    'The client run that asked, such as one session of a tool; NULL if not given.';
+    'The client''s run, such as one session of a tool; NULL if not given.';
 COMMENT ON COLUMN app.messages.client_request_id IS
-    'The client''s own request, which may take several calls; NULL if not given.';
+    'The client''s request, which may need several calls; NULL if not given.';
 COMMENT ON COLUMN app.messages.cost IS
-    'What the call cost, in US dollars.';
+    'Cost of the call in US dollars.';
 COMMENT ON COLUMN app.messages.credits IS
-    'What the call is billed, in credits.';
+    'Credits billed for the call.';
 
--- Its checks stand apart, so that the columns fit on one screen.
+-- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.messages
     ADD CONSTRAINT messages_subject_is_payer_check
         CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
     ADD CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
-    -- In UTC, because timestamptz + interval depends on the session's TimeZone; and no
+    -- In UTC, because timestamptz + interval depends on the session's TimeZone. Not a
     -- subtraction, because times that are far apart overflow an interval.
     ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
         finished_at AT TIME ZONE interval '0'
@@ -99,8 +99,8 @@ ALTER TABLE app.messages
     ADD CONSTRAINT messages_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity');
 
--- For get_user_quota and list_messages; the credits ride along, so that the part-days
--- at a period's edges are summed without touching the table.
+-- For get_user_quota and list_messages. INCLUDE (credits) allows index-only scans of
+-- the partial days at a period's boundaries.
 CREATE INDEX messages_subject_id_finished_at_idx
 ON app.messages (subject_id, finished_at) INCLUDE (credits);
 
@@ -108,22 +108,22 @@ ON app.messages (subject_id, finished_at) INCLUDE (credits);
 CREATE INDEX messages_user_id_idx ON app.messages (user_id);
 
 -- For messages_fingerprint_id_fkey. Unique, because a call that is recorded again after
--- its user has signed in has the same device and id, and another payer. Partial: most
--- messages of users name no device.
+-- a sign-in has the same fingerprint and id, and another payer. Partial, because most
+-- messages of users have no fingerprint.
 CREATE UNIQUE INDEX messages_fingerprint_id_id_idx
 ON app.messages (fingerprint_id, id)
 WHERE fingerprint_id IS NOT NULL;
 
--- For get_client_usage; partial, because imported and anonymous calls often have none.
+-- For get_client_usage. Partial, because imported and anonymous calls often have none.
 CREATE INDEX messages_client_id_idx ON app.messages (client_id)
 WHERE client_id IS NOT NULL;
 
--- For get_request_usage; partial for the same reason.
+-- For get_request_usage. Partial for the same reason.
 CREATE INDEX messages_client_request_id_idx ON app.messages (client_request_id)
 WHERE client_request_id IS NOT NULL;
 
--- For get_message_rates. Rows come in the order of this time, so that a few kilobytes
--- say which pages are the last hour's, and a writer hardly touches them.
+-- For get_message_rates. Rows are inserted in the order of recorded_at, so that BRIN
+-- finds the pages of the last hour, and costs writers next to nothing.
 CREATE INDEX messages_recorded_at_idx ON app.messages
 USING brin (recorded_at) WITH (autosummarize = on);
 
@@ -147,26 +147,26 @@ CREATE TABLE app.message_payloads (
 ) PARTITION BY RANGE (finished_at);
 
 COMMENT ON TABLE app.message_payloads IS
-    'What was said: bulky, private, dropped by the month while the bill remains.';
+    'Request and response bodies, partitioned by month; dropped without the messages.';
 COMMENT ON COLUMN app.message_payloads.subject_id IS
-    'Who paid for the message.';
+    'Payer of the message.';
 COMMENT ON COLUMN app.message_payloads.message_id IS
-    'The message, within its payer.';
+    'The message, unique per payer.';
 COMMENT ON COLUMN app.message_payloads.finished_at IS
-    'The message''s own time, which decides the month.';
+    'finished_at of the message; decides the partition.';
 COMMENT ON COLUMN app.message_payloads.request IS
-    'The conversation sent, an array of messages; NULL if it was not kept.';
+    'Request body, usually an array of messages; NULL if not kept.';
 COMMENT ON COLUMN app.message_payloads.response IS
-    'The model''s answer; NULL if it was not kept.';
+    'Response body; NULL if not kept.';
 COMMENT ON COLUMN app.message_payloads.last_message IS
-    'Last element of the request, or a bare value itself; NULL if empty or an object.';
+    'Last element of request, or the value if scalar; NULL if empty or an object.';
 
--- A month without a partition of its own lands here, so that nothing is ever refused.
+-- Takes months without a partition, so that inserts never fail.
 CREATE TABLE app.message_payloads_default
 PARTITION OF app.message_payloads DEFAULT;
 
 COMMENT ON TABLE app.message_payloads_default IS
-    'Payloads of months that have no partition yet.';
+    'Payloads of months without a partition.';
 
 CREATE TABLE app.usage_daily (
     subject_id                  uuid NOT NULL,
@@ -184,7 +184,7 @@ CREATE TABLE app.usage_daily (
     cost                        numeric NOT NULL,
     credits                     numeric NOT NULL,
 
-    -- The credits ride along, so that the quota check reads whole days off the index.
+    -- INCLUDE (credits) allows index-only scans by the quota check.
     CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day) INCLUDE (credits),
     CONSTRAINT usage_daily_messages_positive_check CHECK (messages > 0),
     CONSTRAINT usage_daily_cost_is_amount_check
@@ -192,40 +192,41 @@ CREATE TABLE app.usage_daily (
     CONSTRAINT usage_daily_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity')
 ) WITH (
-    -- Today's rows change all day: room for that beside them, and vacuum soon after.
+    -- Rows of the current day are updated by every message: leave room for new
+    -- versions on the same page, and vacuum early.
     fillfactor = 70,
     autovacuum_vacuum_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.usage_daily IS
-    'Sums of messages by payer and UTC day, kept by their trigger in the same commit.';
+    'Sums of messages by payer and UTC day; written by the trigger of messages.';
 COMMENT ON COLUMN app.usage_daily.subject_id IS
-    'Who pays: a user or a fingerprint.';
+    'Payer: the user, else the fingerprint.';
 COMMENT ON COLUMN app.usage_daily.day IS
     'UTC day of the messages'' finished_at.';
 COMMENT ON COLUMN app.usage_daily.messages IS
-    'How many messages.';
+    'Number of messages.';
 COMMENT ON COLUMN app.usage_daily.input_tokens IS
-    'Their tokens read at the full price.';
+    'Sum of messages.input_tokens.';
 COMMENT ON COLUMN app.usage_daily.cache_creation_input_tokens IS
-    'Their input tokens written to the cache.';
+    'Sum of messages.cache_creation_input_tokens.';
 COMMENT ON COLUMN app.usage_daily.cache_read_input_tokens IS
-    'Their input tokens read from the cache.';
+    'Sum of messages.cache_read_input_tokens.';
 COMMENT ON COLUMN app.usage_daily.output_tokens IS
-    'Their tokens written by the model.';
+    'Sum of messages.output_tokens.';
 COMMENT ON COLUMN app.usage_daily.total_tokens IS
     'Sum of the four token counts.';
 COMMENT ON COLUMN app.usage_daily.cost IS
-    'Their cost, in US dollars.';
+    'Sum of messages.cost, in US dollars.';
 COMMENT ON COLUMN app.usage_daily.credits IS
-    'Their bill, in credits.';
+    'Sum of messages.credits.';
 
 CREATE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- In key order, so that two writers of several rows never wait for each other.
+    -- In key order, so that concurrent writers of several rows do not deadlock.
     INSERT INTO app.usage_daily AS d (
         subject_id, day, messages, input_tokens, cache_creation_input_tokens,
         cache_read_input_tokens, output_tokens, cost, credits
@@ -258,7 +259,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.add_usage() IS
-    'Trigger: adds a statement''s new messages to usage_daily.';
+    'Trigger: adds the messages that a statement inserts to usage_daily.';
 
 REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;
 
@@ -266,16 +267,16 @@ CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION app.add_usage();
 
--- repair_usage_day sets app.is_repairing. Any session can set it: it prevents mistakes,
--- and privileges keep all but the owner from writing the table.
+-- repair_usage_day sets app.is_repairing. Any session can set it: this trigger prevents
+-- mistakes, and privileges protect the table.
 CREATE TRIGGER usage_daily_kept_by_trigger
 BEFORE INSERT OR UPDATE OR DELETE ON app.usage_daily
 FOR EACH STATEMENT WHEN (
     pg_trigger_depth() = 0
     AND current_setting('app.is_repairing', TRUE) IS DISTINCT FROM 'on'
 )
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');
 
 CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
 FOR EACH STATEMENT
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');

@@ -25,19 +25,19 @@ CREATE TABLE app.referrals (
 );
 
 COMMENT ON TABLE app.referrals IS
-    'Who referred whom; completing one counts it and grants its credits to both.';
+    'Referrals. Completing one counts it and grants its credits to both users.';
 COMMENT ON COLUMN app.referrals.referrer_id IS
-    'Whose code was used.';
+    'The user whose code was redeemed.';
 COMMENT ON COLUMN app.referrals.referred_id IS
-    'Who used it; nobody is referred twice.';
+    'The user who redeemed the code; referred at most once.';
 COMMENT ON COLUMN app.referrals.status IS
-    'pending, then completed, which is final; a cancelled one is deleted.';
+    'pending or completed. completed is final; a cancelled referral is deleted.';
 COMMENT ON COLUMN app.referrals.credits IS
-    'Credits granted to each of the two on completion; at most 1000000, 10000 USD.';
+    'Credits granted to each user on completion; at most 1000000, worth 10000 USD.';
 COMMENT ON COLUMN app.referrals.completed_at IS
-    'When it was completed, set by a trigger; NULL while pending.';
+    'When it was completed; set by a trigger; NULL while pending.';
 
--- For redeem_referral and create_referral: two users do not refer each other.
+-- For redeem_referral and create_referral: at most one referral per pair of users.
 CREATE UNIQUE INDEX referrals_unordered_pair_idx
 ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
 
@@ -51,7 +51,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.set_completed_at() IS
-    'Trigger: stamps a referral with the time of the transaction that completes it.';
+    'Trigger: sets completed_at to the start of the transaction.';
 
 CREATE TRIGGER referrals_set_completed_at BEFORE INSERT OR UPDATE ON app.referrals
 FOR EACH ROW WHEN (NEW.status = 'completed' AND NEW.completed_at IS NULL)
@@ -64,8 +64,8 @@ AS $$
 DECLARE
     short_user uuid;
 BEGIN
-    -- Lock both users of every row in id order before changing any, so that crossing
-    -- redemptions queue up instead of deadlocking.
+    -- Lock all users in id order before changing any, so that concurrent redemptions
+    -- queue up instead of deadlocking.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id IN (
@@ -94,8 +94,9 @@ BEGIN
     ) AS side
     WHERE u.id = side.user_id;
 
-    -- A row completed at another time comes from a dump and was granted then: the
-    -- users' totals must include it. Restored by rows, it is counted before the rest.
+    -- A row with another completed_at is restored from a dump, and its credits were
+    -- granted at that time: the users' totals must include it. A restore inserts rows
+    -- in several statements, so the totals may exceed the sum of the rows so far.
     SELECT restored.user_id INTO short_user
     FROM (
         SELECT DISTINCT unnest(ARRAY[c.referrer_id, c.referred_id]) AS user_id
@@ -113,13 +114,13 @@ BEGIN
     ) AS held
     WHERE (u.referral_count >= held.referrals AND u.referral_credits >= held.credits)
         IS NOT TRUE
-        -- Its snapshot may be older than another restore's commit.
+        -- The snapshot may be older than the commit of a concurrent restore.
         OR current_setting('transaction_isolation') = 'repeatable read'
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'a referral of user % was completed earlier and is not in the'
-            ' user''s totals: restore users before referrals, by READ COMMITTED; to'
-            ' complete it now, leave completed_at NULL', short_user
+        RAISE EXCEPTION 'a referral of user % was completed earlier and is missing in'
+            ' the user''s totals: restore users before referrals, under READ COMMITTED;'
+            ' to complete it now, leave completed_at NULL', short_user
             USING ERRCODE = 'restrict_violation',
                 SCHEMA = TG_TABLE_SCHEMA,
                 TABLE = TG_TABLE_NAME,
@@ -130,7 +131,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.grant_referral_credits() IS
-    'Trigger: grants what this transaction completes; earlier ones must be counted.';
+    'Trigger: grants credits of referrals completed now; checks restored ones.';
 
 REVOKE EXECUTE ON FUNCTION app.grant_referral_credits() FROM public;
 
@@ -138,8 +139,8 @@ CREATE TRIGGER referrals_grant_on_insert AFTER INSERT ON app.referrals
 REFERENCING NEW TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
 
--- referrals_completed_is_final lets no completed row through, so whatever an UPDATE
--- leaves completed has just become so.
+-- referrals_completed_is_final refuses updates of completed rows: every row that an
+-- UPDATE leaves completed was pending before.
 CREATE TRIGGER referrals_grant_on_update AFTER UPDATE ON app.referrals
 REFERENCING NEW TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();

@@ -29,33 +29,33 @@ CREATE TABLE app.stripe_events (
 );
 
 COMMENT ON TABLE app.stripe_events IS
-    'The inbox: each verified event once, and what became of it.';
+    'Inbox of verified Stripe events, one row each, with the result of each.';
 COMMENT ON COLUMN app.stripe_events.id IS
-    'Stripe''s evt_....';
+    'Stripe''s id, evt_....';
 COMMENT ON COLUMN app.stripe_events.type IS
-    'Stripe''s type, such as customer.subscription.updated.';
+    'Event type, such as customer.subscription.updated.';
 COMMENT ON COLUMN app.stripe_events.api_version IS
-    'The version that shaped the payload; NULL if Stripe named none.';
+    'Stripe API version of the payload; NULL if the event has none.';
 COMMENT ON COLUMN app.stripe_events.event_created_at IS
-    'When it happened in Stripe''s time, in whole seconds.';
+    'When Stripe created the event, in whole seconds.';
 COMMENT ON COLUMN app.stripe_events.payload IS
-    'The event as delivered; NULL once its retention has ended.';
+    'The event as delivered; NULL after its retention period.';
 COMMENT ON COLUMN app.stripe_events.status IS
-    'received, then applied, stale (older than what is known), ignored, or failed.';
+    'received, then applied, stale (older than the stored row), ignored or failed.';
 COMMENT ON COLUMN app.stripe_events.attempts IS
-    'How often applying it was tried.';
+    'Number of attempts to apply it.';
 COMMENT ON COLUMN app.stripe_events.last_error IS
-    'Why it last failed; NULL if it never did.';
+    'Error of the last failed attempt; NULL if none failed.';
 COMMENT ON COLUMN app.stripe_events.received_at IS
-    'When its first delivery arrived.';
+    'When the first delivery arrived.';
 COMMENT ON COLUMN app.stripe_events.processed_at IS
-    'When it was applied, or found stale or not needed; NULL until then.';
+    'When it became applied, stale or ignored; NULL until then.';
 
--- For list_failed_events; partial, because few ever fail.
+-- For list_failed_events. Partial, because few events fail.
 CREATE INDEX stripe_events_failed_idx ON app.stripe_events (event_created_at, id)
 WHERE status = 'failed';
 
--- For delete_event_payloads; partial, because most have lost theirs.
+-- For delete_event_payloads. Partial, because most payloads are deleted.
 CREATE INDEX stripe_events_payload_idx ON app.stripe_events (processed_at)
 WHERE payload IS NOT NULL;
 
@@ -77,28 +77,28 @@ CREATE TABLE app.stripe_customers (
 );
 
 COMMENT ON TABLE app.stripe_customers IS
-    'Stripe''s customers as last seen; deleted is a state, not a missing row.';
+    'Stripe customers as last seen. A deleted customer keeps its row.';
 COMMENT ON COLUMN app.stripe_customers.id IS
-    'Stripe''s cus_....';
+    'Stripe''s id, cus_....';
 COMMENT ON COLUMN app.stripe_customers.user_id IS
-    'Whom it was linked to, by metadata or at checkout; NULL until then.';
+    'User linked by metadata or checkout; NULL if none.';
 COMMENT ON COLUMN app.stripe_customers.is_deleted IS
-    'Whether Stripe has deleted it.';
+    'Whether the customer was deleted at Stripe.';
 COMMENT ON COLUMN app.stripe_customers.created_at IS
-    'When Stripe created it; NULL while only its name is known.';
+    'When Stripe created it; NULL if only the id is known.';
 COMMENT ON COLUMN app.stripe_customers.as_of IS
-    'The moment in Stripe''s time at which this row was true.';
+    'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
-    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+    'True if snapshots of one second were applied as they came; to be reconciled.';
 
 -- For stripe_customers_user_id_fkey and sync_users.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
 
--- For list_unlisted_customers, newest first as Stripe lists, and
+-- For list_unlisted_customers, newest first as in Stripe's lists, and
 -- list_name_only_customers.
 CREATE INDEX stripe_customers_created_at_idx ON app.stripe_customers (created_at, id);
 
--- However it is written, a late delivery or a page listed earlier undoes nothing.
+-- An older snapshot never overwrites a newer one, even by a statement in psql.
 CREATE TRIGGER stripe_customers_newer_wins BEFORE UPDATE ON app.stripe_customers
 FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
 EXECUTE FUNCTION app.refuse_change('a newer state is known');
@@ -127,33 +127,33 @@ CREATE TABLE app.stripe_subscriptions (
 );
 
 COMMENT ON TABLE app.stripe_subscriptions IS
-    'Stripe''s subscriptions as last seen; canceled is a state, not a missing row.';
+    'Stripe subscriptions as last seen. A canceled subscription keeps its row.';
 COMMENT ON COLUMN app.stripe_subscriptions.id IS
-    'Stripe''s sub_....';
+    'Stripe''s id, sub_....';
 COMMENT ON COLUMN app.stripe_subscriptions.customer_id IS
-    'Stripe''s cus_...; no foreign key, for the subscription may arrive first.';
+    'Stripe customer, cus_.... Not a foreign key: the subscription may arrive first.';
 COMMENT ON COLUMN app.stripe_subscriptions.user_id IS
-    'Whose it is; NULL until the customer is known here.';
+    'User of the customer; NULL until the customer is linked.';
 COMMENT ON COLUMN app.stripe_subscriptions.status IS
-    'Stripe''s word; Stripe adds new ones.';
+    'Status as reported by Stripe; an open set.';
 COMMENT ON COLUMN app.stripe_subscriptions.price_id IS
-    'Price of the item that counts; NULL if it has none.';
+    'Price of the item that decides the plan; NULL if it has none.';
 COMMENT ON COLUMN app.stripe_subscriptions.current_period_start IS
     'Start of the paid period; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
     'End of the paid period, the earliest of its items; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.billing_cycle_anchor IS
-    'The instant from which Stripe counts its periods; NULL if Stripe gives none.';
+    'Start of Stripe''s billing cycles; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.cancel_at_period_end IS
-    'Whether it ends with the paid period.';
+    'Whether the subscription ends with the paid period.';
 COMMENT ON COLUMN app.stripe_subscriptions.canceled_at IS
-    'When it was canceled; NULL if it was not.';
+    'When the subscription was canceled; NULL if it was not.';
 COMMENT ON COLUMN app.stripe_subscriptions.created_at IS
     'When Stripe created it.';
 COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
-    'The moment in Stripe''s time at which this row was true.';
+    'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
-    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+    'True if snapshots of one second were applied as they came; to be reconciled.';
 
 -- For sync_users, which reads all subscriptions of one customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
@@ -162,7 +162,7 @@ ON app.stripe_subscriptions (customer_id);
 -- For stripe_subscriptions_user_id_fkey.
 CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
 
--- For list_unlisted_subscriptions, newest first as Stripe lists.
+-- For list_unlisted_subscriptions, newest first as in Stripe's lists.
 CREATE INDEX stripe_subscriptions_created_at_idx
 ON app.stripe_subscriptions (created_at, id);
 
@@ -192,23 +192,23 @@ CREATE TABLE app.stripe_sync_runs (
 );
 
 COMMENT ON TABLE app.stripe_sync_runs IS
-    'Each reconciliation and replay: when, how far, what it found, how it ended.';
+    'Reconciliations and replays, with progress, counts and outcome.';
 COMMENT ON COLUMN app.stripe_sync_runs.kind IS
     'reconcile or replay.';
 COMMENT ON COLUMN app.stripe_sync_runs.is_dry_run IS
-    'Whether it only looked.';
+    'Whether the run only reported differences.';
 COMMENT ON COLUMN app.stripe_sync_runs.started_at IS
-    'When it began.';
+    'When the run started.';
 COMMENT ON COLUMN app.stripe_sync_runs.finished_at IS
-    'When it ended; NULL while it runs, or if it was killed.';
+    'When the run ended; NULL while it runs, or if it was killed.';
 COMMENT ON COLUMN app.stripe_sync_runs.cursor IS
-    'The cursor it goes on from after a kill; NULL before the first page.';
+    'Where a killed run is resumed; NULL before the first page.';
 COMMENT ON COLUMN app.stripe_sync_runs.counts IS
-    'What it has seen and found so far, by kind.';
+    'Objects seen and differences found so far, by kind.';
 COMMENT ON COLUMN app.stripe_sync_runs.outcome IS
     'running, completed or failed.';
 COMMENT ON COLUMN app.stripe_sync_runs.last_error IS
-    'Why it failed; NULL if it did not.';
+    'Why the run failed; NULL if it did not.';
 
--- For find_resumable_run, which wants the newest of a kind.
+-- For find_resumable_run, which reads the newest run of a kind.
 CREATE INDEX stripe_sync_runs_kind_idx ON app.stripe_sync_runs (kind, id);

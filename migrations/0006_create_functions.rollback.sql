@@ -28,6 +28,7 @@ DROP FUNCTION app.get_start_date(
     timestamptz, timestamptz, timestamptz, timestamptz
 );
 DROP FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz);
+DROP FUNCTION app.get_period_end(timestamptz, timestamptz);
 DROP FUNCTION app.retire_payload_partition(date);
 DROP FUNCTION app.create_payload_partitions(date, integer);
 DROP FUNCTION app.record_message(

@@ -2,8 +2,10 @@
 
 SET LOCAL lock_timeout = '5s';
 
--- One statement, so one snapshot: a message and its sum commit together, and writers at
--- work never show up here.
+-- Sums that differ from the rows that they count, and functions that repair them.
+
+-- One statement and one snapshot: a message and its sum commit together, so that
+-- concurrent writers never appear as differences.
 CREATE OR REPLACE VIEW app.usage_drift WITH (security_invoker = TRUE) AS
 WITH recorded AS (
     SELECT
@@ -39,8 +41,8 @@ SELECT -- noqa: ST06
     r.credits AS recorded_credits
 FROM app.usage_daily AS d
 FULL JOIN recorded AS r ON d.subject_id = r.subject_id AND d.day = r.day
--- Compared one by one: rows compared whole are dumped in one form and restored in
--- another.
+-- Column by column, because pg_dump prints a row comparison of a view in another form
+-- after a restore.
 WHERE d.messages IS DISTINCT FROM r.messages
     OR d.input_tokens IS DISTINCT FROM r.input_tokens
     OR d.cache_creation_input_tokens IS DISTINCT FROM r.cache_creation_input_tokens
@@ -50,39 +52,39 @@ WHERE d.messages IS DISTINCT FROM r.messages
     OR d.credits IS DISTINCT FROM r.credits;
 
 COMMENT ON VIEW app.usage_drift IS
-    'Payers'' days for which usage_daily differs from messages; it should be empty.';
+    'Days of payers for which usage_daily differs from messages; should be empty.';
 COMMENT ON COLUMN app.usage_drift.subject_id IS
-    'Who pays: a user or a fingerprint.';
+    'Payer: the user, else the fingerprint.';
 COMMENT ON COLUMN app.usage_drift.day IS
     'UTC day.';
 COMMENT ON COLUMN app.usage_drift.kept_messages IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_messages IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cache_creation_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cache_creation_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cache_read_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cache_read_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_output_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_output_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cost IS
-    'What usage_daily says, in US dollars; NULL if it has no row.';
+    'Value in usage_daily, in US dollars; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cost IS
-    'What messages add up to, in US dollars; NULL if there are none.';
+    'Sum of messages, in US dollars; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_credits IS
-    'What usage_daily says, in credits; NULL if it has no row.';
+    'Value in usage_daily, in credits; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_credits IS
-    'What messages add up to, in credits; NULL if there are none.';
+    'Sum of messages, in credits; NULL if there are none.';
 
 CREATE OR REPLACE FUNCTION app.sum_usage_day(subject uuid, usage_day date)
 RETURNS TABLE (
@@ -114,12 +116,12 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION app.sum_usage_day(uuid, date) IS
-    'What the messages of a payer''s UTC day add up to; no row if there are none.';
+    'Sums of the messages of a payer on a UTC day; no row if there are none.';
 
--- Writers add to the row of usage_daily after they have inserted their messages, and
--- keep it locked until they commit. So once the row is locked here, the next statement
--- sees exactly the messages that the row should count: those of a writer that waits for
--- the row are not committed, and the writer adds them after this.
+-- A writer inserts its messages, then updates the row of usage_daily and keeps the row
+-- locked until it commits. So once this function holds that lock, its next statement
+-- sees exactly the messages that the row should count: messages of a writer that waits
+-- for the lock are not committed, and that writer adds them afterwards.
 CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -127,18 +129,18 @@ DECLARE
     is_changed boolean := FALSE;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- For usage_daily_kept_by_trigger; it grants no privilege to write the table.
+    -- Read by usage_daily_kept_by_trigger. It does not grant any privilege.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     LOOP
         PERFORM FROM app.usage_daily AS d
         WHERE d.subject_id = subject AND d.day = usage_day
         FOR UPDATE;
         EXIT WHEN FOUND;
-        -- Nothing to lock. If a writer makes the row first, this waits for its commit,
-        -- does nothing, and goes on with that row.
+        -- There is no row to lock. If a concurrent writer inserts it first, this INSERT
+        -- waits for its commit and does nothing, and the loop locks that row.
         INSERT INTO app.usage_daily AS d (
             subject_id, day, messages, input_tokens, cache_creation_input_tokens,
             cache_read_input_tokens, output_tokens, cost, credits
@@ -192,7 +194,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
-    'Sets a payer''s day in usage_daily to the sum of messages; whether it changed.';
+    'Sets the usage_daily row of a payer and day from messages; true if it changed.';
 
 CREATE OR REPLACE VIEW app.referral_drift WITH (security_invoker = TRUE) AS
 WITH granted AS (
@@ -221,27 +223,28 @@ WHERE u.referral_count <> COALESCE(g.referrals, 0)
     OR u.referral_credits <> COALESCE(g.credits, 0);
 
 COMMENT ON VIEW app.referral_drift IS
-    'Users whose totals differ from referrals; higher credits were granted manually.';
+    'Users whose totals differ from referrals; extra credits may be manual grants.';
 COMMENT ON COLUMN app.referral_drift.user_id IS
-    'The user.';
+    'A user with different totals.';
 COMMENT ON COLUMN app.referral_drift.referral_limit IS
-    'How many completed referrals the user may have.';
+    'Maximum of referral_count.';
 COMMENT ON COLUMN app.referral_drift.kept_count IS
-    'What users says.';
+    'users.referral_count.';
 COMMENT ON COLUMN app.referral_drift.completed_count IS
-    'How many referrals by the user are completed.';
+    'Number of completed referrals made by the user.';
 COMMENT ON COLUMN app.referral_drift.kept_credits IS
-    'What users says, in credits a period.';
+    'users.referral_credits, in credits per period.';
 COMMENT ON COLUMN app.referral_drift.granted_credits IS
-    'What completed referrals grant the user on either side, in credits a period.';
+    'Sum of the user''s completed referrals on either side, in credits per period.';
 
--- A writer of a referral locks both users before it commits, so the same holds here.
+-- A writer of referrals locks both users until it commits, so that the statement after
+-- the lock sees exactly the referrals that the totals should count.
 CREATE OR REPLACE FUNCTION app.repair_referral_totals(repaired_id uuid)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
     PERFORM FROM app.users AS u
@@ -267,7 +270,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.repair_referral_totals(uuid) IS
-    'Sets the count, raises the credits to what referrals say; whether it changed.';
+    'Sets referral_count, raises referral_credits, by referrals; true if changed.';
 
 -- Recording one message.
 
@@ -360,7 +363,11 @@ COMMENT ON FUNCTION app.record_message(
 ) IS
     'Records a message once, with its payload; reports what prevents it.';
 
-CREATE OR REPLACE FUNCTION app.create_payload_partitions(first_month date, months integer)
+-- Monthly partitions of message_payloads.
+
+CREATE OR REPLACE FUNCTION app.create_payload_partitions(
+    first_month date, months integer
+)
 RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -371,7 +378,8 @@ DECLARE
     created integer := 0;
     this_month timestamp := date_trunc('month', now() AT TIME ZONE interval '0');
 BEGIN
-    -- A query that names no time locks every partition and plans for it.
+    -- A query without a condition on finished_at locks and plans every partition. CASE
+    -- keeps an extreme number of months from overflowing the interval.
     IF (
         CASE
             WHEN months BETWEEN 0 AND 120
@@ -380,8 +388,8 @@ BEGIN
         END
     ) IS NOT TRUE THEN
         RAISE EXCEPTION
-            'create_payload_partitions(%, %) is refused: at most 120 months, from 120'
-            ' months ago to 120 months ahead', first_month, months
+            'create_payload_partitions(%, %) is out of range: at most 120 months, from'
+            ' 120 months ago to 120 months ahead', first_month, months
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
@@ -395,16 +403,16 @@ BEGIN
 
         lower_bound := month::text || ' 00:00:00+00';
         upper_bound := (month + interval '1 month')::date::text || ' 00:00:00+00';
-        -- A writer who has chosen the default partition before the attachment and
-        -- reaches it after would be refused: so nobody may be between the two. The
-        -- order is that of the writers, who would deadlock with another.
+        -- An INSERT that is routed to the default partition before ATTACH would fail
+        -- after it: lock writers out. Tables are locked in the order in which writers
+        -- lock them, to avoid deadlocks.
         LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE ONLY app.message_payloads IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE app.message_payloads_default IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'CREATE TABLE app.%I (LIKE app.message_payloads INCLUDING ALL)', partition
         );
-        -- What waits for its month in the default partition moves there.
+        -- Move the rows of this month out of the default partition.
         EXECUTE format(
             'WITH moved AS (
                 DELETE FROM app.message_payloads_default AS d
@@ -431,7 +439,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
-    'Makes the partitions of so many months from the first; returns how many were new.';
+    'Creates monthly partitions from first_month on; returns the number created.';
 
 CREATE OR REPLACE FUNCTION app.retire_payload_partition(keep_from date)
 RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -448,9 +456,9 @@ DECLARE
     );
 BEGIN
     IF partition IS NOT NULL THEN
-        -- In the order of the writers, who would deadlock with another. Dropping the
-        -- foreign key needs the strongest lock, and is done here so that the table can
-        -- later be dropped without locking messages.
+        -- Lock messages first, as writers do, to avoid deadlocks. Dropping the foreign
+        -- key needs ACCESS EXCLUSIVE on messages; without the foreign key, the table
+        -- can be dropped later without a lock on messages.
         LOCK TABLE app.messages IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
@@ -472,7 +480,22 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.retire_payload_partition(date) IS
-    'Detaches the oldest month over by the date as retired_payloads; returns its name.';
+    'Detaches the oldest month that ends by keep_from as retired_payloads; its name.';
+
+-- The period of a payer at a moment, and the credits used in it.
+
+-- PL/pgSQL prevents inlining: quota queries rarely evaluate this arithmetic.
+CREATE OR REPLACE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+END;
+$$;
+
+COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
+    'First period boundary after the moment; boundaries are anchor + n months.';
 
 CREATE OR REPLACE FUNCTION app.get_next_reset(
     anchor timestamptz, reset timestamptz, moment timestamptz
@@ -484,7 +507,7 @@ RETURN CASE
 END;
 
 COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
-    'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
+    'The reset if after the moment, else the next boundary; NULL if it never resets.';
 
 CREATE OR REPLACE FUNCTION app.get_start_date(
     anchor timestamptz,
@@ -494,7 +517,7 @@ CREATE OR REPLACE FUNCTION app.get_start_date(
 )
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-    -- A reset moved off the boundaries must not begin a period too late.
+    -- An operator may move the reset: the period must not start after the moment.
     WHEN reset > moment AND known_start <= moment THEN known_start
     WHEN reset IS NULL THEN anchor
     ELSE app.get_period_start(anchor, moment)
@@ -503,9 +526,9 @@ END;
 COMMENT ON FUNCTION app.get_start_date(
     timestamptz, timestamptz, timestamptz, timestamptz
 ) IS
-    'The start of the period at the moment: the one known, where it still holds.';
+    'Start of the period at the moment; known_start while that period lasts.';
 
--- This and get_period_usage return a row each, for only such a function is inlined with
+-- sum_credits and get_period_usage return tables: only a table function is inlined with
 -- its subqueries.
 CREATE OR REPLACE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
@@ -540,9 +563,9 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
-    'Exact credits of a payer in [start, end): whole days, and messages of cut days.';
+    'Exact credits of a payer in [start, end): daily sums, and messages of part days.';
 
--- LIMIT ALL keeps the subquery whole, so that the period is computed once.
+-- LIMIT ALL is an optimization fence: the period is computed once.
 CREATE OR REPLACE FUNCTION app.get_period_usage(
     subject uuid,
     anchor timestamptz,
@@ -575,10 +598,12 @@ END;
 COMMENT ON FUNCTION app.get_period_usage(
     uuid, timestamptz, timestamptz, timestamptz, timestamptz
 ) IS
-    'The period of a payer that holds the moment, half-open, and its exact credits.';
+    'Period [start, end) of a payer at the moment, and the exact credits used in it.';
 
--- As its owner, because the privilege DELETE on the table would also allow an ACCESS
--- EXCLUSIVE lock on it. The user is locked before the referral, as everywhere.
+-- Cancelling a referral.
+
+-- SECURITY DEFINER, because the privilege DELETE would also allow callers to lock the
+-- table in ACCESS EXCLUSIVE mode. Users are locked before referrals, as everywhere.
 CREATE OR REPLACE FUNCTION app.cancel_referral(referred uuid)
 RETURNS TABLE (
     referrer_id uuid,
@@ -610,12 +635,13 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.cancel_referral(uuid) IS
-    'Deletes the pending referral of a user and returns it; no row if none is pending.';
+    'Deletes the pending referral of a referred user; no row if none is pending.';
 
 REVOKE EXECUTE ON FUNCTION app.cancel_referral(uuid) FROM public;
 
--- Sessions are deleted by functions that run as their owner: the privilege DELETE on
--- the table would also allow an ACCESS EXCLUSIVE lock on it.
+-- Deleting sessions. SECURITY DEFINER, because the privilege DELETE would also allow
+-- callers to lock the table in ACCESS EXCLUSIVE mode.
+
 CREATE OR REPLACE FUNCTION app.delete_session(token_hash bytea)
 RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -629,7 +655,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_session(bytea) IS
-    'Deletes one session by the hash of its token; returns its user, or no row.';
+    'Deletes a session by the hash of its token; returns the user''s id, or no row.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_session(bytea) FROM public;
 
@@ -646,7 +672,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_user_sessions(uuid) IS
-    'Deletes all sessions of a user; returns one row for each.';
+    'Deletes all sessions of a user; returns the user''s id once per session.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_user_sessions(uuid) FROM public;
 
@@ -673,7 +699,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
-    'Deletes at most row_limit expired sessions, oldest first; one row for each.';
+    'Deletes up to row_limit expired sessions, oldest first; returns users'' ids.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_expired_sessions(bigint) FROM public;
 
@@ -1434,8 +1460,10 @@ COMMENT ON FUNCTION app.apply_stripe_event(
 ) IS
     'Enters an event once, with the snapshot it gives; of an ambiguous one it says so only.';
 
--- Runs as its owner, so that the application needs no DELETE on payloads, and reaches
--- the tables that maintenance has detached from message_payloads.
+-- Erasing the personal data of a user.
+
+-- SECURITY DEFINER, so that the application needs no DELETE on payloads, and to reach
+-- tables that were detached from message_payloads.
 CREATE OR REPLACE FUNCTION app.anonymize_user(user_id uuid)
 RETURNS SETOF app.users
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1444,19 +1472,19 @@ AS $$
 DECLARE
     detached text;
 BEGIN
-    -- An older snapshot would not show the payloads that were committed after it.
+    -- Above READ COMMITTED, payloads committed after the snapshot are not visible.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'anonymize_user needs a transaction of isolation READ COMMITTED'
+        RAISE EXCEPTION 'anonymize_user needs READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
 
-    -- The strongest lock waits for what refers to the user and is not yet committed;
-    -- each statement below then sees it.
+    -- FOR UPDATE waits for transactions that insert rows referring to the user; the
+    -- statements below then see those rows.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id = anonymize_user.user_id
     FOR UPDATE;
-    -- The id may be that of a fingerprint, which pays for messages, too.
+    -- The id may be a fingerprint's: do not delete the payloads of that payer.
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -1470,8 +1498,8 @@ BEGIN
         )
         AND r.status = 'pending';
 
-    -- message_payloads first: its lock keeps every partition attached until the end of
-    -- this transaction, and rows move between the tables only under a lock on the user.
+    -- message_payloads first: the lock of the DELETE keeps every partition attached
+    -- until commit, and rows move between these tables only under a lock on the user.
     DELETE FROM app.message_payloads AS p
     WHERE p.subject_id = anonymize_user.user_id;
 
@@ -1481,7 +1509,7 @@ BEGIN
             EXECUTE format('DELETE FROM app.%I WHERE subject_id = $1', detached)
             USING anonymize_user.user_id;
         EXCEPTION
-            -- Dropped while this waited for its lock, with all that was left in it.
+            -- Dropped, with all its rows, while this waited for the lock.
             WHEN undefined_table THEN NULL;
         END;
     END LOOP;
@@ -1500,6 +1528,6 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.anonymize_user(uuid) IS
-    'Erases the person and every payload of the user, keeps the bill; returns the row.';
+    'Erases a user''s personal data and payloads, keeps messages; returns the row.';
 
 REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;

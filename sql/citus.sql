@@ -1,30 +1,31 @@
--- Spreads the schema over several machines by Citus, with the payer as the key. Run it
--- on the coordinator, on an empty database that has schema.sql, before roles.sql;
--- docs/scaling.md says what is gained and lost. Names have their schema, because a role
--- that may create objects in public could otherwise have its own function called.
+-- Distributes the schema over several machines with Citus, by payer. Run it on the
+-- coordinator, in an empty database that has schema.sql and sql/functions, before
+-- roles.sql. docs/scaling.md describes the benefits and limits. Every name is
+-- schema-qualified, because a role that may create objects in public could otherwise
+-- have its own functions called.
 
 CREATE EXTENSION citus;
 
--- Citus allows triggers on distributed tables only where it is told that they write
--- nothing outside the row's own shard group: ours writes the payer's own days.
+-- Citus allows triggers on distributed tables only with this setting: they must not
+-- write outside the row's shard group. messages_add_usage writes only the payer's rows.
 SELECT pg_catalog.set_config('citus.enable_unsafe_triggers', 'on', FALSE);
 
 -- ---------------------------------------------------------------------------
--- The same in every place
+-- Reference tables
 -- ---------------------------------------------------------------------------
 
--- All that distributed rows refer to, so that their foreign keys stay on one machine.
--- The rest refers to these and stays on the coordinator: sessions, referrals, stripe_*.
+-- Distributed rows refer to these tables, and a foreign key needs both sides on one
+-- machine. Sessions, referrals and stripe_* refer to them, and stay on the coordinator.
 SELECT pg_catalog.create_reference_table('app.plans');
 SELECT pg_catalog.create_reference_table('app.users');
 SELECT pg_catalog.create_reference_table('app.fingerprints');
 
 -- ---------------------------------------------------------------------------
--- By payer
+-- Tables distributed by payer
 -- ---------------------------------------------------------------------------
 
--- A unique index has to hold the payer. So the same id of one device is one message for
--- each payer here: a retry after sign-in is billed again, to the user.
+-- A unique index must include the payer. So with Citus, the same id and fingerprint are
+-- one message per payer: a retry after a sign-in is billed again, to the user.
 DROP INDEX app.messages_fingerprint_id_id_idx;
 CREATE INDEX messages_fingerprint_id_idx ON app.messages (fingerprint_id);
 
@@ -42,8 +43,8 @@ SELECT pg_catalog.create_distributed_table(
 -- The rollup
 -- ---------------------------------------------------------------------------
 
--- Citus cannot plan an INSERT ... SELECT from a transition table: so day by day. Still
--- in key order, so that two writers of several rows never wait for each other.
+-- Citus cannot plan INSERT ... SELECT from a transition table, so loop over the days,
+-- in key order, so that concurrent writers of several rows do not deadlock.
 CREATE OR REPLACE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -90,6 +91,6 @@ BEGIN
 END;
 $$;
 
--- It goes by the depth of triggers, which a statement sent on to a shard starts anew.
--- In its place the grants of roles.sql keep all but the owner from writing the sums.
+-- This trigger depends on the trigger depth, which restarts in the session of a shard.
+-- The privileges of roles.sql protect the table instead.
 DROP TRIGGER usage_daily_kept_by_trigger ON app.usage_daily;

@@ -1,21 +1,19 @@
--- Least privilege, for who wants it: run this as the owner of the schema, again after
--- every migration, then GRANT one of the three roles to each login.
+-- Optional least-privilege roles. Run this file as the owner of the schema after every
+-- migration, then GRANT one of the roles to each login.
 --
---     pyapp_app       what a request needs: accounts, sessions, messages, referrals
+--     pyapp_app       serves requests: users, sessions, messages, referrals
 --     pyapp_sync      webhooks and reconciliation: the only writer of Stripe's columns
---     pyapp_readonly  reports; neither token hashes nor what anybody said
+--     pyapp_readonly  reports, without token hashes and payloads
 --
--- A process that does two jobs is given two roles. Whoever migrates owns the schema and
+-- A process with two jobs needs two roles. The role that migrates owns the schema and
 -- needs none of them.
 --
--- What remains
+-- What privileges do not prevent
 --
--- Each role can still do the following, which privileges do not prevent:
---
--- - Every role can take any advisory lock, and so keep `pyapp stripe reconcile`,
---   `pyapp stripe replay` and `pyapp db migrate` from starting, and deliveries for a
---   customer waiting. The error of each command names the session that holds its lock.
---   A superuser closes this in one database, for all programs that use it:
+-- - Every role can take any advisory lock: it can keep `pyapp stripe reconcile`,
+--   `pyapp stripe replay` and `pyapp db migrate` from starting, and make deliveries for
+--   a customer wait. The error of each command names the session that holds the lock.
+--   A superuser can prevent this for one database and all programs that use it:
 --
 --     REVOKE EXECUTE ON FUNCTION
 --     pg_advisory_lock(bigint), pg_advisory_lock_shared(bigint),
@@ -27,28 +25,28 @@
 --     pg_advisory_xact_lock(bigint), pg_try_advisory_lock(bigint)
 --     TO pyapp_sync;
 --
---   The role that migrates needs the last one too, unless it is a superuser.
+--   The role that migrates needs the last grant too, unless it is a superuser.
 -- - Every role can make writers wait. PostgreSQL takes the lock of CREATE RULE, CREATE
---   TRIGGER and CREATE TABLE ... PARTITION OF before it checks who owns the table. The
---   statement is refused once it has the lock; until then it waits for the transactions
---   that use the table, and all later statements on the table wait behind it.
--- - pyapp_app and pyapp_sync can lock the rows that they may update, for as long as
---   their transaction is open: users, sessions, referrals, the mirror of Stripe. Every
---   role can keep a transaction open, which holds VACUUM back.
+--   TRIGGER and CREATE TABLE ... PARTITION OF before it checks the table's owner. The
+--   statement fails once it has the lock; until then it waits for the transactions that
+--   use the table, and later statements on the table wait for it.
+-- - pyapp_app and pyapp_sync can lock the rows that they may update until the end of
+--   their transaction: users, sessions, referrals, the Stripe mirror. Every role can
+--   keep a transaction open, which holds back VACUUM.
 -- - pyapp_app can insert messages of any payer with any cost and credits, sessions of
---   any user, and referrals of up to 1,000,000 credits between users of its choice. It
---   can change the e-mail of any user, erase any user, end any session, and cancel any
+--   any user, and referrals of up to 1,000,000 credits between any users. It can change
+--   the e-mail address of any user, erase any user, end any session, and cancel any
 --   pending referral.
--- - pyapp_sync can give any user any quota and any status of a subscription.
--- - Every role can use up connections, memory and disk, as by temporary tables.
---   ALTER ROLE ... CONNECTION LIMIT and temp_file_limit set bounds. Time-outs do not:
---   every session can change its own.
+-- - pyapp_sync can give any user any quota and any subscription status.
+-- - Every role can exhaust connections, memory and disk, for example by temporary
+--   tables. ALTER ROLE ... CONNECTION LIMIT and temp_file_limit limit that. Timeouts do
+--   not, because every session can change its own.
 
 DO $$
 DECLARE
     role text;
 BEGIN
-    -- Roles belong to the whole server, where another database may have made them.
+    -- Roles are shared by all databases of the server: another one may have them.
     FOREACH role IN ARRAY ARRAY['pyapp_app', 'pyapp_sync', 'pyapp_readonly'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role);
         EXECUTE format('CREATE ROLE %I NOLOGIN', role);
@@ -56,21 +54,21 @@ BEGIN
 END;
 $$;
 
--- From nothing each time, so that what a later version no longer grants is gone.
+-- Start from nothing, so that privileges of earlier versions are removed.
 REVOKE ALL ON ALL TABLES IN SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 
--- They run as their owner: hung as a trigger on a table of the caller's own, they would
--- write whatever the caller wants. A trigger that is there needs no such right to fire,
--- and all other functions run as their caller.
+-- SECURITY DEFINER functions. As a trigger on a table of the caller's own, they would
+-- write rows of the caller's choice. Existing triggers fire without this privilege.
 REVOKE EXECUTE ON FUNCTION
 app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
-app.end_unproved_sessions(), app.delete_session(bytea), app.delete_user_sessions(uuid),
-app.delete_expired_sessions(bigint), app.cancel_referral(uuid), app.anonymize_user(uuid)
+app.end_unverified_sessions(), app.delete_session(bytea),
+app.delete_user_sessions(uuid), app.delete_expired_sessions(bigint),
+app.cancel_referral(uuid), app.anonymize_user(uuid)
 FROM public;
 
--- Repairs are the owner's. They run as their caller, who needs the tables as well.
+-- Only the owner repairs. These functions run with the privileges of their caller.
 REVOKE EXECUTE ON FUNCTION
 app.repair_usage_day(uuid, date), app.repair_referral_totals(uuid)
 FROM public;
@@ -90,15 +88,15 @@ ON app.users TO pyapp_app;
 
 GRANT INSERT (id, sig_hash), UPDATE (sig_hash) ON app.fingerprints TO pyapp_app;
 
--- The hash is read here, for a session is found and revoked by it. That gives nothing
--- away: no token follows from its hash, and who may insert sessions can forge one.
+-- Sessions are found by the hash of their token. Reading hashes is harmless: no token
+-- can be derived from its hash, and a role that may insert sessions can forge them.
 GRANT
 SELECT,
 INSERT (token_hash, user_id, fingerprint_id, created_at, expires_at),
 UPDATE (expires_at)
 ON app.sessions TO pyapp_app;
 
--- Neither UPDATE nor DELETE nor TRUNCATE: a bill is added to, never changed.
+-- No UPDATE, DELETE or TRUNCATE: messages are append-only.
 GRANT
 SELECT,
 INSERT (
@@ -108,14 +106,14 @@ INSERT (
 )
 ON app.messages TO pyapp_app;
 
--- No DELETE, which would also allow to lock the table against all others.
+-- No DELETE, which would also allow LOCK TABLE in ACCESS EXCLUSIVE mode.
 GRANT
 SELECT,
 INSERT (subject_id, message_id, finished_at, request, response)
 ON app.message_payloads TO pyapp_app;
 
--- Runs as its owner: it deletes payloads, also those that maintenance has detached, and
--- pending referrals, and is the only way to set anonymized_at.
+-- SECURITY DEFINER: deletes payloads, detached ones included, and pending referrals,
+-- and is the only way to set anonymized_at.
 GRANT EXECUTE ON FUNCTION app.anonymize_user(uuid) TO pyapp_app;
 
 GRANT
@@ -124,7 +122,7 @@ INSERT (referrer_id, referred_id, status, credits),
 UPDATE (status)
 ON app.referrals TO pyapp_app;
 
--- In place of DELETE on these tables, which would allow an ACCESS EXCLUSIVE lock, too.
+-- Instead of DELETE, which would also allow LOCK TABLE in ACCESS EXCLUSIVE mode.
 GRANT EXECUTE ON FUNCTION
 app.delete_session(bytea), app.delete_user_sessions(uuid),
 app.delete_expired_sessions(bigint), app.cancel_referral(uuid)
@@ -145,8 +143,8 @@ GRANT UPDATE (
 )
 ON app.users TO pyapp_sync;
 
--- No DELETE: what Stripe deletes becomes a state here, never a missing row. UPDATE goes
--- by column, also where all are listed: on a table it allows LOCK TABLE in every mode.
+-- No DELETE: deleted and canceled objects keep their rows. UPDATE is granted by column
+-- throughout, because on a table it allows LOCK TABLE in every mode.
 GRANT
 INSERT (
     id, type, api_version, event_created_at, payload, status, attempts, last_error,
@@ -191,7 +189,7 @@ TO pyapp_readonly;
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)
 ON app.sessions TO pyapp_readonly;
 
--- The default partition by itself, too: pyapp stats tells whether anything is in it.
+-- The default partition too: pyapp stats reports whether it has rows.
 GRANT SELECT (subject_id, message_id, finished_at)
 ON app.message_payloads, app.message_payloads_default TO pyapp_readonly;
 

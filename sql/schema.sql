@@ -1,20 +1,28 @@
--- The database as it is today. Change it here and in a migration, in one commit.
+-- Tables, indexes, checks and triggers, and the functions that they call. All other
+-- functions and the views are in sql/functions; load those files after this one, in the
+-- order of their names. A change here comes with a migration, in the same commit.
 
 CREATE SCHEMA app;
 
 COMMENT ON SCHEMA app IS
     'Metering of paid AI usage: accounts, messages, quota, referrals, Stripe.';
 
+-- Rules for all function bodies, here and in sql/functions:
+--
+-- - SQL-standard bodies (RETURN, BEGIN ATOMIC) are parsed when the function is created.
+--   search_path cannot affect them, and the planner can inline them.
+-- - All other bodies look names up when they run, and set search_path to pg_catalog,
+--   pg_temp. If pg_temp is not listed, it is searched first for tables and types, and
+--   any caller can create both.
+-- - UTC is written as interval '0'. PostgreSQL 18 looks a zone's name up among the
+--   abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
+-- - A SECURITY DEFINER function is revoked from PUBLIC: as a trigger on a table of the
+--   caller's own, it would run with arguments of the caller's choice.
+
 -- ---------------------------------------------------------------------------
 -- Quota periods
 -- ---------------------------------------------------------------------------
 
--- Bodies written as RETURN are bound to their objects when they are created, so no
--- search_path can redirect them, and the planner can inline them. All other bodies look
--- names up when they run, and set search_path to pg_catalog, pg_temp: where pg_temp is
--- not listed, it is searched first for tables and types, and a caller can create both.
--- UTC is written as interval '0': PostgreSQL 18 looks a zone's name up among the
--- abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
 CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN
@@ -22,7 +30,7 @@ RETURN
     AT TIME ZONE interval '0';
 
 COMMENT ON FUNCTION app.add_months(timestamptz, integer) IS
-    'The anchor plus whole months in UTC; 31 January plus 1 is the last of February.';
+    'Adds months to the anchor in UTC; 31 January plus 1 is the last day of February.';
 
 CREATE FUNCTION app.count_months(anchor timestamptz, moment timestamptz)
 RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -40,9 +48,9 @@ RETURN
     ) > moment)::integer;
 
 COMMENT ON FUNCTION app.count_months(timestamptz, timestamptz) IS
-    'The greatest n for which the anchor plus n months is not after the moment.';
+    'Whole months from the anchor to the moment, in UTC.';
 
--- Not for inlining: a quota query would carry this arithmetic along, and rarely run it.
+-- PL/pgSQL prevents inlining: quota queries rarely evaluate this arithmetic.
 CREATE FUNCTION app.get_period_start(anchor timestamptz, moment timestamptz)
 RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -53,19 +61,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.get_period_start(timestamptz, timestamptz) IS
-    'The last boundary at or before the moment; boundaries are the anchor plus months.';
-
-CREATE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
-RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
-END;
-$$;
-
-COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
-    'The first boundary after the moment; boundaries are the anchor plus months.';
+    'Last period boundary at or before the moment; boundaries are anchor + n months.';
 
 CREATE FUNCTION app.get_quota_period_start(anchor timestamptz, reset timestamptz)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -79,10 +75,10 @@ RETURN COALESCE(
 );
 
 COMMENT ON FUNCTION app.get_quota_period_start(timestamptz, timestamptz) IS
-    'The last boundary before the reset; the anchor itself where nothing resets.';
+    'Last period boundary before the reset; the anchor if the reset is NULL.';
 
 -- ---------------------------------------------------------------------------
--- Shared trigger functions
+-- Trigger functions of several tables
 -- ---------------------------------------------------------------------------
 
 CREATE FUNCTION app.set_updated_at()
@@ -96,7 +92,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.set_updated_at() IS
-    'Trigger: stamps the row with the time of the transaction that changes it.';
+    'Trigger: sets updated_at to the start of the transaction.';
 
 CREATE FUNCTION app.refuse_change()
 RETURNS trigger LANGUAGE plpgsql
@@ -113,7 +109,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_change() IS
-    'Trigger: refuses, giving its argument as the reason and its name as constraint.';
+    'Trigger: raises restrict_violation; reports its own name as the constraint.';
 
 -- ---------------------------------------------------------------------------
 -- plans
@@ -132,11 +128,11 @@ CREATE TABLE app.plans (
 );
 
 COMMENT ON TABLE app.plans IS
-    'What a price buys; anonymous and free are the plans of those who pay nothing.';
+    'Plans. anonymous and free apply without a paid subscription.';
 COMMENT ON COLUMN app.plans.stripe_price_id IS
-    'Stripe''s price that buys the plan; NULL where none does. Set by the operator.';
+    'Stripe price that buys the plan; NULL if none does. Set by the operator.';
 COMMENT ON COLUMN app.plans.monthly_credits IS
-    'Credits a month, before referral credits; one credit is one US cent of usage.';
+    'Credits per month without referral credits; one credit is one US cent of usage.';
 
 INSERT INTO app.plans (id, monthly_credits) VALUES
     ('anonymous', 1000),
@@ -152,7 +148,7 @@ RETURN (
 );
 
 COMMENT ON FUNCTION app.get_monthly_credits(text) IS
-    'The credits of a plan by its id; NULL for an unknown plan.';
+    'Monthly credits of a plan; NULL for an unknown plan.';
 
 -- ---------------------------------------------------------------------------
 -- users
@@ -163,7 +159,7 @@ RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN COALESCE(status IN ('active', 'trialing', 'past_due'), FALSE);
 
 COMMENT ON FUNCTION app.is_active_status(text) IS
-    'Whether a subscription in this state entitles; unknown states and NULL do not.';
+    'Whether a subscription with this status entitles; NULL and unknown ones do not.';
 
 CREATE TABLE app.users (
     id                     uuid NOT NULL DEFAULT gen_random_uuid(),
@@ -202,53 +198,53 @@ CREATE TABLE app.users (
 );
 
 COMMENT ON TABLE app.users IS
-    'Accounts. The stripe_ and subscription_ columns are written by the sync only.';
+    'Accounts. Only the Stripe sync writes stripe_* and subscription_*.';
 COMMENT ON COLUMN app.users.email IS
-    'As the user wrote it, unique regardless of case; NULL once anonymized.';
+    'E-mail address as entered; unique ignoring case; NULL if anonymized.';
 COMMENT ON COLUMN app.users.name IS
-    'For display; NULL if never given or anonymized.';
+    'Display name; NULL if not given or anonymized.';
 COMMENT ON COLUMN app.users.email_verified_at IS
-    'When the user proved to own the e-mail; NULL until then and once anonymized.';
+    'When the e-mail address was verified; NULL if it is not, or anonymized.';
 COMMENT ON COLUMN app.users.image_url IS
-    'Avatar; NULL if there is none or once anonymized.';
+    'Address of the avatar; NULL if there is none, or anonymized.';
 COMMENT ON COLUMN app.users.base_quota IS
-    'Credits a period from the plan; written when the plan changes.';
+    'Credits per period from the plan; the Stripe sync updates it with the plan.';
 COMMENT ON COLUMN app.users.referral_credits IS
-    'Credits a period earned by completed referrals; written by their trigger.';
+    'Credits per period from completed referrals; written by the trigger of referrals.';
 COMMENT ON COLUMN app.users.quota IS
-    'Credits a period in all: base_quota and referral_credits.';
+    'Credits per period: base_quota + referral_credits.';
 COMMENT ON COLUMN app.users.quota_anchor IS
-    'Periods begin at the anchor plus whole months in UTC; Stripe''s billing anchor.';
+    'Period boundaries are this time + n months in UTC; from Stripe''s billing anchor.';
 COMMENT ON COLUMN app.users.next_quota_reset IS
-    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+    'When the period ends; if past, the next boundary counts; NULL if it never resets.';
 COMMENT ON COLUMN app.users.quota_period_start IS
-    'The boundary before next_quota_reset; the anchor where nothing resets.';
+    'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 COMMENT ON COLUMN app.users.referral_code IS
-    'What the user gives to those he refers: ref- and a UUID.';
+    'Code with which this user refers others: ref-<uuid>.';
 COMMENT ON COLUMN app.users.referral_limit IS
-    'How many completed referrals the user may have.';
+    'Maximum of referral_count.';
 COMMENT ON COLUMN app.users.referral_count IS
-    'Completed referrals by this user; written by the trigger of referrals.';
+    'Completed referrals made by this user; written by the trigger of referrals.';
 COMMENT ON COLUMN app.users.stripe_customer_id IS
-    'cus_...; NULL until a customer is linked.';
+    'Linked Stripe customer, cus_...; NULL if none.';
 COMMENT ON COLUMN app.users.stripe_subscription_id IS
-    'sub_... of the best subscription: active first, then latest end; NULL if none.';
+    'Best Stripe subscription, sub_...: active first, then latest end; NULL if none.';
 COMMENT ON COLUMN app.users.stripe_price_id IS
-    'Price of the best subscription; NULL if there is none or it has no price.';
+    'Stripe price of the best subscription; NULL if there is none, or without price.';
 COMMENT ON COLUMN app.users.subscription_status IS
-    'Stripe''s word for the best subscription; NULL if there is none.';
+    'Status of the best subscription as reported by Stripe; NULL if there is none.';
 COMMENT ON COLUMN app.users.subscription_active IS
-    'Whether the status entitles: active, trialing or past_due.';
+    'Whether subscription_status is active, trialing or past_due.';
 COMMENT ON COLUMN app.users.created_at IS
-    'When Stripe''s customer was created; now() until there is one.';
+    'When the Stripe customer was created; without one, when the row was inserted.';
 COMMENT ON COLUMN app.users.anonymized_at IS
-    'When the person was erased and the bill kept; NULL while the account lives.';
+    'When personal data was erased; NULL for an active account.';
 
--- Its checks stand apart, so that the columns fit on one screen.
+-- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.users
     ADD CONSTRAINT users_email_shape_check
         CHECK (email ~ '^[^@\s]+@[^@\s]+$' AND length(email) <= 320),
-    ADD CONSTRAINT users_anonymized_is_nobody_check CHECK (
+    ADD CONSTRAINT users_anonymized_is_empty_check CHECK (
         CASE
             WHEN anonymized_at IS NULL THEN email IS NOT NULL
             ELSE num_nonnulls(email, name, email_verified_at, image_url) = 0
@@ -270,7 +266,7 @@ ALTER TABLE app.users
     ADD CONSTRAINT users_subscription_has_status_check
         CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL));
 
--- For find_user_by_email, and keeps an address unique regardless of case.
+-- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
 CREATE TRIGGER users_set_updated_at BEFORE UPDATE ON app.users
@@ -298,27 +294,27 @@ CREATE TABLE app.fingerprints (
 );
 
 COMMENT ON TABLE app.fingerprints IS
-    'Anonymous devices, each with a quota of its own.';
+    'Anonymous devices. Each has its own quota.';
 COMMENT ON COLUMN app.fingerprints.sig_hash IS
-    'Hash of the device''s signature; NULL if it gave none.';
+    'Hash of the device''s signature; NULL if not given.';
 COMMENT ON COLUMN app.fingerprints.base_quota IS
-    'Credits a period while nobody is signed in.';
+    'Credits per period for messages without a user.';
 COMMENT ON COLUMN app.fingerprints.quota_anchor IS
-    'Periods begin at the anchor plus whole months in UTC.';
+    'Period boundaries are this time + n months in UTC.';
 COMMENT ON COLUMN app.fingerprints.next_quota_reset IS
-    'When the period ends; once lapsed, the next boundary; NULL if it never resets.';
+    'When the period ends; if past, the next boundary counts; NULL if it never resets.';
 COMMENT ON COLUMN app.fingerprints.quota_period_start IS
-    'The boundary before next_quota_reset; the anchor where nothing resets.';
+    'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 
--- A device names its own id, and messages are billed by id alone: one that names a
--- user's id would spend that user's quota.
+-- A device chooses its own id, and messages are billed to an id of either kind: a
+-- fingerprint with the id of a user would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF EXISTS (SELECT FROM app.users AS u WHERE u.id = NEW.id) THEN
-        RAISE EXCEPTION 'fingerprint % is the id of a user', NEW.id
+        RAISE EXCEPTION 'fingerprint % has the id of a user', NEW.id
             USING ERRCODE = 'check_violation',
                 SCHEMA = TG_TABLE_SCHEMA,
                 TABLE = TG_TABLE_NAME,
@@ -329,9 +325,8 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_user_id() IS
-    'Trigger: refuses a fingerprint whose id is a user''s.';
+    'Trigger: refuses a fingerprint that has the id of a user.';
 
--- PUBLIC may not call a function that runs as its owner.
 REVOKE EXECUTE ON FUNCTION app.refuse_user_id() FROM public;
 
 CREATE TRIGGER fingerprints_refuse_user_id BEFORE INSERT OR UPDATE OF id
@@ -358,15 +353,15 @@ CREATE TABLE app.sessions (
 );
 
 COMMENT ON TABLE app.sessions IS
-    'Who is signed in; a session is valid before expires_at and never at it.';
+    'Sign-ins. A session is valid before expires_at, and not at it.';
 COMMENT ON COLUMN app.sessions.token_hash IS
     'SHA-256 of the token; the token itself is never stored.';
 COMMENT ON COLUMN app.sessions.user_id IS
-    'Who is signed in.';
+    'The user that is signed in.';
 COMMENT ON COLUMN app.sessions.fingerprint_id IS
-    'The device that signed in; NULL if it is not known.';
+    'The fingerprint that signed in; NULL if unknown.';
 COMMENT ON COLUMN app.sessions.expires_at IS
-    'The first instant at which the session is no longer valid.';
+    'First instant at which the session is no longer valid.';
 
 -- For delete_user_sessions and sessions_user_id_fkey.
 CREATE INDEX sessions_user_id_idx ON app.sessions (user_id);
@@ -374,23 +369,22 @@ CREATE INDEX sessions_user_id_idx ON app.sessions (user_id);
 -- For sessions_fingerprint_id_fkey.
 CREATE INDEX sessions_fingerprint_id_idx ON app.sessions (fingerprint_id);
 
--- For delete_expired_sessions, which takes the oldest first.
+-- For delete_expired_sessions, which deletes the oldest first.
 CREATE INDEX sessions_expires_at_idx ON app.sessions (expires_at);
 
 -- Anyone can sign up with an address before its owner does: a session that is older
--- than the first proof of the address may be another person's.
-CREATE FUNCTION app.end_unproved_sessions()
+-- than the first verification of the address may belong to another person.
+CREATE FUNCTION app.end_unverified_sessions()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The snapshot of another level would hide a session that is committed during the
-    -- wait below.
+    -- Above READ COMMITTED, a session committed during the wait below is not visible.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'the first proof of an e-mail address needs READ COMMITTED'
+        RAISE EXCEPTION 'verifying an e-mail address needs READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- The update does not conflict with the lock that create_session takes; this lock
-    -- does. So a session that is being created is committed before the deletion.
+    -- The update does not conflict with the lock of create_session; FOR UPDATE does.
+    -- It waits until a session that is being created is committed.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id = NEW.id
@@ -401,12 +395,12 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION app.end_unproved_sessions() IS
-    'Trigger: deletes the sessions of a user whose address is proved the first time.';
+COMMENT ON FUNCTION app.end_unverified_sessions() IS
+    'Trigger: deletes a user''s sessions when the address is first verified.';
 
-REVOKE EXECUTE ON FUNCTION app.end_unproved_sessions() FROM public;
+REVOKE EXECUTE ON FUNCTION app.end_unverified_sessions() FROM public;
 
-CREATE TRIGGER users_end_unproved_sessions
+CREATE TRIGGER users_end_unverified_sessions
 AFTER UPDATE OF email, email_verified_at ON app.users
 FOR EACH ROW WHEN (
     NEW.email_verified_at IS NOT NULL
@@ -415,13 +409,13 @@ FOR EACH ROW WHEN (
         OR lower(NEW.email) IS DISTINCT FROM lower(OLD.email)
     )
 )
-EXECUTE FUNCTION app.end_unproved_sessions();
+EXECUTE FUNCTION app.end_unverified_sessions();
 
 -- ---------------------------------------------------------------------------
 -- messages
 -- ---------------------------------------------------------------------------
 
--- Columns go by size, widest alignment first, because nothing here is as long as this.
+-- The largest table: columns are ordered by alignment, widest first, to avoid padding.
 CREATE TABLE app.messages (
     subject_id                  uuid NOT NULL,
     id                          uuid NOT NULL,
@@ -451,53 +445,53 @@ CREATE TABLE app.messages (
     CONSTRAINT messages_fingerprint_id_fkey FOREIGN KEY (fingerprint_id)
         REFERENCES app.fingerprints (id) ON DELETE RESTRICT
 ) WITH (
-    -- The quota check reads its index alone only where vacuum has been.
+    -- Index-only scans of the quota check need pages that VACUUM has marked.
     autovacuum_vacuum_insert_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.messages IS
-    'One row for each call to a model, append-only; the bill is their sum.';
+    'Calls to models, one row each, append-only. The bill is their sum.';
 COMMENT ON COLUMN app.messages.subject_id IS
-    'Who pays: the user, else the fingerprint. A plain column, the key to shard by.';
+    'Payer: the user, else the fingerprint. Not generated, to allow sharding by it.';
 COMMENT ON COLUMN app.messages.id IS
-    'The caller''s idempotency key, unique for its payer.';
+    'Idempotency key given by the caller; unique per payer.';
 COMMENT ON COLUMN app.messages.user_id IS
-    'The user; NULL when anonymous.';
+    'The user; NULL for an anonymous message.';
 COMMENT ON COLUMN app.messages.fingerprint_id IS
-    'The device; NULL if it is not known.';
+    'The fingerprint; NULL if unknown.';
 COMMENT ON COLUMN app.messages.finished_at IS
-    'When the model had answered; the period and the prices go by this time.';
+    'When the model finished; decides the period and the prices.';
 COMMENT ON COLUMN app.messages.recorded_at IS
-    'When the row was written; finished_at is at most 24 hours after it.';
+    'When the row was inserted; finished_at is at most 24 hours later.';
 COMMENT ON COLUMN app.messages.total_tokens IS
-    'Sum of the four disjoint token counts.';
+    'Sum of the four token counts, which are disjoint.';
 COMMENT ON COLUMN app.messages.input_tokens IS
-    'Tokens read at the full price: neither written to nor read from the cache.';
+    'Input tokens at the full price: neither written to nor read from the cache.';
 COMMENT ON COLUMN app.messages.cache_creation_input_tokens IS
     'Input tokens written to the cache.';
 COMMENT ON COLUMN app.messages.cache_read_input_tokens IS
     'Input tokens read from the cache.';
 COMMENT ON COLUMN app.messages.output_tokens IS
-    'Tokens the model wrote, reasoning included.';
+    'Output tokens, including reasoning.';
 COMMENT ON COLUMN app.messages.latency_ms IS
-    'Milliseconds from request to the last byte; NULL if it was not measured.';
+    'Milliseconds from the request to the last byte; NULL if not measured.';
 COMMENT ON COLUMN app.messages.model IS
-    'The model as its provider names it.';
+    'Model name as used by its provider.';
 COMMENT ON COLUMN app.messages.client_id IS
-    'The client run that asked, such as one session of a tool; NULL if not given.';
+    'The client''s run, such as one session of a tool; NULL if not given.';
 COMMENT ON COLUMN app.messages.client_request_id IS
-    'The client''s own request, which may take several calls; NULL if not given.';
+    'The client''s request, which may need several calls; NULL if not given.';
 COMMENT ON COLUMN app.messages.cost IS
-    'What the call cost, in US dollars.';
+    'Cost of the call in US dollars.';
 COMMENT ON COLUMN app.messages.credits IS
-    'What the call is billed, in credits.';
+    'Credits billed for the call.';
 
--- Its checks stand apart, so that the columns fit on one screen.
+-- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.messages
     ADD CONSTRAINT messages_subject_is_payer_check
         CHECK (subject_id IS NOT DISTINCT FROM COALESCE(user_id, fingerprint_id)),
     ADD CONSTRAINT messages_finished_at_is_finite_check CHECK (isfinite(finished_at)),
-    -- In UTC, because timestamptz + interval depends on the session's TimeZone; and no
+    -- In UTC, because timestamptz + interval depends on the session's TimeZone. Not a
     -- subtraction, because times that are far apart overflow an interval.
     ADD CONSTRAINT messages_finished_at_not_ahead_check CHECK (
         finished_at AT TIME ZONE interval '0'
@@ -518,8 +512,8 @@ ALTER TABLE app.messages
     ADD CONSTRAINT messages_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity');
 
--- For get_user_quota and list_messages; the credits ride along, so that the part-days
--- at a period's edges are summed without touching the table.
+-- For get_user_quota and list_messages. INCLUDE (credits) allows index-only scans of
+-- the partial days at a period's boundaries.
 CREATE INDEX messages_subject_id_finished_at_idx
 ON app.messages (subject_id, finished_at) INCLUDE (credits);
 
@@ -527,22 +521,22 @@ ON app.messages (subject_id, finished_at) INCLUDE (credits);
 CREATE INDEX messages_user_id_idx ON app.messages (user_id);
 
 -- For messages_fingerprint_id_fkey. Unique, because a call that is recorded again after
--- its user has signed in has the same device and id, and another payer. Partial: most
--- messages of users name no device.
+-- a sign-in has the same fingerprint and id, and another payer. Partial, because most
+-- messages of users have no fingerprint.
 CREATE UNIQUE INDEX messages_fingerprint_id_id_idx
 ON app.messages (fingerprint_id, id)
 WHERE fingerprint_id IS NOT NULL;
 
--- For get_client_usage; partial, because imported and anonymous calls often have none.
+-- For get_client_usage. Partial, because imported and anonymous calls often have none.
 CREATE INDEX messages_client_id_idx ON app.messages (client_id)
 WHERE client_id IS NOT NULL;
 
--- For get_request_usage; partial for the same reason.
+-- For get_request_usage. Partial for the same reason.
 CREATE INDEX messages_client_request_id_idx ON app.messages (client_request_id)
 WHERE client_request_id IS NOT NULL;
 
--- For get_message_rates. Rows come in the order of this time, so that a few kilobytes
--- say which pages are the last hour's, and a writer hardly touches them.
+-- For get_message_rates. Rows are inserted in the order of recorded_at, so that BRIN
+-- finds the pages of the last hour, and costs writers next to nothing.
 CREATE INDEX messages_recorded_at_idx ON app.messages
 USING brin (recorded_at) WITH (autosummarize = on);
 
@@ -570,26 +564,26 @@ CREATE TABLE app.message_payloads (
 ) PARTITION BY RANGE (finished_at);
 
 COMMENT ON TABLE app.message_payloads IS
-    'What was said: bulky, private, dropped by the month while the bill remains.';
+    'Request and response bodies, partitioned by month; dropped without the messages.';
 COMMENT ON COLUMN app.message_payloads.subject_id IS
-    'Who paid for the message.';
+    'Payer of the message.';
 COMMENT ON COLUMN app.message_payloads.message_id IS
-    'The message, within its payer.';
+    'The message, unique per payer.';
 COMMENT ON COLUMN app.message_payloads.finished_at IS
-    'The message''s own time, which decides the month.';
+    'finished_at of the message; decides the partition.';
 COMMENT ON COLUMN app.message_payloads.request IS
-    'The conversation sent, an array of messages; NULL if it was not kept.';
+    'Request body, usually an array of messages; NULL if not kept.';
 COMMENT ON COLUMN app.message_payloads.response IS
-    'The model''s answer; NULL if it was not kept.';
+    'Response body; NULL if not kept.';
 COMMENT ON COLUMN app.message_payloads.last_message IS
-    'Last element of the request, or a bare value itself; NULL if empty or an object.';
+    'Last element of request, or the value if scalar; NULL if empty or an object.';
 
--- A month without a partition of its own lands here, so that nothing is ever refused.
+-- Takes months without a partition, so that inserts never fail.
 CREATE TABLE app.message_payloads_default
 PARTITION OF app.message_payloads DEFAULT;
 
 COMMENT ON TABLE app.message_payloads_default IS
-    'Payloads of months that have no partition yet.';
+    'Payloads of months without a partition.';
 
 -- ---------------------------------------------------------------------------
 -- usage_daily
@@ -611,7 +605,7 @@ CREATE TABLE app.usage_daily (
     cost                        numeric NOT NULL,
     credits                     numeric NOT NULL,
 
-    -- The credits ride along, so that the quota check reads whole days off the index.
+    -- INCLUDE (credits) allows index-only scans by the quota check.
     CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day) INCLUDE (credits),
     CONSTRAINT usage_daily_messages_positive_check CHECK (messages > 0),
     CONSTRAINT usage_daily_cost_is_amount_check
@@ -619,40 +613,41 @@ CREATE TABLE app.usage_daily (
     CONSTRAINT usage_daily_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity')
 ) WITH (
-    -- Today's rows change all day: room for that beside them, and vacuum soon after.
+    -- Rows of the current day are updated by every message: leave room for new
+    -- versions on the same page, and vacuum early.
     fillfactor = 70,
     autovacuum_vacuum_scale_factor = 0.02
 );
 
 COMMENT ON TABLE app.usage_daily IS
-    'Sums of messages by payer and UTC day, kept by their trigger in the same commit.';
+    'Sums of messages by payer and UTC day; written by the trigger of messages.';
 COMMENT ON COLUMN app.usage_daily.subject_id IS
-    'Who pays: a user or a fingerprint.';
+    'Payer: the user, else the fingerprint.';
 COMMENT ON COLUMN app.usage_daily.day IS
     'UTC day of the messages'' finished_at.';
 COMMENT ON COLUMN app.usage_daily.messages IS
-    'How many messages.';
+    'Number of messages.';
 COMMENT ON COLUMN app.usage_daily.input_tokens IS
-    'Their tokens read at the full price.';
+    'Sum of messages.input_tokens.';
 COMMENT ON COLUMN app.usage_daily.cache_creation_input_tokens IS
-    'Their input tokens written to the cache.';
+    'Sum of messages.cache_creation_input_tokens.';
 COMMENT ON COLUMN app.usage_daily.cache_read_input_tokens IS
-    'Their input tokens read from the cache.';
+    'Sum of messages.cache_read_input_tokens.';
 COMMENT ON COLUMN app.usage_daily.output_tokens IS
-    'Their tokens written by the model.';
+    'Sum of messages.output_tokens.';
 COMMENT ON COLUMN app.usage_daily.total_tokens IS
     'Sum of the four token counts.';
 COMMENT ON COLUMN app.usage_daily.cost IS
-    'Their cost, in US dollars.';
+    'Sum of messages.cost, in US dollars.';
 COMMENT ON COLUMN app.usage_daily.credits IS
-    'Their bill, in credits.';
+    'Sum of messages.credits.';
 
 CREATE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- In key order, so that two writers of several rows never wait for each other.
+    -- In key order, so that concurrent writers of several rows do not deadlock.
     INSERT INTO app.usage_daily AS d (
         subject_id, day, messages, input_tokens, cache_creation_input_tokens,
         cache_read_input_tokens, output_tokens, cost, credits
@@ -685,7 +680,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.add_usage() IS
-    'Trigger: adds a statement''s new messages to usage_daily.';
+    'Trigger: adds the messages that a statement inserts to usage_daily.';
 
 REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;
 
@@ -693,19 +688,19 @@ CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION app.add_usage();
 
--- repair_usage_day sets app.is_repairing. Any session can set it: it prevents mistakes,
--- and privileges keep all but the owner from writing the table.
+-- repair_usage_day sets app.is_repairing. Any session can set it: this trigger prevents
+-- mistakes, and privileges protect the table.
 CREATE TRIGGER usage_daily_kept_by_trigger
 BEFORE INSERT OR UPDATE OR DELETE ON app.usage_daily
 FOR EACH STATEMENT WHEN (
     pg_trigger_depth() = 0
     AND current_setting('app.is_repairing', TRUE) IS DISTINCT FROM 'on'
 )
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');
 
 CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
 FOR EACH STATEMENT
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');
 
 -- ---------------------------------------------------------------------------
 -- referrals
@@ -734,19 +729,19 @@ CREATE TABLE app.referrals (
 );
 
 COMMENT ON TABLE app.referrals IS
-    'Who referred whom; completing one counts it and grants its credits to both.';
+    'Referrals. Completing one counts it and grants its credits to both users.';
 COMMENT ON COLUMN app.referrals.referrer_id IS
-    'Whose code was used.';
+    'The user whose code was redeemed.';
 COMMENT ON COLUMN app.referrals.referred_id IS
-    'Who used it; nobody is referred twice.';
+    'The user who redeemed the code; referred at most once.';
 COMMENT ON COLUMN app.referrals.status IS
-    'pending, then completed, which is final; a cancelled one is deleted.';
+    'pending or completed. completed is final; a cancelled referral is deleted.';
 COMMENT ON COLUMN app.referrals.credits IS
-    'Credits granted to each of the two on completion; at most 1000000, 10000 USD.';
+    'Credits granted to each user on completion; at most 1000000, worth 10000 USD.';
 COMMENT ON COLUMN app.referrals.completed_at IS
-    'When it was completed, set by a trigger; NULL while pending.';
+    'When it was completed; set by a trigger; NULL while pending.';
 
--- For redeem_referral and create_referral: two users do not refer each other.
+-- For redeem_referral and create_referral: at most one referral per pair of users.
 CREATE UNIQUE INDEX referrals_unordered_pair_idx
 ON app.referrals (LEAST(referrer_id, referred_id), GREATEST(referrer_id, referred_id));
 
@@ -760,7 +755,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.set_completed_at() IS
-    'Trigger: stamps a referral with the time of the transaction that completes it.';
+    'Trigger: sets completed_at to the start of the transaction.';
 
 CREATE TRIGGER referrals_set_completed_at BEFORE INSERT OR UPDATE ON app.referrals
 FOR EACH ROW WHEN (NEW.status = 'completed' AND NEW.completed_at IS NULL)
@@ -773,8 +768,8 @@ AS $$
 DECLARE
     short_user uuid;
 BEGIN
-    -- Lock both users of every row in id order before changing any, so that crossing
-    -- redemptions queue up instead of deadlocking.
+    -- Lock all users in id order before changing any, so that concurrent redemptions
+    -- queue up instead of deadlocking.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id IN (
@@ -803,8 +798,9 @@ BEGIN
     ) AS side
     WHERE u.id = side.user_id;
 
-    -- A row completed at another time comes from a dump and was granted then: the
-    -- users' totals must include it. Restored by rows, it is counted before the rest.
+    -- A row with another completed_at is restored from a dump, and its credits were
+    -- granted at that time: the users' totals must include it. A restore inserts rows
+    -- in several statements, so the totals may exceed the sum of the rows so far.
     SELECT restored.user_id INTO short_user
     FROM (
         SELECT DISTINCT unnest(ARRAY[c.referrer_id, c.referred_id]) AS user_id
@@ -822,13 +818,13 @@ BEGIN
     ) AS held
     WHERE (u.referral_count >= held.referrals AND u.referral_credits >= held.credits)
         IS NOT TRUE
-        -- Its snapshot may be older than another restore's commit.
+        -- The snapshot may be older than the commit of a concurrent restore.
         OR current_setting('transaction_isolation') = 'repeatable read'
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'a referral of user % was completed earlier and is not in the'
-            ' user''s totals: restore users before referrals, by READ COMMITTED; to'
-            ' complete it now, leave completed_at NULL', short_user
+        RAISE EXCEPTION 'a referral of user % was completed earlier and is missing in'
+            ' the user''s totals: restore users before referrals, under READ COMMITTED;'
+            ' to complete it now, leave completed_at NULL', short_user
             USING ERRCODE = 'restrict_violation',
                 SCHEMA = TG_TABLE_SCHEMA,
                 TABLE = TG_TABLE_NAME,
@@ -839,7 +835,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.grant_referral_credits() IS
-    'Trigger: grants what this transaction completes; earlier ones must be counted.';
+    'Trigger: grants credits of referrals completed now; checks restored ones.';
 
 REVOKE EXECUTE ON FUNCTION app.grant_referral_credits() FROM public;
 
@@ -847,8 +843,8 @@ CREATE TRIGGER referrals_grant_on_insert AFTER INSERT ON app.referrals
 REFERENCING NEW TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
 
--- referrals_completed_is_final lets no completed row through, so whatever an UPDATE
--- leaves completed has just become so.
+-- referrals_completed_is_final refuses updates of completed rows: every row that an
+-- UPDATE leaves completed was pending before.
 CREATE TRIGGER referrals_grant_on_update AFTER UPDATE ON app.referrals
 REFERENCING NEW TABLE AS changed
 FOR EACH STATEMENT EXECUTE FUNCTION app.grant_referral_credits();
@@ -892,33 +888,33 @@ CREATE TABLE app.stripe_events (
 );
 
 COMMENT ON TABLE app.stripe_events IS
-    'The inbox: each verified event once, and what became of it.';
+    'Inbox of verified Stripe events, one row each, with the result of each.';
 COMMENT ON COLUMN app.stripe_events.id IS
-    'Stripe''s evt_....';
+    'Stripe''s id, evt_....';
 COMMENT ON COLUMN app.stripe_events.type IS
-    'Stripe''s type, such as customer.subscription.updated.';
+    'Event type, such as customer.subscription.updated.';
 COMMENT ON COLUMN app.stripe_events.api_version IS
-    'The version that shaped the payload; NULL if Stripe named none.';
+    'Stripe API version of the payload; NULL if the event has none.';
 COMMENT ON COLUMN app.stripe_events.event_created_at IS
-    'When it happened in Stripe''s time, in whole seconds.';
+    'When Stripe created the event, in whole seconds.';
 COMMENT ON COLUMN app.stripe_events.payload IS
-    'The event as delivered; NULL once its retention has ended.';
+    'The event as delivered; NULL after its retention period.';
 COMMENT ON COLUMN app.stripe_events.status IS
-    'received, then applied, stale (older than what is known), ignored, or failed.';
+    'received, then applied, stale (older than the stored row), ignored or failed.';
 COMMENT ON COLUMN app.stripe_events.attempts IS
-    'How often applying it was tried.';
+    'Number of attempts to apply it.';
 COMMENT ON COLUMN app.stripe_events.last_error IS
-    'Why it last failed; NULL if it never did.';
+    'Error of the last failed attempt; NULL if none failed.';
 COMMENT ON COLUMN app.stripe_events.received_at IS
-    'When its first delivery arrived.';
+    'When the first delivery arrived.';
 COMMENT ON COLUMN app.stripe_events.processed_at IS
-    'When it was applied, or found stale or not needed; NULL until then.';
+    'When it became applied, stale or ignored; NULL until then.';
 
--- For list_failed_events; partial, because few ever fail.
+-- For list_failed_events. Partial, because few events fail.
 CREATE INDEX stripe_events_failed_idx ON app.stripe_events (event_created_at, id)
 WHERE status = 'failed';
 
--- For delete_event_payloads; partial, because most have lost theirs.
+-- For delete_event_payloads. Partial, because most payloads are deleted.
 CREATE INDEX stripe_events_payload_idx ON app.stripe_events (processed_at)
 WHERE payload IS NOT NULL;
 
@@ -944,28 +940,28 @@ CREATE TABLE app.stripe_customers (
 );
 
 COMMENT ON TABLE app.stripe_customers IS
-    'Stripe''s customers as last seen; deleted is a state, not a missing row.';
+    'Stripe customers as last seen. A deleted customer keeps its row.';
 COMMENT ON COLUMN app.stripe_customers.id IS
-    'Stripe''s cus_....';
+    'Stripe''s id, cus_....';
 COMMENT ON COLUMN app.stripe_customers.user_id IS
-    'Whom it was linked to, by metadata or at checkout; NULL until then.';
+    'User linked by metadata or checkout; NULL if none.';
 COMMENT ON COLUMN app.stripe_customers.is_deleted IS
-    'Whether Stripe has deleted it.';
+    'Whether the customer was deleted at Stripe.';
 COMMENT ON COLUMN app.stripe_customers.created_at IS
-    'When Stripe created it; NULL while only its name is known.';
+    'When Stripe created it; NULL if only the id is known.';
 COMMENT ON COLUMN app.stripe_customers.as_of IS
-    'The moment in Stripe''s time at which this row was true.';
+    'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
-    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+    'True if snapshots of one second were applied as they came; to be reconciled.';
 
 -- For stripe_customers_user_id_fkey and sync_users.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
 
--- For list_unlisted_customers, newest first as Stripe lists, and
+-- For list_unlisted_customers, newest first as in Stripe's lists, and
 -- list_name_only_customers.
 CREATE INDEX stripe_customers_created_at_idx ON app.stripe_customers (created_at, id);
 
--- However it is written, a late delivery or a page listed earlier undoes nothing.
+-- An older snapshot never overwrites a newer one, even by a statement in psql.
 CREATE TRIGGER stripe_customers_newer_wins BEFORE UPDATE ON app.stripe_customers
 FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
 EXECUTE FUNCTION app.refuse_change('a newer state is known');
@@ -998,33 +994,33 @@ CREATE TABLE app.stripe_subscriptions (
 );
 
 COMMENT ON TABLE app.stripe_subscriptions IS
-    'Stripe''s subscriptions as last seen; canceled is a state, not a missing row.';
+    'Stripe subscriptions as last seen. A canceled subscription keeps its row.';
 COMMENT ON COLUMN app.stripe_subscriptions.id IS
-    'Stripe''s sub_....';
+    'Stripe''s id, sub_....';
 COMMENT ON COLUMN app.stripe_subscriptions.customer_id IS
-    'Stripe''s cus_...; no foreign key, for the subscription may arrive first.';
+    'Stripe customer, cus_.... Not a foreign key: the subscription may arrive first.';
 COMMENT ON COLUMN app.stripe_subscriptions.user_id IS
-    'Whose it is; NULL until the customer is known here.';
+    'User of the customer; NULL until the customer is linked.';
 COMMENT ON COLUMN app.stripe_subscriptions.status IS
-    'Stripe''s word; Stripe adds new ones.';
+    'Status as reported by Stripe; an open set.';
 COMMENT ON COLUMN app.stripe_subscriptions.price_id IS
-    'Price of the item that counts; NULL if it has none.';
+    'Price of the item that decides the plan; NULL if it has none.';
 COMMENT ON COLUMN app.stripe_subscriptions.current_period_start IS
     'Start of the paid period; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
     'End of the paid period, the earliest of its items; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.billing_cycle_anchor IS
-    'The instant from which Stripe counts its periods; NULL if Stripe gives none.';
+    'Start of Stripe''s billing cycles; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.cancel_at_period_end IS
-    'Whether it ends with the paid period.';
+    'Whether the subscription ends with the paid period.';
 COMMENT ON COLUMN app.stripe_subscriptions.canceled_at IS
-    'When it was canceled; NULL if it was not.';
+    'When the subscription was canceled; NULL if it was not.';
 COMMENT ON COLUMN app.stripe_subscriptions.created_at IS
     'When Stripe created it.';
 COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
-    'The moment in Stripe''s time at which this row was true.';
+    'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
-    'Whether a tie was settled by order of arrival; reconciliation looks again.';
+    'True if snapshots of one second were applied as they came; to be reconciled.';
 
 -- For sync_users, which reads all subscriptions of one customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
@@ -1033,7 +1029,7 @@ ON app.stripe_subscriptions (customer_id);
 -- For stripe_subscriptions_user_id_fkey.
 CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
 
--- For list_unlisted_subscriptions, newest first as Stripe lists.
+-- For list_unlisted_subscriptions, newest first as in Stripe's lists.
 CREATE INDEX stripe_subscriptions_created_at_idx
 ON app.stripe_subscriptions (created_at, id);
 
@@ -1067,23 +1063,23 @@ CREATE TABLE app.stripe_sync_runs (
 );
 
 COMMENT ON TABLE app.stripe_sync_runs IS
-    'Each reconciliation and replay: when, how far, what it found, how it ended.';
+    'Reconciliations and replays, with progress, counts and outcome.';
 COMMENT ON COLUMN app.stripe_sync_runs.kind IS
     'reconcile or replay.';
 COMMENT ON COLUMN app.stripe_sync_runs.is_dry_run IS
-    'Whether it only looked.';
+    'Whether the run only reported differences.';
 COMMENT ON COLUMN app.stripe_sync_runs.started_at IS
-    'When it began.';
+    'When the run started.';
 COMMENT ON COLUMN app.stripe_sync_runs.finished_at IS
-    'When it ended; NULL while it runs, or if it was killed.';
+    'When the run ended; NULL while it runs, or if it was killed.';
 COMMENT ON COLUMN app.stripe_sync_runs.cursor IS
-    'The cursor it goes on from after a kill; NULL before the first page.';
+    'Where a killed run is resumed; NULL before the first page.';
 COMMENT ON COLUMN app.stripe_sync_runs.counts IS
-    'What it has seen and found so far, by kind.';
+    'Objects seen and differences found so far, by kind.';
 COMMENT ON COLUMN app.stripe_sync_runs.outcome IS
     'running, completed or failed.';
 COMMENT ON COLUMN app.stripe_sync_runs.last_error IS
-    'Why it failed; NULL if it did not.';
+    'Why the run failed; NULL if it did not.';
 
--- For find_resumable_run, which wants the newest of a kind.
+-- For find_resumable_run, which reads the newest run of a kind.
 CREATE INDEX stripe_sync_runs_kind_idx ON app.stripe_sync_runs (kind, id);

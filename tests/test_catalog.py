@@ -25,7 +25,7 @@ SECURITY_DEFINER = {
     "app.delete_expired_sessions(bigint)": "deletes, as cancel_referral",
     "app.delete_session(bytea)": "deletes, as cancel_referral",
     "app.delete_user_sessions(uuid)": "deletes, as cancel_referral",
-    "app.end_unproved_sessions()": "deletes sessions, which its callers may not",
+    "app.end_unverified_sessions()": "deletes sessions, which its callers may not",
     "app.grant_referral_credits()": "writes the counters of both users",
     "app.refuse_user_id()": "must see every user, whoever adds a device",
 }

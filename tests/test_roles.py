@@ -131,7 +131,7 @@ def test_trigger_function_cannot_be_hung_on_a_table_of_ones_own(
         function
         for function in (
             "add_usage",
-            "end_unproved_sessions",
+            "end_unverified_sessions",
             "grant_referral_credits",
             "refuse_user_id",
         )

@@ -50,7 +50,7 @@ BEGIN
     CREATE TABLE app.message_payloads_default
     PARTITION OF app.message_payloads DEFAULT;
     COMMENT ON TABLE app.message_payloads_default IS
-        'Payloads of months that have no partition yet.';
+        'Payloads of months without a partition.';
 END;
 $$;
 

@@ -1,5 +1,7 @@
--- One statement, so one snapshot: a message and its sum commit together, and writers at
--- work never show up here.
+-- Sums that differ from the rows that they count, and functions that repair them.
+
+-- One statement and one snapshot: a message and its sum commit together, so that
+-- concurrent writers never appear as differences.
 CREATE OR REPLACE VIEW app.usage_drift WITH (security_invoker = TRUE) AS
 WITH recorded AS (
     SELECT
@@ -35,8 +37,8 @@ SELECT -- noqa: ST06
     r.credits AS recorded_credits
 FROM app.usage_daily AS d
 FULL JOIN recorded AS r ON d.subject_id = r.subject_id AND d.day = r.day
--- Compared one by one: rows compared whole are dumped in one form and restored in
--- another.
+-- Column by column, because pg_dump prints a row comparison of a view in another form
+-- after a restore.
 WHERE d.messages IS DISTINCT FROM r.messages
     OR d.input_tokens IS DISTINCT FROM r.input_tokens
     OR d.cache_creation_input_tokens IS DISTINCT FROM r.cache_creation_input_tokens
@@ -46,39 +48,39 @@ WHERE d.messages IS DISTINCT FROM r.messages
     OR d.credits IS DISTINCT FROM r.credits;
 
 COMMENT ON VIEW app.usage_drift IS
-    'Payers'' days for which usage_daily differs from messages; it should be empty.';
+    'Days of payers for which usage_daily differs from messages; should be empty.';
 COMMENT ON COLUMN app.usage_drift.subject_id IS
-    'Who pays: a user or a fingerprint.';
+    'Payer: the user, else the fingerprint.';
 COMMENT ON COLUMN app.usage_drift.day IS
     'UTC day.';
 COMMENT ON COLUMN app.usage_drift.kept_messages IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_messages IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cache_creation_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cache_creation_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cache_read_input_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cache_read_input_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_output_tokens IS
-    'What usage_daily says; NULL if it has no row.';
+    'Value in usage_daily; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_output_tokens IS
-    'What messages add up to; NULL if there are none.';
+    'Sum of messages; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_cost IS
-    'What usage_daily says, in US dollars; NULL if it has no row.';
+    'Value in usage_daily, in US dollars; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_cost IS
-    'What messages add up to, in US dollars; NULL if there are none.';
+    'Sum of messages, in US dollars; NULL if there are none.';
 COMMENT ON COLUMN app.usage_drift.kept_credits IS
-    'What usage_daily says, in credits; NULL if it has no row.';
+    'Value in usage_daily, in credits; NULL if there is no row.';
 COMMENT ON COLUMN app.usage_drift.recorded_credits IS
-    'What messages add up to, in credits; NULL if there are none.';
+    'Sum of messages, in credits; NULL if there are none.';
 
 CREATE OR REPLACE FUNCTION app.sum_usage_day(subject uuid, usage_day date)
 RETURNS TABLE (
@@ -110,12 +112,12 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION app.sum_usage_day(uuid, date) IS
-    'What the messages of a payer''s UTC day add up to; no row if there are none.';
+    'Sums of the messages of a payer on a UTC day; no row if there are none.';
 
--- Writers add to the row of usage_daily after they have inserted their messages, and
--- keep it locked until they commit. So once the row is locked here, the next statement
--- sees exactly the messages that the row should count: those of a writer that waits for
--- the row are not committed, and the writer adds them after this.
+-- A writer inserts its messages, then updates the row of usage_daily and keeps the row
+-- locked until it commits. So once this function holds that lock, its next statement
+-- sees exactly the messages that the row should count: messages of a writer that waits
+-- for the lock are not committed, and that writer adds them afterwards.
 CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -123,18 +125,18 @@ DECLARE
     is_changed boolean := FALSE;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
-    -- For usage_daily_kept_by_trigger; it grants no privilege to write the table.
+    -- Read by usage_daily_kept_by_trigger. It does not grant any privilege.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     LOOP
         PERFORM FROM app.usage_daily AS d
         WHERE d.subject_id = subject AND d.day = usage_day
         FOR UPDATE;
         EXIT WHEN FOUND;
-        -- Nothing to lock. If a writer makes the row first, this waits for its commit,
-        -- does nothing, and goes on with that row.
+        -- There is no row to lock. If a concurrent writer inserts it first, this INSERT
+        -- waits for its commit and does nothing, and the loop locks that row.
         INSERT INTO app.usage_daily AS d (
             subject_id, day, messages, input_tokens, cache_creation_input_tokens,
             cache_read_input_tokens, output_tokens, cost, credits
@@ -188,7 +190,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
-    'Sets a payer''s day in usage_daily to the sum of messages; whether it changed.';
+    'Sets the usage_daily row of a payer and day from messages; true if it changed.';
 
 CREATE OR REPLACE VIEW app.referral_drift WITH (security_invoker = TRUE) AS
 WITH granted AS (
@@ -217,27 +219,28 @@ WHERE u.referral_count <> COALESCE(g.referrals, 0)
     OR u.referral_credits <> COALESCE(g.credits, 0);
 
 COMMENT ON VIEW app.referral_drift IS
-    'Users whose totals differ from referrals; higher credits were granted manually.';
+    'Users whose totals differ from referrals; extra credits may be manual grants.';
 COMMENT ON COLUMN app.referral_drift.user_id IS
-    'The user.';
+    'A user with different totals.';
 COMMENT ON COLUMN app.referral_drift.referral_limit IS
-    'How many completed referrals the user may have.';
+    'Maximum of referral_count.';
 COMMENT ON COLUMN app.referral_drift.kept_count IS
-    'What users says.';
+    'users.referral_count.';
 COMMENT ON COLUMN app.referral_drift.completed_count IS
-    'How many referrals by the user are completed.';
+    'Number of completed referrals made by the user.';
 COMMENT ON COLUMN app.referral_drift.kept_credits IS
-    'What users says, in credits a period.';
+    'users.referral_credits, in credits per period.';
 COMMENT ON COLUMN app.referral_drift.granted_credits IS
-    'What completed referrals grant the user on either side, in credits a period.';
+    'Sum of the user''s completed referrals on either side, in credits per period.';
 
--- A writer of a referral locks both users before it commits, so the same holds here.
+-- A writer of referrals locks both users until it commits, so that the statement after
+-- the lock sees exactly the referrals that the totals should count.
 CREATE OR REPLACE FUNCTION app.repair_referral_totals(repaired_id uuid)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a repair has to see what others commit: use READ COMMITTED'
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
     PERFORM FROM app.users AS u
@@ -263,4 +266,4 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.repair_referral_totals(uuid) IS
-    'Sets the count, raises the credits to what referrals say; whether it changed.';
+    'Sets referral_count, raises referral_credits, by referrals; true if changed.';

@@ -1,4 +1,8 @@
-CREATE OR REPLACE FUNCTION app.create_payload_partitions(first_month date, months integer)
+-- Monthly partitions of message_payloads.
+
+CREATE OR REPLACE FUNCTION app.create_payload_partitions(
+    first_month date, months integer
+)
 RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -9,7 +13,8 @@ DECLARE
     created integer := 0;
     this_month timestamp := date_trunc('month', now() AT TIME ZONE interval '0');
 BEGIN
-    -- A query that names no time locks every partition and plans for it.
+    -- A query without a condition on finished_at locks and plans every partition. CASE
+    -- keeps an extreme number of months from overflowing the interval.
     IF (
         CASE
             WHEN months BETWEEN 0 AND 120
@@ -18,8 +23,8 @@ BEGIN
         END
     ) IS NOT TRUE THEN
         RAISE EXCEPTION
-            'create_payload_partitions(%, %) is refused: at most 120 months, from 120'
-            ' months ago to 120 months ahead', first_month, months
+            'create_payload_partitions(%, %) is out of range: at most 120 months, from'
+            ' 120 months ago to 120 months ahead', first_month, months
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
@@ -33,16 +38,16 @@ BEGIN
 
         lower_bound := month::text || ' 00:00:00+00';
         upper_bound := (month + interval '1 month')::date::text || ' 00:00:00+00';
-        -- A writer who has chosen the default partition before the attachment and
-        -- reaches it after would be refused: so nobody may be between the two. The
-        -- order is that of the writers, who would deadlock with another.
+        -- An INSERT that is routed to the default partition before ATTACH would fail
+        -- after it: lock writers out. Tables are locked in the order in which writers
+        -- lock them, to avoid deadlocks.
         LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE ONLY app.message_payloads IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE app.message_payloads_default IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'CREATE TABLE app.%I (LIKE app.message_payloads INCLUDING ALL)', partition
         );
-        -- What waits for its month in the default partition moves there.
+        -- Move the rows of this month out of the default partition.
         EXECUTE format(
             'WITH moved AS (
                 DELETE FROM app.message_payloads_default AS d
@@ -69,7 +74,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.create_payload_partitions(date, integer) IS
-    'Makes the partitions of so many months from the first; returns how many were new.';
+    'Creates monthly partitions from first_month on; returns the number created.';
 
 CREATE OR REPLACE FUNCTION app.retire_payload_partition(keep_from date)
 RETURNS text LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -86,9 +91,9 @@ DECLARE
     );
 BEGIN
     IF partition IS NOT NULL THEN
-        -- In the order of the writers, who would deadlock with another. Dropping the
-        -- foreign key needs the strongest lock, and is done here so that the table can
-        -- later be dropped without locking messages.
+        -- Lock messages first, as writers do, to avoid deadlocks. Dropping the foreign
+        -- key needs ACCESS EXCLUSIVE on messages; without the foreign key, the table
+        -- can be dropped later without a lock on messages.
         LOCK TABLE app.messages IN ACCESS EXCLUSIVE MODE;
         EXECUTE format(
             'ALTER TABLE app.message_payloads DETACH PARTITION app.%I', partition
@@ -110,4 +115,4 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.retire_payload_partition(date) IS
-    'Detaches the oldest month over by the date as retired_payloads; returns its name.';
+    'Detaches the oldest month that ends by keep_from as retired_payloads; its name.';

@@ -1,3 +1,18 @@
+-- The period of a payer at a moment, and the credits used in it.
+
+-- PL/pgSQL prevents inlining: quota queries rarely evaluate this arithmetic.
+CREATE OR REPLACE FUNCTION app.get_period_end(anchor timestamptz, moment timestamptz)
+RETURNS timestamptz LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN app.add_months(anchor, app.count_months(anchor, moment) + 1);
+END;
+$$;
+
+COMMENT ON FUNCTION app.get_period_end(timestamptz, timestamptz) IS
+    'First period boundary after the moment; boundaries are anchor + n months.';
+
 CREATE OR REPLACE FUNCTION app.get_next_reset(
     anchor timestamptz, reset timestamptz, moment timestamptz
 )
@@ -8,7 +23,7 @@ RETURN CASE
 END;
 
 COMMENT ON FUNCTION app.get_next_reset(timestamptz, timestamptz, timestamptz) IS
-    'The reset while it is ahead of the moment, else the next boundary; NULL if none.';
+    'The reset if after the moment, else the next boundary; NULL if it never resets.';
 
 CREATE OR REPLACE FUNCTION app.get_start_date(
     anchor timestamptz,
@@ -18,7 +33,7 @@ CREATE OR REPLACE FUNCTION app.get_start_date(
 )
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-    -- A reset moved off the boundaries must not begin a period too late.
+    -- An operator may move the reset: the period must not start after the moment.
     WHEN reset > moment AND known_start <= moment THEN known_start
     WHEN reset IS NULL THEN anchor
     ELSE app.get_period_start(anchor, moment)
@@ -27,9 +42,9 @@ END;
 COMMENT ON FUNCTION app.get_start_date(
     timestamptz, timestamptz, timestamptz, timestamptz
 ) IS
-    'The start of the period at the moment: the one known, where it still holds.';
+    'Start of the period at the moment; known_start while that period lasts.';
 
--- This and get_period_usage return a row each, for only such a function is inlined with
+-- sum_credits and get_period_usage return tables: only a table function is inlined with
 -- its subqueries.
 CREATE OR REPLACE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
@@ -64,9 +79,9 @@ BEGIN ATOMIC
 END;
 
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
-    'Exact credits of a payer in [start, end): whole days, and messages of cut days.';
+    'Exact credits of a payer in [start, end): daily sums, and messages of part days.';
 
--- LIMIT ALL keeps the subquery whole, so that the period is computed once.
+-- LIMIT ALL is an optimization fence: the period is computed once.
 CREATE OR REPLACE FUNCTION app.get_period_usage(
     subject uuid,
     anchor timestamptz,
@@ -99,4 +114,4 @@ END;
 COMMENT ON FUNCTION app.get_period_usage(
     uuid, timestamptz, timestamptz, timestamptz, timestamptz
 ) IS
-    'The period of a payer that holds the moment, half-open, and its exact credits.';
+    'Period [start, end) of a payer at the moment, and the exact credits used in it.';

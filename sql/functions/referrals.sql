@@ -1,5 +1,7 @@
--- As its owner, because the privilege DELETE on the table would also allow an ACCESS
--- EXCLUSIVE lock on it. The user is locked before the referral, as everywhere.
+-- Cancelling a referral.
+
+-- SECURITY DEFINER, because the privilege DELETE would also allow callers to lock the
+-- table in ACCESS EXCLUSIVE mode. Users are locked before referrals, as everywhere.
 CREATE OR REPLACE FUNCTION app.cancel_referral(referred uuid)
 RETURNS TABLE (
     referrer_id uuid,
@@ -31,6 +33,6 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.cancel_referral(uuid) IS
-    'Deletes the pending referral of a user and returns it; no row if none is pending.';
+    'Deletes the pending referral of a referred user; no row if none is pending.';
 
 REVOKE EXECUTE ON FUNCTION app.cancel_referral(uuid) FROM public;

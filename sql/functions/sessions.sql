@@ -1,5 +1,6 @@
--- Sessions are deleted by functions that run as their owner: the privilege DELETE on
--- the table would also allow an ACCESS EXCLUSIVE lock on it.
+-- Deleting sessions. SECURITY DEFINER, because the privilege DELETE would also allow
+-- callers to lock the table in ACCESS EXCLUSIVE mode.
+
 CREATE OR REPLACE FUNCTION app.delete_session(token_hash bytea)
 RETURNS SETOF uuid LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -13,7 +14,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_session(bytea) IS
-    'Deletes one session by the hash of its token; returns its user, or no row.';
+    'Deletes a session by the hash of its token; returns the user''s id, or no row.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_session(bytea) FROM public;
 
@@ -30,7 +31,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_user_sessions(uuid) IS
-    'Deletes all sessions of a user; returns one row for each.';
+    'Deletes all sessions of a user; returns the user''s id once per session.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_user_sessions(uuid) FROM public;
 
@@ -57,6 +58,6 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.delete_expired_sessions(bigint) IS
-    'Deletes at most row_limit expired sessions, oldest first; one row for each.';
+    'Deletes up to row_limit expired sessions, oldest first; returns users'' ids.';
 
 REVOKE EXECUTE ON FUNCTION app.delete_expired_sessions(bigint) FROM public;

@@ -1,5 +1,7 @@
--- Runs as its owner, so that the application needs no DELETE on payloads, and reaches
--- the tables that maintenance has detached from message_payloads.
+-- Erasing the personal data of a user.
+
+-- SECURITY DEFINER, so that the application needs no DELETE on payloads, and to reach
+-- tables that were detached from message_payloads.
 CREATE OR REPLACE FUNCTION app.anonymize_user(user_id uuid)
 RETURNS SETOF app.users
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -8,19 +10,19 @@ AS $$
 DECLARE
     detached text;
 BEGIN
-    -- An older snapshot would not show the payloads that were committed after it.
+    -- Above READ COMMITTED, payloads committed after the snapshot are not visible.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'anonymize_user needs a transaction of isolation READ COMMITTED'
+        RAISE EXCEPTION 'anonymize_user needs READ COMMITTED'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
 
-    -- The strongest lock waits for what refers to the user and is not yet committed;
-    -- each statement below then sees it.
+    -- FOR UPDATE waits for transactions that insert rows referring to the user; the
+    -- statements below then see those rows.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id = anonymize_user.user_id
     FOR UPDATE;
-    -- The id may be that of a fingerprint, which pays for messages, too.
+    -- The id may be a fingerprint's: do not delete the payloads of that payer.
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -34,8 +36,8 @@ BEGIN
         )
         AND r.status = 'pending';
 
-    -- message_payloads first: its lock keeps every partition attached until the end of
-    -- this transaction, and rows move between the tables only under a lock on the user.
+    -- message_payloads first: the lock of the DELETE keeps every partition attached
+    -- until commit, and rows move between these tables only under a lock on the user.
     DELETE FROM app.message_payloads AS p
     WHERE p.subject_id = anonymize_user.user_id;
 
@@ -45,7 +47,7 @@ BEGIN
             EXECUTE format('DELETE FROM app.%I WHERE subject_id = $1', detached)
             USING anonymize_user.user_id;
         EXCEPTION
-            -- Dropped while this waited for its lock, with all that was left in it.
+            -- Dropped, with all its rows, while this waited for the lock.
             WHEN undefined_table THEN NULL;
         END;
     END LOOP;
@@ -64,6 +66,6 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.anonymize_user(uuid) IS
-    'Erases the person and every payload of the user, keeps the bill; returns the row.';
+    'Erases a user''s personal data and payloads, keeps messages; returns the row.';
 
 REVOKE EXECUTE ON FUNCTION app.anonymize_user(uuid) FROM public;

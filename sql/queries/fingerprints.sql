@@ -1,5 +1,6 @@
 -- name: upsert_fingerprint :optional
--- A user's id is refused here, without an error; the trigger refuses it everywhere.
+-- Returns no row for the id of a user; fingerprints_refuse_user_id would raise an
+-- error.
 INSERT INTO app.fingerprints AS f (id, sig_hash)
 SELECT
     COALESCE(:fingerprint_id, gen_random_uuid()) AS id,
@@ -18,7 +19,7 @@ RETURNING
     f.created_at;
 
 -- name: get_fingerprint :one
--- By its primary key.
+-- By primary key.
 SELECT
     f.id,
     f.sig_hash,

@@ -1,7 +1,7 @@
 -- name: record_message :one
--- Repeating an id for one payer or one fingerprint changes nothing. An unknown payer and
--- a time that messages_finished_at_not_ahead_check refuses are reported, not raised: the
--- caller's transaction stays usable without a savepoint.
+-- Repeating an id for one payer or one fingerprint changes nothing. An unknown payer
+-- and a time that messages_finished_at_not_ahead_check refuses are reported, not
+-- raised: the caller's transaction stays usable without a savepoint.
 SELECT
     r.is_user_known,
     r.is_fingerprint_known,
@@ -30,8 +30,8 @@ FROM app.record_message(
 ) AS r;
 
 -- name: create_staged_messages :rowcount
--- Made once for each server session and emptied by every commit, so that bulk writers
--- leave nothing behind in the catalog and may share a session by a pooler.
+-- Created once per server session and emptied by every commit, so that bulk writers do
+-- not bloat the catalog, and can share a session through a pooler.
 CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
     position                    bigint NOT NULL,
     subject_id                  uuid NOT NULL,
@@ -54,11 +54,11 @@ CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
 ) ON COMMIT DELETE ROWS;
 
 -- name: delete_staged_messages :rowcount
--- An earlier call in the same transaction has left its rows here.
+-- Deletes the rows of an earlier call in the same transaction.
 DELETE FROM pg_temp.staged_messages;
 
 -- name: copy_staged_messages :rowcount
--- The rows come in the order in which the caller gave them.
+-- Rows are copied in the order of the caller; position is that order.
 COPY pg_temp.staged_messages (
     position, subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
     cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
@@ -66,11 +66,11 @@ COPY pg_temp.staged_messages (
 ) FROM STDIN;
 
 -- name: record_messages :one
--- Of those with one id, for one payer or one device, the first counts. In the order of
--- their ids, which both unique indexes hold, so that two writers of the same messages
--- queue up instead of deadlocking. Users are locked as by record_message.
--- Where messages_finished_at_not_ahead_check refuses a message, nothing is recorded and
--- the position of the first such message is reported.
+-- Records the first message of each id and payer, and of each id and fingerprint.
+-- Inserts in the order of ids, so that concurrent writers of the same messages do not
+-- deadlock. Users are locked as in record_message. If a message is too far ahead for
+-- messages_finished_at_not_ahead_check, nothing is recorded and its position is
+-- reported.
 WITH named AS MATERIALIZED (
     SELECT
         u.id,
@@ -115,7 +115,7 @@ ranked AS (
         s.fingerprint_id IS NULL
         OR s.position
         = min(s.position) OVER (PARTITION BY s.id, s.fingerprint_id)
-        AS is_first_of_device
+        AS is_first_of_fingerprint
     FROM pg_temp.staged_messages AS s
 ),
 
@@ -139,9 +139,9 @@ first_message AS (
         r.credits,
         r.has_payload
     FROM ranked AS r
-    -- As columns, of which the planner expects half the rows. It expects nearly none of
-    -- a comparison here, and would read these rows once for each new message.
-    WHERE r.is_first_of_payer AND r.is_first_of_device
+    -- Boolean columns, of which the planner expects half to be true. It expects nearly
+    -- no row of a comparison, and would choose a nested loop over these rows.
+    WHERE r.is_first_of_payer AND r.is_first_of_fingerprint
 ),
 
 new_message AS (
@@ -202,7 +202,7 @@ SELECT
 FROM new_message AS n;
 
 -- name: get_message :one
--- Without what was said, which is find_message_payload's.
+-- Without the payload, which find_message_payload returns.
 SELECT
     m.subject_id,
     m.id,
@@ -225,7 +225,7 @@ FROM app.messages AS m
 WHERE m.subject_id = :subject_id AND m.id = :message_id;
 
 -- name: find_message_payload :optional
--- By way of the message, whose time leads to the one partition.
+-- Joins the message, because its finished_at selects the partition.
 SELECT
     p.request,
     p.response,
@@ -238,8 +238,8 @@ INNER JOIN app.message_payloads AS p
 WHERE m.subject_id = :subject_id AND m.id = :message_id;
 
 -- name: list_messages :many
--- Newest first. The page goes on below its cursor, the last message of the one before;
--- a time without an id stands for the instant itself.
+-- Newest first. The cursor is the last message of the page before. A time without an id
+-- excludes messages of that time.
 SELECT
     m.subject_id,
     m.id,
@@ -268,7 +268,7 @@ ORDER BY m.finished_at DESC, m.id DESC
 LIMIT :limit;
 
 -- name: get_request_usage :many
--- All models together, model NULL, come first; there is that row even without calls.
+-- The first row, with model NULL, is the total; it exists even without messages.
 SELECT
     m.model,
     count(*) AS messages,
@@ -286,7 +286,7 @@ GROUP BY GROUPING SETS ((), (m.model))
 ORDER BY m.model NULLS FIRST;
 
 -- name: get_client_usage :many
--- All models together, model NULL, come first; there is that row even without calls.
+-- The first row, with model NULL, is the total; it exists even without messages.
 SELECT
     m.model,
     count(*) AS messages,
@@ -304,7 +304,7 @@ GROUP BY GROUPING SETS ((), (m.model))
 ORDER BY m.model NULLS FIRST;
 
 -- name: list_daily_usage :many
--- Days without messages have no row.
+-- Oldest first. Days without messages have no row.
 SELECT
     d.day,
     d.messages,

@@ -1,5 +1,5 @@
 -- name: list_plans :many
--- The smallest first.
+-- Smallest first.
 SELECT
     p.id,
     p.stripe_price_id,
@@ -9,7 +9,7 @@ ORDER BY p.monthly_credits, p.id
 LIMIT :limit;
 
 -- name: get_plan :one
--- By its primary key.
+-- By primary key.
 SELECT
     p.id,
     p.stripe_price_id,
@@ -18,7 +18,7 @@ FROM app.plans AS p
 WHERE p.id = :plan_id;
 
 -- name: set_plan_price :optional
--- The sync reads the plan that a subscription's price buys; NULL ends that.
+-- The Stripe sync looks a plan up by the subscription's price; NULL removes the price.
 UPDATE app.plans AS p
 SET stripe_price_id = :stripe_price_id
 WHERE p.id = :plan_id

@@ -1,6 +1,6 @@
 -- name: get_user_quota :one
--- end_date already is the next reset. LIMIT ALL keeps the subquery whole, so that the
--- period is computed once, where the user is read.
+-- end_date is the next reset. LIMIT ALL is an optimization fence: the period is
+-- computed once.
 SELECT
     u.id AS subject_id,
     u.period_start,
@@ -29,7 +29,7 @@ FROM (
 CROSS JOIN LATERAL app.sum_credits(u.id, u.period_start, u.end_date) AS s;
 
 -- name: get_fingerprint_quota :one
--- A device has no subscription: once exceeded, it is blocked. LIMIT ALL as above.
+-- A fingerprint has no subscription: it is blocked once exceeded. LIMIT ALL as above.
 SELECT
     f.id AS subject_id,
     f.period_start,
@@ -57,8 +57,8 @@ FROM (
 CROSS JOIN LATERAL app.sum_credits(f.id, f.period_start, f.end_date) AS s;
 
 -- name: list_user_quotas :many
--- By id. The first condition on it finds the page in the key, whatever the plan; the
--- second leaves out the cursor itself.
+-- By id. The first condition on id uses the primary key in generic plans too; the
+-- second excludes the cursor itself.
 SELECT
     u.id AS subject_id,
     u.email,
@@ -84,7 +84,7 @@ ORDER BY u.id
 LIMIT :limit;
 
 -- name: list_fingerprint_quotas :many
--- By id, its conditions as in list_user_quotas.
+-- By id, with the conditions of list_user_quotas.
 SELECT
     f.id AS subject_id,
     p.period_start,

@@ -1,6 +1,7 @@
 -- name: redeem_referral :optional
--- Both users are locked in id order before anything is written, so that crossing
--- redemptions queue up. A missing user becomes the NULL that the table refuses.
+-- Locks both users in id order before it writes, so that concurrent redemptions queue
+-- up instead of deadlocking. A missing referred user gives NULL, which the table
+-- refuses.
 WITH locked AS (
     SELECT
         u.id,
@@ -30,7 +31,7 @@ RETURNING
     r.completed_at;
 
 -- name: create_referral :optional
--- As redeem_referral, but nothing is counted or granted yet.
+-- As redeem_referral, but pending: nothing is counted or granted yet.
 WITH locked AS (
     SELECT
         u.id,
@@ -59,7 +60,7 @@ RETURNING
     r.completed_at;
 
 -- name: complete_referral :optional
--- The users are locked before the referral, as everywhere; both must still be there.
+-- Locks users before the referral, as everywhere; neither may be anonymized.
 WITH locked AS (
     SELECT u.id
     FROM app.users AS u
@@ -87,7 +88,7 @@ RETURNING
     r.completed_at;
 
 -- name: cancel_referral :optional
--- The function deletes as its owner; no row unless one is pending.
+-- The function is SECURITY DEFINER; it returns no row unless a referral is pending.
 SELECT
     r.referrer_id,
     r.referred_id,
@@ -98,7 +99,7 @@ SELECT
 FROM app.cancel_referral(:referred_id) AS r;
 
 -- name: get_referral_summary :one
--- The user's own referral is at most one; those he made are few.
+-- A user is referred at most once, and makes few referrals.
 SELECT
     u.referral_code,
     u.referral_limit,
@@ -116,7 +117,7 @@ LEFT JOIN app.referrals AS own ON u.id = own.referred_id
 WHERE u.id = :user_id;
 
 -- name: list_referrals :many
--- Newest first. The page goes on below its cursor, the last referral of the one before.
+-- Newest first. The cursor is the last referral of the page before.
 SELECT
     r.referrer_id,
     r.referred_id,

@@ -1,6 +1,6 @@
 -- name: create_session :optional
--- The user's lock and that of anonymize_user exclude each other: either the session is
--- there to be deleted, or the user is found anonymized.
+-- FOR KEY SHARE waits for a concurrent anonymize_user, and makes it wait: either it
+-- deletes the session, or the user is found anonymized here.
 INSERT INTO app.sessions AS s (
     token_hash, user_id, fingerprint_id, created_at, expires_at
 )
@@ -21,9 +21,9 @@ RETURNING
     s.expires_at;
 
 -- name: find_session :optional
--- A transaction may be open for long, so that now() would keep a session alive in it.
--- The user is joined last: his columns then pass through one join, not two. What would
--- repeat another column is left out: his id, the device's, and anonymized_at.
+-- Not now(), which would keep a session valid in a transaction that stays open. Users
+-- are joined last: their wide rows then pass through one join. Columns that would
+-- repeat others are left out: sessions.user_id, fingerprints.id, and anonymized_at.
 SELECT
     s.fingerprint_id AS session_fingerprint_id,
     s.created_at AS session_created_at,
@@ -57,7 +57,7 @@ WHERE s.token_hash = :token_hash
     AND u.anonymized_at IS NULL;
 
 -- name: extend_session :optional
--- Only while it is valid, and never to an earlier end.
+-- Only a valid session, and never to an earlier end.
 UPDATE app.sessions AS s
 SET expires_at = GREATEST(s.expires_at, statement_timestamp() + :ttl)
 WHERE s.token_hash = :token_hash
@@ -69,16 +69,16 @@ RETURNING
     s.expires_at;
 
 -- name: delete_session :rowcount
--- Signs out, whether or not the session has expired. The function deletes as its owner.
+-- Deletes the session, expired or not. The function is SECURITY DEFINER.
 SELECT d.user_id
 FROM app.delete_session(:token_hash) AS d (user_id);
 
 -- name: delete_user_sessions :rowcount
--- Signs out everywhere, by sessions_user_id_idx.
+-- By sessions_user_id_idx.
 SELECT d.user_id
 FROM app.delete_user_sessions(:user_id) AS d (user_id);
 
 -- name: delete_expired_sessions :rowcount
--- Oldest first, by sessions_expires_at_idx; what others hold is left for a later sweep.
+-- Oldest first, by sessions_expires_at_idx; skips locked rows.
 SELECT d.user_id
 FROM app.delete_expired_sessions(:limit) AS d (user_id);

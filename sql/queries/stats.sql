@@ -1,9 +1,9 @@
 -- name: limit_time :one
--- Until the transaction ends, a question that takes longer is given up.
+-- Sets statement_timeout until the transaction ends.
 SELECT set_config('statement_timeout', :milliseconds::integer::text, TRUE) AS setting;
 
 -- name: get_message_rates :one
--- By the time of writing, whenever the model had finished; it reads the last hour.
+-- By recorded_at, not finished_at; reads the last hour.
 SELECT
     count(*) FILTER (
         WHERE m.recorded_at > statement_timestamp() - interval '1 minute'
@@ -20,8 +20,8 @@ FROM app.messages AS m
 WHERE m.recorded_at > statement_timestamp() - interval '1 hour';
 
 -- name: get_user_counts :one
--- Blocked is what get_user_quota calls so. A period that resets began at most 31 days
--- ago: who has used less than his quota in all of those days is asked nothing more.
+-- blocked counts users with is_blocked of get_user_quota. A period that resets started
+-- at most 31 days ago: users below their quota over those days skip the exact check.
 WITH recent_usage AS (
     SELECT
         d.subject_id,
@@ -31,7 +31,7 @@ WITH recent_usage AS (
     GROUP BY d.subject_id
 ),
 
-verdicts AS (
+checked_users AS (
     SELECT
         u.subscription_active,
         CASE
@@ -56,12 +56,12 @@ verdicts AS (
 
 SELECT
     count(*) AS users,
-    count(*) FILTER (WHERE v.subscription_active) AS subscribed,
-    count(*) FILTER (WHERE v.is_blocked) AS blocked
-FROM verdicts AS v;
+    count(*) FILTER (WHERE c.subscription_active) AS subscribed,
+    count(*) FILTER (WHERE c.is_blocked) AS blocked
+FROM checked_users AS c;
 
 -- name: get_inbox_counts :one
--- Each by the end of an index, but for those that failed, which are few.
+-- Each value is read at the end of an index, except failed events, which are few.
 SELECT
     (
         SELECT count(*)
@@ -81,7 +81,7 @@ SELECT
     (SELECT max(e.received_at) FROM app.stripe_events AS e) AS last_received_at;
 
 -- name: find_last_run :optional
--- The newest that was no dry run, and when one last came to its end.
+-- The newest run that was not a dry run, and when one last completed.
 SELECT
     r.id,
     r.started_at,
@@ -113,8 +113,8 @@ ORDER BY r.id DESC
 LIMIT 1;
 
 -- name: get_payload_months :one
--- By the names that app.create_payload_partitions gives. How many wait is what the
--- server's counters say, for there may be millions; it forgets them in a crash.
+-- By the names that create_payload_partitions gives. estimated_waiting comes from the
+-- statistics of the server, because there may be millions; a crash resets them.
 WITH months AS (
     SELECT
         n,
@@ -154,7 +154,7 @@ SELECT
     to_regclass('app.retired_payloads') IS NOT NULL AS has_retired_table;
 
 -- name: get_server_state :one
--- Of this database only. Others' transactions are seen by a role that may see them.
+-- This database only. A role without pg_read_all_stats sees only its own transactions.
 SELECT
     count(*) AS connections,
     current_setting('max_connections')::integer AS max_connections,
@@ -170,7 +170,7 @@ FROM pg_stat_activity AS a
 WHERE a.datname = current_database() AND a.backend_type = 'client backend';
 
 -- name: list_table_sizes :many
--- Largest first; partitions count for their table, and rows are as last estimated.
+-- Largest first; partitions count for their table; row counts are estimates.
 SELECT
     t.relname AS name,
     sum(
@@ -188,7 +188,7 @@ ORDER BY sum(pg_total_relation_size(c.oid)) DESC, t.relname
 LIMIT :limit;
 
 -- name: list_unused_indexes :many
--- Largest first, keys left out: those keep a rule, whoever reads them.
+-- Largest first, without unique indexes, which enforce a rule even if never scanned.
 SELECT
     t.relname AS name,
     sum(pg_relation_size(s.indexrelid))::bigint AS bytes

@@ -1,6 +1,8 @@
 -- name: create_user :optional
--- Quota and referral code come from the table's defaults. A taken address gives no row:
--- an error would abort the caller's transaction.
+-- Quota and referral code are column defaults. Returns no row if the address is taken,
+-- instead of an error that would abort the caller's transaction. The queries of this
+-- file list the columns of User: `*` would break running programs when a column is
+-- added.
 INSERT INTO app.users AS u (email, name)
 VALUES (:email, :name)
 ON CONFLICT (lower(email)) DO NOTHING
@@ -26,7 +28,7 @@ RETURNING
     u.anonymized_at;
 
 -- name: get_user :one
--- Anonymized users are found too, for their bill is kept.
+-- Anonymized users are included, because their messages are kept.
 SELECT
     u.id,
     u.email,
@@ -51,7 +53,7 @@ FROM app.users AS u
 WHERE u.id = :user_id;
 
 -- name: find_user_by_email :optional
--- Regardless of case, by users_lower_email_idx.
+-- Ignoring case, by users_lower_email_idx.
 SELECT
     u.id,
     u.email,
@@ -76,7 +78,7 @@ FROM app.users AS u
 WHERE lower(u.email) = lower(:email);
 
 -- name: list_users :many
--- By id, the only order that never changes: created_at follows Stripe.
+-- By id, the only order that never changes: the Stripe sync updates created_at.
 SELECT
     u.id,
     u.email,
@@ -103,7 +105,7 @@ ORDER BY u.id
 LIMIT :limit;
 
 -- name: set_user_profile :optional
--- Both at once, so that NULL can clear either.
+-- Sets both columns, so that NULL clears them.
 UPDATE app.users AS u
 SET
     name = :name,
@@ -132,7 +134,7 @@ RETURNING
     u.anonymized_at;
 
 -- name: set_user_email :optional
--- A new address is unproven; the same one in another case stays proven.
+-- A new address is unverified; the same one in another case stays verified.
 UPDATE app.users AS u
 SET
     email = :email,
@@ -162,9 +164,9 @@ RETURNING
     u.anonymized_at;
 
 -- name: mark_user_email_verified :optional
--- The address is named, because the user may have changed it since the mail was sent.
--- The first proof sets the time, and a trigger then ends the sessions from before it.
--- The trigger's lock is taken here first: upgraded from the update's, it can deadlock.
+-- Match the address too: the user may have changed it since verification was requested.
+-- The first verification sets the time, and a trigger then deletes the user's sessions.
+-- The trigger's lock is taken first, because upgrading the UPDATE's lock can deadlock.
 WITH locked AS MATERIALIZED (
     SELECT u.id
     FROM app.users AS u
@@ -178,6 +180,7 @@ UPDATE app.users AS u
 SET email_verified_at = COALESCE(u.email_verified_at, now())
 WHERE u.id = :user_id
     AND lower(u.email) = lower(:email)
+    -- Always true; makes the UPDATE wait for the lock.
     AND (SELECT count(*) FROM locked) >= 0
 RETURNING
     u.id,
@@ -201,7 +204,7 @@ RETURNING
     u.anonymized_at;
 
 -- name: anonymize_user :optional
--- Erases the person and keeps the bill. No row says that there is no such user.
+-- Erases personal data and keeps messages. Returns no row for an unknown user.
 SELECT
     u.id,
     u.email,
