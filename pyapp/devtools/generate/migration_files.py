@@ -1,10 +1,9 @@
-"""Steps laid out as migration files: what needs a transaction, and what bears none."""
+"""Migration files from drafted steps: which steps share a file and a transaction."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pyapp.devtools.generate.drafting import Step
-from pyapp.devtools.generate.sql_text import concurrent
+from pyapp.devtools.generate.steps import Step, concurrent
 
 _TIMEOUT = "SET LOCAL lock_timeout = '5s';"
 _INDEX_COMMENT = re.compile(r"COMMENT app\.INDEX (\w+)")
@@ -13,18 +12,60 @@ _ADDED = re.compile(r"ALTER TABLE (?P<table>\S+)\s+ADD CONSTRAINT (?P<name>\w+)"
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One migration and its rollback; `name` is without the number."""
+    """One migration and its rollback; `name` has no number yet."""
 
     name: str
     up: str
     down: str
 
 
-def assemble(name: str, why: str, up: list[Step], down: list[Step]) -> list[Piece]:
-    """Return the files of a draft, in order.
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The steps of a change and of its rollback, tables and functions apart."""
 
-    Indexes on tables that were there before are dropped and built CONCURRENTLY, each
-    in its own file, before and after all else; constraints are validated last.
+    structure: tuple[list[Step], list[Step]]
+    routines: tuple[list[Step], list[Step]]
+    has_routines_first: bool = False
+
+    @property
+    def losses(self) -> list[str]:
+        """What data the change loses."""
+        return [step.loses for step in self.structure[0] if step.loses]
+
+    def with_comments(self, up: list[Step], down: list[Step]) -> "Draft":
+        """Return the draft with more steps, which set or remove comments."""
+        if any(self.structure) or not any(self.routines):
+            structure = (self.structure[0] + up, self.structure[1] + down)
+            return replace(self, structure=structure)
+        routines = (self.routines[0] + up, self.routines[1] + down)
+        return replace(self, routines=routines)
+
+
+def assemble(name: str, why: str, draft: Draft) -> list[Piece]:
+    """Return the migrations of *draft*, in order.
+
+    Functions and views have a migration of their own.
+    """
+    if not any(draft.routines):
+        return _lay_out_structure(name, why, *draft.structure)
+    if not any(draft.structure):
+        return [_lay_out_routines(name, why, *draft.routines)]
+    structure = _lay_out_structure(name, why, *draft.structure)
+    routines = [_lay_out_routines(f"{name}_functions", why, *draft.routines)]
+    return routines + structure if draft.has_routines_first else structure + routines
+
+
+def _lay_out_routines(name: str, why: str, up: list[Step], down: list[Step]) -> Piece:
+    return Piece(name, _file(why, up), _file("Loses nothing.", down))
+
+
+def _lay_out_structure(
+    name: str, why: str, up: list[Step], down: list[Step]
+) -> list[Piece]:
+    """Return the migrations of the steps for tables.
+
+    Indexes of existing tables are dropped and built CONCURRENTLY, each in its own file,
+    before and after all other steps; constraints are validated last.
     """
     built = [step for step in up if step.kind == "build index"]
     names = {step.name for step in built}
@@ -67,9 +108,9 @@ def assemble(name: str, why: str, up: list[Step], down: list[Step]) -> list[Piec
                 if checks
                 else f"comment_{name}",
                 _file(
-                    "Apart, so that the rows are checked while others write."
+                    "Validates the rows in its own transaction, while others write."
                     if checks
-                    else "What is said of the index, which is there by now.",
+                    else "Comments on the new indexes.",
                     late,
                 ),
                 _file("Loses nothing.", _undo_late(up, late)),
@@ -82,13 +123,13 @@ def assemble(name: str, why: str, up: list[Step], down: list[Step]) -> list[Piec
 
 
 def _is_late(step: Step, built: set[str]) -> bool:
-    """Say whether *step* has to wait for the indexes, or for a commit."""
+    """Tell whether *step* follows the new indexes or needs an earlier commit."""
     on_index = _INDEX_COMMENT.match(step.name) if step.kind == "comment" else None
     return step.kind == "validate" or bool(on_index and on_index[1] in built)
 
 
 def _undo_late(up: list[Step], late: list[Step]) -> list[Step]:
-    """Return what makes constraints unchecked again, and indexes bare."""
+    """Return the steps that undo validations and the comments of new indexes."""
     added = {found["name"]: step for step in up if (found := _ADDED.search(step.sql))}
     steps = []
     for step in reversed(late):
@@ -105,7 +146,7 @@ def _undo_late(up: list[Step], late: list[Step]) -> list[Step]:
 
 
 def _lone(name: str, why: str, step: Step, back: Step) -> Piece:
-    """Return the piece of one statement outside a transaction."""
+    """Return the migration of one statement outside a transaction."""
     return Piece(
         name,
         f"-- {why}\n-- transactional: false\n\n{step.sql}\n",

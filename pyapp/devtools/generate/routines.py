@@ -1,0 +1,95 @@
+"""The steps for changed functions and views, with the text of their files."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pyapp.devtools.checks.dumps import Objects
+from pyapp.devtools.generate.steps import Side, Step, drop
+
+_ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
+_COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
+_HEADER = re.compile(r"CREATE FUNCTION (.*?)\n? *LANGUAGE ", re.DOTALL)
+
+
+def draft_routines(
+    old: Side, new: Side, *, is_recreating_views: bool = False
+) -> list[Step]:
+    """Return the steps that lead from the functions and views of *old* to *new*.
+
+    CREATE OR REPLACE cannot change a function's result or the names of its arguments,
+    nor remove a view's columns: those are dropped first.
+    """
+    before, after = old.objects, new.objects
+    drops = []
+    changed: dict[str, bool] = {}
+    for title in [
+        *reversed(before),
+        *(title for title in after if title not in before),
+    ]:
+        found = _ROUTINE.match(title)
+        if not found or before.get(title) == after.get(title):
+            continue
+        if title in after:
+            changed[found["name"]] = True
+        if title not in before:
+            continue
+        is_view = found["kind"] == "VIEW"
+        is_kept = title in after and (
+            not is_recreating_views
+            if is_view
+            else _header(before[title]) == _header(after[title])
+        )
+        if not is_kept:
+            lost = "Its grants are lost: run pyapp db roles afterwards."
+            drops.append(Step(drop(title), note=lost if title in after else ""))
+    for title in after:
+        name = commented_routine(title, after)
+        if name and before.get(title) != after[title]:
+            changed.setdefault(name, False)
+    drops.sort(key=lambda step: not step.sql.startswith("DROP VIEW"))
+    order = {name: n for n, name in enumerate(new.sources.routines)}
+    names = sorted(changed, key=lambda name: order.get(name, len(order)))
+    return drops + [
+        step for name in names for step in _define(new, name, changed[name])
+    ]
+
+
+def commented_routine(title: str, objects: Objects) -> str | None:
+    """Return the function or view that the comment *title* is on, by its name."""
+    found = _COMMENT.match(title)
+    if found is None:
+        return None
+    is_routine = found["kind"] in ("FUNCTION", "PROCEDURE", "VIEW")
+    is_column = found["kind"] == "COLUMN" and f"VIEW app.{found['name']}" in objects
+    return found["name"] if is_routine or is_column else None
+
+
+def _define(side: Side, name: str, is_changed: bool) -> Iterator[Step]:
+    """Yield the definition, comments and privileges of a function or view.
+
+    Only its comments unless *is_changed*.
+    """
+    group = side.sources.routines.get(name)
+    if group is None:
+        for title, text in side.objects.items():
+            found = _ROUTINE.match(title)
+            if name in (
+                found and found["name"],
+                commented_routine(title, side.objects),
+            ):
+                yield Step(_or_replace(text))
+        return
+    for key, statement in group.items():
+        if is_changed or key[0] == "COMMENT":
+            yield Step(replace(statement, text=_or_replace(statement.text)).render())
+
+
+def _header(create_function: str) -> str:
+    """Return what CREATE OR REPLACE cannot change: name, arguments and result."""
+    found = _HEADER.match(create_function)
+    return found[1] if found else create_function
+
+
+def _or_replace(text: str) -> str:
+    return re.sub(r"^CREATE (FUNCTION|PROCEDURE|VIEW)", r"CREATE OR REPLACE \1", text)
