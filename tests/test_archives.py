@@ -1,4 +1,4 @@
-"""Archives of retired payloads: a payer's are removed, one run at a time."""
+"""Archives of retired payloads: the payloads of one payer can be removed."""
 
 import fcntl
 import gzip
@@ -14,19 +14,26 @@ from pyapp.errors import ArchiveError
 from pyapp.messages import record_message
 from pyapp.payload_archives import erase_archived
 from pyapp.payloads import create_payload_partitions, retire_payloads
+from tests.payload_months import (
+    OLD,
+    VERY_OLD,
+    add_user,
+    archived_payers,
+    read_archive,
+    write_all,
+)
 from tests.support import run_cli
-from tests.test_erasure import OLD, VERY_OLD, add_user, archived, rows, write
 
 HEADER = "subject_id,message_id,finished_at,request,response\n"
-# Whole at its beginning and end, and no deflate stream in between.
+# A valid beginning and end, and no deflate stream between them.
 DAMAGED = gzip.compress(os.urandom(200))[:12] + b"\xff" * 200
 
 
 def test_archives_are_cleared_of_one_payer(database: str, tmp_path: Path):
     users = [add_user(database), add_user(database)]
     for user in users:
-        write(database, user, OLD, VERY_OLD)
-    write(database, users[0], OLD, OLD)
+        write_all(database, user, OLD, VERY_OLD)
+    write_all(database, users[0], OLD, OLD)
     with connect(database) as conn:
         record_message(
             conn,
@@ -38,22 +45,21 @@ def test_archives_are_cleared_of_one_payer(database: str, tmp_path: Path):
         )
     create_payload_partitions(database)
     retire_payloads(database, keep_months=1, archive_folder=tmp_path)
-    before = {path: list(rows(path)) for path in sorted(tmp_path.iterdir())}
-    assert archived(tmp_path) == set(users)
+    before = {path: list(read_archive(path)) for path in sorted(tmp_path.iterdir())}
+    assert archived_payers(tmp_path) == set(users)
+    erase = ("db", "erase-archived", str(tmp_path), "--payer", str(users[0]))
 
-    code, out, err = run_cli(
-        "db", "erase-archived", str(tmp_path), "--payer", str(users[0])
-    )
+    code, out, err = run_cli(*erase)
 
     assert (code, err) == (0, "")
     assert f"message_payloads_{OLD:%Y%m}.csv.gz: payloads removed: 3\n" in out
-    after = {path: list(rows(path)) for path in sorted(tmp_path.iterdir())}
+    after = {path: list(read_archive(path)) for path in sorted(tmp_path.iterdir())}
     assert after == {
         path: [row for row in found if row["subject_id"] == str(users[1])]
         for path, found in before.items()
     }
     assert all(path.stat().st_mode & 0o077 == 0 for path in after)
-    _, out, _ = run_cli("db", "erase-archived", str(tmp_path), "--payer", str(users[0]))
+    _, out, _ = run_cli(*erase)
     assert out == f"No archive in {tmp_path} has payloads of {users[0]}\n"
 
 
@@ -68,10 +74,9 @@ def test_archives_are_cleared_of_one_payer(database: str, tmp_path: Path):
     ],
     ids=["text", "cut", "empty", "blank line", "damaged"],
 )
-def test_file_that_is_no_archive_is_named_and_left(tmp_path: Path, content: bytes):
+def test_invalid_archive_is_named_and_left_unchanged(tmp_path: Path, content: bytes):
     path = tmp_path / "message_payloads_202601.csv.gz"
     path.write_bytes(content)
-
     payer = str(uuid4())
     later = tmp_path / "message_payloads_202602.csv.gz"
     row = f"{payer},{uuid4()},2026-02-01 00:00:00+00,[],\n"
@@ -91,8 +96,8 @@ def test_file_that_is_no_archive_is_named_and_left(tmp_path: Path, content: byte
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_archives_are_changed_by_one_run_at_a_time(tmp_path: Path):
-    """Another run's unfinished file must not be taken for one of a killed run."""
+def test_one_run_at_a_time_changes_archives(tmp_path: Path):
+    """The unfinished file of a running run looks like that of a killed run."""
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
@@ -104,7 +109,7 @@ def test_archives_are_changed_by_one_run_at_a_time(tmp_path: Path):
     assert erase_archived(tmp_path, uuid4()).removed == {}
 
 
-def test_archive_folder_without_months_to_retire_is_refused(tmp_path: Path):
+def test_archive_folder_needs_months_to_keep(tmp_path: Path):
     code, _, err = run_cli("db", "maintain", "--archive", str(tmp_path))
 
     assert (code, "--archive needs --keep-months" in err) == (2, True)

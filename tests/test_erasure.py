@@ -1,62 +1,45 @@
-"""An erased user's payloads are deleted wherever they are, and archived no more."""
+"""Anonymizing deletes a user's payloads in every table, and none is archived later."""
 
-import csv
-import gzip
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
 
-from pyapp import payloads as maintenance
+from pyapp import payloads
 from pyapp._core.connection import connect
 from pyapp._core.run import execute
-from pyapp.errors import (
-    AlreadyReferredError,
-    ArchiveError,
-    MaintenanceError,
-    UserNotFoundError,
-)
-from pyapp.fingerprints import upsert_fingerprint
+from pyapp.errors import MaintenanceError, UserNotFoundError
 from pyapp.messages import find_message_payload, record_message
 from pyapp.payload_archives import draft_archive
 from pyapp.payloads import create_payload_partitions, retire_payloads
-from pyapp.referrals import create_referral, redeem_referral
 from pyapp.roles import apply_roles
-from pyapp.users import User, anonymize_user, create_user
+from pyapp.users import User, anonymize_user
+from tests.metering import add_fingerprint
+from tests.payload_months import (
+    NOW,
+    OLD,
+    VERY_OLD,
+    add_user,
+    archived_payers,
+    fail_to_archive,
+    read_archive,
+    write,
+    write_all,
+)
 from tests.support import run_cli
-from tests.waiting import wait_for_lock, wait_for_waiter
+from tests.waiting import Pair, run_blocked, wait_for_lock, wait_for_waiter
 
-NOW = datetime.now(UTC)
-OLD = NOW - timedelta(days=100)
-VERY_OLD = NOW - timedelta(days=9000)
-
-
-def add_user(url: str) -> UUID:
-    with connect(url) as conn:
-        return create_user(conn, email=f"{uuid4()}@example.com").id
-
-
-def write(url: str, payer: UUID, *moments: datetime) -> None:
-    """Record a message with a payload at each of *moments*."""
-    with connect(url) as conn:
-        for moment in moments:
-            record_message(
-                conn,
-                model="m",
-                user_id=payer,
-                finished_at=moment,
-                cost=Decimal(1),
-                request=["words"],
-            )
+MONTHS = [NOW, OLD, OLD - timedelta(days=40), VERY_OLD]
 
 
 def erase(url: str, user_id: UUID) -> None:
@@ -64,8 +47,17 @@ def erase(url: str, user_id: UUID) -> None:
         anonymize_user(conn, user_id=user_id)
 
 
-def holders(url: str) -> dict[str, set[UUID]]:
-    """Return whose payloads are in the tables that there are, by table."""
+def mark_erased(conn: psycopg.Connection, user_id: UUID) -> None:
+    """Anonymize the user as an earlier version did, which left the payloads."""
+    conn.execute("SELECT FROM app.users AS u WHERE u.id = %s FOR UPDATE", [user_id])
+    conn.execute(
+        "UPDATE app.users SET anonymized_at = now(), email = NULL WHERE id = %s",
+        [user_id],
+    )
+
+
+def find_payers(url: str) -> dict[str, set[UUID]]:
+    """Return the payers of the payloads in each table that exists."""
     found: dict[str, set[UUID]] = {}
     with connect(url) as conn:
         for name in ("message_payloads", "waiting_payloads", "retired_payloads"):
@@ -76,130 +68,114 @@ def holders(url: str) -> dict[str, set[UUID]]:
     return found
 
 
-def archived(folder: Path) -> set[UUID]:
-    """Return whose payloads are in the archives."""
-    return {UUID(row["subject_id"]) for path in folder.iterdir() for row in rows(path)}
-
-
-def rows(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(2**31 - 1)
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+@pytest.fixture
+def users(database: str) -> list[UUID]:
+    """Return two users with payloads of this month and of three expired months."""
+    found = [add_user(database) for _ in range(2)]
+    for user_id in found:
+        write_all(database, user_id, *MONTHS)
+    return found
 
 
 @pytest.fixture
-def users(database: str) -> list[UUID]:
-    """Return two users who have payloads of this month and of two that are over."""
-    found = [add_user(database) for _ in range(2)]
-    for user_id in found:
-        write(database, user_id, NOW, OLD, OLD - timedelta(days=40), VERY_OLD)
-    return found
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "MOST_UNDER_LOCK", 2)
+    monkeypatch.setattr(payloads, "BATCH", 2)
 
 
 @contextmanager
 def before(
     monkeypatch: pytest.MonkeyPatch, step: str, act: Callable[[], object]
-) -> Iterator[list[None]]:
-    """Run *act* before each call of a step of maintenance; yield what counts them."""
-    calls: list[None] = []
-    original = getattr(maintenance, step)
+) -> Iterator[list[str]]:
+    """Run *act* before each call of a step of maintenance; yield the calls."""
+    calls: list[str] = []
+    original = getattr(payloads, step)
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        calls.append(None)
+        calls.append(step)
         act()
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, step, function)
+        patch.setattr(payloads, step, function)
         yield calls
 
 
-def fail_to_archive(url: str, tmp_path: Path) -> None:
-    """Detach a month and fail to archive it."""
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
-    create_payload_partitions(url)
-    with pytest.raises(ArchiveError, match=r"left in app\.retired_payloads"):
-        retire_payloads(url, keep_months=1, archive_folder=blocked)
-
-
-def test_month_that_was_left_is_archived_without_erased_users(
+def test_retired_payloads_are_erased_before_they_are_archived(
     database: str, users: list[UUID], tmp_path: Path
 ):
     fail_to_archive(database, tmp_path)
-    assert holders(database)["retired_payloads"] == set(users)
+    assert find_payers(database)["retired_payloads"] == set(users)
 
     erase(database, users[0])
 
-    assert holders(database)["retired_payloads"] == {users[1]}
+    assert find_payers(database)["retired_payloads"] == {users[1]}
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / ".message_payloads_202601.killed").write_text("words")
     retire_payloads(database, keep_months=1, archive_folder=folder)
-    assert archived(folder) == {users[1]}
-    assert holders(database) == {"message_payloads": {users[1]}}
+    assert archived_payers(folder) == {users[1]}
+    assert find_payers(database) == {"message_payloads": {users[1]}}
 
 
-def test_archive_leaves_out_whom_an_earlier_version_erased(
+def test_archive_omits_users_erased_by_an_earlier_version(
     database: str, users: list[UUID], tmp_path: Path
 ):
     fail_to_archive(database, tmp_path)
     with connect(database) as conn:
-        conn.execute(
-            "UPDATE app.users SET anonymized_at = now(), email = NULL WHERE id = %s",
-            [users[0]],
-        )
+        mark_erased(conn, users[0])
 
     folder = tmp_path / "folder"
     retire_payloads(database, keep_months=12, archive_folder=folder)
 
-    assert archived(folder) == {users[1]}
+    assert archived_payers(folder) == {users[1]}
 
 
-def test_failed_archive_says_what_is_left_and_what_to_do(
+def test_failed_archive_names_the_payloads_left_and_the_remedy(
     database: str, users: list[UUID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DATABASE_URL", database)
     create_payload_partitions(database)
-    folder = tmp_path / "folder"
-    folder.write_text("in the way")
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where the folder should be")
     command = ("db", "maintain", "--keep-months", "1", "--archive")
 
-    code, _, err = run_cli(*command, str(folder / "archives"))
+    code, _, err = run_cli(*command, str(blocked / "archives"))
 
     month = f"message_payloads_{OLD - timedelta(days=40):%Y%m}"
     assert code == 1
     assert err.count("\n") == 1
-    assert f"{month}: left in app.retired_payloads, with which the next run" in err
+    assert f"{month}: left in app.retired_payloads" in err
     code, out, _ = run_cli(*command, str(tmp_path))
     assert code == 0
     assert f"Payload partitions dropped: {month}, " in out
 
 
-def test_user_is_erased_while_an_archive_is_copied(
+def test_erasure_while_an_archive_is_copied_repeats_the_copy(
     database: str, users: list[UUID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     create_payload_partitions(database)
-    erasures = iter([lambda: erase(database, users[0])])
+    erasures = iter(users[:1])
 
     def act() -> None:
-        next(erasures, lambda: None)()
+        for user_id in erasures:
+            erase(database, user_id)
 
     with before(monkeypatch, "_publish", act) as published:
         names = retire_payloads(database, keep_months=1, archive_folder=tmp_path)
 
-    assert archived(tmp_path) == {users[1]}
+    assert archived_payers(tmp_path) == {users[1]}
     assert len(published) == len(names) + 1
     assert len(list(tmp_path.iterdir())) == len(names)
 
 
-def test_last_copy_is_made_while_erasures_wait(
+def test_last_copy_of_an_archive_makes_erasures_wait(
     database: str, users: list[UUID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each copy is overtaken; the last one keeps the third erasure out."""
+    """Two copies without a lock are each overtaken by an erasure; the third is not."""
     users += [add_user(database) for _ in range(2)]
     for user_id in users[2:]:
-        write(database, user_id, OLD)
+        write_all(database, user_id, OLD)
     create_payload_partitions(database)
     queue = iter(users)
     draft = draft_archive
@@ -220,27 +196,27 @@ def test_last_copy_is_made_while_erasures_wait(
                     wait_for_lock(conn, eraser)
                 yield archive
 
-        monkeypatch.setattr(maintenance, "draft_archive", draft_and_erase)
-        monkeypatch.setattr(maintenance, "COPIES_WITHOUT_LOCK", 2)
+        monkeypatch.setattr(payloads, "draft_archive", draft_and_erase)
+        monkeypatch.setattr(payloads, "COPIES_WITHOUT_LOCK", 2)
         with connect(database) as conn:
             conn.autocommit = True
-            maintenance._detach(conn, 1)
-            maintenance._drop(conn, tmp_path)
+            payloads._detach(conn, 1)
+            payloads._drop(conn, tmp_path)
         waiting[0].result()
         eraser.commit()
 
-    # What was archived before the third user was erased stays in the file.
-    assert not archived(tmp_path) & set(users[:2])
-    with connect(database) as conn:
-        row = conn.execute("SELECT to_regclass('app.retired_payloads')").fetchone()
-    assert row == (None,)
-    assert users[2] not in holders(database)["message_payloads"]
+    # The third user was archived before the erasure, and stays in the file.
+    assert not archived_payers(tmp_path) & set(users[:2])
+    found = find_payers(database)
+    assert "retired_payloads" not in found
+    assert users[2] not in found["message_payloads"]
 
 
 def test_no_month_is_detached_while_an_erasure_is_open(
     database: str, users: list[UUID], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(maintenance, "ATTEMPTS", 1)
+    monkeypatch.setattr(payloads, "ATTEMPTS", 1)
+    monkeypatch.setattr(payloads, "LONG_WAIT_MS", 50)
     create_payload_partitions(database)
     with connect(database) as conn:
         anonymize_user(conn, user_id=users[0])
@@ -250,156 +226,125 @@ def test_no_month_is_detached_while_an_erasure_is_open(
 
         conn.commit()
     retire_payloads(database, keep_months=1, archive_folder=tmp_path)
-    assert archived(tmp_path) == {users[1]}
+    assert archived_payers(tmp_path) == {users[1]}
 
 
-def test_erasure_that_waits_for_a_detachment_finds_the_month_after_it(
-    database: str, users: list[UUID]
+def test_erasure_waits_for_a_detachment_and_finds_the_month(
+    database: str, users: list[UUID], pair: Pair
 ):
+    conn, eraser = pair
     create_payload_partitions(database)
-    with (
-        connect(database) as conn,
-        connect(database) as eraser,
-        ThreadPoolExecutor() as threads,
-    ):
-        maintenance._detach(conn, 1)
-        erasing = threads.submit(anonymize_user, eraser, user_id=users[0])
-        wait_for_lock(conn, eraser)
-        conn.commit()
-        erasing.result()
-        eraser.commit()
+    payloads._detach(conn, 1)
 
-    assert holders(database) == {
+    run_blocked(conn, eraser, anonymize_user, user_id=users[0])
+
+    assert find_payers(database) == {
         "message_payloads": {users[1]},
         "retired_payloads": {users[1]},
     }
 
 
+@pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("batches", [0, 1, 3])
 def test_user_is_erased_while_payloads_move(
-    database: str,
-    users: list[UUID],
-    batches: int,
-    monkeypatch: pytest.MonkeyPatch,
+    database: str, users: list[UUID], batches: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(maintenance, "MOST_UNDER_LOCK", 2)
-    monkeypatch.setattr(maintenance, "BATCH", 2)
-    waits = iter([*[lambda: None] * batches, lambda: erase(database, users[0])])
+    moves = itertools.count()
 
-    with before(monkeypatch, "_move_batch", lambda: next(waits, lambda: None)()):
+    def act() -> None:
+        if next(moves) == batches:
+            erase(database, users[0])
+
+    with before(monkeypatch, "_move_batch", act):
         create_payload_partitions(database)
 
-    assert holders(database) == {"message_payloads": {users[1]}}
+    assert find_payers(database) == {"message_payloads": {users[1]}}
 
 
-def test_what_a_killed_move_has_left_is_erased(
+@pytest.mark.usefixtures("small_batches")
+def test_payloads_left_by_a_killed_move_are_erased(
     database: str, users: list[UUID], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(maintenance, "MOST_UNDER_LOCK", 2)
-    monkeypatch.setattr(maintenance, "BATCH", 2)
     with (
         before(monkeypatch, "_move_batch", iter([None]).__next__),
         pytest.raises(StopIteration),
     ):
         create_payload_partitions(database)
-    assert holders(database)["waiting_payloads"] == set(users)
+    assert find_payers(database)["waiting_payloads"] == set(users)
 
     erase(database, users[0])
 
-    left = holders(database)
+    left = find_payers(database)
     assert left["waiting_payloads"] | left["message_payloads"] == {users[1]}
 
 
-@pytest.mark.parametrize("query", ["move_waiting_payloads", "move_expired_payloads"])
-def test_move_waits_for_an_erasure_and_moves_nothing_of_the_user(
-    database: str, users: list[UUID], query: str
-):
-    parameters: dict[str, int] = {"rows": 100}
-    with (
-        connect(database) as conn,
-        connect(database) as eraser,
-        ThreadPoolExecutor() as threads,
-    ):
-        conn.autocommit = True
+class TestMoves:
+    """Moves from the waiting table, and to the retired table."""
+
+    @pytest.fixture(params=["move_waiting_payloads", "move_expired_payloads"])
+    def move(
+        self, request: pytest.FixtureRequest, pair: Pair, users: list[UUID]
+    ) -> Callable[[psycopg.Connection], object]:
+        """Return one of the moves, which both have payloads to move."""
+        query, conn = request.param, pair[0]
         if query == "move_waiting_payloads":
-            maintenance._put_aside(conn)
-        else:
-            execute(conn, "create_retired_table")
-            parameters["months"] = 1
-        # As an earlier version did it: the payloads are not deleted.
-        eraser.execute(
-            "SELECT FROM app.users AS u WHERE u.id = %s FOR UPDATE", [users[0]]
-        )
-        eraser.execute(
-            "UPDATE app.users SET anonymized_at = now(), email = NULL WHERE id = %s",
-            [users[0]],
-        )
-        moving = threads.submit(execute, conn, query, **parameters)
-        wait_for_lock(eraser, conn)
-        eraser.commit()
-        moving.result()
+            payloads._put_aside(conn)
+            conn.commit()
+            return lambda conn: execute(conn, query, rows=100)
+        execute(conn, "create_retired_table")
+        conn.commit()
+        return lambda conn: execute(conn, query, rows=100, months=1)
 
-    found = holders(database)
-    is_waiting = query == "move_waiting_payloads"
-    assert found["message_payloads" if is_waiting else "retired_payloads"] == {users[1]}
-
-
-@pytest.mark.parametrize("query", ["move_waiting_payloads", "move_expired_payloads"])
-def test_erasure_waits_for_a_move_and_finds_what_it_moved(
-    database: str, users: list[UUID], query: str
-):
-    parameters: dict[str, int] = {"rows": 100}
-    with (
-        connect(database) as conn,
-        connect(database) as eraser,
-        ThreadPoolExecutor() as threads,
+    def test_a_move_waits_for_an_erasure_and_moves_nothing_of_the_user(
+        self, database: str, users: list[UUID], pair: Pair, move
     ):
-        if query == "move_waiting_payloads":
-            maintenance._put_aside(conn)
-        else:
-            execute(conn, "create_retired_table")
-            parameters["months"] = 1
-        conn.commit()
-        execute(conn, query, **parameters)
-        erasing = threads.submit(anonymize_user, eraser, user_id=users[0])
-        assert wait_for_waiter(conn) == eraser.info.backend_pid
-        conn.commit()
-        erasing.result()
+        mover, eraser = pair
+        mark_erased(eraser, users[0])
+
+        run_blocked(eraser, mover, move)
+
+        found = find_payers(database)
+        name = "retired" if "retired_payloads" in found else "message"
+        assert found[f"{name}_payloads"] == {users[1]}
+
+    def test_an_erasure_waits_for_a_move_and_finds_the_moved_payloads(
+        self, database: str, users: list[UUID], pair: Pair, move
+    ):
+        mover, eraser = pair
+        move(mover)
+
+        with ThreadPoolExecutor() as threads:
+            erasing = threads.submit(anonymize_user, eraser, user_id=users[0])
+            assert wait_for_waiter(mover) == eraser.info.backend_pid
+            mover.commit()
+            erasing.result()
         eraser.commit()
 
-    assert set.union(*holders(database).values()) == {users[1]}
+        assert set.union(*find_payers(database).values()) == {users[1]}
 
 
-def test_nothing_of_erased_users_is_kept_or_archived_under_load(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("small_batches")
+def test_erased_payloads_are_neither_kept_nor_archived_under_load(
+    database: str, tmp_path: Path
 ):
-    monkeypatch.setattr(maintenance, "MOST_UNDER_LOCK", 5)
-    monkeypatch.setattr(maintenance, "BATCH", 5)
     users = [add_user(database) for _ in range(60)]
-    moments = [NOW, OLD, OLD - timedelta(days=40), VERY_OLD]
     done = threading.Event()
-    earlier: dict[UUID, set[str]] = {}
+    # The archives that existed when each user was erased.
+    archives_before: dict[UUID, set[str]] = {}
 
     def keep_writing(seed: int) -> None:
         choose = random.Random(seed)
         with connect(database) as conn:
             conn.autocommit = True
             while not done.is_set():
-                record_message(
-                    conn,
-                    model="m",
-                    user_id=choose.choice(users),
-                    finished_at=choose.choice(moments),
-                    cost=Decimal(1),
-                    request=["words"],
-                )
+                write(conn, choose.choice(users), choose.choice(MONTHS))
 
     def keep_erasing() -> None:
         for user_id in users[::2]:
             erase(database, user_id)
-            earlier[user_id] = {path.name for path in tmp_path.iterdir()}
+            archives_before[user_id] = {path.name for path in tmp_path.iterdir()}
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(4) as threads:
         work = [threads.submit(keep_writing, seed) for seed in range(3)]
         erasing = threads.submit(keep_erasing)
         try:
@@ -412,69 +357,49 @@ def test_nothing_of_erased_users_is_kept_or_archived_under_load(
             future.result()
     create_payload_partitions(database)
 
-    assert not set.union(*holders(database).values()) & earlier.keys()
+    erased = archives_before.keys()
+    assert not set.union(*find_payers(database).values()) & erased
     archives = {
-        path.name: {UUID(row["subject_id"]) for row in rows(path)}
+        path.name: {UUID(row["subject_id"]) for row in read_archive(path)}
         for path in tmp_path.iterdir()
         if not path.name.startswith(".")
     }
-    too_late = [
+    archived_late = [
         (user_id, name)
-        for user_id, known in earlier.items()
+        for user_id, known in archives_before.items()
         for name in archives.keys() - known
         if user_id in archives[name]
     ]
-    assert too_late == []
+    assert archived_late == []
     assert archives
 
 
-def test_payloads_of_a_fingerprint_are_not_a_users(conn: psycopg.Connection):
-    device = upsert_fingerprint(conn).id
+def test_payloads_of_a_fingerprint_are_not_erased(conn: psycopg.Connection):
+    fingerprint = add_fingerprint(conn)
     message = record_message(
-        conn, model="m", fingerprint_id=device, cost=Decimal(1), request=["words"]
+        conn, model="m", fingerprint_id=fingerprint, cost=Decimal(1), request=["words"]
     )
-    conn.execute("SAVEPOINT before")
 
     with pytest.raises(UserNotFoundError):
-        anonymize_user(conn, user_id=device)
-    assert conn.execute(
-        "SELECT count(*) FROM app.anonymize_user(%s)", [device]
-    ).fetchone() == (0,)
+        anonymize_user(conn, user_id=fingerprint)
+    statement = "SELECT count(*) FROM app.anonymize_user(%s)"
+    assert conn.execute(statement, [fingerprint]).fetchone() == (0,)
 
-    assert find_message_payload(conn, subject_id=device, message_id=message.id)
-
-
-def test_pending_referrals_end_and_completed_ones_stay(conn: psycopg.Connection):
-    ada, bob, eve, dan = (
-        create_user(conn, email=f"{name}@example.com")
-        for name in ("ada", "bob", "eve", "dan")
-    )
-    redeem_referral(conn, referral_code=ada.referral_code, referred_id=bob.id)
-    create_referral(conn, referral_code=ada.referral_code, referred_id=eve.id)
-    create_referral(conn, referral_code=dan.referral_code, referred_id=ada.id)
-    with pytest.raises(AlreadyReferredError), conn.transaction():
-        create_referral(conn, referral_code=bob.referral_code, referred_id=eve.id)
-
-    anonymize_user(conn, user_id=ada.id)
-
-    left = conn.execute(
-        "SELECT referrer_id, referred_id, status FROM app.referrals"
-    ).fetchall()
-    assert left == [(ada.id, bob.id, "completed")]
-    create_referral(conn, referral_code=bob.referral_code, referred_id=eve.id)
+    assert find_message_payload(conn, subject_id=fingerprint, message_id=message.id)
 
 
 def test_snapshot_that_may_miss_payloads_is_refused(database: str, users: list[UUID]):
     with connect(database) as conn:
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         conn.execute("SELECT 1")
-        write(database, users[0], NOW)
+        write_all(database, users[0], NOW)
 
         with pytest.raises(psycopg.errors.InvalidTransactionState):
             anonymize_user(conn, user_id=users[0])
+        conn.rollback()
 
 
-def test_application_erases_what_it_may_not_even_read(
+def test_application_role_erases_tables_that_it_may_not_read(
     database: str, users: list[UUID], tmp_path: Path
 ):
     fail_to_archive(database, tmp_path)
@@ -487,4 +412,4 @@ def test_application_erases_what_it_may_not_even_read(
         anonymize_user(conn, user_id=users[0])
 
         conn.execute("RESET ROLE")
-    assert holders(database)["retired_payloads"] == {users[1]}
+    assert find_payers(database)["retired_payloads"] == {users[1]}
