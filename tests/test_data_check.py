@@ -1,4 +1,4 @@
-"""`pyapp db check --data`: drift is named, and repaired while writers go on."""
+"""`pyapp db check --data` names wrong sums and repairs them."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -12,15 +12,21 @@ from psycopg import errors
 from pyapp.cli.data_check import _signed
 from pyapp.data_check import check_data
 from pyapp.messages import record_messages
-from pyapp.referrals import redeem_referral
-from pyapp.users import get_user
-from tests.metering import add_fingerprint, add_user, new_message, usage_differences
+from tests.metering import (
+    MICROSECOND,
+    add_fingerprint,
+    add_user,
+    new_message,
+    refer,
+    referral_totals,
+    usage_differences,
+)
 from tests.support import run_cli
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = NOON.date()
-# Each kind of drift, planted in the day of one payer.
-PLANTED = {
+# Each kind of wrong sum, in one day of one payer.
+WRONG = {
     "credits": "UPDATE app.usage_daily SET credits = credits + 12.5",
     "cost": "UPDATE app.usage_daily SET cost = cost * 2",
     "messages": "UPDATE app.usage_daily SET messages = messages + 1",
@@ -44,8 +50,8 @@ PLANTED = {
 }
 
 
-def plant(conn: psycopg.Connection, statement: str) -> None:
-    """Run *statement* as an owner does who has disabled the triggers."""
+def run_without_triggers(conn: psycopg.Connection, statement: str) -> None:
+    """Run *statement* as an owner can who disables the triggers."""
     with conn.transaction():
         conn.execute("SET LOCAL session_replication_role = replica")
         conn.execute(statement.encode())
@@ -61,11 +67,6 @@ def record(
     record_messages(conn, new)
 
 
-def refer(conn: psycopg.Connection, referrer: UUID, referred: UUID) -> None:
-    code = get_user(conn, user_id=referrer).referral_code
-    redeem_referral(conn, referral_code=code, referred_id=referred)
-
-
 def repair_day(conn: psycopg.Connection, subject: UUID, day: date = DAY) -> bool:
     row = conn.execute("SELECT app.repair_usage_day(%s, %s)", [subject, day]).fetchone()
     assert row is not None
@@ -78,23 +79,11 @@ def repair_user(conn: psycopg.Connection, user: UUID) -> bool:
     return bool(row[0])
 
 
-def totals(conn: psycopg.Connection, user: UUID) -> tuple[int, int]:
-    found = get_user(conn, user_id=user)
-    return found.referral_count, int(found.referral_credits)
-
-
-def kept_messages(conn: psycopg.Connection, subject: UUID) -> list[tuple[int]]:
-    return conn.execute(
-        "SELECT messages FROM app.usage_daily WHERE subject_id = %s ORDER BY day",
-        [subject],
-    ).fetchall()
-
-
-def test_equal_sums_are_said_to_be_equal(committing: psycopg.Connection):
+def test_correct_sums_are_reported_as_equal(committing: psycopg.Connection):
     ada, bob = add_user(committing), add_user(committing)
-    device = add_fingerprint(committing)
+    fingerprint = add_fingerprint(committing)
     record(committing, ada, count=3)
-    new = new_message(fingerprint_id=device, finished_at=NOON)
+    new = new_message(fingerprint_id=fingerprint, finished_at=NOON)
     record_messages(committing, [new])
     refer(committing, ada, bob)
 
@@ -105,13 +94,13 @@ def test_equal_sums_are_said_to_be_equal(committing: psycopg.Connection):
     )
 
 
-@pytest.mark.parametrize("kind", PLANTED)
-def test_each_kind_of_drift_is_named_and_repaired(
+@pytest.mark.parametrize("kind", WRONG)
+def test_each_kind_of_wrong_sum_is_named_and_repaired(
     committing: psycopg.Connection, kind: str
 ):
     user = add_user(committing)
     record(committing, user, count=2)
-    plant(committing, PLANTED[kind])
+    run_without_triggers(committing, WRONG[kind])
 
     code, out, err = run_cli("db", "check", "--data")
 
@@ -134,14 +123,14 @@ def test_each_kind_of_drift_is_named_and_repaired(
     assert run_cli("db", "check", "--data")[0] == 0
 
 
-def test_rows_shown_are_limited_and_the_rest_is_counted(
+def test_limit_shows_some_rows_and_counts_the_others(
     committing: psycopg.Connection,
 ):
     user = add_user(committing)
     days = [DAY + timedelta(days=n) for n in range(5)]
     for day in days:
         record(committing, user, day)
-    plant(committing, "UPDATE app.usage_daily SET credits = 1234567.25")
+    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 1234567.25")
 
     code, out, _ = run_cli("db", "check", "--data", "--limit", "2")
     as_json = run_cli("db", "check", "--data", "--limit", "2", "--json")[1]
@@ -162,13 +151,13 @@ def test_rows_shown_are_limited_and_the_rest_is_counted(
     assert (row["kept_messages"], row["recorded_messages"]) == (1, 1)
 
 
-def test_referral_totals_are_set_and_raised_and_never_lowered(
+def test_referral_totals_are_raised_and_never_lowered(
     committing: psycopg.Connection,
 ):
     ada, bob, cleo, dan = (add_user(committing) for _ in range(4))
     refer(committing, ada, bob)
     refer(committing, ada, cleo)
-    plant(
+    run_without_triggers(
         committing,
         f"""
         UPDATE app.users SET referral_count = 4, referral_credits = 1500
@@ -193,8 +182,8 @@ def test_referral_totals_are_set_and_raised_and_never_lowered(
     assert err.startswith("error: 2 sums not equal")
     assert (repaired[0], repaired[2]) == (0, "")
     assert repaired[1].splitlines()[-1] == "repaired: 0 payers' days, 2 users"
-    users = [totals(committing, user) for user in (ada, bob, cleo, dan)]
-    assert users == [(2, 1500), (0, 500), (0, 500), (0, 7)]
+    totals = referral_totals(committing, ada, bob, cleo, dan)
+    assert totals == [(2, 1500), (0, 500), (0, 500), (0, 7)]
     code, out, _ = run_cli("db", "check", "--data")
     assert (code, out.splitlines()[0]) == (
         0,
@@ -202,13 +191,15 @@ def test_referral_totals_are_set_and_raised_and_never_lowered(
     )
 
 
-def test_count_above_the_limit_is_left_and_says_what_to_do(
+def test_count_above_the_limit_is_reported_with_the_remedy(
     committing: psycopg.Connection,
 ):
     ada, bob, cleo = (add_user(committing) for _ in range(3))
     refer(committing, ada, bob)
     refer(committing, ada, cleo)
-    plant(committing, "UPDATE app.users SET referral_count = 0, referral_limit = 1")
+    run_without_triggers(
+        committing, "UPDATE app.users SET referral_count = 0, referral_limit = 1"
+    )
 
     code, out, err = run_cli("db", "check", "--data", "--repair")
 
@@ -220,7 +211,7 @@ def test_count_above_the_limit_is_left_and_says_what_to_do(
     assert err == "error: 1 sum not equal to the rows summed: see above\n"
     committing.execute("UPDATE app.users SET referral_limit = 2")
     assert run_cli("db", "check", "--data", "--repair")[0] == 0
-    assert totals(committing, ada) == (2, 1000)
+    assert referral_totals(committing, ada) == [(2, 1000)]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +243,7 @@ def test_options_of_another_check_are_refused(arguments: list[str]):
     assert "--data" in err
 
 
-def test_repair_of_what_is_right_changes_nothing(conn: psycopg.Connection):
+def test_repair_of_correct_sums_changes_nothing(conn: psycopg.Connection):
     user = add_user(conn)
     record(conn, user)
     before = conn.execute("SELECT xmin, ctid, * FROM app.usage_daily").fetchall()
@@ -266,13 +257,13 @@ def test_repair_of_what_is_right_changes_nothing(conn: psycopg.Connection):
     )
 
 
-def test_day_of_a_repair_is_in_utc_whatever_the_session(conn: psycopg.Connection):
+def test_repaired_day_is_in_utc_in_every_session(conn: psycopg.Connection):
     user = add_user(conn)
     midnight = NOON.replace(hour=0)
-    for moment in (midnight - timedelta(microseconds=1), midnight):
+    for moment in (midnight - MICROSECOND, midnight):
         new = new_message(user_id=user, finished_at=moment)
         record_messages(conn, [new])
-    plant(conn, "UPDATE app.usage_daily SET messages = 7, credits = 0")
+    run_without_triggers(conn, "UPDATE app.usage_daily SET messages = 7, credits = 0")
     conn.execute("SET LOCAL TimeZone = 'Pacific/Kiritimati'")
 
     assert repair_day(conn, user, DAY)
@@ -281,10 +272,10 @@ def test_day_of_a_repair_is_in_utc_whatever_the_session(conn: psycopg.Connection
     assert usage_differences(conn) == []
 
 
-def test_table_stays_closed_after_a_repair(conn: psycopg.Connection):
+def test_usage_daily_stays_read_only_after_a_repair(conn: psycopg.Connection):
     user = add_user(conn)
     record(conn, user)
-    plant(conn, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(conn, "UPDATE app.usage_daily SET credits = 9")
     assert repair_day(conn, user)
 
     with pytest.raises(errors.RestrictViolation, match="only the trigger of messages"):
@@ -299,7 +290,7 @@ def test_table_stays_closed_after_a_repair(conn: psycopg.Connection):
         "app.repair_referral_totals(gen_random_uuid())",
     ],
 )
-def test_repair_by_an_older_snapshot_is_refused(database: str, level: str, call: str):
+def test_repair_needs_read_committed(database: str, level: str, call: str):
     with psycopg.connect(database) as conn:
         conn.isolation_level = psycopg.IsolationLevel[level.replace(" ", "_")]
 
@@ -312,7 +303,7 @@ def test_repair_runs_where_the_default_is_repeatable_read(
 ):
     user = add_user(committing)
     record(committing, user)
-    plant(committing, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 9")
     committing.execute("""
         DO $$ BEGIN EXECUTE format(
             'ALTER DATABASE %I SET default_transaction_isolation = serializable',
@@ -324,13 +315,13 @@ def test_repair_runs_where_the_default_is_repeatable_read(
     assert usage_differences(committing) == []
 
 
-def test_check_reads_only(database: str):
-    """Sums are compared while a writer holds its rows, and nothing is locked."""
+def test_check_does_not_wait_for_a_writer(database: str):
+    """It does not wait for a writer that has locked the rows."""
     with psycopg.connect(database) as conn:
         user = add_user(conn)
         record(conn, user)
         conn.commit()
-        plant(conn, "UPDATE app.usage_daily SET credits = 9")
+        run_without_triggers(conn, "UPDATE app.usage_daily SET credits = 9")
         conn.commit()
         record(conn, user)
 

@@ -1,4 +1,4 @@
-"""Repairs of drift while writers are at work, with real concurrent connections."""
+"""Repairs of wrong sums while other sessions write."""
 
 import random
 import threading
@@ -9,113 +9,97 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from pyapp._core.connection import connect
 from pyapp.data_check import DataCheck, check_data
-from tests.metering import add_user, usage_differences
+from tests.metering import add_user, refer, referral_totals, usage_differences
 from tests.support import run_cli
 from tests.test_data_check import (
     DAY,
-    PLANTED,
-    plant,
+    WRONG,
     record,
-    refer,
     repair_day,
     repair_user,
-    totals,
+    run_without_triggers,
 )
-from tests.waiting import wait_for_lock
+from tests.waiting import Pair, run_blocked
+
+some_kinds = pytest.mark.parametrize(
+    "kind", ["credits", "no row, credits", "no messages"]
+)
 
 
-class TestWriterAtWork:
-    """A writer has inserted and not committed; the repair and the writer both count."""
-
-    @pytest.fixture
-    def user(self, database: str) -> UUID:
-        with psycopg.connect(database) as conn:
-            user = add_user(conn)
-            record(conn, user)
-            return user
-
-    @pytest.mark.parametrize("kind", ["credits", "no row, credits", "no messages"])
-    def test_repair_waits_for_the_writer_of_its_day(
-        self, database: str, user: UUID, kind: str
-    ):
-        with (
-            psycopg.connect(database) as writer,
-            psycopg.connect(database) as repairer,
-            ThreadPoolExecutor(1) as thread,
-        ):
-            plant(repairer, PLANTED[kind])
-            repairer.commit()
-            record(writer, user)
-            waiting = thread.submit(repair_day, repairer, user)
-            wait_for_lock(writer, repairer)
-            writer.commit()
-            assert waiting.result()
-            repairer.commit()
-
-            assert usage_differences(writer) == []
-
-    @pytest.mark.parametrize("kind", ["credits", "no row, credits", "no messages"])
-    @pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
-    def test_writer_waits_for_the_repair_and_adds_to_its_result(
-        self, database: str, user: UUID, kind: str, is_kept: bool
-    ):
-        with (
-            psycopg.connect(database) as writer,
-            psycopg.connect(database) as repairer,
-            ThreadPoolExecutor(1) as thread,
-        ):
-            plant(repairer, PLANTED[kind])
-            repairer.commit()
-            assert repair_day(repairer, user)
-            waiting = thread.submit(record, writer, user)
-            wait_for_lock(repairer, writer)
-            if is_kept:
-                repairer.commit()
-            else:
-                repairer.rollback()
-            waiting.result()
-            writer.commit()
-            if not is_kept:
-                repair_day(repairer, user)
-
-            assert usage_differences(repairer) == []
-
-    def test_referral_at_work_is_added_to_the_repaired_total(self, database: str):
-        with (
-            psycopg.connect(database) as writer,
-            psycopg.connect(database) as repairer,
-            ThreadPoolExecutor(1) as thread,
-        ):
-            ada, bob, cleo = (add_user(writer) for _ in range(3))
-            refer(writer, ada, bob)
-            plant(writer, "UPDATE app.users SET referral_credits = 0")
-            writer.commit()
-            assert repair_user(repairer, ada)
-            waiting = thread.submit(refer, writer, ada, cleo)
-            wait_for_lock(repairer, writer)
-            repairer.commit()
-            waiting.result()
-            writer.commit()
-
-            assert totals(writer, ada) == (2, 1000)
-
-            plant(writer, "UPDATE app.users SET referral_credits = 0")
-            writer.commit()
-            dan = add_user(writer)
-            refer(writer, ada, dan)
-            later = thread.submit(repair_user, repairer, ada)
-            wait_for_lock(writer, repairer)
-            writer.commit()
-            assert later.result()
-            repairer.commit()
-
-            assert totals(writer, ada) == (3, 1500)
+def add_recorded(conn: psycopg.Connection) -> UUID:
+    """Add a user with a message, and commit."""
+    user = add_user(conn)
+    record(conn, user)
+    conn.commit()
+    return user
 
 
-def test_drift_is_repaired_and_never_invented_under_concurrent_writers(database: str):
-    """Checks of sound data report nothing; planted drift is gone, all sums exact."""
-    with psycopg.connect(database) as conn:
+def lose_referral_credits(conn: psycopg.Connection) -> None:
+    run_without_triggers(conn, "UPDATE app.users SET referral_credits = 0")
+    conn.commit()
+
+
+@some_kinds
+def test_repair_waits_for_a_writer_of_its_day(pair: Pair, kind: str):
+    writer, repairer = pair
+    user = add_recorded(writer)
+    run_without_triggers(repairer, WRONG[kind])
+    repairer.commit()
+    record(writer, user)
+
+    assert run_blocked(writer, repairer, repair_day, subject=user)
+
+    assert usage_differences(writer) == []
+
+
+@some_kinds
+@pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
+def test_writer_waits_for_a_repair_and_adds_to_its_result(
+    pair: Pair, kind: str, is_kept: bool
+):
+    writer, repairer = pair
+    user = add_recorded(writer)
+    run_without_triggers(repairer, WRONG[kind])
+    repairer.commit()
+    assert repair_day(repairer, user)
+
+    end = repairer.commit if is_kept else repairer.rollback
+    run_blocked(repairer, writer, record, release=end, user=user)
+
+    if not is_kept:
+        repair_day(repairer, user)
+    assert usage_differences(repairer) == []
+
+
+def test_referral_waits_for_a_repair_and_adds_to_its_result(pair: Pair):
+    writer, repairer = pair
+    ada, bob, cleo = (add_user(writer) for _ in range(3))
+    refer(writer, ada, bob)
+    lose_referral_credits(writer)
+    assert repair_user(repairer, ada)
+
+    run_blocked(repairer, writer, refer, referrer=ada, referred=cleo)
+
+    assert referral_totals(writer, ada) == [(2, 1000)]
+
+
+def test_repair_waits_for_a_referral_and_counts_it(pair: Pair):
+    writer, repairer = pair
+    ada, bob, cleo = (add_user(writer) for _ in range(3))
+    refer(writer, ada, bob)
+    lose_referral_credits(writer)
+    refer(writer, ada, cleo)
+
+    assert run_blocked(writer, repairer, repair_user, user=ada)
+
+    assert referral_totals(writer, ada) == [(2, 1000)]
+
+
+def test_wrong_sums_are_found_and_repaired_under_concurrent_writers(database: str):
+    """Correct sums are never reported, and all sums are exact in the end."""
+    with connect(database) as conn:
         users = [add_user(conn, referral_limit=1000) for _ in range(3)]
         days = [DAY + timedelta(days=n) for n in range(3)]
         for user in users:
@@ -139,35 +123,33 @@ def test_drift_is_repaired_and_never_invented_under_concurrent_writers(database:
     def check(is_repairing: bool = False) -> DataCheck:
         return check_data(database, limit=100, is_repairing=is_repairing)
 
-    with ThreadPoolExecutor() as threads:
+    def break_and_repair(statement: str) -> None:
+        day = f"('{random.choice(users)}', '{random.choice(days)}')"
+        with psycopg.connect(database) as conn:
+            run_without_triggers(conn, f"{statement} WHERE (subject_id, day) = {day}")
+            run_without_triggers(
+                conn,
+                "UPDATE app.users SET referral_count = 0, referral_credits = 0"
+                f" WHERE id = '{users[0]}'",
+            )
+        found = check(is_repairing=True)
+        assert found.usage.found >= 1
+        assert found.remaining == 0
+        assert (check().usage.found, check().referrals.found) == (0, 0)
+
+    with ThreadPoolExecutor(4) as threads:
         writers = [threads.submit(write, seed) for seed in range(4)]
         try:
             for _ in range(5):
                 assert (check().usage.found, check().referrals.found) == (0, 0)
-            with psycopg.connect(database) as conn:
-                for statement in PLANTED.values():
-                    if "DELETE FROM app.messages" in statement:
-                        continue
-                    plant(
-                        conn,
-                        f"{statement} WHERE (subject_id, day) ="
-                        f" ('{random.choice(users)}', '{random.choice(days)}')",
-                    )
-                    plant(
-                        conn,
-                        "UPDATE app.users SET referral_count = 0, referral_credits = 0"
-                        f" WHERE id = '{users[0]}'",
-                    )
-                    conn.commit()
-                    found = check(is_repairing=True)
-                    assert found.usage.found >= 1
-                    assert found.remaining == 0
-                    assert (check().usage.found, check().referrals.found) == (0, 0)
+            for statement in WRONG.values():
+                if "app.messages" not in statement:
+                    break_and_repair(statement)
         finally:
             done.set()
         written = sum(writer.result() for writer in writers)
 
-    with psycopg.connect(database) as conn:
+    with connect(database) as conn:
         assert usage_differences(conn) == []
         kept = conn.execute("SELECT sum(messages) FROM app.usage_daily").fetchone()
     assert kept == (written + 18,)
@@ -175,13 +157,13 @@ def test_drift_is_repaired_and_never_invented_under_concurrent_writers(database:
     assert check().remaining == 0
 
 
-def test_row_that_stays_locked_is_left_for_the_next_run(
+def test_locked_row_is_left_for_the_next_repair(
     committing: psycopg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("pyapp.data_check.LOCK_WAIT_MS", 50)
     user = add_user(committing)
     record(committing, user)
-    plant(committing, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 9")
     with psycopg.connect(database) as holder:
         holder.execute("SELECT FROM app.usage_daily FOR UPDATE")
 
