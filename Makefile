@@ -10,7 +10,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check lint lint-sql lint-python format freeze lock audit \
-	db-start db-stop db-status db-reset doctor docs bench simulate soak clean
+	db-start db-stop db-status db-reset doctor docs aio bench simulate soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,6 +60,7 @@ lint-python:
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --strict
 	@$(BIN)/python .ci/lint_docs.py
+	@$(BIN)/python .ci/generate_aio.py --check
 
 check: lint test ## exactly what CI runs: SQL and Python linters, types, tests
 
@@ -101,6 +102,9 @@ doctor: install ## check every link from the files to the schema
 
 docs: install ## write docs/schema.md
 	@$(BIN)/pyapp db docs
+
+aio: install ## generate pyapp/aio from the sync modules
+	@$(BIN)/python .ci/generate_aio.py
 
 SIZE := 100000
 bench: install ## measure what is promised (SIZE=10000000 for the real one)

@@ -1,7 +1,6 @@
 """What the database needs now and then: partitions ahead, and old payloads retired."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import psycopg
 
 from pyapp._core.advisory_locks import take_lock
 from pyapp._core.connection import connect
+from pyapp._core.retry import retry
 from pyapp._core.run import execute, fetch_all, fetch_one
 from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.payload_archives import Archive, draft_archive
@@ -40,6 +40,8 @@ MOST_MONTHS_BACK = 120
 RETIRED_AT_ONCE = 100_000
 # An archive is copied again if a user was erased while it was copied.
 COPIES_WITHOUT_LOCK = 2
+
+_LOCKED = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,15 +265,23 @@ def _archive_under_lock(conn: psycopg.Connection[Any], folder: Path, name: str) 
 
 def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:
     """Run *work* in a transaction that waits for no lock for long, until it gets it."""
-    for attempt in range(1, ATTEMPTS + 1):
-        wait = LONG_WAIT_MS if attempt > ATTEMPTS - LONG_WAITS else SHORT_WAIT_MS
-        try:
-            with conn.transaction():
-                execute(conn, "limit_lock_wait", milliseconds=wait)
-                return work()
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            time.sleep(min(0.05 * 2**attempt, 2))
-    raise MaintenanceError(
-        "message_payloads stayed locked by others: look for long transactions, and run"
-        " it again"
-    )
+
+    def run(attempt: int) -> T:
+        is_late = attempt >= ATTEMPTS - LONG_WAITS
+        with conn.transaction():
+            wait = LONG_WAIT_MS if is_late else SHORT_WAIT_MS
+            execute(conn, "limit_lock_wait", milliseconds=wait)
+            return work()
+
+    try:
+        return retry(
+            run,
+            attempts=ATTEMPTS,
+            pause=lambda _, attempt: min(0.1 * 2**attempt, 2),
+            on=_LOCKED,
+        )
+    except _LOCKED as exc:
+        raise MaintenanceError(
+            "message_payloads stayed locked by others: look for long transactions, and"
+            " run it again"
+        ) from exc

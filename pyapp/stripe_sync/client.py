@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar, cast
 import stripe
 
 from pyapp._core.config import Settings
+from pyapp._core.retry import retry
 from pyapp.errors import ConfigError, StripeRequestError
 
 T = TypeVar("T")
@@ -101,22 +102,25 @@ class DeadlineClient:
         Raises:
             stripe.StripeError: Stripe refused, or did not answer in time.
         """
-        for attempt in range(_DEADLINE_ATTEMPTS):
+
+        def request(attempt: int) -> Any:
             if not (left := self.left()):
-                break
+                late = "Stripe did not answer in time"
+                raise stripe.APIConnectionError(late)  # type: ignore[no-untyped-call]
             client = _with_timeout(self.client, left)
-            try:
-                return client.raw_request(
-                    method_, url_, **params, max_network_retries=0
-                )
-            except stripe.StripeError as exc:
-                is_last = attempt + 1 == _DEADLINE_ATTEMPTS
-                is_late = self.left() < _DEADLINE_WAIT
-                if is_last or is_late or not _is_retryable(exc):
-                    raise
-                sleep(_DEADLINE_WAIT)
-        late = "Stripe did not answer in time"
-        raise stripe.APIConnectionError(late)  # type: ignore[no-untyped-call]
+            return client.raw_request(method_, url_, **params, max_network_retries=0)
+
+        def pause(exc: stripe.StripeError, attempt: int) -> float | None:
+            is_late = self.left() < _DEADLINE_WAIT
+            return None if is_late or not _is_retryable(exc) else _DEADLINE_WAIT
+
+        return retry(
+            request,
+            attempts=_DEADLINE_ATTEMPTS,
+            pause=pause,
+            on=stripe.StripeError,
+            sleep=sleep,
+        )
 
 
 def _with_timeout(client: StripeApi, seconds: float) -> StripeApi:
@@ -186,14 +190,16 @@ def with_retries(request: Callable[[], T]) -> T:
     Raises:
         StripeRequestError: Stripe refused, or all eight attempts failed.
     """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return request()
-        except stripe.StripeError as exc:
-            if attempt + 1 == _ATTEMPTS or not is_transient(exc):
-                raise StripeRequestError(error_summary(exc)) from None
-            sleep(_wait(exc, attempt))
-    raise AssertionError("unreachable")
+    try:
+        return retry(
+            lambda _: request(),
+            attempts=_ATTEMPTS,
+            pause=_pause,
+            on=stripe.StripeError,
+            sleep=sleep,
+        )
+    except stripe.StripeError as exc:
+        raise StripeRequestError(error_summary(exc)) from None
 
 
 def affects_all_objects(error: StripeRequestError, client: StripeApi) -> bool:
@@ -248,7 +254,9 @@ def is_transient(exc: stripe.StripeError) -> bool:
     return exc.http_status is not None and exc.http_status >= 500
 
 
-def _wait(exc: stripe.StripeError, attempt: int) -> float:
+def _pause(exc: stripe.StripeError, attempt: int) -> float | None:
+    if not is_transient(exc):
+        return None
     headers = exc.headers or {}
     try:
         seconds = float(headers.get("Retry-After") or headers.get("retry-after") or "")
