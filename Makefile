@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# PostgreSQL's messages and the SQL files are read as UTF-8 in every locale.
+# Read PostgreSQL's messages and the SQL files as UTF-8 in every locale.
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ export PYTHONUTF8 := 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## make .venv from the lock (quick when nothing changed)
+install: $(STAMP) ## create .venv from the lock (quick if up to date)
 
 $(STAMP): pyproject.toml requirements-dev.lock
 	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) \
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml requirements-dev.lock
 # Show a command, then run it.
 show = @echo "\$$ $(1)" && $(BIN)/$(1)
 
-demo: install .env.local ## from nothing to a quota report on a real database
+demo: install .env.local ## start a database, fill it, and print quotas
 	$(call show,pyapp db start)
 	$(call show,pyapp db migrate)
 	$(call show,pyapp db check)
@@ -42,12 +42,12 @@ demo: install .env.local ## from nothing to a quota report on a real database
 	$(call show,pyapp import usage examples/ada/*.jsonl --at now --user ada@example.com)
 	$(call show,pyapp quota --all)
 
-# Another server than the wheel's: make test PG_BIN=/usr/lib/postgresql/15/bin
+# On another PostgreSQL: make test PG_BIN=/usr/lib/postgresql/15/bin
 test: install ## run the tests (ARGS="-k name" to choose)
 	@$(BIN)/pytest -q -n auto --dist loadfile \
 		$(if $(PG_BIN),--postgresql-exec=$(PG_BIN)/pg_ctl) $(ARGS)
 
-lint: install ## all checks except the tests
+lint: install ## run all checks except the tests
 	@$(MAKE) --no-print-directory -j 2 lint-sql lint-python
 
 lint-sql:
@@ -62,42 +62,42 @@ lint-python:
 	@$(BIN)/python .ci/lint_docs.py
 	@$(BIN)/python .ci/generate_aio.py --check
 
-check: lint test ## exactly what CI runs: SQL and Python linters, types, tests
+check: lint test ## run the linters, type checks and tests of CI
 
-format: install ## rewrite the Python files in the project's format
+format: install ## format the Python files
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix --quiet .
 
-freeze: install ## list new migrations as final in migrations/SHA256SUMS
+freeze: install ## record new migrations in migrations/SHA256SUMS
 	@$(BIN)/python .ci/migration_sums.py --add
 
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
-lock: install ## choose new versions for the locks
+lock: install ## update the lock files
 	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && "$$python" -m venv $(VENV)/lock
 	@$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
 	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml
 	@$(COMPILE) --no-deps --group servers --output-file requirements-servers.lock
 
-audit: install ## look the locked packages up among the known weaknesses
+audit: install ## check locked packages for known vulnerabilities
 	@$(BIN)/python -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	@$(VENV)/audit/bin/python .ci/audit.py
 
-db-start: install .env.local ## serve DATABASE_URL: Docker if it answers, else embedded
+db-start: install .env.local ## start the local server
 	@$(BIN)/pyapp db start
 
-db-stop: install ## stop the local server; the data stays
+db-stop: install ## stop the local server; keep its data
 	@$(BIN)/pyapp db stop
 
-db-status: install ## say whether the server is up, and its migrations
+db-status: install ## show the state of the server and the migrations
 	@$(BIN)/pyapp db status
 
-db-reset: install ## drop the local database and create it empty; asks first
+db-reset: install ## recreate the local database; asks first
 	@$(BIN)/pyapp db reset
 
-doctor: install ## check every link from the files to the schema
+doctor: install ## check the setup, from the files to the schema
 	@$(BIN)/pyapp doctor
 
 docs: install ## write docs/schema.md
@@ -107,18 +107,18 @@ aio: install ## generate pyapp/aio from the sync modules
 	@$(BIN)/python .ci/generate_aio.py
 
 SIZE := 100000
-bench: install ## measure what is promised (SIZE=10000000 for the real one)
+bench: install ## measure performance (SIZE=10000000 for the full size)
 	@$(BIN)/python -m bench --size $(SIZE)
 
 SEEDS := 50
 FIRST := 1
-simulate: install ## put Stripe's mirror through random lives (SEEDS=50 FIRST=1)
+simulate: install ## run random histories of a Stripe account (SEEDS=50 FIRST=1)
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
 SECONDS := 600
-soak: install ## load while the server is killed each minute (SECONDS=600)
+soak: install ## run under load while the server is killed (SECONDS=600)
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
-clean: ## remove .venv and caches; the local database stays
+clean: ## remove .venv and caches; keep the local database
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

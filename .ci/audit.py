@@ -1,6 +1,6 @@
-"""Look the locked packages up among the known weaknesses, by pip-audit.
+"""Check the locked packages for known vulnerabilities, by pip-audit.
 
-It asks the package index, and not every index tells: one that does not is no proof.
+The package index must provide vulnerabilities; not every index does.
 """
 
 import json
@@ -20,22 +20,22 @@ def main() -> int:
     try:
         packages = json.loads(run.stdout)["dependencies"]
     except ValueError:
-        lines = run.stderr.strip().splitlines() or ["it gave no reason"]
+        lines = run.stderr.strip().splitlines() or ["no reason given"]
         print(f"pip-audit failed: {lines[-1]}")
         return 1
-    weak = [(p, weakness) for p in packages for weakness in p.get("vulns", ())]
-    for package, weakness in weak:
-        remedy = ", ".join(weakness["fix_versions"]) or "no version yet"
-        print(f"{package['name']} {package['version']}: {weakness['id']}: {remedy}")
+    found = [(p, entry) for p in packages for entry in p.get("vulns", ())]
+    for package, entry in found:
+        fixed = ", ".join(entry["fix_versions"]) or "no version yet"
+        print(f"{package['name']} {package['version']}: {entry['id']}: {fixed}")
     unknown = sum("skip_reason" in package for package in packages)
     if unknown:
         print(
             f"not audited: {unknown} of {len(packages)} packages;"
-            " the package index does not tell what is known of them"
+            " the package index provides no data for them"
         )
-    elif not weak:
-        print(f"no known weakness in {len(packages)} packages")
-    return 1 if weak or unknown else 0
+    elif not found:
+        print(f"no known vulnerability in {len(packages)} packages")
+    return 1 if found or unknown else 0
 
 
 if __name__ == "__main__":

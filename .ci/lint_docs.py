@@ -1,4 +1,4 @@
-"""Check the types of the Python scripts in README.md and docs/, as a reader would."""
+"""Check the types of the Python scripts in README.md and docs/."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ with tempfile.TemporaryDirectory() as folder:
     for page in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         for number, found in enumerate(SCRIPT.finditer(text), start=1):
-            # Numbered as in the page, for mypy's messages.
+            # mypy then reports the line numbers of the page.
             script = "\n" * text.count("\n", 0, found.start(1)) + found[1]
             Path(folder, f"{page.stem}_{number}.py").write_text(script, "utf-8")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary"]

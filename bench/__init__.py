@@ -1,1 +1,1 @@
-"""Measurements of what is promised, as ratios within one run."""
+"""Performance measurements, as ratios within one run."""

@@ -1,8 +1,8 @@
-"""Measure what is promised: `python -m bench --size 100000`.
+"""Measure the performance targets: `python -m bench --size 100000`.
 
-Fills databases of its own on disk, of that size and of a tenth and a hundredth of it,
-with fsync on, runs everything, and prints one table. Ratios hold within one run; the
-times beside them are this machine's.
+Fills its own databases on disk, of that size and of a tenth and a hundredth of it, with
+fsync on, runs all measurements, and prints one table. Ratios are valid within one run;
+times are those of this machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.server.temp_server import temp_server
 
 RESULTS = Path(__file__).parent / "results"
-LEAST_SIZE = 10_000
+MIN_SIZE = 10_000
 PARTS = (
     "quota",
     "session",
@@ -41,22 +41,28 @@ DURABLE = {
     "checkpoint_timeout": "15min",
     "maintenance_work_mem": "512MB",
     "work_mem": "64MB",
-    # Disks without a moving arm.
+    # For solid-state disks.
     "random_page_cost": "1.1",
     "max_connections": "100",
 }
 
 
 def main() -> int:
-    """Run the benchmark; 1 when a target is missed."""
+    """Run the benchmark; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--size", type=int, default=100_000, help="messages to load")
-    parser.add_argument("--json", type=Path, help="the figures; else in bench/results")
-    parser.add_argument("--url", help="an empty database to use; else one of its own")
-    parser.add_argument("--loaded", action="store_true", help="it has the load already")
-    parser.add_argument("--folder", type=Path, help="for the server's data; else /tmp")
     parser.add_argument(
-        "--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts"
+        "--json", type=Path, help="write the figures there; default: bench/results"
+    )
+    parser.add_argument("--url", help="an empty database; default: a new server")
+    parser.add_argument(
+        "--loaded", action="store_true", help="the database at --url is loaded already"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the server keeps its data; default: /tmp"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts"
     )
     options = parser.parse_args()
     path = options.json or RESULTS / f"{options.size}.json"
@@ -70,7 +76,7 @@ def main() -> int:
             found.append(measure)
             ratio = "" if measure.ratio is None else f" {measure.ratio:.2f}x"
             say(f"  {measure.name}:{ratio} {measure.value} ({measure.floor})")
-            # A run that is ended leaves what it has found.
+            # An interrupted run keeps the results so far.
             report.write_json(path, found, options.size, settings)
     say("")
     say(report.render(found, options.size, settings))
@@ -78,7 +84,7 @@ def main() -> int:
 
 
 def say(line: str) -> None:
-    """Print at once, for some runs are long."""
+    """Print and flush, because runs are long."""
     print(line, flush=True)
 
 
@@ -86,15 +92,15 @@ def say(line: str) -> None:
 def _databases(
     url: str | None, parent: Path | None, size: int
 ) -> Iterator[dict[int, str]]:
-    """Give the database of *url*, else those of a durable server that is deleted after.
+    """Yield the database at *url*, or databases of a temporary durable server.
 
-    The latter are of this size and of some tenths of it, so that one run shows growth.
+    The latter have this size, a tenth and a hundredth, so that one run shows growth.
     """
     if url is not None:
         yield {size: url}
         return
     folder = Path(tempfile.mkdtemp(prefix="pyapp-bench-", dir=parent))
-    # The server has an account of its own where root runs this.
+    # As root, the server runs as another user.
     folder.chmod(0o755)
     try:
         with (
@@ -104,14 +110,14 @@ def _databases(
             yield {
                 n: databases.enter_context(scratch_database(server.url))
                 for n in (size // 100, size // 10)
-                if n >= LEAST_SIZE
+                if n >= MIN_SIZE
             } | {size: server.url}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[Measure]:
-    """Run the parts in an order in which none disturbs the next."""
+    """Run the parts in an order in which none affects the next."""
     url = urls[size]
     accounts = reading.rank_accounts(url)
     seconds = 4 if size >= 100_000 else 2

@@ -1,4 +1,4 @@
-"""Let statements compete by pgbench, in turn, on the same database."""
+"""Compare statements by pgbench, in turn, on the same database."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ while True:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of single executions."""
+    """Milliseconds per execution."""
 
     p50: float
     p99: float
@@ -32,14 +32,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A script of pgbench, and what to do before it runs."""
+    """A script of pgbench, and a function to call before it runs."""
 
     text: str
     prepare: Callable[[], object] | None = None
 
 
 def latency_of(values: Sequence[float]) -> Latency:
-    """Return the median, the 99th percentile and the greatest of milliseconds."""
+    """Return the median, the 99th percentile and the maximum."""
     if len(values) < 2:
         return Latency(values[0], values[0], values[0])
     return Latency(
@@ -57,10 +57,10 @@ def measure_latency(
     rounds: int = 6,
     warm_up: int = 50,
 ) -> dict[str, dict[str, Latency]]:
-    """Run all contestants in each place, a database's URL with the cases to run there.
+    """Run all contestants in each place: a database URL with the cases to run there.
 
-    They share one connection and are drawn by lot for every single execution, and the
-    places take turns: whatever else the machine does thus meets them all alike.
+    The contestants share one connection and are chosen at random for each execution,
+    and the places take turns, so that other load on the machine affects all equally.
     """
     names = list(contestants)
     samples: dict[str, dict[str, list[float]]] = {
@@ -89,9 +89,9 @@ def measure_latency(
 
 @contextlib.contextmanager
 def _processors_awake() -> Iterator[None]:
-    """Keep every processor from sleeping, by what gives way to all others.
+    """Keep each processor from sleeping by an idle-priority loop.
 
-    A sleeping one takes longer to wake than the server to answer.
+    Waking a processor takes longer than a query.
     """
     loops = [
         subprocess.Popen([sys.executable, "-c", IDLE_LOOP])
@@ -114,7 +114,7 @@ def measure_rate(
     seconds: int = 4,
     rounds: int = 3,
 ) -> dict[str, float]:
-    """Return each contestant's median rate per second with so many clients at once."""
+    """Return each contestant's median rate per second with *clients* connections."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory() as temporary:
         script = Path(temporary) / "script.sql"
@@ -133,7 +133,7 @@ def measure_rate(
 
 
 def pgbench_command(url: str, variables: Variables, *options: str) -> list[str]:
-    """Return the command; statements are prepared, as drivers do by themselves."""
+    """Return the command; statements are prepared, as drivers do."""
     defines = [f"--define={name}={value}" for name, value in variables.items()]
     return [
         str(binaries() / "pgbench"),
@@ -147,7 +147,11 @@ def pgbench_command(url: str, variables: Variables, *options: str) -> list[str]:
 
 
 def run_pgbench(url: str, variables: Variables, *options: str) -> str:
-    """Run pgbench to its end and return what it reports; any error is raised."""
+    """Run pgbench and return its report.
+
+    Raises:
+        RuntimeError: pgbench failed.
+    """
     command = pgbench_command(url, variables, *options)
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     if run.returncode:
@@ -156,12 +160,12 @@ def run_pgbench(url: str, variables: Variables, *options: str) -> str:
 
 
 def read_logs(folder: Path) -> list[tuple[int, float]]:
-    """Return and delete what pgbench logged: script and milliseconds, in order."""
+    """Return script number and milliseconds of each log line; delete the logs."""
     found = []
     for log in sorted(folder.glob("log.*")):
         for line in log.read_text(encoding="ascii").splitlines():
             row = line.split()
-            # 0 is what pgbench notes when the answer was there before it had looked.
+            # pgbench logs 0 if the response had arrived before its first poll.
             if row[2] != "0":
                 found.append((int(row[3]), int(row[2]) / 1000))
         log.unlink()

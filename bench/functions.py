@@ -1,9 +1,9 @@
-"""What the Python layer adds: each function against its own SQL sent by bare psycopg.
+"""Overhead of the Python layer: each function against its SQL by bare psycopg.
 
-`python -m bench.functions` prints the table; ratios hold within one run. Each call is
-measured as the first of its transaction and inside one that is open, where a guarded
-call takes a savepoint. Bare psycopg is given the finished parameters and returns
-tuples; its savepoint is `conn.transaction()`.
+`python -m bench.functions` prints the table; ratios are valid within one run. Each
+call is measured as the first of its transaction and inside an open one, where a guarded
+call takes a savepoint. Bare psycopg gets prepared parameters and returns tuples; its
+savepoint is `conn.transaction()`.
 """
 
 import gc
@@ -69,7 +69,7 @@ def sent_by(
 
 
 def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
-    """Run all contestants in turn, each call undone before the next."""
+    """Run all contestants in turn; each call is rolled back before the next."""
     sql, parameters, is_guarded = sent_by(conn, case)
 
     def bare() -> None:
@@ -102,7 +102,7 @@ def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
 
 
 def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
-    """Fill the database with what the cases need, and return them."""
+    """Create the rows that the cases need, and return the cases."""
     user, friend, other = (
         pyapp.users.create_user(conn, email=f"{name}@example.com")
         for name in ("ada", "bob", "carl")

@@ -1,4 +1,4 @@
-"""Fill an empty database with the load that everything is measured on."""
+"""Fill an empty database with the load of all measurements."""
 
 import time
 from pathlib import Path
@@ -9,20 +9,20 @@ from pyapp._core.queries import Query, load_queries, schema_text
 
 QUERIES = load_queries(Path(__file__).parent / "sql")
 BATCH = 500_000
-# So many at every size: what grows is how much each of them has used.
+# The same number at every size: the usage of each account grows.
 ACCOUNTS = 1000
 
 
 def query(name: str) -> Query:
-    """Return one of the benchmark's own statements."""
+    """Return a statement of bench/sql."""
     return QUERIES[name]
 
 
 def load(url: str, messages: int, accounts: int = ACCOUNTS) -> float:
-    """Build the schema and fill it with *messages*; return the seconds it took.
+    """Build the schema and fill it with *messages*; return the seconds taken.
 
-    The first account has one message in a hundred, the others ever fewer, over the
-    twelve months up to now. The rollup is filled at the end, as after a bulk restore.
+    The first account has 1 % of the messages, the others decreasing numbers, over the
+    last twelve months. The rollup is filled at the end, as after a bulk restore.
     """
     began = time.perf_counter()
     with psycopg.connect(url, autocommit=True) as conn:

@@ -1,4 +1,4 @@
-"""One line of the report: a contestant, its floor, and what is promised."""
+"""One line of the report: a contestant, its floor, and the target."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from bench.contest import Latency
 
 @dataclass(frozen=True)
 class Measure:
-    """What was found; *limit* is the greatest ratio promised, or the least."""
+    """One result; `target` is the limit of the ratio."""
 
     name: str
     value: str
@@ -47,23 +47,23 @@ def at_least(
 
 
 def brief(value: float) -> str:
-    """Return three digits that matter of it, or a thousandth of one."""
+    """Return *value* with three significant digits, at most three decimals."""
     decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{max(0, min(3, decimals))}f}"
 
 
-def tell_latency(latency: Latency) -> str:
-    """Return the median and the 99th percentile as they stand in the table."""
+def format_latency(latency: Latency) -> str:
+    """Return the median and the 99th percentile as the table shows them."""
     return f"{brief(latency.p50)} ms, p99 {brief(latency.p99)}"
 
 
 def compare_latency(
     name: str, contestant: Latency, floor: Latency, limit: float
 ) -> Measure:
-    """Return a line of medians; the 99th percentile stands beside."""
+    """Return a line that compares medians and shows the 99th percentile."""
     return at_most(
         name,
-        tell_latency(contestant),
+        format_latency(contestant),
         f"{brief(floor.p50)} ms",
         contestant.p50 / floor.p50,
         limit,

@@ -1,4 +1,4 @@
-"""Every query function against its own SQL by bare psycopg: the usual, the worst."""
+"""Overhead of all query functions: the median one and the slowest."""
 
 import statistics
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from bench.measures import Measure, at_most, brief
 
 
 def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
-    """Two lines of all functions, by the mean ratio of each."""
+    """Yield two lines; functions are ranked by their mean ratio."""
     found = sorted(measure_functions(url, rounds), key=_ratio)
     details = {"functions": [asdict(figures) for figures in found]}
     for label, figures in (
@@ -28,12 +28,12 @@ def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
 
 
 def _floor(figures: Figures) -> float:
-    """Return what bare psycopg takes for as much, inside a transaction."""
+    """Return the time of bare psycopg inside a transaction."""
     return figures.in_savepoint if figures.is_guarded else figures.bare_inside
 
 
 def _ratio(figures: Figures) -> float:
-    """Return the mean of the ratio inside a transaction and at its beginning."""
+    """Return the mean of the ratios inside a transaction and at its start."""
     return statistics.mean(
         [figures.first / figures.bare_first, figures.inside / _floor(figures)]
     )

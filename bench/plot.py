@@ -1,4 +1,4 @@
-"""Draw cost against size: `python -m bench.plot bench/results/N.json -o plot.svg`."""
+"""Plot time by size: `python -m bench.plot bench/results/N.json -o plot.svg`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 60
-# A measure's name, which of its figures, its label, colour and dashes.
+# Prefix of the measure's name, the figure to plot, colour and dashes.
 LINES = (
     ("join and SUM, hottest user", "contestant", "#b2182b", ""),
     ("join and SUM, median user", "contestant", "#ef8a62", ""),
@@ -21,7 +21,7 @@ LINES = (
 
 
 def main() -> None:
-    """Write the plot of one run."""
+    """Plot one run."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def draw(run: Mapping[str, Any]) -> str:
-    """Return the plot of median milliseconds against messages, both logarithmic."""
+    """Return an SVG of median milliseconds by messages, both axes logarithmic."""
     lines = []
     for name, part, colour, dashes in LINES:
         points = sorted(
@@ -45,7 +45,7 @@ def draw(run: Mapping[str, Any]) -> str:
             )
             lines.append((label, colour, dashes, points))
     if not lines:
-        raise SystemExit("error: the file holds no quota check")
+        raise SystemExit("error: the file contains no quota check")
     every = [point for *_, points in lines for point in points]
     x = _Axis([size for size, _ in every], LEFT, WIDTH - RIGHT)
     y = _Axis([cost for _, cost in every], HEIGHT - BOTTOM, TOP)
@@ -74,20 +74,20 @@ def draw(run: Mapping[str, Any]) -> str:
             f'<circle cx="{at:.1f}" cy="{height:.1f}" r="3" fill="{colour}"/>'
             for at, height in drawn
         ]
-        # Labels stand beside their line's end, and never on each other.
+        # Labels are next to the ends of their lines, without overlaps.
         lowest = min(drawn[-1][1], lowest - 16)
         parts.append(_text(WIDTH - RIGHT + 10, lowest + 4, label, fill=colour))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _size_of(name: str, largest: int) -> int:
-    """Return the size that a measure's name ends with; the largest's has none."""
+    """Return the size at the end of *name*; names of the largest size have none."""
     found = re.search(r", ([\d,]+)$", name)
     return int(found[1].replace(",", "")) if found else largest
 
 
 class _Axis:
-    """Whole powers of ten around the values, and where a value lies."""
+    """A logarithmic axis over whole powers of ten."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         first = math.floor(math.log10(min(values)))

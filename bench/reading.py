@@ -1,4 +1,4 @@
-"""Quota checks and sessions, against one row by its primary key."""
+"""Quota checks and session lookups, against one row by its primary key."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from bench.measures import (
     at_most,
     brief,
     compare_latency,
-    tell_latency,
+    format_latency,
 )
 from pyapp._core.queries import QUERIES
 
@@ -22,10 +22,10 @@ GROWTH = 1.5
 
 
 def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
-    """The quota check of median users and of the hottest, in databases by their size.
+    """Yield quota checks of median users and of the hottest, in databases by size.
 
     The plain design, a join and a sum over the messages with an index on user_id alone,
-    runs beside both. Last comes how the check has grown from the least size on.
+    is compared with both. The last line is the growth of the check with the size.
     """
     users = {size: _choose_users(url) for size, url in urls.items()}
     largest = max(urls)
@@ -38,7 +38,7 @@ def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
                 "quota": Contestant(QUERIES["get_user_quota"].source),
             },
         )
-        # On its own, for it leaves no cache as it was.
+        # Separately, because it evicts the caches.
         plain = measure_latency(
             places,
             {"plain": Contestant(query("sum_plain").source)},
@@ -54,7 +54,7 @@ def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
 
 
 def measure_session(url: str) -> Iterator[Measure]:
-    """The lookup of a session, against its user's row."""
+    """Yield the lookup of a session, against its user's row."""
     with psycopg.connect(url) as conn:
         rows = conn.execute(query("list_session_owners").sql).fetchall()
     cases = [
@@ -100,7 +100,7 @@ def _compare(name: str, found: Mapping[str, Latency]) -> Iterator[Measure]:
     yield compare_latency(f"quota check, {name}", quota, found["floor"], 2)
     yield at_least(
         f"join and SUM, {name}",
-        tell_latency(plain),
+        format_latency(plain),
         f"check {brief(quota.p50)} ms",
         plain.p50 / quota.p50,
         100,
@@ -111,7 +111,7 @@ def _compare(name: str, found: Mapping[str, Latency]) -> Iterator[Measure]:
 def _grow(
     group: str, last: Mapping[str, Latency], first: Mapping[str, Latency]
 ) -> Measure:
-    """How much dearer the check is than it was at the least size."""
+    """Return the growth of the check from the smallest size to the largest."""
     return at_most(
         f"its growth, {group}",
         f"{brief(last['quota'].p50)} ms",

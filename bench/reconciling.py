@@ -1,7 +1,7 @@
-"""All customers and subscriptions reconciled, against listing and discarding them.
+"""Reconciliation of all customers and subscriptions, against only listing them.
 
-The stand-in for Stripe and whoever lists or reconciles have a process each, so that the
-memory measured is that of the reconciliation alone.
+The fake Stripe and the measured work run in separate processes, so that the memory is
+that of the reconciliation alone.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ MEGABYTES = 150.0
 
 @dataclass(frozen=True)
 class Ran:
-    """What one process took, and how many objects it saw."""
+    """Time and memory of one process, and the number of objects."""
 
     seconds: float
     megabytes: float
@@ -37,7 +37,7 @@ class Ran:
 
 
 def measure_reconciliation(url: str, customers: int) -> Iterator[Measure]:
-    """Reconcile so many customers, each with a subscription; nothing is known first."""
+    """Reconcile *customers*, each with a subscription, first with an empty mirror."""
     with connect(url) as conn:
         for name in ("forget_stripe", "insert_seeded_users"):
             conn.execute(query(name).sql, {"users": customers})
@@ -68,7 +68,7 @@ def measure_reconciliation(url: str, customers: int) -> Iterator[Measure]:
 
 @contextlib.contextmanager
 def _fake(customers: int) -> Iterator[str]:
-    """Give the address of a stand-in with so many accounts."""
+    """Yield the base URL of a fake Stripe with this number of accounts."""
     command = [sys.executable, "-m", "tests.fake_stripe", "--port=0", "--frozen"]
     fake = subprocess.Popen(
         [*command, f"--accounts={customers}"], stdout=subprocess.PIPE, text=True
@@ -76,7 +76,7 @@ def _fake(customers: int) -> Iterator[str]:
     try:
         assert fake.stdout is not None
         found = re.search(r"http://[\d.:]+", fake.stdout.readline())
-        assert found is not None, "the stand-in does not start"
+        assert found is not None, "the fake does not start"
         yield found[0]
     finally:
         fake.terminate()
@@ -84,7 +84,7 @@ def _fake(customers: int) -> Iterator[str]:
 
 
 def _run(work: Callable[[str, stripe.StripeClient], int], *where: str) -> Ran:
-    # A new process: one that is forked begins with the memory of this one.
+    # A new process, because a forked one starts with the memory of this one.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_time, (work, *where))
@@ -100,13 +100,13 @@ def _time(
 
 
 def _peak() -> float:
-    """Return the most memory that this process ever had, in MB."""
+    """Return the peak memory of this process in MB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else float("nan")
 
 
 def _list_pages(_url: str, client: stripe.StripeClient) -> int:
-    """List what the reconciliation does, as it does, and discard it."""
+    """List the pages as the reconciliation does, and discard them."""
     return sum(
         len(page.shapes)
         for object_type in OBJECT_TYPES
@@ -115,7 +115,7 @@ def _list_pages(_url: str, client: stripe.StripeClient) -> int:
 
 
 def _list_objects(_url: str, client: stripe.StripeClient) -> int:
-    """List it as Stripe's library is used."""
+    """List by Stripe's library."""
     customers = client.v1.customers.list({"limit": 100})
     subscriptions = client.v1.subscriptions.list({"limit": 100, "status": "all"})
     return sum(

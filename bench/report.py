@@ -1,4 +1,4 @@
-"""The table and the JSON beside it."""
+"""The table and the JSON file of the results."""
 
 import json
 import os
@@ -25,7 +25,7 @@ WIDTH = 100
 
 
 def read_settings(url: str) -> dict[str, str]:
-    """Return the machine and what the server was told."""
+    """Return the machine and the server's settings."""
     with psycopg.connect(url) as conn:
         settings = {}
         for name in SETTINGS:
@@ -48,7 +48,7 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
                 measure.name,
                 measure.value,
                 measure.floor,
-                _tell_ratio(measure.ratio),
+                _format_ratio(measure.ratio),
                 measure.target,
                 {True: "yes", False: "NO", None: ""}[measure.is_met],
             )
@@ -62,10 +62,10 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * min(WIDTH, max(len(line) for line in lines)))
-    told = [f"{size:,} messages", *(f"{k} {v}" for k, v in settings.items())]
+    parts = [f"{size:,} messages", *(f"{k} {v}" for k, v in settings.items())]
     lines.append("")
     line = ""
-    for part in told:
+    for part in parts:
         if len(line) + len(part) + 2 > WIDTH:
             lines.append(line)
             line = ""
@@ -73,7 +73,7 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _tell_ratio(ratio: float | None) -> str:
+def _format_ratio(ratio: float | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2f}x"
@@ -82,7 +82,7 @@ def _tell_ratio(ratio: float | None) -> str:
 def write_json(
     path: Path, found: list[Measure], size: int, settings: dict[str, str]
 ) -> None:
-    """Write the figures, from which the plot is made."""
+    """Write the figures, which bench.plot reads."""
     report = {
         "size": size,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""A month of payloads retired: how fast, and what writers notice."""
+"""Retiring a month of payloads: its speed, and the delay of writers."""
 
 import subprocess
 import tempfile
@@ -18,19 +18,19 @@ from bench.measures import Measure, at_least, brief
 from pyapp.payloads import create_payload_partitions, retire_payloads
 
 LONGEST_WAIT_MS = 200
-# Half a month of ten million messages, and more than a gigabyte.
+# Half a month of ten million messages, over a gigabyte.
 PAYLOADS = 400_000
-# What writers meet: more says nothing new.
+# Payloads moved while others write; more do not change the result.
 MOVED = 40_000
 
 
 def measure_retention(
     url: str, accounts: list[UUID], payloads: int, seconds: int
 ) -> Iterator[Measure]:
-    """A month retired, against the DELETE of another; then what 8 writers notice.
+    """Retire a month and DELETE another; then measure the delay of 8 writers.
 
-    These two months hold so many *payloads*, made up: few of them are deleted as fast
-    as a table is dropped.
+    The two months hold this number of synthetic *payloads*; a DELETE of few would be as
+    fast as dropping a table.
     """
     this_month = datetime.now(UTC).replace(
         day=1, hour=0, minute=0, second=0, microsecond=0
@@ -43,7 +43,7 @@ def measure_retention(
             conn.execute(
                 query("create_payload_partitions").sql, {"first_month": month.date()}
             )
-        # Its foreign key is not checked: of what is made up, nothing stays.
+        # Without checking the foreign key: synthetic rows are removed again.
         conn.execute(query("trust_rows").sql)
         for month in (deleted, retired):
             values = {"month": month, "rows": payloads}
@@ -87,11 +87,11 @@ def measure_retention(
 
 
 def _waited(name: str, busy: Latency, quiet: Latency) -> Measure:
-    """What 8 writers of payloads wait meanwhile, and else."""
+    """Return the waits of 8 writers during an operation and without it."""
     return Measure(
         name,
         f"{busy.worst:.0f} ms, p99 {brief(busy.p99)}",
-        f"else {quiet.worst:.0f} ms",
+        f"quiet {quiet.worst:.0f} ms",
         None,
         f"<= {LONGEST_WAIT_MS} ms",
         busy.worst <= LONGEST_WAIT_MS,
@@ -100,9 +100,9 @@ def _waited(name: str, busy: Latency, quiet: Latency) -> Measure:
 
 
 def _write(
-    url: str, accounts: int, seconds: int, meanwhile: Callable[[], None] | None
+    url: str, accounts: int, seconds: int, action: Callable[[], None] | None
 ) -> Latency:
-    """Let 8 write so long, and do something meanwhile."""
+    """Let 8 clients write for *seconds*, and run *action* concurrently."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         script = folder / "script.sql"
@@ -117,8 +117,8 @@ def _write(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as run:
             time.sleep(seconds / 3)
-            if meanwhile is not None:
-                meanwhile()
+            if action is not None:
+                action()
             run.communicate()
         if run.returncode:
             raise RuntimeError("a writer failed")

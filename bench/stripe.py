@@ -1,4 +1,4 @@
-"""Webhooks, verified and applied, against INSERT event + UPDATE user."""
+"""Webhooks, verified and applied, against INSERT event and UPDATE user."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ Worker = Callable[[psycopg.Connection[Any], Sequence[bytes], Sequence[str]], Non
 
 
 def measure_webhooks(url: str, events: int) -> Iterator[Measure]:
-    """So many changes of subscriptions, shared by 1 worker and by 8 processes."""
+    """Apply *events* subscription changes by 1 worker and by 8 processes."""
     customers = _make_customers(url)
     moment = START
     for workers in (1, 8):
@@ -52,7 +52,7 @@ def measure_webhooks(url: str, events: int) -> Iterator[Measure]:
 
 
 def _make_customers(url: str) -> list[str]:
-    """Link customers to users, each with a subscription, by the same webhooks."""
+    """Create linked customers with a subscription each, by webhooks."""
     with connect(url) as conn:
         conn.autocommit = True
         rows = conn.execute(query("insert_stripe_users").sql, {"users": CUSTOMERS})
@@ -90,7 +90,7 @@ def _apply(
 def _write(
     conn: psycopg.Connection[Any], bodies: Sequence[bytes], signatures: Sequence[str]
 ) -> None:
-    """What anybody would write first; it believes every event, in any order."""
+    """The plain design: it trusts every event in any order."""
     event_sql, user_sql = (
         query(name).sql for name in ("insert_event_plain", "update_user_plain")
     )
@@ -119,13 +119,13 @@ def _write(
 
 
 def _share(url: str, worker: Worker, bodies: list[bytes], workers: int) -> float:
-    """Return the seconds in which so many processes have worked off all."""
+    """Return the seconds in which *workers* processes handle all *bodies*."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(workers + 1)
     processes = [
         context.Process(
             target=_work,
-            # By customer, as several deliveries of one rarely meet.
+            # By customer: concurrent deliveries for one customer are rare.
             args=(url, worker, bodies[number::workers], start),
         )
         for number in range(workers)

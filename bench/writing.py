@@ -1,4 +1,4 @@
-"""Messages one by one and in bulk, with the rollup and without."""
+"""Recording messages singly and in bulk, with and without the rollup."""
 
 import random
 import subprocess
@@ -19,7 +19,7 @@ COPIED = 100_000
 
 
 def measure_inserts(url: str, accounts: list[UUID], seconds: int) -> Iterator[Measure]:
-    """Single messages: the same INSERT into the same table, its rollup off or on."""
+    """Yield single messages: the same INSERT with the rollup trigger on and off."""
     spread = rf"\set n random(1, {len(accounts)})"
     for name, choice, clients, target in (
         ("one message, 8 writers", spread, 8, 0.7),
@@ -50,7 +50,7 @@ def measure_inserts(url: str, accounts: list[UUID], seconds: int) -> Iterator[Me
 
 
 def measure_copy(url: str, accounts: list[UUID], rows: int) -> Iterator[Measure]:
-    """Messages in bulk: the same COPY, the rollup off or on."""
+    """Yield bulk messages: the same COPY with the rollup trigger on and off."""
     block = _block(accounts, rows)
 
     def copy(switch: str) -> float:
@@ -77,7 +77,7 @@ def measure_copy(url: str, accounts: list[UUID], rows: int) -> Iterator[Measure]
 def measure_mixture(
     url: str, accounts: list[UUID], rows: int, seconds: int
 ) -> Iterator[Measure]:
-    """Bulk beside 8 single writers; then every sum must be that of its messages."""
+    """COPY while 8 clients write; then check that all sums equal their messages."""
     folder = open_folder()
     script = folder / "insert.sql"
     spread = rf"\set n random(1, {len(accounts)})"
@@ -105,7 +105,7 @@ def measure_mixture(
         row = conn.execute(query("count_usage_differences").sql).fetchone()
     assert row is not None
     yield Measure(
-        f"bulk ({bulk} COPY) beside 8 writers",
+        f"bulk ({bulk} COPY) with 8 writers",
         f"{errors + failed} errors",
         f"{row[0]} wrong sums",
         None,
@@ -134,7 +134,7 @@ def _reported(measure: Measure) -> Measure:
 
 
 def _block(accounts: list[UUID], rows: int, seed: int = 2) -> bytes:
-    """Return so many messages of the last four weeks as COPY wants them."""
+    """Return *rows* messages of the last four weeks in the format of COPY."""
     chance = random.Random(seed)
     now = datetime.now(UTC)
     lines = []

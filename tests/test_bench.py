@@ -1,4 +1,4 @@
-"""The benchmark's load and its plot; nothing here is timed."""
+"""The load, report and plot of the benchmark; nothing is timed."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -11,7 +11,7 @@ from bench.plot import LINES, draw
 from bench.report import WIDTH, render
 
 
-def test_load_is_whole_and_skewed(empty_database: str):
+def test_load_is_complete_and_skewed(empty_database: str):
     load(empty_database, 3000, accounts=50)
 
     with psycopg.connect(empty_database) as conn:
@@ -26,7 +26,7 @@ def test_load_is_whole_and_skewed(empty_database: str):
     assert indexes == (7,)
 
 
-def test_report_fits_on_a_page_and_says_what_is_missed():
+def test_report_fits_the_page_and_marks_missed_targets():
     found = [
         compare_latency(
             "quota check, hottest user",

@@ -1,5 +1,5 @@
 -- name: select_account :one
--- The floor for one answer: the user's row by its primary key.
+-- The floor of a read: the user's row by its primary key.
 SELECT
     u.id,
     u.email,
@@ -27,7 +27,7 @@ FROM app.users AS u
 WHERE u.id = :user_id;
 
 -- name: sum_plain :one
--- The obvious design: join and sum over the messages of the period.
+-- The plain design: join and sum over the messages of the period.
 SELECT
     u.quota,
     COALESCE(sum(m.credits), 0) AS credits_used
@@ -40,15 +40,15 @@ WHERE u.id = :user_id
 GROUP BY u.id;
 
 -- name: disable_rollup :rowcount
--- For the same INSERT without rollup.
+-- The same INSERT without the rollup.
 ALTER TABLE app.messages DISABLE TRIGGER messages_add_usage;
 
 -- name: enable_rollup :rowcount
--- As it is.
+-- The normal state.
 ALTER TABLE app.messages ENABLE TRIGGER messages_add_usage;
 
 -- name: insert_message :rowcount
--- One message of one of so many accounts. Those without rollup are of another model.
+-- One message of account n. Messages without the rollup have another model.
 INSERT INTO app.messages (
     subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, model, cost, credits
@@ -70,7 +70,7 @@ WHERE a.n = :n
 ON CONFLICT (subject_id, id) DO NOTHING;
 
 -- name: insert_message_and_payload :rowcount
--- One message of one of so many accounts, and what was said.
+-- One message of account n, with its payload.
 WITH new_message AS (
     INSERT INTO app.messages AS m (
         subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
@@ -105,18 +105,18 @@ SELECT
 FROM new_message AS n;
 
 -- name: copy_messages :rowcount
--- The bulk of messages.
+-- Messages in bulk.
 COPY app.messages (
     subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, model, cost, credits
 ) FROM STDIN;
 
 -- name: create_payload_partitions :one
--- A month to be filled and retired.
+-- A month to fill and retire.
 SELECT app.create_payload_partitions(:first_month::date, 1) AS created;
 
 -- name: insert_payloads :rowcount
--- Payloads for the messages of a month, or for so many of them.
+-- Payloads for at most :rows messages of a month.
 INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
 SELECT
     m.subject_id,
@@ -132,7 +132,7 @@ ORDER BY m.finished_at
 LIMIT :rows;
 
 -- name: insert_made_up_payloads :rowcount
--- So many of a month, whatever the messages; their foreign key is not looked at.
+-- Synthetic payloads of a month, without messages; the foreign key is not checked.
 INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
 SELECT
     gen_random_uuid() AS subject_id,
@@ -144,13 +144,13 @@ SELECT
 FROM generate_series(1, :rows::integer) AS n;
 
 -- name: delete_payloads :rowcount
--- What a table without partitions would do when retention ends.
+-- Retention in a table without partitions.
 DELETE FROM app.message_payloads AS p
 WHERE p.finished_at >= :month::timestamptz
     AND p.finished_at < :month::timestamptz + interval '1 month';
 
 -- name: count_usage_differences :one
--- Payers' days whose sums are not those of their messages, of all that had a rollup.
+-- Daily sums that differ from their messages, among messages with the rollup.
 SELECT count(*) AS differences
 FROM (
     SELECT

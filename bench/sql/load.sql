@@ -1,16 +1,16 @@
 -- name: create_bench_schema :rowcount
--- What the benchmark keeps beside the schema that it measures.
+-- Objects of the benchmark, separate from the measured schema.
 CREATE SCHEMA bench;
 
 -- name: create_accounts :rowcount
--- The payers by number, for pgbench has numbers only; the first one is the hot one.
+-- Payers by number, because pgbench has numbers only; the first one is the hottest.
 CREATE TABLE bench.accounts (
     n  integer PRIMARY KEY,
     id uuid NOT NULL
 );
 
 -- name: create_text_function :rowcount
--- Three kilobytes that no compression makes smaller, and the same ones every time.
+-- Three kilobytes of incompressible, reproducible text.
 CREATE FUNCTION bench.make_text(seed text)
 RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (
@@ -22,7 +22,7 @@ RETURN (
 );
 
 -- name: create_dropped_indexes :rowcount
--- Indexes are made after the load, as after a bulk restore.
+-- Indexes are created after the load, as by a bulk restore.
 CREATE TABLE bench.dropped_indexes AS
 SELECT
     i.indexrelid::regclass::text AS name,
@@ -32,7 +32,7 @@ WHERE i.indrelid = 'app.messages'::regclass
     AND NOT i.indisunique;
 
 -- name: drop_indexes :rowcount
--- All but the key's.
+-- All except unique ones.
 DO $$
 DECLARE
     name text;
@@ -44,7 +44,7 @@ END;
 $$;
 
 -- name: restore_indexes :rowcount
--- As they were.
+-- The indexes dropped before.
 DO $$
 DECLARE
     definition text;
@@ -72,8 +72,8 @@ SELECT
 FROM anchors AS a;
 
 -- name: heat_account :rowcount
--- The first account is the hot one. Its period began at noon thirty days ago: almost as
--- many days as there can be, and half a day of messages at the edge.
+-- The first account is the hottest. Its period began at noon thirty days ago: nearly
+-- all possible whole days, and half a day of messages at the start.
 UPDATE app.users AS u
 SET
     quota_anchor = h.quota_anchor,
@@ -88,7 +88,7 @@ WHERE u.id = a.id
     AND a.n = 1;
 
 -- name: insert_accounts :rowcount
--- Numbers them, by nothing else that they have.
+-- Numbered in order of their ids, which are random.
 INSERT INTO bench.accounts (n, id)
 SELECT
     row_number() OVER (ORDER BY u.id ASC) AS n,
@@ -96,8 +96,8 @@ SELECT
 FROM app.users AS u;
 
 -- name: insert_messages :rowcount
--- In the order of time. One in a hundred is the first account's; the others thin out,
--- from just below that, so that the busiest tenth has 28 in a hundred.
+-- Ordered by time. 1 % belongs to the first account; the shares of the others decrease,
+-- so that the busiest tenth has 28 %.
 WITH draws AS (
     SELECT
         n,
@@ -137,8 +137,8 @@ INNER JOIN bench.accounts AS a
     END;
 
 -- name: insert_usage :rowcount
--- The rollup of everything at once, for the load runs without triggers; by the day, as
--- it would have come to be.
+-- The rollup, because the load runs without triggers; ordered by day, as the trigger
+-- would have inserted the rows.
 INSERT INTO app.usage_daily (
     subject_id, day, messages, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, cost, credits
@@ -158,7 +158,7 @@ GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date
 ORDER BY day ASC, min(m.finished_at) ASC;
 
 -- name: insert_sessions :rowcount
--- One session for each account, each on a device of its own.
+-- One session for each account, each with its own fingerprint.
 WITH devices AS (
     INSERT INTO app.fingerprints AS f (id, sig_hash)
     SELECT
@@ -178,7 +178,7 @@ FROM bench.accounts AS a
 INNER JOIN devices AS d ON 'device' || a.n = d.sig_hash;
 
 -- name: list_session_owners :many
--- Some of them.
+-- Five owners of sessions.
 SELECT
     s.token_hash,
     s.user_id
@@ -188,11 +188,11 @@ WHERE a.n BETWEEN 501 AND 505
 ORDER BY a.n;
 
 -- name: set_seed :one
--- Makes random() repeat itself.
+-- Makes random() reproducible.
 SELECT setseed(0.5)::text AS seeded;
 
 -- name: list_ranked_accounts :many
--- Accounts by their messages, the busiest first.
+-- Accounts by number of messages, busiest first.
 SELECT
     d.subject_id,
     sum(d.messages) AS messages
@@ -201,27 +201,27 @@ GROUP BY d.subject_id
 ORDER BY messages DESC, d.subject_id ASC;
 
 -- name: defer_commits :rowcount
--- What is loaded need not survive.
+-- The load need not survive a crash.
 SET synchronous_commit = off;
 
 -- name: trust_rows :rowcount
--- Without triggers and foreign keys: the load keeps their promises itself.
+-- Disables triggers and foreign keys; the load is consistent by itself.
 SET session_replication_role = replica;
 
 -- name: distrust_rows :rowcount
--- As it is.
+-- The normal state.
 SET session_replication_role = origin;
 
 -- name: reset_commits :rowcount
--- As it is.
+-- The normal state.
 RESET synchronous_commit;
 
 -- name: vacuum :rowcount
--- As autovacuum would in time, which leaves tables alone that nothing was written to.
+-- As autovacuum would do in time; it skips tables without writes.
 VACUUM (ANALYZE)
 app.users, app.fingerprints, app.sessions,
 app.messages, app.message_payloads, app.usage_daily;
 
 -- name: read_setting :one
--- What the server was told.
+-- A setting of the server.
 SELECT current_setting(:name) AS setting;

@@ -1,12 +1,12 @@
 -- name: insert_stripe_users :many
--- Users of whom a customer says whose he is.
+-- Users that customers claim.
 INSERT INTO app.users AS u (email)
 SELECT 'customer' || n || '@bench.example' AS email
 FROM generate_series(1, :users::integer) AS n
 RETURNING u.id;
 
 -- name: insert_event_plain :rowcount
--- The floor of a webhook, first half: the event is kept.
+-- The floor of a webhook, first half: store the event.
 INSERT INTO app.stripe_events (
     id, type, api_version, event_created_at, payload, status, attempts, processed_at
 )
@@ -16,13 +16,13 @@ VALUES (
 ON CONFLICT (id) DO NOTHING;
 
 -- name: update_user_plain :rowcount
--- The floor of a webhook, second half: the user is changed.
+-- The floor of a webhook, second half: update the user.
 UPDATE app.users AS u
 SET subscription_status = :status, stripe_price_id = :price_id
 WHERE u.stripe_customer_id = :customer_id;
 
 -- name: forget_stripe :rowcount
--- As before the first reconciliation.
+-- Empties the mirror, as before the first reconciliation.
 WITH subscriptions AS (
     DELETE FROM app.stripe_subscriptions
     RETURNING id
@@ -47,7 +47,7 @@ SET
 WHERE u.stripe_customer_id IS NOT NULL;
 
 -- name: insert_seeded_users :rowcount
--- Those whom the customers of the stand-in name.
+-- Users that the customers of the fake Stripe claim.
 INSERT INTO app.users AS u (id, email)
 SELECT
     ('5eed0000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid AS id,
