@@ -1,6 +1,6 @@
-"""A worker that is killed, and a twin of its database where all goes well.
+"""Kill a worker during a delivery, and compare its database with a twin.
 
-Whatever the killed worker leaves must be what there was before, or what the twin has.
+The killed worker must leave the state from before, or that of the undisturbed twin.
 """
 
 import json
@@ -48,7 +48,7 @@ Pipe: TypeAlias = "Connection[Any, Any]"
 
 
 def work(url: str, base_url: str, pipe: Pipe) -> None:
-    """Handle what comes by the pipe; tell both process ids, then the result."""
+    """Send both process ids, handle the received delivery, send the result."""
     client = stripe.StripeClient(TEST_KEY, base_addresses={"api": base_url})
     with connect(url) as conn:
         pipe.send((os.getpid(), conn.info.backend_pid))
@@ -61,7 +61,7 @@ def work(url: str, base_url: str, pipe: Pipe) -> None:
 
 
 def fork_workers(address: str) -> None:
-    """Fork one for each line of stdin; to begin anew would take a second each time."""
+    """Fork a worker for each line of stdin; a new process would take a second."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         if os.fork() == 0:
@@ -73,7 +73,7 @@ def fork_workers(address: str) -> None:
 
 @dataclass(slots=True)
 class Worker:
-    """A process with a connection; `backend` is the server's end of that."""
+    """A process with a connection; `backend` is the pid of its server process."""
 
     pipe: Pipe
     pid: int
@@ -84,7 +84,7 @@ class Worker:
         self.pipe.send((self.delivery.payload, self.delivery.signature))
 
     def is_stopped_by(self, conn: psycopg.Connection[Any], condition: str) -> bool:
-        """Whether its backend came to be so, seen from *conn*, before it was done."""
+        """Return True once its backend meets *condition*, False if it ends first."""
         query = f"SELECT FROM pg_stat_activity WHERE pid = %s AND {condition}"
         while not self.pipe.poll():
             if conn.execute(query.encode(), [self.backend]).rowcount:
@@ -92,7 +92,7 @@ class Worker:
         return False
 
     def kill(self) -> None:
-        # It may have come to its end.
+        # The process may have ended.
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -104,7 +104,7 @@ class Worker:
 
 @dataclass(slots=True)
 class Twins:
-    """The database that is tried and the one that is left in peace."""
+    """The tested database and its undisturbed twin."""
 
     fake: FakeStripe
     url: str
@@ -115,32 +115,32 @@ class Twins:
     connections: dict[str, psycopg.Connection[Any]] = field(default_factory=dict)
 
     def connection(self, url: str) -> psycopg.Connection[Any]:
-        """One that commits at once, open until `disconnect`."""
+        """Return an autocommit connection, open until `disconnect`."""
         if url not in self.connections:
             self.connections[url] = connect(url)
             self.connections[url].autocommit = True
         return self.connections[url]
 
     def disconnect(self) -> None:
-        """For a server that is gone."""
+        """Close all connections, before the server restarts."""
         while self.connections:
             self.connections.popitem()[1].close()
 
     def try_one(
         self, delivery: Delivery, interrupt: Callable[[Worker, float], None]
     ) -> bool:
-        """Give a worker to *interrupt*, which has it begin; return whether it was lost.
+        """Start a worker and call *interrupt* with it; return True if it was lost.
 
-        *interrupt* is told how many seconds it takes in peace, too.
+        *interrupt* begins the delivery; it also gets the seconds that the twin took.
         """
         before = self.state(self.url)
-        result, took = self.handle(self.twin, delivery)
+        result, seconds = self.handle(self.twin, delivery)
         after = self.state(self.twin)
 
         worker = self._start(delivery)
-        interrupt(worker, took)
+        interrupt(worker, seconds)
         worker.wait()
-        self._wait_for_the_end(worker.backend)
+        self._wait_for_exit(worker.backend)
         found = self.state(self.url)
         assert found in (before, after), f"half applied: {difference(found, after)}"
 
@@ -151,14 +151,14 @@ class Twins:
         return is_lost
 
     def state(self, url: str) -> State:
-        """All that deliveries change, at one moment."""
+        """Return all rows that deliveries change."""
         row = self.connection(url).execute(STATE).fetchone()
         assert row is not None
         state: State = row[0]
         return state
 
     def handle(self, url: str, delivery: Delivery) -> tuple[str, float]:
-        """Return the result, and how many seconds it took."""
+        """Handle the delivery; return the result and its seconds."""
         payload, signature = delivery.payload, delivery.signature
         conn, began = self.connection(url), time.monotonic()
         outcome = handle_webhook(conn, payload, signature, TEST_SECRET, self.client)
@@ -172,8 +172,8 @@ class Twins:
         pid, backend = pipe.recv()
         return Worker(pipe, pid, backend, delivery)
 
-    def _wait_for_the_end(self, backend: int) -> None:
-        """A killed client's server process does not see it at once."""
+    def _wait_for_exit(self, backend: int) -> None:
+        """Wait until the killed client's server process has ended."""
         query = "SELECT FROM pg_stat_activity WHERE pid = %s"
         while self.connection(self.url).execute(query, [backend]).rowcount:
             time.sleep(0.001)
@@ -181,7 +181,7 @@ class Twins:
 
 @contextmanager
 def make_twins(fake: FakeStripe, url: str, twin: str) -> Iterator[Twins]:
-    """Have somebody ready to fork workers."""
+    """Start the process that forks workers."""
     with Listener(family="AF_UNIX") as listener:
         command = [sys.executable, "-m", "tests.killing", listener.address]
         with subprocess.Popen(
@@ -193,7 +193,7 @@ def make_twins(fake: FakeStripe, url: str, twin: str) -> Iterator[Twins]:
 
 
 def difference(found: State, wanted: State) -> str:
-    """The first few rows that differ."""
+    """Return the first three rows that differ."""
     rows = [
         f"{kind}: {json.dumps(row)}"
         for kind, rows in found.items()

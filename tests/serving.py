@@ -1,4 +1,4 @@
-"""`pyapp stripe serve` as a process of its own, and deliveries by real sockets."""
+"""Run `pyapp stripe serve` as a process, and deliver to it by sockets."""
 
 import asyncio
 import os
@@ -25,8 +25,8 @@ main()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The status of an answer, 0 for none, and the seconds that it took."""
+class Reply:
+    """The status of a response, 0 for none, and the seconds it took."""
 
     status: int
     seconds: float
@@ -34,40 +34,40 @@ class Answer:
 
 @dataclass(slots=True)
 class Served:
-    """A server: its port and the lines that it has logged so far."""
+    """A running server: its port and its log lines so far."""
 
     port: int
     process: "subprocess.Popen[str]"
     log: list[str] = field(default_factory=list)
 
-    async def post(self, body: bytes) -> Answer:
-        """Deliver *body*, signed, on a connection of its own."""
+    async def post(self, body: bytes) -> Reply:
+        """Deliver *body*, signed, on a new connection."""
         head = (
             f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
             f"Stripe-Signature: {sign(body, [TEST_SECRET])}\r\n"
             "Connection: close\r\n\r\n"
         )
-        return await self.ask(head.encode() + body)
+        return await self.request(head.encode() + body)
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str) -> Reply:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        return await self.ask(head.encode())
+        return await self.request(head.encode())
 
-    async def ask(self, request: bytes, limit: float = 30) -> Answer:
-        """Send *request* and wait for the answer's first line."""
+    async def request(self, data: bytes, limit: float = 30) -> Reply:
+        """Send *data* and wait for the status line."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(limit):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 try:
-                    writer.write(request)
+                    writer.write(data)
                     line = await reader.readline()
                 finally:
                     writer.close()
         except (OSError, TimeoutError):
             line = b""
         status = int(line.split()[1]) if line else 0
-        return Answer(status, time.monotonic() - began)
+        return Reply(status, time.monotonic() - began)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def serving(url: str, *, files: int = 0, api: str = "") -> Iterator[Served]:
                 break
         else:
             raise AssertionError(served.log)
-        # A full pipe would stop it.
+        # A full pipe would block the server.
         threading.Thread(
             target=lambda: served.log.extend(process.stderr or ()), daemon=True
         ).start()

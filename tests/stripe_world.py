@@ -1,4 +1,9 @@
-"""A fake Stripe and a database together, and short ways to drive both."""
+"""A fake Stripe and a database, and helpers that act on both.
+
+The fake queues a webhook delivery for each of its events. `pop_deliveries` takes them
+from the queue, `handle_delivery` gives one to `handle_webhook`, and `handle_all` gives
+it all of them in order. `handle_event` signs and handles an event that the test makes.
+"""
 
 import itertools
 import json
@@ -18,13 +23,13 @@ from pyapp.stripe_sync import Difference, Outcome, handle_webhook, mirror, recon
 from pyapp.users import User
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe, sign
 
-# The fake's time; a day in the middle of a month, at noon.
+# The initial time of the fake's clock.
 START = int(datetime(2026, 9, 10, 12, tzinfo=UTC).timestamp())
 NUMBERS = itertools.count(1)
 
 
 def at(*moment: int) -> datetime:
-    """The moment in UTC: year, month, day, hour, minute, second."""
+    """Return a time in UTC: year, month, day, hour, minute, second."""
     return datetime(*moment, tzinfo=UTC)  # type: ignore[misc,arg-type]
 
 
@@ -38,7 +43,7 @@ def moment(seconds: int) -> datetime:
 
 @dataclass
 class StripeWorld:
-    """`url` is the database, `conn` a connection to it that commits at once."""
+    """`url` is the database, `conn` an autocommit connection to it."""
 
     fake: FakeStripe
     url: str
@@ -48,11 +53,11 @@ class StripeWorld:
     def __post_init__(self) -> None:
         self.client = self.fake.client()
 
-    def user(self, email: str | None = None) -> UUID:
+    def create_user(self, email: str | None = None) -> UUID:
         name = email or f"user{next(NUMBERS)}@example.com"
         return users.create_user(self.conn, email=name).id
 
-    def customer(self, user_id: UUID | str | None = None, **params: Any) -> str:
+    def create_customer(self, user_id: UUID | str | None = None, **params: Any) -> str:
         if user_id is not None:
             params["metadata"] = {"user_id": str(user_id)}
         return self.client.v1.customers.create(params).id  # type: ignore[arg-type]
@@ -64,7 +69,7 @@ class StripeWorld:
         return self.client.v1.subscriptions.create(params).id  # type: ignore[arg-type]
 
     def change_price(self, subscription: str, *prices: str) -> None:
-        """Change the price of the subscription's item, several times if told so."""
+        """Change the price of the subscription's item, once for each of *prices*."""
         shape = self.client.v1.subscriptions.retrieve(subscription)
         item = shape["items"].data[0].id
         for price in prices:
@@ -72,55 +77,59 @@ class StripeWorld:
                 subscription, {"items": [{"id": item, "price": price}]}
             )
 
-    def take(self, *types: str) -> list[Delivery]:
-        """All deliveries that are due; with *types*, only these are kept."""
-        taken = list(iter(self.fake.deliveries.take, None))
-        return [d for d in taken if not types or d.event.type in types]
+    def pop_deliveries(self, *types: str) -> list[Delivery]:
+        """Remove all due deliveries; return them, with *types* only these."""
+        due = list(iter(self.fake.deliveries.take, None))
+        return [d for d in due if not types or d.event.type in types]
 
-    def handle(
+    def handle_delivery(
         self, delivery: Delivery, client: stripe.StripeClient | None = None
     ) -> Outcome:
+        """Give the delivery to `handle_webhook`."""
         return handle_webhook(
             self.conn, delivery.payload, delivery.signature, [TEST_SECRET], client
         )
 
-    def deliver(self, client: stripe.StripeClient | None = None) -> list[str]:
-        """Hand over all that is due, in order; return the results."""
-        return [self.handle(delivery, client).result for delivery in self.take()]
+    def handle_all(self, client: stripe.StripeClient | None = None) -> list[str]:
+        """Handle all due deliveries in order; return the results."""
+        return [
+            self.handle_delivery(delivery, client).result
+            for delivery in self.pop_deliveries()
+        ]
 
-    def send(
+    def handle_event(
         self,
-        kind: str,
+        event_type: str,
         shape: Mapping[str, Any],
         created: int = START,
         client: stripe.StripeClient | None = None,
         **fields: Any,
     ) -> Outcome:
-        """Hand over an event made by hand."""
-        body = make_event(kind, shape, created, **fields)
+        """Sign and handle an event with these fields."""
+        body = make_event(event_type, shape, created, **fields)
         return handle_webhook(
             self.conn, body, sign(body, [TEST_SECRET]), [TEST_SECRET], client
         )
 
     def reconcile(self, **options: Any) -> list[Difference]:
-        """Reconcile two seconds later; return what was found."""
+        """Reconcile two seconds later; return the differences."""
         self.fake.advance(seconds=2)
         found: list[Difference] = []
         reconcile(self.conn, self.client, on_difference=found.append, **options)
         return found
 
-    def subscribed(self) -> tuple[UUID, str, str]:
-        """A user with a customer and an active subscription that both sides know."""
-        user_id = self.user()
-        customer = self.customer(user_id)
+    def create_subscribed_user(self) -> tuple[UUID, str, str]:
+        """Return a user, customer and active subscription that both sides have."""
+        user_id = self.create_user()
+        customer = self.create_customer(user_id)
         subscription = self.subscribe(customer)
-        self.deliver()
+        self.handle_all()
         return user_id, customer, subscription
 
-    def get(self, user_id: UUID) -> User:
+    def get_user(self, user_id: UUID) -> User:
         return users.get_user(self.conn, user_id=user_id)
 
-    def row(self, subscription: str) -> mirror.Subscription:
+    def subscription_row(self, subscription: str) -> mirror.Subscription:
         row = mirror.find_subscription(self.conn, id=subscription)
         assert row is not None
         return row
@@ -130,8 +139,8 @@ class StripeWorld:
         assert row is not None
         return row
 
-    def period(self, user_id: UUID) -> tuple[datetime, datetime]:
-        """The user's quota_anchor and next_quota_reset."""
+    def quota_period(self, user_id: UUID) -> tuple[datetime, datetime]:
+        """Return the user's quota_anchor and next_quota_reset."""
         found = self.conn.execute(
             "SELECT quota_anchor, next_quota_reset FROM app.users WHERE id = %s",
             [user_id],
@@ -140,14 +149,14 @@ class StripeWorld:
         return found[0], found[1]
 
     def events(self) -> Sequence[tuple[str, str, int, str | None]]:
-        """Type, status, attempts and error of all events, in order of arrival."""
+        """Return type, status, attempts and error of all events by arrival."""
         return self.conn.execute(
             "SELECT type, status, attempts, last_error FROM app.stripe_events"
             " ORDER BY received_at, id"
         ).fetchall()
 
-    def forget(self) -> None:
-        """Empty the inbox and the mirror; the users lose what they had of it."""
+    def clear_stripe(self) -> None:
+        """Delete all Stripe data, including that of users."""
         for table in ("events", "subscriptions", "customers", "sync_runs"):
             self.conn.execute(f"DELETE FROM app.stripe_{table}")
         self.conn.execute(
@@ -158,7 +167,7 @@ class StripeWorld:
 
 @contextmanager
 def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
-    """Run a fake beside the database at *url*."""
+    """Run a fake Stripe with the database at *url*."""
     options = {"seed": 1, "start": START} | options
     with FakeStripe(**options) as fake, connect(url) as conn:
         conn.autocommit = True
@@ -172,29 +181,30 @@ def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
 
 
 def make_event(
-    kind: str, shape: Mapping[str, Any], created: int = START, **fields: Any
+    event_type: str, shape: Mapping[str, Any], created: int = START, **fields: Any
 ) -> bytes:
+    """Return the JSON of an event; *fields* replace its own."""
     event = {
         "id": f"evt_made{next(NUMBERS)}",
         "object": "event",
         "api_version": stripe.api_version,
         "created": created,
         "livemode": False,
-        "type": kind,
+        "type": event_type,
         "data": {"object": shape},
     }
     return json.dumps(event | fields).encode()
 
 
 def make_customer(customer: str, user_id: Any = None, **fields: Any) -> dict[str, Any]:
-    """A customer with the least that Stripe gives one."""
+    """Return a minimal customer that claims *user_id*."""
     metadata = {} if user_id is None else {"user_id": str(user_id)}
     shape = {"id": customer, "object": "customer", "created": START, "email": None}
     return shape | {"metadata": metadata} | fields
 
 
 def make_checkout(customer: str | None, user_id: Any, **fields: Any) -> dict[str, Any]:
-    """A completed checkout of the customer that names the user, or what is no user."""
+    """Return a completed checkout session with *user_id* as its reference."""
     reference = None if user_id is None else str(user_id)
     shape = {"id": "cs_1", "object": "checkout.session", "customer": customer}
     return shape | {"client_reference_id": reference} | fields
@@ -203,7 +213,10 @@ def make_checkout(customer: str | None, user_id: Any, **fields: Any) -> dict[str
 def make_subscription(
     subscription: str, customer: str, **fields: Any
 ) -> dict[str, Any]:
-    """An active month from START, unless *start*, *end*, *price*, ... say otherwise."""
+    """Return a monthly active subscription from START.
+
+    *start*, *end*, *price* and other *fields* replace its own.
+    """
     start = fields.pop("start", START)
     end = fields.pop("end", seconds(2026, 10, 10, 12))
     price = fields.pop("price", "price_month")

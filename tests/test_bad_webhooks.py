@@ -1,4 +1,4 @@
-"""Whatever is delivered, it is refused, or kept with what became of it."""
+"""Every delivery is refused, or stored with a result."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -62,8 +62,8 @@ def web(module_database: str) -> Iterator[TestClient]:
         yield TestClient(create_app(connections, [TEST_SECRET]))
 
 
-def deliver(conn: psycopg.Connection[Any], body: bytes) -> str:
-    """Return what became of a delivery, or what was raised."""
+def handle(conn: psycopg.Connection[Any], body: bytes) -> str:
+    """Return the result of a delivery, or the error."""
     signature = sign(body, [TEST_SECRET])
     try:
         result: str = handle_webhook(conn, body, signature, [TEST_SECRET]).result
@@ -74,21 +74,22 @@ def deliver(conn: psycopg.Connection[Any], body: bytes) -> str:
     return result
 
 
-@pytest.mark.parametrize("kind", EVENTS)
-def test_event_with_one_bad_value_is_refused_or_kept(
-    conn: psycopg.Connection[Any], kind: str
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_event_with_one_bad_value_is_refused_or_stored(
+    conn: psycopg.Connection[Any], event_type: str
 ):
     known = {"applied", "stale", "ignored", "failed", "refused"}
     outcomes = {
-        (*path, name): deliver(conn, body)
-        for path in event_paths(kind)
-        for name, body in bad_events(kind, path)
+        (*path, name): handle(conn, body)
+        for path in event_paths(event_type)
+        for name, body in bad_events(event_type, path)
     }
-    kept = conn.execute(
-        "SELECT count(*) FROM app.stripe_events WHERE id LIKE %s", [f"evt_{kind}_%"]
+    stored = conn.execute(
+        "SELECT count(*) FROM app.stripe_events WHERE id LIKE %s",
+        [f"evt_{event_type}_%"],
     ).fetchone()
 
-    # Where the id is the bad value, it is another one.
+    # An event with a bad id is stored under that id.
     ids = {case for case in outcomes if case[0] == "id"}
     assert {c: o for c, o in outcomes.items() if c not in ids and o not in known} == {}
     assert {outcomes[case] for case in ids} <= {
@@ -97,13 +98,13 @@ def test_event_with_one_bad_value_is_refused_or_kept(
         "duplicate",
     } | known
     assert conn.info.transaction_status == TransactionStatus.IDLE
-    assert kept == (
+    assert stored == (
         sum(o != "refused" for case, o in outcomes.items() if case not in ids),
     )
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_body_that_is_no_event_is_answered_400_and_not_stored(
+def test_body_that_is_not_an_event_gets_400(
     conn: psycopg.Connection[Any], web: TestClient, name: str
 ):
     body = BODIES[name]
@@ -117,10 +118,10 @@ def test_body_that_is_no_event_is_answered_400_and_not_stored(
     assert conn.execute(COUNTS).fetchone() == before
 
 
-def test_last_of_equal_keys_counts_here_and_in_the_database(
+def test_last_of_equal_keys_counts(
     conn: psycopg.Connection[Any],
 ):
-    assert [deliver(conn, TWO_IDS), deliver(conn, TWO_OBJECTS)] == ["applied"] * 2
+    assert [handle(conn, TWO_IDS), handle(conn, TWO_OBJECTS)] == ["applied"] * 2
 
     found = conn.execute(
         """
@@ -151,9 +152,7 @@ def test_last_of_equal_keys_counts_here_and_in_the_database(
         "t=\u0661\u0662,v1=\u05d0",
     ],
 )
-def test_signature_that_is_none_is_refused(
-    conn: psycopg.Connection[Any], signature: str
-):
+def test_malformed_signature_is_refused(conn: psycopg.Connection[Any], signature: str):
     before = conn.execute(COUNTS).fetchone()
     with pytest.raises(InvalidSignatureError) as caught:
         handle_webhook(conn, b"{}", signature, [TEST_SECRET])
@@ -164,13 +163,15 @@ def test_signature_that_is_none_is_refused(
 
 
 @pytest.mark.parametrize("secrets", ["", " ", [], [""], [TEST_SECRET, ""]])
-def test_empty_secret_verifies_nothing(conn: psycopg.Connection[Any], secrets: Any):
+def test_empty_secret_is_refused(conn: psycopg.Connection[Any], secrets: Any):
     with pytest.raises(ConfigError, match="STRIPE_WEBHOOK_SECRET"):
         handle_webhook(conn, b"{}", sign(b"{}", [""]), secrets)
 
 
 @pytest.mark.parametrize("name", WRONG_TYPES)
-def test_argument_of_another_type_is_refused(conn: psycopg.Connection[Any], name: str):
+def test_argument_of_the_wrong_type_is_refused(
+    conn: psycopg.Connection[Any], name: str
+):
     value = WRONG_TYPES[name]
     with pytest.raises((InvalidValueError, InvalidSignatureError)):
         handle_webhook(conn, value, "t=1,v1=x", [TEST_SECRET])
@@ -181,13 +182,13 @@ def test_argument_of_another_type_is_refused(conn: psycopg.Connection[Any], name
             next(retry_failed_events(conn, page=value))
 
 
-def test_endpoint_takes_nothing_but_posts(web: TestClient):
+def test_endpoint_accepts_only_post(web: TestClient):
     methods = ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
     assert {web.request(method, PATH).status_code for method in methods} == {405}
 
 
-def test_no_other_route_is_there(web: TestClient):
+def test_other_paths_get_404(web: TestClient):
     answers = [
         web.request(method, path, follow_redirects=False)
         for method in ("GET", "POST", "OPTIONS")

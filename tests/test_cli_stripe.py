@@ -37,9 +37,11 @@ def refuse_bad_price(world: StripeWorld) -> None:
 
 def add_failed_event(world: StripeWorld, id: str = "evt_bad") -> None:
     refuse_bad_price(world)
-    world.send("customer.created", make_customer("cus_1", world.user()), id="evt_good")
+    world.handle_event(
+        "customer.created", make_customer("cus_1", world.create_user()), id="evt_good"
+    )
     shape = make_subscription("sub_1", "cus_1", price="price_bad")
-    assert world.send(CREATED, shape, id=id).result == "failed"
+    assert world.handle_event(CREATED, shape, id=id).result == "failed"
 
 
 def repair(world: StripeWorld) -> None:
@@ -72,7 +74,7 @@ def test_events_are_listed_newest_first_or_only_failed_ones(world: StripeWorld):
 
 
 def test_text_of_an_event_cannot_control_the_terminal(world: StripeWorld):
-    world.send("\x1b[2Jmoon", {"id": "x_1", "object": "x"}, id="evt_\x1b[1m")
+    world.handle_event("\x1b[2Jmoon", {"id": "x_1", "object": "x"}, id="evt_\x1b[1m")
 
     assert "\x1b" not in run_cli("stripe", "events")[1]
 
@@ -91,7 +93,7 @@ def test_retry_exits_with_1_while_an_event_fails(world: StripeWorld):
     repair(world)
     assert run_cli("stripe", "retry") == (0, "1 applied\n", "")
     assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
-    assert world.row("sub_1").price_id == "price_bad"
+    assert world.subscription_row("sub_1").price_id == "price_bad"
 
 
 def test_replay_sums_up_the_results_in_one_line(
@@ -106,7 +108,7 @@ def test_replay_sums_up_the_results_in_one_line(
     nothing = (0, "there are no undelivered events\n", "")
     assert run_cli("stripe", "replay") == nothing
 
-    world.subscribe(world.customer(world.user()), "price_bad")
+    world.subscribe(world.create_customer(world.create_user()), "price_bad")
     assert run_cli("stripe", "replay", "--since", "0s") == nothing
     refuse_bad_price(world)
     code, out, err = run_cli("stripe", "replay", "--since", "30d")
@@ -136,7 +138,7 @@ def test_prune_deletes_payloads_of_old_events_that_have_not_failed(
     monkeypatch.setattr("pyapp.cli.stripe.BATCH", 2)
     add_failed_event(world)
     for number in range(4):
-        world.send("moon.landed", {"id": f"x_{number}", "object": "x"})
+        world.handle_event("moon.landed", {"id": f"x_{number}", "object": "x"})
     world.conn.execute(
         "UPDATE app.stripe_events SET processed_at = now() - interval '2 days'"
         " WHERE id <> 'evt_good' AND status <> 'failed'"

@@ -1,4 +1,4 @@
-"""A delivery takes five seconds at most, whatever its locks and Stripe's API do."""
+"""A delivery takes at most five seconds, even with locks and a slow Stripe API."""
 
 import threading
 import time
@@ -41,10 +41,10 @@ def held(world: StripeWorld, statement: str) -> Iterator[psycopg.Connection[Any]
         conn.rollback()
 
 
-def deliver(
+def handle(
     world: StripeWorld, body: bytes, client: Any = None
 ) -> tuple[Outcome, float]:
-    """Hand over on a connection of its own; return what became of it, and how soon."""
+    """Handle a delivery on a new connection; return the outcome and its seconds."""
     with connect(world.url) as conn:
         settings = "SELECT current_setting('statement_timeout'),"
         settings += " current_setting('lock_timeout')"
@@ -55,7 +55,7 @@ def deliver(
             conn, body, sign(body, [TEST_SECRET]), [TEST_SECRET], client
         )
         seconds = time.monotonic() - began
-        # What a pool gets back is as it was.
+        # The connection goes back to a pool unchanged.
         assert conn.execute(settings).fetchone() == usual
         assert conn.cursor_factory is factory
         return outcome, seconds
@@ -70,8 +70,8 @@ def waiting(conn: psycopg.Connection[Any]) -> list[Any]:
 
 @pytest.fixture
 def linked(world: StripeWorld) -> StripeWorld:
-    world.send("customer.created", make_customer("cus_1", world.user()))
-    world.send(
+    world.handle_event("customer.created", make_customer("cus_1", world.create_user()))
+    world.handle_event(
         "customer.subscription.created", make_subscription("sub_1", "cus_1"), START
     )
     return world
@@ -82,9 +82,9 @@ def change() -> bytes:
 
 
 @pytest.mark.parametrize("lock", [LOCK_USER, LOCK_CUSTOMER])
-def test_locked_delivery_fails_and_is_kept(linked: StripeWorld, lock: str):
+def test_locked_delivery_fails_and_is_stored(linked: StripeWorld, lock: str):
     with held(linked, lock):
-        outcome, seconds = deliver(linked, change())
+        outcome, seconds = handle(linked, change())
         assert waiting(linked.conn) == []
     assert (outcome.result, outcome.is_busy, outcome.attempts) == ("failed", True, 1)
     assert seconds < 5.5
@@ -92,30 +92,30 @@ def test_locked_delivery_fails_and_is_kept(linked: StripeWorld, lock: str):
 
 
 def test_several_locks_have_one_deadline(linked: StripeWorld):
-    """The second is met when the first one is free, after three seconds."""
+    """The second lock is requested when the first is free, after three seconds."""
     with ExitStack() as stack:
         first = stack.enter_context(held(linked, LOCK_CUSTOMER))
         stack.enter_context(held(linked, LOCK_USER))
         timer = threading.Timer(3, first.rollback)
         timer.start()
-        outcome, seconds = deliver(linked, change())
+        outcome, seconds = handle(linked, change())
         timer.join()
     assert (outcome.result, outcome.is_busy) == ("failed", True)
     assert 3 < seconds < 5.5
 
 
-def test_lock_that_is_free_in_time_is_waited_for(linked: StripeWorld):
+def test_delivery_waits_for_a_lock_that_is_free_in_time(linked: StripeWorld):
     with held(linked, LOCK_CUSTOMER) as conn:
         timer = threading.Timer(2, conn.rollback)
         timer.start()
-        outcome, _ = deliver(linked, change())
+        outcome, _ = handle(linked, change())
         timer.join()
     assert outcome.result == "applied"
 
 
-def test_message_that_is_being_recorded_holds_up_the_link_only(world: StripeWorld):
-    """The foreign key's lock is in the way of a new stripe_customer_id."""
-    user_id = world.user()
+def test_message_in_progress_blocks_only_a_new_link(world: StripeWorld):
+    """Its foreign key locks the user against a new stripe_customer_id."""
+    user_id = world.create_user()
     body = make_event("customer.created", make_customer("cus_1", user_id))
     with connect(world.url) as conn:
         record_message(
@@ -126,26 +126,26 @@ def test_message_that_is_being_recorded_holds_up_the_link_only(world: StripeWorl
             cost=Decimal(1),
             input_tokens=1,
         )
-        outcome, seconds = deliver(world, body)
+        outcome, seconds = handle(world, body)
         conn.rollback()
     assert (outcome.result, outcome.is_busy) == ("failed", True)
     assert seconds < 5.5
     assert [o.result for o in retry_failed_events(world.conn)] == ["applied"]
 
 
-def test_event_that_is_itself_locked_has_failed(linked: StripeWorld):
+def test_event_whose_own_row_is_locked_fails(linked: StripeWorld):
     body = change()
     with held(linked, LOCK_CUSTOMER):
-        deliver(linked, body)
+        handle(linked, body)
     with held(linked, "SELECT FROM app.stripe_events FOR UPDATE"):
-        outcome, seconds = deliver(linked, body)
+        outcome, seconds = handle(linked, body)
     assert (outcome.result, outcome.is_busy, outcome.attempts) == ("failed", True, None)
     assert seconds < 6
 
 
-def test_slow_api_of_stripe_has_the_same_deadline(linked: StripeWorld):
+def test_slow_stripe_api_has_the_same_deadline(linked: StripeWorld):
     linked.fake.faults.add("slow", path="/v1/subscriptions", seconds=20, times=None)
-    outcome, seconds = deliver(
+    outcome, seconds = handle(
         linked, make_event("invoice.paid", PAID, START + 5), linked.client
     )
     linked.fake.faults.clear()
@@ -154,27 +154,27 @@ def test_slow_api_of_stripe_has_the_same_deadline(linked: StripeWorld):
     assert seconds < 5.5
 
 
-def paid(world: StripeWorld) -> bytes:
-    """An invoice of a subscription that Stripe knows, and whose user is linked."""
-    _, customer, subscription = world.subscribed()
+def make_paid(world: StripeWorld) -> bytes:
+    """Return invoice.paid of an existing subscription with a linked user."""
+    _, customer, subscription = world.create_subscribed_user()
     details = {"parent": {"subscription_details": {"subscription": subscription}}}
     return make_event(
         "invoice.paid", PAID | details | {"customer": customer}, START + 5
     )
 
 
-def test_lock_met_after_stripe_was_asked_has_the_same_deadline(world: StripeWorld):
-    body = paid(world)
+def test_lock_after_a_fetch_has_the_same_deadline(world: StripeWorld):
+    body = make_paid(world)
     world.fake.faults.add("slow", path="/v1/subscriptions", seconds=2, times=None)
     with held(world, "SELECT FROM app.users FOR UPDATE"):
-        outcome, seconds = deliver(world, body, world.client)
+        outcome, seconds = handle(world, body, world.client)
     world.fake.faults.clear()
     assert (outcome.result, outcome.is_busy) == ("failed", True)
     assert 2 < seconds < 5.5
 
 
-def test_failing_api_is_asked_again_within_the_deadline(world: StripeWorld):
-    body = paid(world)
+def test_failed_request_is_retried_within_the_deadline(world: StripeWorld):
+    body = make_paid(world)
     world.fake.faults.add("error", path="/v1/subscriptions", status=503, times=2)
-    outcome, _ = deliver(world, body, world.client)
+    outcome, _ = handle(world, body, world.client)
     assert outcome.result == "applied"

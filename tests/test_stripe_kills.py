@@ -1,4 +1,4 @@
-"""Workers killed by SIGKILL and a server that crashes: no delivery is half applied."""
+"""A delivery is atomic when a worker is killed or the server crashes."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ DELIVERIES = 200
 
 @pytest.fixture
 def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Delivery]]]:
-    """Return twin databases, and deliveries without end of lives like the simulated."""
+    """Return twin databases, and an endless series of simulated deliveries."""
     name = f"kills{next(NUMBERS)}"
     with FakeStripe(seed=SEED, start=START) as fake:
         fake.deliveries.faults.shuffle = 3
@@ -44,33 +44,33 @@ def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Deli
 def create_database(
     server: EmbeddedServer, name: str, template: str = "template1"
 ) -> str:
-    """Return its URL; it goes with the server."""
+    """Create a database and return its URL; it is removed with the server."""
     with connect(server.url) as conn:
         conn.autocommit = True
         conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
     return replace(server, database=name).url
 
 
-def test_killed_worker_or_server_leaves_no_delivery_half_applied(
+def test_delivery_is_atomic_when_worker_or_server_is_killed(
     durable_server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]]
 ):
-    """At any moment from the beginning until a little after the end."""
+    """At any moment from the start until shortly after the end."""
     choose = Random(SEED)
     crashes = choose.sample(range(DELIVERIES), 2)
     world, deliveries = twins
-    # How much longer a worker takes, whose connection is new: found on the way.
-    slower = 1.0
+    # Ratio of a worker's time, with its new connection, to the twin's; adjusted below.
+    ratio = 1.0
 
-    def kill(worker: Worker, took: float) -> None:
-        nonlocal slower
+    def kill(worker: Worker, seconds: float) -> None:
+        nonlocal ratio
         worker.begin()
-        time.sleep(choose.random() * 1.5 * slower * took)
-        slower *= 0.9 if worker.pipe.poll() else 1.05
+        time.sleep(choose.random() * 1.5 * ratio * seconds)
+        ratio *= 0.9 if worker.pipe.poll() else 1.05
         worker.kill()
 
-    def crash(worker: Worker, took: float) -> None:
+    def crash(worker: Worker, seconds: float) -> None:
         worker.begin()
-        time.sleep(choose.random() * took)
+        time.sleep(choose.random() * seconds)
         restart(durable_server, world)
 
     lost = [
@@ -81,14 +81,14 @@ def test_killed_worker_or_server_leaves_no_delivery_half_applied(
 
 
 @pytest.mark.parametrize("table", ["users", "stripe_subscriptions", "stripe_events"])
-def test_delivery_held_fast_where_it_writes_is_not_half_applied(
+def test_delivery_killed_at_a_lock_is_atomic(
     durable_server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]], table: str
 ):
-    """Killed there; the fifth time the server dies, and not the worker."""
+    """The fifth time, the server is killed, not the worker."""
     world, deliveries = twins
     held = 0
 
-    def interrupt(worker: Worker, _took: float) -> None:
+    def interrupt(worker: Worker, _seconds: float) -> None:
         nonlocal held
         with closing(connect(world.url)) as holder:
             holder.execute(f"LOCK TABLE app.{table} IN SHARE MODE".encode())
@@ -105,26 +105,26 @@ def test_delivery_held_fast_where_it_writes_is_not_half_applied(
         world.try_one(next(deliveries), interrupt)
 
 
-def test_worker_killed_while_it_asks_stripe_leaves_nothing(
+def test_worker_killed_during_a_fetch_leaves_nothing(
     twins: tuple[Twins, Iterator[Delivery]],
 ):
     world, deliveries = twins
-    asked = 0
+    fetches = 0
 
-    def interrupt(worker: Worker, _took: float) -> None:
-        nonlocal asked
+    def interrupt(worker: Worker, _seconds: float) -> None:
+        nonlocal fetches
         world.fake.faults.add("slow", method="GET", seconds=5)
         with connect(world.url) as watcher:
             watcher.autocommit = True
             worker.begin()
-            asked += worker.is_stopped_by(watcher, "state = 'idle in transaction'")
+            fetches += worker.is_stopped_by(watcher, "state = 'idle in transaction'")
         worker.kill()
         world.fake.faults.clear()
 
     for delivery in deliveries:
-        before = asked
-        assert world.try_one(delivery, interrupt) == (asked > before)
-        if asked == 4:
+        before = fetches
+        assert world.try_one(delivery, interrupt) == (fetches > before)
+        if fetches == 4:
             return
 
 

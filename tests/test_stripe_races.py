@@ -1,4 +1,4 @@
-"""Deliveries that are handled at the same time wait for each other where they must."""
+"""Concurrent deliveries wait for each other where they must."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,29 +28,29 @@ UPDATED = "customer.subscription.updated"
 DELETED = "customer.subscription.deleted"
 
 
-class Slow:
-    """Holds back the subscription that it has fetched until told to go on."""
+class PausedClient:
+    """Returns a fetched subscription only after `go_on` is set."""
 
     def __init__(self, world: StripeWorld) -> None:
         self.client = world.client
         self.fetching, self.go_on = threading.Event(), threading.Event()
 
     def raw_request(self, method: str, url: str, **params: Any) -> Any:
-        answer = self.client.raw_request(method, url, **params)
+        response = self.client.raw_request(method, url, **params)
         if "/subscriptions/" in url:
             self.fetching.set()
             assert self.go_on.wait(10)
-        return answer
+        return response
 
 
-def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
-    """The fetch happens under the lock: the second one waits, and fetches later."""
-    subscription = world.subscribe(world.customer(world.user()))
-    (created,) = world.take(CREATED)
-    world.handle(created)
+def test_slow_delivery_with_an_older_fetch_does_not_win(world: StripeWorld):
+    """A fetch holds the lock, so the second delivery waits and fetches later."""
+    subscription = world.subscribe(world.create_customer(world.create_user()))
+    (created,) = world.pop_deliveries(CREATED)
+    world.handle_delivery(created)
     world.change_price(subscription, "price_other")
-    (first,) = world.take(UPDATED)
-    client = Slow(world)
+    (first,) = world.pop_deliveries(UPDATED)
+    client = PausedClient(world)
 
     def handle(delivery: Delivery, client: Any) -> str:
         with connect(world.url) as conn:
@@ -62,37 +62,37 @@ def test_slower_delivery_with_a_staler_fetch_does_not_win(world: StripeWorld):
         slow = pool.submit(handle, first, client)
         assert client.fetching.wait(10)
         world.change_price(subscription, "price_year")
-        (second,) = world.take(UPDATED)
+        (second,) = world.pop_deliveries(UPDATED)
         quick = pool.submit(handle, second, world.client)
         wait_for_lock(world.conn)
         client.go_on.set()
         assert [slow.result(10), quick.result(10)] == ["applied", "applied"]
-    assert world.row(subscription).price_id == "price_year"
+    assert world.subscription_row(subscription).price_id == "price_year"
 
 
-def test_two_customers_of_one_user_queue_up(world: StripeWorld):
-    """Their locks differ; that of the user keeps the second from looking too early."""
-    user_id = world.user()
+def test_two_customers_of_one_user_are_serialized(world: StripeWorld):
+    """Their own locks differ; the lock on the user's row serializes them."""
+    user_id = world.create_user()
     for customer in ("cus_1", "cus_2"):
-        world.send(CREATED, make_subscription(f"sub_{customer}", customer))
-    kinds = [("cus_1", START), ("cus_2", START + 1)]
+        world.handle_event(CREATED, make_subscription(f"sub_{customer}", customer))
+    customers = [("cus_1", START), ("cus_2", START + 1)]
 
     def link(customer: str, created: int) -> str:
         with stripe_world(world.url, seed=2) as other:
             shape = make_customer(customer, user_id, created=created)
-            return other.send("customer.created", shape).result
+            return other.handle_event("customer.created", shape).result
 
     for _ in range(5):
         world.conn.execute("DELETE FROM app.stripe_customers")
         world.conn.execute("UPDATE app.users SET stripe_customer_id = NULL")
         with ThreadPoolExecutor(2) as pool:
-            assert list(pool.map(lambda k: link(*k), kinds)) == ["applied"] * 2
-        user = world.get(user_id)
+            assert list(pool.map(lambda one: link(*one), customers)) == ["applied"] * 2
+        user = world.get_user(user_id)
         assert user.stripe_subscription_id == f"sub_{user.stripe_customer_id}"
 
 
-def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWorld):
-    """So does whoever refers to several of them; the rows' own order is another."""
+def test_page_locks_users_in_id_order(world: StripeWorld):
+    """The rows are stored in the reverse order."""
     low, high = low_and_high(world)
     for user_id in (high, low):
         world.conn.execute(
@@ -104,7 +104,7 @@ def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWo
 
     def sync() -> list[UUID]:
         with connect(world.url) as conn:
-            # By this plan the rows are read as they lie in the table.
+            # Without index scans, rows are read in the order of the table.
             conn.execute("SET enable_indexscan = off")
             return [user.id for user in sync_users(conn, user_ids=[low, high])]
 
@@ -117,49 +117,49 @@ def test_page_takes_the_locks_of_users_in_the_order_of_their_ids(world: StripeWo
         assert synced.result(10) == [low, high]
 
 
-def test_checkout_and_a_page_do_not_wait_for_each_other(world: StripeWorld):
-    """Stripe's metadata and the checkout name two users, and the page both of them."""
+def test_checkout_and_a_page_do_not_deadlock(world: StripeWorld):
+    """The metadata claims one user, the checkout another, and the page both."""
     low, high = low_and_high(world)
-    world.send("customer.created", make_customer("cus_0", high))
-    customer = world.customer(high)
+    world.handle_event("customer.created", make_customer("cus_0", high))
+    customer = world.create_customer(high)
     bought = world.subscribe(customer)
     session = make_checkout(customer, low, subscription=bought)
-    client = Slow(world)
+    client = PausedClient(world)
 
     def check_out() -> str:
         with connect(world.url) as conn:
             other = StripeWorld(world.fake, world.url, conn)
             kind = "checkout.session.completed"
-            return other.send(kind, session, client=client).result  # type: ignore[arg-type]
+            return other.handle_event(kind, session, client=client).result  # type: ignore[arg-type]
 
-    def put_page() -> list[UUID | None]:
+    def upsert_page() -> list[UUID | None]:
         shapes = [make_customer("cus_1", low), make_customer("cus_2", high)]
         snapshots = [
             read_snapshot("customers", shape, moment(START)) for shape in shapes
         ]
         with connect(world.url) as conn:
-            judged = upsert_snapshots(
+            upserted = upsert_snapshots(
                 conn,
                 object_type="customers",
                 snapshots=snapshots,
                 source="page",
                 can_fetch=True,
             )
-            return [one.user_id for one in judged]
+            return [one.user_id for one in upserted]
 
     with ThreadPoolExecutor(2) as pool:
         checkout = pool.submit(check_out)
         assert client.fetching.wait(10)
-        page = pool.submit(put_page)
+        page = pool.submit(upsert_page)
         wait_for_lock(world.conn)
         client.go_on.set()
         assert (checkout.result(10), page.result(10)) == ("applied", [low, high])
     assert world.customer_row(customer).user_id == high
 
 
-def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
-    world.customer(world.user())
-    (delivery,) = world.take()
+def test_concurrent_duplicates_apply_once(world: StripeWorld):
+    world.create_customer(world.create_user())
+    (delivery,) = world.pop_deliveries()
 
     def handle(_: int) -> str:
         with connect(world.url) as conn:
@@ -173,7 +173,7 @@ def test_duplicates_at_the_same_time_take_effect_once(world: StripeWorld):
 
 
 def low_and_high(world: StripeWorld) -> tuple[UUID, UUID]:
-    """Two users by the order of their ids; their rows lie the other way round."""
+    """Return two users in id order; their rows are stored in reverse order."""
     low, high = UUID(int=1), UUID(int=2)
     for user_id in (high, low):
         world.conn.execute(
@@ -184,10 +184,10 @@ def low_and_high(world: StripeWorld) -> tuple[UUID, UUID]:
 
 
 def wait_for_lock(conn: psycopg.Connection[Any]) -> None:
-    """Return once somebody waits for another's lock."""
+    """Return once a session waits for a lock."""
     for _ in range(1000):
         found = conn.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone()
         if found is not None:
             return
         threading.Event().wait(0.01)
-    raise AssertionError("nobody waits")
+    raise AssertionError("no session waits for a lock")

@@ -1,4 +1,4 @@
-"""Reconciliation finds each difference, says its kind, and mends it."""
+"""Reconciliation reports each difference by kind, and repairs it."""
 
 from typing import Any
 
@@ -14,87 +14,91 @@ from tests.stripe_world import START, StripeWorld, make_checkout, make_subscript
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been waited."""
-    told: list[float] = []
-    monkeypatch.setattr(api, "sleep", told.append)
-    return told
+    """Record the waits between requests instead of waiting."""
+    seconds: list[float] = []
+    monkeypatch.setattr(api, "sleep", seconds.append)
+    return seconds
 
 
 def kinds(found: list[Difference]) -> list[tuple[str, str, bool]]:
     return sorted((d.kind, d.object_id, d.is_repaired) for d in found)
 
 
-def both(world: StripeWorld, *expected: tuple[str, str]) -> None:
-    """A dry run finds *expected* and changes nothing; a run mends it; none is left."""
-    before = snapshot(world.conn)
+def check_repair(world: StripeWorld, *expected: tuple[str, str]) -> None:
+    """Check that a dry run and a run find *expected*, and that the run repairs it."""
+    before = read_tables(world.conn)
     dry = kinds(world.reconcile(dry_run=True))
     assert dry == sorted((kind, name, False) for kind, name in expected)
-    assert snapshot(world.conn) == before
+    assert read_tables(world.conn) == before
     assert kinds(world.reconcile()) == sorted(
         (kind, name, True) for kind, name in expected
     )
     assert world.reconcile() == []
 
 
-def snapshot(conn: psycopg.Connection[Any]) -> list[Any]:
+def read_tables(conn: psycopg.Connection[Any]) -> list[Any]:
     return [
         conn.execute(f"SELECT to_jsonb(t) FROM app.{table} AS t ORDER BY id").fetchall()
         for table in ("users", "stripe_customers", "stripe_subscriptions")
     ]
 
 
-def test_nothing_to_do_is_nothing_found(world: StripeWorld):
-    world.subscribed()
-    both(world)
+def test_equal_data_gives_no_differences(world: StripeWorld):
+    world.create_subscribed_user()
+    check_repair(world)
 
 
-def test_what_is_missing_here_is_fetched(world: StripeWorld):
-    user_id = world.user()
-    customer = world.customer(user_id)
+def test_missing_objects_are_stored(world: StripeWorld):
+    user_id = world.create_user()
+    customer = world.create_customer(user_id)
     subscription = world.subscribe(customer)
-    both(world, ("missing_here", customer), ("missing_here", subscription))
-    user = world.get(user_id)
+    check_repair(world, ("missing_here", customer), ("missing_here", subscription))
+    user = world.get_user(user_id)
     assert (user.stripe_customer_id, user.subscription_active) == (customer, True)
     assert user.created_at.timestamp() == START
 
 
-def test_canceled_subscriptions_are_backfilled(world: StripeWorld):
-    user_id = world.user()
-    customer = world.customer(user_id)
+def test_canceled_subscriptions_are_stored(world: StripeWorld):
+    user_id = world.create_user()
+    customer = world.create_customer(user_id)
     subscription = world.subscribe(customer)
     world.client.v1.subscriptions.cancel(subscription)
     world.reconcile()
-    assert world.row(subscription).status == "canceled"
-    assert world.get(user_id).subscription_status == "canceled"
+    assert world.subscription_row(subscription).status == "canceled"
+    assert world.get_user(user_id).subscription_status == "canceled"
 
 
-def test_customer_deleted_there_is_found(world: StripeWorld):
-    user_id, customer, subscription = world.subscribed()
+def test_customer_deleted_in_stripe_is_found(world: StripeWorld):
+    user_id, customer, subscription = world.create_subscribed_user()
     world.fake.advance(seconds=60)
     world.client.v1.customers.delete(customer)
-    both(world, ("missing_there", customer), ("status", subscription))
+    check_repair(world, ("missing_there", customer), ("status", subscription))
     assert world.customer_row(customer).is_deleted
-    assert world.get(user_id).base_quota == 2500
+    assert world.get_user(user_id).base_quota == 2500
 
 
-def test_object_unknown_there_is_taken_for_deleted(world: StripeWorld):
-    """As when the data of a test account have been deleted."""
-    world.send("customer.subscription.created", make_subscription("sub_1", "cus_1"))
+def test_object_unknown_to_stripe_becomes_deleted(world: StripeWorld):
+    """Test data of a Stripe account can be deleted."""
+    world.handle_event(
+        "customer.subscription.created", make_subscription("sub_1", "cus_1")
+    )
     shape = {"id": "cus_2", "object": "customer", "created": START, "metadata": {}}
-    world.send("customer.created", shape)
-    both(world, ("missing_there", "sub_1"), ("missing_there", "cus_2"))
-    assert world.row("sub_1").status == "canceled"
+    world.handle_event("customer.created", shape)
+    check_repair(world, ("missing_there", "sub_1"), ("missing_there", "cus_2"))
+    assert world.subscription_row("sub_1").status == "canceled"
     assert world.customer_row("cus_2").is_deleted
 
 
-def test_customer_known_by_a_checkout_only_is_looked_at(world: StripeWorld):
-    world.send("checkout.session.completed", make_checkout("cus_gone", world.user()))
-    both(world, ("missing_there", "cus_gone"))
+def test_customer_known_only_by_a_checkout_is_fetched(world: StripeWorld):
+    world.handle_event(
+        "checkout.session.completed", make_checkout("cus_gone", world.create_user())
+    )
+    check_repair(world, ("missing_there", "cus_gone"))
 
 
-def test_customer_held_by_a_user_that_stripe_has_not_is_found(world: StripeWorld):
-    """As where users came with their customers; a dry run does not look for it."""
-    user_id = world.user()
+def test_unknown_customer_of_an_imported_user_is_found(world: StripeWorld):
+    """A dry run does not check it."""
+    user_id = world.create_user()
     world.conn.execute(
         "UPDATE app.users SET stripe_customer_id = 'cus_gone', base_quota = 50000,"
         " stripe_subscription_id = 'sub_gone', subscription_status = 'active'"
@@ -103,16 +107,16 @@ def test_customer_held_by_a_user_that_stripe_has_not_is_found(world: StripeWorld
     )
     assert world.reconcile(dry_run=True) == []
     assert kinds(world.reconcile()) == [("missing_there", "cus_gone", True)]
-    user = world.get(user_id)
+    user = world.get_user(user_id)
     assert user.subscription_status is None
     assert user.base_quota == 2500
     assert world.reconcile() == []
 
 
-def test_status_price_and_period_are_told_apart(world: StripeWorld):
-    _, _, paused = world.subscribed()
-    _, _, other = world.subscribed()
-    _, _, renewed = world.subscribed()
+def test_status_price_and_period_are_distinguished(world: StripeWorld):
+    _, _, paused = world.create_subscribed_user()
+    _, _, other = world.create_subscribed_user()
+    _, _, renewed = world.create_subscribed_user()
     world.fake.advance(seconds=60)
     world.change_price(other, "price_other")
     world.client.v1.subscriptions.pause(paused)
@@ -128,104 +132,106 @@ def test_status_price_and_period_are_told_apart(world: StripeWorld):
 
 
 def test_creation_date_is_compared(world: StripeWorld):
-    user_id, customer, _ = world.subscribed()
+    user_id, customer, _ = world.create_subscribed_user()
     world.conn.execute("UPDATE app.stripe_customers SET created_at = now()")
     world.conn.execute("UPDATE app.users SET created_at = now()")
-    both(world, ("created_at", customer))
-    assert world.get(user_id).created_at.timestamp() == START
+    check_repair(world, ("created_at", customer))
+    assert world.get_user(user_id).created_at.timestamp() == START
 
 
-def test_user_who_differs_from_the_mirror_is_found(world: StripeWorld):
-    user_id, _, _ = world.subscribed()
+def test_user_that_differs_from_the_mirror_is_found(world: StripeWorld):
+    user_id, _, _ = world.create_subscribed_user()
     world.conn.execute(
         "UPDATE app.users SET subscription_status = 'paused', base_quota = 7"
     )
-    both(world, ("status", str(user_id)), ("price", str(user_id)))
+    check_repair(world, ("status", str(user_id)), ("price", str(user_id)))
 
 
-def test_unknown_price_is_told_each_time(world: StripeWorld):
-    subscription = world.subscribe(world.customer(world.user()), "price_other")
-    world.deliver()
+def test_unknown_price_is_reported_by_each_run(world: StripeWorld):
+    subscription = world.subscribe(
+        world.create_customer(world.create_user()), "price_other"
+    )
+    world.handle_all()
     for dry_run in (True, False, True):
         found = kinds(world.reconcile(dry_run=dry_run))
         assert found == [("unknown_price", subscription, False)]
 
 
-def test_customer_that_names_nobody_is_unlinked(world: StripeWorld):
-    customer = world.customer()
+def test_customer_without_a_claim_is_unlinked(world: StripeWorld):
+    customer = world.create_customer()
     world.reconcile()
     assert kinds(world.reconcile()) == [("unlinked", customer, False)]
 
 
-def test_user_who_came_after_his_customer_is_linked(world: StripeWorld):
+def test_user_created_after_its_customer_is_linked(world: StripeWorld):
     user_id = seeded_user_id(1)
-    customer = world.customer(user_id)
+    customer = world.create_customer(user_id)
     subscription = world.subscribe(customer)
-    world.deliver()
-    assert world.row(subscription).user_id is None
+    world.handle_all()
+    assert world.subscription_row(subscription).user_id is None
     world.conn.execute(
         "INSERT INTO app.users (id, email) VALUES (%s, 'late@example.com')", [user_id]
     )
-    both(world, ("unlinked", customer))
-    assert world.get(user_id).subscription_active
-    assert world.row(subscription).user_id == user_id
+    check_repair(world, ("unlinked", customer))
+    assert world.get_user(user_id).subscription_active
+    assert world.subscription_row(subscription).user_id == user_id
 
 
-def test_second_customer_of_a_user_is_told_as_unlinked(world: StripeWorld):
-    user_id, customer, _ = world.subscribed()
-    second = world.customer(user_id)
-    world.deliver()
+def test_second_customer_of_a_user_is_unlinked(world: StripeWorld):
+    user_id, customer, _ = world.create_subscribed_user()
+    second = world.create_customer(user_id)
+    world.handle_all()
     assert kinds(world.reconcile()) == [("unlinked", second, False)]
-    assert world.get(user_id).stripe_customer_id == customer
+    assert world.get_user(user_id).stripe_customer_id == customer
 
 
-def test_email_proposes_a_link_and_makes_it_when_told(world: StripeWorld):
-    user_id = world.user("Ada@example.com")
-    customer = world.customer(email="ada@EXAMPLE.com")
+def test_email_proposes_a_link_and_match_email_makes_it(world: StripeWorld):
+    user_id = world.create_user("Ada@example.com")
+    customer = world.create_customer(email="ada@EXAMPLE.com")
     subscription = world.subscribe(customer)
-    world.deliver()
+    world.handle_all()
 
     (found,) = world.reconcile()
     assert found == Difference("unlinked", customer, user_id, False)
-    assert world.get(user_id).stripe_customer_id is None
+    assert world.get_user(user_id).stripe_customer_id is None
     (found,) = world.reconcile(dry_run=True, match_email=True)
     assert not found.is_repaired
     (found,) = world.reconcile(match_email=True)
     assert found == Difference("unlinked", customer, user_id, True)
-    assert world.get(user_id).stripe_subscription_id == subscription
+    assert world.get_user(user_id).stripe_subscription_id == subscription
     assert world.reconcile() == []
 
 
 def test_email_of_two_customers_links_the_first(world: StripeWorld):
-    user_id = world.user("ada@example.com")
-    customers = [world.customer(email="ada@example.com") for _ in range(2)]
+    user_id = world.create_user("ada@example.com")
+    customers = [world.create_customer(email="ada@example.com") for _ in range(2)]
     world.reconcile(match_email=True)
-    linked = world.get(user_id).stripe_customer_id
+    linked = world.get_user(user_id).stripe_customer_id
     assert linked in customers
     (other,) = set(customers) - {linked}
     assert kinds(world.reconcile()) == [("unlinked", other, False)]
 
 
-def test_user_whom_a_customer_names_is_not_matched_by_email(world: StripeWorld):
-    user_id = world.user("ada@example.com")
-    older = world.customer(email="ada@example.com")
+def test_claimed_user_is_not_matched_by_email(world: StripeWorld):
+    user_id = world.create_user("ada@example.com")
+    older = world.create_customer(email="ada@example.com")
     world.fake.advance(seconds=60)
-    customer = world.customer(user_id, email="ada@example.com")
+    customer = world.create_customer(user_id, email="ada@example.com")
     dry = kinds(world.reconcile(dry_run=True, match_email=True))
     assert ("unlinked", older, False) in dry
     for found in (world.reconcile(match_email=True), world.reconcile()):
         assert Difference("unlinked", older, None, False) in found
-        assert world.get(user_id).stripe_customer_id == customer
+        assert world.get_user(user_id).stripe_customer_id == customer
 
 
 def test_page_fetched_before_a_cancellation_does_not_revive_it(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
-    user_id, _, subscription = world.subscribed()
+    user_id, _, subscription = world.create_subscribed_user()
     world.fake.advance(seconds=60)
     list_page = api.list_page
 
-    def cancel_meanwhile(client: Any, object_type: str, **parameters: Any) -> Any:
+    def cancel_after_listing(client: Any, object_type: str, **parameters: Any) -> Any:
         page = list_page(client, object_type, **parameters)
         if object_type == "subscriptions":
             world.fake.advance(seconds=3)
@@ -233,27 +239,27 @@ def test_page_fetched_before_a_cancellation_does_not_revive_it(
             with connect(world.url) as conn:
                 conn.autocommit = True
                 other = StripeWorld(world.fake, world.url, conn)
-                assert set(other.deliver()) == {"applied"}
+                assert set(other.handle_all()) == {"applied"}
         return page
 
-    monkeypatch.setattr("pyapp.stripe_sync.pages.list_page", cancel_meanwhile)
+    monkeypatch.setattr("pyapp.stripe_sync.pages.list_page", cancel_after_listing)
     assert world.reconcile() == []
-    assert not world.get(user_id).subscription_active
+    assert not world.get_user(user_id).subscription_active
 
 
-def test_provisional_rows_are_looked_at_again(world: StripeWorld):
-    _, _, subscription = world.subscribed()
+def test_provisional_rows_are_checked_again(world: StripeWorld):
+    _, _, subscription = world.create_subscribed_user()
     world.conn.execute("UPDATE app.stripe_subscriptions SET is_provisional = TRUE")
     assert world.reconcile() == []
-    assert not world.row(subscription).is_provisional
-    # In the second in which it was flagged, the page cannot tell: it is fetched.
+    assert not world.subscription_row(subscription).is_provisional
+    # In the second in which it was marked, the page is ambiguous: it is fetched.
     world.conn.execute("UPDATE app.stripe_subscriptions SET is_provisional = TRUE")
     reconcile(world.conn, world.client)
-    assert not world.row(subscription).is_provisional
+    assert not world.subscription_row(subscription).is_provisional
 
 
 def test_change_of_the_same_second_is_fetched(world: StripeWorld):
-    _, _, subscription = world.subscribed()
+    _, _, subscription = world.create_subscribed_user()
     world.client.v1.subscriptions.cancel(subscription)
     found: list[Difference] = []
     reconcile(world.conn, world.client, on_difference=found.append)
@@ -261,27 +267,29 @@ def test_change_of_the_same_second_is_fetched(world: StripeWorld):
 
 
 def test_late_event_does_not_undo_a_reconciliation(world: StripeWorld):
-    user_id, _, subscription = world.subscribed()
+    user_id, _, subscription = world.create_subscribed_user()
     world.fake.advance(seconds=60)
     world.client.v1.subscriptions.pause(subscription)
-    (late,) = world.take()
+    (late,) = world.pop_deliveries()
     world.fake.advance(seconds=60)
     world.client.v1.subscriptions.resume(subscription)
-    world.take()
+    world.pop_deliveries()
     world.reconcile()
-    assert world.handle(late).result == "stale"
-    assert world.get(user_id).subscription_active
+    assert world.handle_delivery(late).result == "stale"
+    assert world.get_user(user_id).subscription_active
 
 
 @pytest.mark.parametrize("same_second", [True, False])
-def test_pages_of_any_size_find_what_was_deleted(world: StripeWorld, same_second: bool):
-    """Also where a page is cut within a second."""
+def test_pages_of_any_size_find_deleted_customers(
+    world: StripeWorld, same_second: bool
+):
+    """Even if a page ends within one second."""
     customers = []
     for _ in range(13):
-        customers.append(world.customer(world.user()))
+        customers.append(world.create_customer(world.create_user()))
         if not same_second:
             world.fake.advance(seconds=1)
-    world.deliver()
+    world.handle_all()
     world.fake.advance(seconds=5)
     gone = {customers[0], customers[6], customers[12]}
     for customer in sorted(gone):

@@ -1,4 +1,4 @@
-"""Replay takes in what Stripe could not deliver: all of it, and nothing twice."""
+"""Replay processes every event that Stripe could not deliver, once."""
 
 import contextlib
 import time
@@ -23,142 +23,142 @@ LIST = "GET /v1/events"
 
 @pytest.fixture
 def world(module_database: str) -> Iterator[StripeWorld]:
-    # What lies more than 30 days back would be refused.
+    # Times more than 30 days ago would be refused.
     with stripe_world(module_database, start=int(time.time()) - HOUR) as running:
-        running.forget()
+        running.clear_stripe()
         yield running
 
 
 def lose_customers(world: StripeWorld, number: int) -> list[str]:
-    """Lose the news of so many customers, a second apart; return their events."""
+    """Create customers, a second apart, without deliveries; return the event ids."""
     for _ in range(number):
-        world.customer(world.user())
+        world.create_customer(world.create_user())
         world.fake.advance(seconds=1)
     return [delivery.event.id for delivery in world.fake.deliveries.drop()]
 
 
 def run(world: StripeWorld, **options: Any) -> tuple[Replay, list[Outcome]]:
-    """Replay; return what it says, and each outcome in order."""
-    told: list[Outcome] = []
-    done = replay_events(world.conn, world.client, on_outcome=told.append, **options)
-    return done, told
+    """Replay; return the totals and the outcomes in order."""
+    outcomes: list[Outcome] = []
+    done = replay_events(
+        world.conn, world.client, on_outcome=outcomes.append, **options
+    )
+    return done, outcomes
 
 
 def counts(done: Replay) -> dict[str, int]:
     return {result: number for result, number in done.results.items() if number}
 
 
-def test_lost_events_are_taken_in_once_the_oldest_first(world: StripeWorld):
-    user_id = world.user()
-    subscription = world.subscribe(world.customer(user_id))
+def test_lost_events_are_processed_once_the_oldest_first(world: StripeWorld):
+    user_id = world.create_user()
+    subscription = world.subscribe(world.create_customer(user_id))
     world.fake.advance(seconds=60)
     world.client.v1.subscriptions.cancel(subscription)
     used = [
         d for d in world.fake.deliveries.drop() if d.event.type != "invoice.created"
     ]
 
-    done, told = run(world)
+    done, outcomes = run(world)
     assert not done.is_resumed
-    assert {one.event_id for one in told} <= {d.event.id for d in used}
-    assert (told[0].type, told[-1].type) == (
+    assert {one.event_id for one in outcomes} <= {d.event.id for d in used}
+    assert (outcomes[0].type, outcomes[-1].type) == (
         "customer.created",
         "customer.subscription.deleted",
     )
     assert counts(done) == {"applied": done.seen}
-    assert world.get(user_id).subscription_status == "canceled"
+    assert world.get_user(user_id).subscription_status == "canceled"
 
     again, _ = run(world)
     assert counts(again) == {"duplicate": done.seen}
     assert tuple(again.results) == RESULTS
 
 
-def test_delivered_events_are_not_asked_for(world: StripeWorld):
-    world.customer(world.user())
-    (delivery,) = world.take()
-    world.handle(delivery)
+def test_delivered_events_are_not_listed(world: StripeWorld):
+    world.create_customer(world.create_user())
+    (delivery,) = world.pop_deliveries()
+    world.handle_delivery(delivery)
     delivery.succeed()
     lost = lose_customers(world, 1)
 
     assert [one.event_id for one in run(world)[1]] == lost
 
 
-def test_what_has_failed_here_is_tried_again(world: StripeWorld):
+def test_failed_events_are_processed_again(world: StripeWorld):
     change = "ALTER TABLE app.stripe_customers"
-    world.conn.execute(f"{change} ADD CONSTRAINT none CHECK (id = '') NOT VALID")
-    world.customer(world.user())
-    (delivery,) = world.take()
-    assert world.handle(delivery).result == "failed"
+    world.conn.execute(f"{change} ADD CONSTRAINT refused CHECK (id = '') NOT VALID")
+    world.create_customer(world.create_user())
+    (delivery,) = world.pop_deliveries()
+    assert world.handle_delivery(delivery).result == "failed"
     delivery.fail()
 
     done, (outcome,) = run(world)
     assert (counts(done), bool(outcome.error)) == ({"failed": 1}, True)
-    world.conn.execute(f"{change} DROP CONSTRAINT none")
+    world.conn.execute(f"{change} DROP CONSTRAINT refused")
     assert counts(run(world)[0]) == {"applied": 1}
     assert world.events()[0][1:3] == ("applied", 3)
 
 
-def test_delivery_that_comes_after_all_changes_nothing(world: StripeWorld):
-    world.customer(world.user())
+def test_delivery_after_a_replay_is_a_duplicate(world: StripeWorld):
+    world.create_customer(world.create_user())
     assert counts(run(world)[0]) == {"applied": 1}
-    assert world.deliver() == ["duplicate"]
+    assert world.handle_all() == ["duplicate"]
 
 
-def test_replay_undoes_nothing_newer(world: StripeWorld):
-    subscription = world.subscribe(world.customer(world.user()))
-    world.deliver()
+def test_replayed_event_is_stale_after_a_newer_one(world: StripeWorld):
+    subscription = world.subscribe(world.create_customer(world.create_user()))
+    world.handle_all()
     world.fake.advance(seconds=60)
     world.change_price(subscription, "price_other")
     (lost,) = world.fake.deliveries.drop("customer.subscription.updated")
     world.fake.advance(seconds=60)
     world.change_price(subscription, "price_year")
-    world.deliver()
+    world.handle_all()
 
-    _, told = run(world)
-    (late,) = (one for one in told if one.event_id == lost.event.id)
+    _, outcomes = run(world)
+    (late,) = (one for one in outcomes if one.event_id == lost.event.id)
     assert late.result == "stale"
-    assert world.row(subscription).price_id == "price_year"
+    assert world.subscription_row(subscription).price_id == "price_year"
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 4, 8, 100])
-def test_pages_of_any_size_are_walked_from_the_oldest_on(
-    world: StripeWorld, page_size: int
-):
+def test_pages_of_any_size_are_read_from_the_oldest(world: StripeWorld, page_size: int):
     lost = lose_customers(world, 8)
-    told: list[Any] = []
-    done, outcomes = run(world, page_size=page_size, progress=told.append)
+    reported: list[Any] = []
+    done, outcomes = run(world, page_size=page_size, progress=reported.append)
 
     assert [one.event_id for one in outcomes] == lost
     assert (done.seen, counts(done)) == (8, {"applied": 8})
-    assert {(how.object_type, how.expected) for how in told} == {("events", 8)}
-    assert told[-1].seen == 8
+    assert {(how.object_type, how.expected) for how in reported} == {("events", 8)}
+    assert reported[-1].seen == 8
 
 
-def test_only_events_since_then_are_taken(world: StripeWorld):
+def test_only_events_since_a_time_are_replayed(world: StripeWorld):
     lost = lose_customers(world, 4)
     since = moment(world.fake.clock.now - 2)
     assert [one.event_id for one in run(world, since=since)[1]] == lost[2:]
 
 
-def test_time_at_which_stripe_has_no_events_is_refused(world: StripeWorld):
+def test_invalid_since_is_refused(world: StripeWorld):
     now = datetime.now(UTC)
-    for since, told in (
+    for since, message in (
         (datetime(2026, 9, 1), "must have a time zone"),  # noqa: DTZ001
         (datetime(2026, 9, 1, tzinfo=NoOffset()), "must have a time zone"),
         ("2026-09-01", "must be a datetime"),
         (now - timedelta(days=31), "keeps events for 30 days"),
         (now + timedelta(hours=1), "in the future"),
     ):
-        with pytest.raises(InvalidValueError, match=told):
+        with pytest.raises(InvalidValueError, match=message):
             run(world, since=since)
     assert world.conn.execute("SELECT FROM app.stripe_sync_runs").fetchall() == []
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing is tidied up after it."""
+    """Simulates SIGKILL: no handler catches it."""
 
 
-def killed_at(world: StripeWorld, number: int, **options: Any) -> None:
-    """Begin a replay in pages of 3, and leave it at its *number*-th event."""
+def kill_replay(world: StripeWorld, number: int, **options: Any) -> None:
+    """Begin a replay in pages of 3, and abandon it at its *number*-th event."""
     left = [number]
 
     def die(_: Outcome) -> None:
@@ -170,78 +170,78 @@ def killed_at(world: StripeWorld, number: int, **options: Any) -> None:
         replay_events(conn, world.client, on_outcome=die, page_size=3, **options)
 
 
-def test_killed_replay_goes_on_from_its_page(world: StripeWorld):
+def test_killed_replay_resumes_at_its_page(world: StripeWorld):
     lose_customers(world, 8)
-    killed_at(world, 5)
+    kill_replay(world, 5)
     late = lose_customers(world, 1)
     world.fake.reset_stats()
 
-    done, told = run(world, page_size=3)
+    done, outcomes = run(world, page_size=3)
     assert done.is_resumed
-    # Of the page at which it was killed all were done, and the last came meanwhile.
-    assert [one.result for one in told] == ["duplicate"] * 3 + ["applied"] * 4
-    assert told[-1].event_id == late[0]
+    # The page of the kill is repeated; the last event is a new one.
+    assert [one.result for one in outcomes] == ["duplicate"] * 3 + ["applied"] * 4
+    assert outcomes[-1].event_id == late[0]
     assert done.seen == 9
     assert world.fake.stats()["requests"] == {LIST: 4}
     assert len(world.events()) == 9
 
 
-def test_replay_of_a_longer_time_does_not_go_on_from_a_shorter_one(world: StripeWorld):
+def test_replay_of_a_longer_time_does_not_resume_a_shorter(world: StripeWorld):
     lost = lose_customers(world, 8)
     since = moment(world.fake.clock.now - 4)
-    killed_at(world, 4, since=since)
+    kill_replay(world, 4, since=since)
 
-    done, told = run(world, page_size=3)
+    done, outcomes = run(world, page_size=3)
     assert not done.is_resumed
-    assert [one.event_id for one in told] == lost
+    assert [one.event_id for one in outcomes] == lost
     assert (done.seen, counts(done)) == (8, {"applied": 4, "duplicate": 4})
 
 
-def test_replay_of_a_shorter_time_goes_on_from_a_longer_one(world: StripeWorld):
+def test_replay_of_a_shorter_time_resumes_a_longer_one(world: StripeWorld):
     lose_customers(world, 8)
-    killed_at(world, 4)
+    kill_replay(world, 4)
     since = moment(world.fake.clock.now - 1)
     done, _ = run(world, page_size=3, since=since)
     assert (done.is_resumed, done.seen) == (True, 8)
 
 
-def test_replay_goes_on_although_its_cursor_is_kept_no_more(world: StripeWorld):
+def test_replay_resumes_after_stripe_dropped_its_cursor(world: StripeWorld):
     lost = lose_customers(world, 3)
     world.fake.advance(seconds=5 * DAY)
     lost += lose_customers(world, 5)
-    killed_at(world, 5)
+    kill_replay(world, 5)
     world.fake.advance(seconds=26 * DAY)
 
-    done, told = run(world, page_size=3)
+    done, outcomes = run(world, page_size=3)
     assert done.is_resumed
-    assert [one.event_id for one in told] == lost[3:]
+    assert [one.event_id for one in outcomes] == lost[3:]
     assert len(world.events()) == 8
 
 
-def test_oldest_event_that_stripe_drops_meanwhile_holds_up_nothing(world: StripeWorld):
+def test_replay_continues_when_stripe_drops_old_events(world: StripeWorld):
     lost = lose_customers(world, 5)
     world.fake.advance(seconds=30 * DAY - 4)
-    told: list[str] = []
+    replayed: list[str] = []
 
     def age(outcome: Outcome) -> None:
-        told.append(outcome.event_id)
+        replayed.append(outcome.event_id)
         world.fake.advance(seconds=1)
 
     replay_events(world.conn, world.client, on_outcome=age, page_size=1)
-    assert told[-1] == lost[-1]
-    assert len(told) == len(set(told))
+    assert replayed[-1] == lost[-1]
+    assert len(replayed) == len(set(replayed))
 
 
-def test_replay_ends_although_nothing_can_be_delivered(world: StripeWorld):
+def test_replay_ends_while_deliveries_keep_failing(world: StripeWorld):
     lose_customers(world, 4)
     left = iter(range(100))
 
-    def happen(_: Outcome) -> None:
+    def lose_more(_: Outcome) -> None:
         next(left)
         world.fake.advance(seconds=10)
         lose_customers(world, 3)
 
-    done = replay_events(world.conn, world.client, on_outcome=happen, page_size=3)
+    done = replay_events(world.conn, world.client, on_outcome=lose_more, page_size=3)
     assert done.seen <= 6
 
 
@@ -257,18 +257,18 @@ def test_only_one_replay_runs_at_a_time(world: StripeWorld):
 
 def test_rate_limit_fails_no_event(world: StripeWorld, monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    world.subscribe(world.customer(world.user()))
+    world.subscribe(world.create_customer(world.create_user()))
     world.fake.faults.add("rate_limit", path="/v1/events", retry_after=7)
     world.fake.faults.add("rate_limit", path="/v1/subscriptions/", retry_after=9)
     world.fake.faults.add("error", path="/v1/subscriptions/", status=503)
 
-    def look(seconds: float) -> None:
-        # The lock on the replay itself, and none on a customer.
+    def check_locks(seconds: float) -> None:
+        # The replay's own lock, and no lock on a customer.
         held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
         assert len(world.conn.execute(held).fetchall()) == 1
         waits.append(seconds)
 
-    monkeypatch.setattr(api, "sleep", look)
+    monkeypatch.setattr(api, "sleep", check_locks)
     done, _ = run(world)
     assert counts(done) == {"applied": done.seen}
     assert waits[:2] == [7, 9]
@@ -279,17 +279,17 @@ def test_outage_ends_the_replay_and_fails_no_event(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(api, "sleep", lambda _: None)
-    subscription = world.subscribe(world.customer(world.user()))
+    subscription = world.subscribe(world.create_customer(world.create_user()))
     outage = world.fake.faults.add("error", skip=1, times=None)
     with pytest.raises(StripeRequestError):
         run(world)
     assert {status for _, status, _, _ in world.events()} == {"applied"}
     outage.times = 0
     assert "failed" not in counts(run(world)[0])
-    assert world.row(subscription).status == "active"
+    assert world.subscription_row(subscription).status == "active"
 
 
-def test_event_that_cannot_be_read_holds_up_no_other(world: StripeWorld):
+def test_unreadable_event_does_not_stop_a_replay(world: StripeWorld):
     with world.fake.world.lock:
         shape: Any = None
         world.fake.world.emit_shape("customer.updated", False, shape)

@@ -1,4 +1,4 @@
-"""A reconciliation runs alone, goes on after a kill, and waits for a busy Stripe."""
+"""One reconciliation runs at a time, resumes after a kill, and retries requests."""
 
 import contextlib
 from typing import Any
@@ -18,14 +18,14 @@ from tests.stripe_world import StripeWorld
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been waited."""
-    told: list[float] = []
-    monkeypatch.setattr(api, "sleep", told.append)
-    return told
+    """Record the waits between requests instead of waiting."""
+    seconds: list[float] = []
+    monkeypatch.setattr(api, "sleep", seconds.append)
+    return seconds
 
 
-def test_only_one_runs_at_a_time(world: StripeWorld):
-    world.subscribed()
+def test_only_one_reconciliation_runs_at_a_time(world: StripeWorld):
+    world.create_subscribed_user()
     refused = []
     with connect(world.url) as other:
 
@@ -40,7 +40,7 @@ def test_only_one_runs_at_a_time(world: StripeWorld):
 
 
 def test_holder_of_the_lock_is_named(world: StripeWorld):
-    """Any role can take an advisory lock, so the error says which session to end."""
+    """Any role can take an advisory lock, so the error names the session to end."""
     with role_logins(world.url) as logins:
         login = make_conninfo(logins[READONLY], application_name="reports")
         with connect(login) as holder:
@@ -62,7 +62,7 @@ def test_holder_of_the_lock_is_named(world: StripeWorld):
                 holder.execute("SELECT pg_sleep(60)")
 
 
-def test_holder_of_another_role_is_named_as_far_as_it_is_seen(world: StripeWorld):
+def test_holder_of_another_role_is_named_without_its_start(world: StripeWorld):
     with (
         role_logins(world.url) as logins,
         connect(logins[READONLY]) as holder,
@@ -79,11 +79,11 @@ def test_holder_of_another_role_is_named_as_far_as_it_is_seen(world: StripeWorld
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing is tidied up after it."""
+    """Simulates SIGKILL: no handler catches it."""
 
 
-def killed_at(world: StripeWorld, page: int, **options: Any) -> None:
-    """Begin a run and leave it at its *page*-th page, its session gone."""
+def kill_run(world: StripeWorld, page: int, **options: Any) -> None:
+    """Begin a run, and abandon it and its session at its *page*-th page."""
     left = [page]
 
     def die(_: object) -> None:
@@ -95,34 +95,12 @@ def killed_at(world: StripeWorld, page: int, **options: Any) -> None:
         reconcile(conn, world.client, progress=die, page_size=3, **options)
 
 
-def test_killed_run_goes_on_from_where_it_was(world: StripeWorld):
-    for _ in range(8):
-        world.subscribe(world.customer(world.user()))
-    world.fake.advance(seconds=2)
-    killed_at(world, 2)
-    world.fake.reset_stats()
-
-    done = reconcile(world.conn, world.client, page_size=3)
-    assert done.is_resumed
-    assert done.seen == {"customers": 8, "subscriptions": 8}
-    assert done.found["missing_here"] == 16
-    assert world.fake.stats()["requests"] == {
-        "GET /v1/customers": 1,
-        "GET /v1/subscriptions": 3,
-    }
-    outcomes = world.conn.execute(
-        "SELECT id, outcome FROM app.stripe_sync_runs"
-    ).fetchall()
-    assert outcomes == [(done.run_id, "completed")]
-    assert world.reconcile() == []
-
-
-def test_page_that_is_rolled_back_is_not_passed_over(
+def test_page_that_was_rolled_back_is_repeated(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ctrl-C comes between the page's work and its commit."""
+    """Ctrl-C arrives before the page's commit."""
     for _ in range(2):
-        world.subscribe(world.customer(world.user()))
+        world.subscribe(world.create_customer(world.create_user()))
     world.fake.advance(seconds=2)
     update_run = runs.update_run
     calls = iter([update_run])
@@ -143,11 +121,11 @@ def test_page_that_is_rolled_back_is_not_passed_over(
     assert done.seen == {"customers": 2, "subscriptions": 2}
 
 
-def test_killed_dry_run_begins_anew(world: StripeWorld):
+def test_killed_dry_run_is_not_resumed(world: StripeWorld):
     for _ in range(4):
-        world.customer(world.user())
+        world.create_customer(world.create_user())
     world.fake.advance(seconds=2)
-    killed_at(world, 1, dry_run=True)
+    kill_run(world, 1, dry_run=True)
     done = reconcile(world.conn, world.client, dry_run=True)
     assert not done.is_resumed
     assert done.found["missing_here"] == 4
@@ -157,20 +135,20 @@ def test_killed_dry_run_begins_anew(world: StripeWorld):
     assert outcomes == [("failed", "it was killed"), ("completed", None)]
 
 
-def test_run_that_is_too_old_is_not_resumed(world: StripeWorld):
+def test_run_older_than_a_day_is_not_resumed(world: StripeWorld):
     for _ in range(4):
-        world.customer(world.user())
-    killed_at(world, 1)
+        world.create_customer(world.create_user())
+    kill_run(world, 1)
     world.conn.execute(
         "UPDATE app.stripe_sync_runs SET started_at = now() - interval '25 hours'"
     )
     assert not reconcile(world.conn, world.client).is_resumed
 
 
-def test_run_goes_on_although_its_cursor_was_deleted(world: StripeWorld):
-    customers = [world.customer(world.user()) for _ in range(8)]
+def test_run_resumes_after_its_cursor_was_deleted(world: StripeWorld):
+    customers = [world.create_customer(world.create_user()) for _ in range(8)]
     world.fake.advance(seconds=2)
-    killed_at(world, 1)
+    kill_run(world, 1)
     world.client.v1.customers.delete(customers[-3])
     world.reconcile(page_size=3)
     rows = world.conn.execute(
@@ -181,10 +159,8 @@ def test_run_goes_on_although_its_cursor_was_deleted(world: StripeWorld):
     assert world.reconcile() == []
 
 
-def test_rate_limit_is_waited_for_as_long_as_told(
-    world: StripeWorld, waits: list[float]
-):
-    world.subscribed()
+def test_retry_after_is_respected(world: StripeWorld, waits: list[float]):
+    world.create_subscribed_user()
     world.fake.faults.add("rate_limit", times=2, retry_after=7)
     world.fake.faults.add("rate_limit")
     world.fake.faults.add("error", status=503)
@@ -194,39 +170,37 @@ def test_rate_limit_is_waited_for_as_long_as_told(
     assert [0 < wait <= 16 for wait in waits[2:]] == [True] * 3
 
 
-def test_refusal_ends_the_run_with_a_reason_and_no_key(world: StripeWorld):
+def test_refused_key_fails_the_run_with_a_reason(world: StripeWorld):
     with pytest.raises(StripeRequestError, match="Invalid API Key") as caught:
         reconcile(world.conn, world.fake.client("sk_test_not!a_key_at_all"))
     assert "sk_test" not in str(caught.value)
-    ends = world.conn.execute(
+    runs_ended = world.conn.execute(
         "SELECT outcome, last_error FROM app.stripe_sync_runs"
     ).fetchall()
-    assert [(outcome, "sk_test" in error) for outcome, error in ends] == [
+    assert [(outcome, "sk_test" in error) for outcome, error in runs_ended] == [
         ("failed", False)
     ]
     assert not reconcile(world.conn, world.client).is_resumed
 
 
-def test_key_of_the_other_mode_ends_the_run_and_takes_nothing_for_deleted(
-    world: StripeWorld,
-):
-    user_id, customer, _ = world.subscribed()
+def test_key_of_the_other_mode_deletes_nothing(world: StripeWorld):
+    user_id, customer, _ = world.create_subscribed_user()
     world.fake.advance(seconds=60)
     with pytest.raises(StripeRequestError, match="but a live mode key was used"):
         reconcile(world.conn, world.fake.client("sk_live_fake"))
     assert not world.customer_row(customer).is_deleted
-    assert world.get(user_id).subscription_active
+    assert world.get_user(user_id).subscription_active
     assert world.reconcile() == []
 
 
-def test_progress_says_how_many_to_expect(world: StripeWorld):
+def test_progress_reports_the_expected_total(world: StripeWorld):
     for _ in range(5):
-        world.customer(world.user())
-    world.deliver()
+        world.create_customer(world.create_user())
+    world.handle_all()
     world.fake.advance(seconds=2)
-    told: list[Any] = []
-    done = reconcile(world.conn, world.client, progress=told.append, page_size=2)
-    assert [(p.object_type, p.seen, p.expected) for p in told] == [
+    reported: list[Any] = []
+    done = reconcile(world.conn, world.client, progress=reported.append, page_size=2)
+    assert [(p.object_type, p.seen, p.expected) for p in reported] == [
         ("customers", 2, 5),
         ("customers", 4, 5),
         ("customers", 5, 5),

@@ -41,10 +41,10 @@ def test_no_key_or_secret_is_in_any_log_error_or_table(
     for name in ("pyapp", "pyapp.stripe", "stripe"):
         caplog.set_level(logging.DEBUG, logger=name)
     wrong = world.fake.client(WRONG_KEY)
-    world.subscribe(world.customer(world.user()))
+    world.subscribe(world.create_customer(world.create_user()))
     told: list[str] = []
 
-    deliveries = world.take()
+    deliveries = world.pop_deliveries()
     with pool(world.url, max_size=1) as connections:
         web = TestClient(create_app(connections, [WRONG_SECRET, TEST_SECRET], wrong))
         for delivery in deliveries:

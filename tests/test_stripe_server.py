@@ -1,4 +1,4 @@
-"""Slow and half-open connections take nothing from those that send their requests."""
+"""Slow and half-open connections do not delay complete requests."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ def served(module_database: str) -> Iterator[Served]:
 
 @contextmanager
 def opened(served: Served, number: int, part: bytes) -> Iterator[list[socket.socket]]:
-    """Hold so many connections that have sent *part* of a request."""
+    """Hold *number* connections that have sent *part* of a request."""
     with ExitStack() as stack:
         lines = []
         for _ in range(number):
@@ -40,25 +40,25 @@ def opened(served: Served, number: int, part: bytes) -> Iterator[list[socket.soc
 
 
 def rest_of(line: socket.socket) -> tuple[bytes, float]:
-    """Return what comes until the server closes the connection, and when it does."""
-    began, answer = time.monotonic(), b""
+    """Return the data until the server closes the connection, and the seconds."""
+    began, data = time.monotonic(), b""
     try:
         while part := line.recv(1000):
-            answer += part
+            data += part
     except ConnectionResetError:
         pass
-    return answer, time.monotonic() - began
+    return data, time.monotonic() - began
 
 
 @pytest.mark.parametrize("part", ["nothing", "half a head"])
-def test_head_has_five_seconds(served: Served, part: str):
+def test_head_has_to_arrive_within_five_seconds(served: Served, part: str):
     with opened(served, 1, PARTS[part]) as (line,):
-        answer, seconds = rest_of(line)
-    assert answer == b""
+        data, seconds = rest_of(line)
+    assert data == b""
     assert 3 < seconds < 8
 
 
-def test_each_byte_buys_no_more_time_for_the_head(served: Served):
+def test_further_bytes_do_not_extend_the_time(served: Served):
     with opened(served, 1, HEAD) as (line,):
         began = time.monotonic()
         with suppress(ConnectionError):
@@ -68,43 +68,43 @@ def test_each_byte_buys_no_more_time_for_the_head(served: Served):
         assert time.monotonic() - began < 8
 
 
-def test_next_request_of_a_connection_has_its_time_too(served: Served):
+def test_second_request_of_a_connection_has_a_limit_too(served: Served):
     with opened(served, 1, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as (line,):
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += line.recv(1000)
-        assert answer.startswith(b"HTTP/1.1 200 ")
+        data = b""
+        while not data.endswith(b"}"):
+            data += line.recv(1000)
+        assert data.startswith(b"HTTP/1.1 200 ")
         line.sendall(HEAD)
-        answer, seconds = rest_of(line)
-    assert answer == b""
+        data, seconds = rest_of(line)
+    assert data == b""
     assert 3 < seconds < 8
 
 
-def test_slow_body_is_answered_408(served: Served):
+def test_slow_body_gets_408(served: Served):
     with opened(served, 1, PARTS["half a body"]) as (line,):
-        answer, seconds = rest_of(line)
-    assert answer.startswith(b"HTTP/1.1 408 ")
+        data, seconds = rest_of(line)
+    assert data.startswith(b"HTTP/1.1 408 ")
     assert 3 < seconds < 8
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_half_open_connections_are_no_obstacle(
+def test_half_open_connections_do_not_block_others(
     world: StripeWorld, served: Served, part: str
 ):
-    """There are more of them than the server has file descriptors."""
+    """There are more of them than file descriptors."""
     body = make_event("moon.landed", make_customer("cus_1"))
     with opened(served, 300, PARTS[part]):
         began = time.monotonic()
         while asyncio.run(served.post(body)).status != 200:
             assert time.monotonic() < began + 10
-        answers = [asyncio.run(served.post(body)) for _ in range(20)]
-        answers.append(asyncio.run(served.get("/healthz")))
-    assert {a.status for a in answers} == {200}
-    assert max(a.seconds for a in answers) < 1
+        replies = [asyncio.run(served.post(body)) for _ in range(20)]
+        replies.append(asyncio.run(served.get("/healthz")))
+    assert {a.status for a in replies} == {200}
+    assert max(a.seconds for a in replies) < 1
     assert not [line for line in served.log if "out of system resource" in line]
 
 
-def test_other_signed_bytes_are_still_answered(served: Served):
+def test_signed_body_that_is_not_an_event_gets_400(served: Served):
     body = b"{}"
     signature = sign(body, [TEST_SECRET]).encode()
     head = HEAD + b"Content-Length: 2\r\nStripe-Signature: " + signature

@@ -1,6 +1,6 @@
-"""Hundreds of changes, eight workers, unreliable deliveries: nothing goes back.
+"""Random changes and unreliable deliveries to eight workers leave Stripe's state.
 
-`make simulate SEEDS=50` does the same at full size.
+`make simulate` runs it at full size.
 """
 
 import pytest
@@ -8,10 +8,10 @@ import pytest
 from tests.simulation.run import simulate
 
 
-# Of those whose deliveries are shuffled most and come soon: the last two are
-# reconciled meanwhile, and the last one has no client.
+# Seeds with many reordered deliveries; the last two reconcile concurrently, and the
+# last one has no client.
 @pytest.mark.parametrize("seed", [5, 20, 24])
-def test_deliveries_and_reconciliation_leave_what_stripe_says(database: str, seed: int):
+def test_unreliable_deliveries_leave_the_state_of_stripe(database: str, seed: int):
     report = simulate(database, seed, customers=80, changes=500)
 
     assert report.outcomes["applied"] > 200

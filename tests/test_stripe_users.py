@@ -1,4 +1,4 @@
-"""What a user gets from his subscriptions: the best one, its price, its period."""
+"""A user gets plan and quota period from the best subscription."""
 
 import itertools
 from datetime import datetime
@@ -23,13 +23,13 @@ UPDATED = "customer.subscription.updated"
 
 @pytest.fixture
 def user_id(world: StripeWorld) -> UUID:
-    user_id = world.user()
-    world.send("customer.created", make_customer("cus_1", user_id))
+    user_id = world.create_user()
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
     return user_id
 
 
 def subscribe(world: StripeWorld, name: str = "sub_1", **fields) -> None:
-    world.send(CREATED, make_subscription(name, "cus_1", **fields))
+    world.handle_event(CREATED, make_subscription(name, "cus_1", **fields))
 
 
 BEST: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
@@ -45,48 +45,48 @@ BEST: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
 ]
 
 
-def test_best_is_active_first_then_paid_longest(world, user_id):
+def test_best_subscription_is_active_then_paid_longest(world, user_id):
     for (best, others), order in itertools.product(BEST, (1, -1)):
-        world.forget()
-        world.send("customer.created", make_customer("cus_1", user_id))
+        world.clear_stripe()
+        world.handle_event("customer.created", make_customer("cus_1", user_id))
         shapes = [("sub_best", best)]
         shapes += [(f"sub_{n}", other) for n, other in enumerate(others)]
         for name, fields in shapes[::order]:
             subscribe(world, name, **fields)
-        assert world.get(user_id).stripe_subscription_id == "sub_best"
+        assert world.get_user(user_id).stripe_subscription_id == "sub_best"
 
 
 def test_user_falls_back_when_the_best_ends(world, user_id):
     subscribe(world, "sub_long", end=START + 99, price="price_month")
     subscribe(world, "sub_short", end=START + 9, price="price_other")
     ended = make_subscription("sub_long", "cus_1", status="canceled", end=START + 99)
-    world.send("customer.subscription.deleted", ended, START + 1)
+    world.handle_event("customer.subscription.deleted", ended, START + 1)
 
-    user = world.get(user_id)
+    user = world.get_user(user_id)
     assert (user.stripe_subscription_id, user.stripe_price_id) == (
         "sub_short",
         "price_other",
     )
 
 
-def test_price_buys_its_plan_while_the_subscription_is_active(world, user_id):
+def test_price_gives_its_plan_while_active(world, user_id):
     quotas = []
     for n, status in enumerate(
         ["active", "past_due", "unpaid", "trialing", "canceled"]
     ):
         shape = make_subscription("sub_1", "cus_1", status=status)
-        world.send(UPDATED, shape, START + n)
-        quotas.append(world.get(user_id).base_quota)
+        world.handle_event(UPDATED, shape, START + n)
+        quotas.append(world.get_user(user_id).base_quota)
     assert quotas == [50000, 50000, 2500, 50000, 2500]
 
 
-def test_price_of_no_plan_buys_the_free_quota(world, user_id):
+def test_price_without_a_plan_gives_the_free_quota(world, user_id):
     subscribe(world, price="price_unknown")
-    user = world.get(user_id)
+    user = world.get_user(user_id)
     assert (user.base_quota, user.subscription_active) == (2500, True)
 
 
-# What is paid from when until when, Stripe's anchor, and what the user's becomes.
+# Paid period, Stripe's anchor, and the user's quota_anchor.
 MONTHS = {
     "a month": ((2026, 9, 10), (2026, 10, 10), (2026, 9, 10), (2026, 9, 10)),
     "of the 31st": ((2026, 9, 30), (2026, 10, 31), (2026, 1, 31), (2026, 1, 31)),
@@ -99,10 +99,10 @@ MONTHS = {
 }
 
 
-def test_paid_month_is_the_period_of_the_quota(world):
+def test_paid_month_is_the_quota_period(world):
     for case, (start, end, anchor, expected) in MONTHS.items():
-        user_id, customer = world.user(), f"cus_{case}"
-        world.send("customer.created", make_customer(customer, user_id))
+        user_id, customer = world.create_user(), f"cus_{case}"
+        world.handle_event("customer.created", make_customer(customer, user_id))
         shape = make_subscription(
             f"sub_{case}",
             customer,
@@ -110,8 +110,8 @@ def test_paid_month_is_the_period_of_the_quota(world):
             end=seconds(*end),
             billing_cycle_anchor=anchor and seconds(*anchor),
         )
-        world.send(CREATED, shape)
-        assert world.period(user_id) == (at(*expected), at(*end)), case
+        world.handle_event(CREATED, shape)
+        assert world.quota_period(user_id) == (at(*expected), at(*end)), case
 
 
 OTHERS = {
@@ -123,10 +123,10 @@ OTHERS = {
 }
 
 
-def test_whatever_else_is_paid_the_quota_resets_monthly_on_the_anchor(world):
+def test_other_intervals_reset_monthly_on_the_anchor(world):
     for case, (start, end, anchor) in OTHERS.items():
-        user_id, customer = world.user(), f"cus_{case}"
-        world.send("customer.created", make_customer(customer, user_id))
+        user_id, customer = world.create_user(), f"cus_{case}"
+        world.handle_event("customer.created", make_customer(customer, user_id))
         shape = make_subscription(
             f"sub_{case}",
             customer,
@@ -135,44 +135,44 @@ def test_whatever_else_is_paid_the_quota_resets_monthly_on_the_anchor(world):
             billing_cycle_anchor=seconds(*anchor),
             created=START,
         )
-        world.send(CREATED, shape)
+        world.handle_event(CREATED, shape)
 
         (now,) = world.conn.execute("SELECT now()").fetchone()
         expected = first_boundary(world, at(*anchor), now)
-        assert world.period(user_id) == (at(*anchor), expected), case
+        assert world.quota_period(user_id) == (at(*anchor), expected), case
         quota = get_user_quota(world.conn, user_id=user_id)
         assert quota.end_date == expected, case
         assert quota.quota == 50000, case
 
 
-def test_reset_that_has_lapsed_is_not_written_again(world, user_id):
-    """On the same boundaries it means the next one already."""
+def test_lapsed_reset_is_not_written_again(world, user_id):
+    """A lapsed reset on the same boundaries already means the next one."""
     start, end = seconds(2026, 3, 5), seconds(2027, 3, 5)
     year = make_subscription("sub_1", "cus_1", start=start, end=end)
-    world.send(CREATED, year)
+    world.handle_event(CREATED, year)
     world.conn.execute("UPDATE app.users SET next_quota_reset = %s", [at(2026, 5, 5)])
-    before = world.get(user_id).updated_at
-    world.send(UPDATED, year, START + 1)
-    assert world.period(user_id) == (at(2026, 3, 5), at(2026, 5, 5))
-    assert world.get(user_id).updated_at == before
+    before = world.get_user(user_id).updated_at
+    world.handle_event(UPDATED, year, START + 1)
+    assert world.quota_period(user_id) == (at(2026, 3, 5), at(2026, 5, 5))
+    assert world.get_user(user_id).updated_at == before
 
 
-def test_subscription_that_is_not_active_moves_no_period(world):
-    """Else a payment that fails would begin a new period of the free quota."""
-    user_id = world.user()
-    before = world.period(user_id)
-    world.send("customer.created", make_customer("cus_1", user_id))
+def test_inactive_subscription_does_not_move_the_period(world):
+    """A failed payment must not begin a new period of the free quota."""
+    user_id = world.create_user()
+    before = world.quota_period(user_id)
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
     for n, status in enumerate(["incomplete", "unpaid", "canceled", "paused"]):
         subscribe(world, f"sub_{n}", status=status)
-        assert world.period(user_id) == before
+        assert world.quota_period(user_id) == before
 
 
-def test_nothing_new_writes_no_user(world, user_id):
+def test_unchanged_subscription_does_not_write_the_user(world, user_id):
     subscribe(world)
-    before = world.get(user_id).updated_at
-    world.send(UPDATED, make_subscription("sub_1", "cus_1"), START + 1)
-    assert world.get(user_id).updated_at == before
-    assert world.row("sub_1").as_of.timestamp() == START + 1
+    before = world.get_user(user_id).updated_at
+    world.handle_event(UPDATED, make_subscription("sub_1", "cus_1"), START + 1)
+    assert world.get_user(user_id).updated_at == before
+    assert world.subscription_row("sub_1").as_of.timestamp() == START + 1
 
 
 def first_boundary(world: StripeWorld, anchor: datetime, now: datetime) -> datetime:
@@ -187,20 +187,20 @@ def first_boundary(world: StripeWorld, anchor: datetime, now: datetime) -> datet
     return moment
 
 
-def test_plans_amount_is_written_by_each_sync_and_credits_beyond_it_stay(
+def test_sync_writes_base_quota_and_keeps_referral_credits(
     world: StripeWorld,
 ):
-    user_id = world.user()
-    world.subscribe(world.customer(user_id))
-    world.deliver()
+    user_id = world.create_user()
+    world.subscribe(world.create_customer(user_id))
+    world.handle_all()
     world.conn.execute(
         "UPDATE app.users SET base_quota = 7, referral_credits = 1000"
         " WHERE stripe_customer_id IS NOT NULL"
     )
     world.reconcile()
-    user = world.get(user_id)
+    user = world.get_user(user_id)
     assert [user.base_quota, user.referral_credits] == [50000, 1000]
 
     world.conn.execute("UPDATE app.plans SET monthly_credits = 60000 WHERE id = 'paid'")
     world.reconcile()
-    assert world.get(user_id).quota == 61000
+    assert world.get_user(user_id).quota == 61000

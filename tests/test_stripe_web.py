@@ -1,4 +1,4 @@
-"""The endpoint answers so that Stripe repeats exactly what should be repeated."""
+"""The endpoint's status tells Stripe whether to repeat a delivery."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def post(web: TestClient, body: bytes, signature: str | None = None) -> tuple[in
     return answer.status_code, answer.text
 
 
-def test_what_nobody_signed_is_refused_and_not_stored(
+def test_unsigned_delivery_gets_400_and_is_not_stored(
     world: StripeWorld, web: TestClient, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
@@ -68,7 +68,7 @@ def test_what_nobody_signed_is_refused_and_not_stored(
         assert secret not in caplog.text
 
 
-def test_too_large_or_broken_body_is_refused(world: StripeWorld, web: TestClient):
+def test_large_or_malformed_body_is_refused(world: StripeWorld, web: TestClient):
     large = b" " * 10_000_000
     chunks = (large[:100_000] for _ in range(100))
 
@@ -88,11 +88,11 @@ def test_event_is_acknowledged_once_it_is_committed(
     assert len(world.events()) == 2
 
 
-def test_failed_event_is_kept_and_asked_for_again(
+def test_failed_event_is_stored_and_gets_500(
     world: StripeWorld, web: TestClient, caplog: pytest.LogCaptureFixture
 ):
-    user_id = world.user()
-    world.send("customer.created", make_customer("cus_1", user_id))
+    user_id = world.create_user()
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
     world.conn.execute(
         "ALTER TABLE app.users ADD CHECK (stripe_price_id <> 'price_bad')"
     )
@@ -105,7 +105,7 @@ def test_failed_event_is_kept_and_asked_for_again(
     assert record.__dict__["event_id"] == json.loads(body)["id"]
 
 
-def test_lost_database_is_said_to_be_away(world: StripeWorld):
+def test_unavailable_database_gets_503(world: StripeWorld):
     connections = pool(world.url)
     connections.close()
     web = TestClient(create_app(connections, [TEST_SECRET]))
@@ -121,30 +121,31 @@ def cut_connections(conn: psycopg.Connection[Any]) -> None:
     )
 
 
-def test_restart_of_the_database_costs_no_delivery(world: StripeWorld):
-    """All that the pool has is dead then."""
+def test_restart_of_the_database_loses_no_delivery(world: StripeWorld):
+    """All connections of the pool are dead then."""
     with pool(world.url, min_size=3) as connections:
         web = TestClient(create_app(connections, [TEST_SECRET]))
         connections.wait()
         cut_connections(world.conn)
         assert post(web, BODY) == (200, '{"result":"applied"}')
         cut_connections(world.conn)
-        assert web.get("/healthz").status_code == 200
+        answer = web.get("/healthz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert len(world.events()) == 1
 
 
-def test_connection_that_dies_under_the_work_costs_no_delivery(
+def test_connection_lost_after_the_commit_is_a_duplicate(
     world: StripeWorld, web: TestClient, monkeypatch: pytest.MonkeyPatch
 ):
     deaths: list[str] = []
 
     def die_once(conn: psycopg.Connection[Any], *arguments: Any) -> Any:
-        taken = apply_directly(conn, *arguments)
+        result = apply_directly(conn, *arguments)
         if not deaths:
-            deaths.append(taken)
+            deaths.append(result)
             cut_connections(world.conn)
             conn.execute("SELECT")
-        return taken
+        return result
 
     monkeypatch.setattr("pyapp.stripe_sync.web.apply_directly", die_once)
     assert post(web, BODY) == (200, '{"result":"duplicate"}')
@@ -152,18 +153,18 @@ def test_connection_that_dies_under_the_work_costs_no_delivery(
 
 
 def test_events_of_the_other_mode_are_acknowledged_and_ignored(world: StripeWorld):
-    shape = make_customer("cus_1", world.user())
+    shape = make_customer("cus_1", world.create_user())
     live = make_event("customer.created", shape, livemode=True)
     test = make_event("customer.created", shape)
-    ours = {True: (live, test), False: (test, live)}
+    events = {True: (live, test), False: (test, live)}
     with pool(world.url) as connections:
-        for livemode, (mine, other) in ours.items():
-            world.forget()
+        for livemode, (own, other) in events.items():
+            world.clear_stripe()
             app = create_app(connections, [TEST_SECRET], livemode=livemode)
             web = TestClient(app)
             assert post(web, other) == (200, '{"result":"ignored"}')
             assert world.conn.execute("TABLE app.stripe_customers").fetchall() == []
-            assert post(web, mine) == (200, '{"result":"applied"}')
+            assert post(web, own) == (200, '{"result":"applied"}')
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_events_of_the_other_mode_are_acknowledged_and_ignored(world: StripeWorl
         (None, "production", None),
     ],
 )
-def test_key_or_environment_tells_the_mode(
+def test_key_or_environment_decides_the_mode(
     key: str | None, environment: str, livemode: bool | None, tmp_path: Path
 ):
     settings = replace(
@@ -184,7 +185,7 @@ def test_key_or_environment_tells_the_mode(
     assert find_livemode(settings) is livemode
 
 
-def test_missing_extra_is_named_in_a_line(monkeypatch: pytest.MonkeyPatch):
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     line = "error: an optional part is missing: pip install 'pyapp[web]'\n"
     assert run_cli("stripe", "serve") == (1, "", line)
@@ -208,15 +209,9 @@ def test_endpoint_is_mounted_in_fastapi_as_documented(
     assert len(world.events()) == 1
 
 
-def test_nothing_else_is_served(web: TestClient):
-    assert web.get("/healthz").json() == {"status": "ok"}
-    assert web.get(PATH).status_code == 405
-    assert web.get("/docs").status_code == 404
-
-
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_server_told_to_stop_finishes_what_is_under_way(
-    world: StripeWorld, told: signal.Signals
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_server_finishes_running_requests(
+    world: StripeWorld, stop: signal.Signals
 ):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -243,9 +238,9 @@ def test_server_told_to_stop_finishes_what_is_under_way(
         )
         with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
             line.sendall(head.encode())
-            # It waits for the body now.
+            # The server now waits for the body.
             assert b"100 Continue" in line.recv(1000)
-            server.send_signal(told)
+            server.send_signal(stop)
             assert any("Shutting" in text for text in iter(server.stderr.readline, ""))
             line.sendall(BODY)
             assert re.match(rb"HTTP/1.1 200 ", line.recv(1000))

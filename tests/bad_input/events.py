@@ -1,4 +1,4 @@
-"""Signed deliveries with one thing wrong, and bodies that are no delivery."""
+"""Signed events with one bad value, and signed bodies that are not events."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from tests.bad_input.values import ESCAPE
 from tests.stripe_world import make_customer, make_event, make_subscription
 
-# As JSON, for Python would not write some of them.
+# JSON text, because Python cannot write some of these values.
 RAW_VALUES: Mapping[str, str] = {
     "null": "null",
     "true": "true",
@@ -41,7 +41,7 @@ RAW_VALUES: Mapping[str, str] = {
     "10,000 levels": "[" * 10_000 + "]" * 10_000,
 }
 
-# Enough for what is within the event's object.
+# Values for fields inside the event's object.
 WITHIN = (
     "null",
     "true",
@@ -80,26 +80,26 @@ EVENTS: Mapping[str, Mapping[str, Any]] = {
     "checkout.session.completed": CHECKOUT,
 }
 Path: TypeAlias = tuple[str | int, ...]
-_HOLE = "put it here"
+_PLACEHOLDER = "placeholder"
 
 
-def event_paths(kind: str) -> Iterator[Path]:
-    """Yield where a value stands in an event of *kind*."""
-    return _paths(json.loads(make_event(kind, EVENTS[kind])))
+def event_paths(event_type: str) -> Iterator[Path]:
+    """Yield the path of each value in an event of this type."""
+    return _paths(json.loads(make_event(event_type, EVENTS[event_type])))
 
 
-def bad_events(kind: str, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield events with each value in this place, by name."""
-    event = json.loads(make_event(kind, EVENTS[kind]))
+def bad_events(event_type: str, path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield a name and an event for each bad value at *path*."""
+    event = json.loads(make_event(event_type, EVENTS[event_type]))
     part = event
     for key in path[:-1]:
         part = part[key]
-    part[path[-1]] = _HOLE
+    part[path[-1]] = _PLACEHOLDER
     values = RAW_VALUES if len(path) == 1 else {n: RAW_VALUES[n] for n in WITHIN}
     for number, (name, raw) in enumerate(values.items()):
         if path != ("id",):
-            event["id"] = f"evt_{kind}_{'_'.join(map(str, path))}_{number}"
-        body = json.dumps(event).replace(json.dumps(_HOLE), raw)
+            event["id"] = f"evt_{event_type}_{'_'.join(map(str, path))}_{number}"
+        body = json.dumps(event).replace(json.dumps(_PLACEHOLDER), raw)
         yield name, body.encode("utf-8", "surrogatepass")
     if path != ("id",):
         event["id"] += "_nothing"
@@ -116,11 +116,11 @@ def _paths(value: Any) -> Iterator[Path]:
 
 
 def _doubled(text: str) -> bytes:
-    """Return an event with more at its end, which counts."""
+    """Return an event with *text* at its end; the last of equal keys counts."""
     return make_event("customer.updated", CUSTOMER)[:-1] + text.encode() + b"}"
 
 
-# What is signed, and no event.
+# Signed bodies that are not events.
 BODIES: Mapping[str, bytes] = {
     "nothing": b"",
     "white space": b" \n",
@@ -130,10 +130,11 @@ BODIES: Mapping[str, bytes] = {
     "text": b'"text"',
     "a list": b"[{}]",
     "an empty object": b"{}",
+    "an event of API v2": b'{"id": "evt_1", "object": "v2.core.event"}',
     "half an object": b'{"id":',
     "HTML": b"<html></html>",
     "a form": b"id=evt_1&type=x",
-    "bytes that are no UTF-8": b'{"id": "\xff\xfe"}',
+    "bytes that are not UTF-8": b'{"id": "\xff\xfe"}',
     "UTF-16": '{"id": "evt_1"}'.encode("utf-16"),
     "a byte order mark": b"\xef\xbb\xbf{}",
     "NUL": b"\0" * 100,
@@ -144,6 +145,5 @@ BODIES: Mapping[str, bytes] = {
     "no object": _doubled(',"data":{"object":null}'),
     "data that is a list": _doubled(',"data":[]'),
 }
-# Well-formed: the last of equal keys counts, as in any JSON.
 TWO_IDS = _doubled(',"id":"evt_second"')
 TWO_OBJECTS = _doubled(',"data":{"object":{"id":"cus_2","object":"customer"}}')

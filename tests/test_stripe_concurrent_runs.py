@@ -1,4 +1,4 @@
-"""Whatever happens while a run lists what Stripe has: changes, deliveries, kill -9."""
+"""Changes, deliveries and SIGKILL during a run leave the right state."""
 
 import os
 import signal
@@ -23,89 +23,69 @@ PRICES = ("price_other", "price_year", "price_month")
 @pytest.fixture
 def world(module_database: str) -> Iterator[StripeWorld]:
     with stripe_world(module_database, start=int(time.time()) - 3600) as running:
-        running.forget()
+        running.clear_stripe()
         yield running
 
 
-def once_listed(
-    world: StripeWorld, monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]
+def call_after_first_page(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]
 ) -> None:
-    """Let it happen after the first page of subscriptions has been listed."""
+    """Call *change* after the first page of subscriptions is listed."""
     from pyapp.stripe_sync.client import list_page
 
-    left = [happen]
+    pending = [change]
 
-    def list_and_happen(client: Any, object_type: str, **parameters: Any) -> Any:
+    def list_and_change(client: Any, object_type: str, **parameters: Any) -> Any:
         page = list_page(client, object_type, **parameters)
-        if object_type == "subscriptions" and left:
-            left.pop()()
+        if object_type == "subscriptions" and pending:
+            pending.pop()()
         return page
 
-    monkeypatch.setattr("pyapp.stripe_sync.pages.list_page", list_and_happen)
+    monkeypatch.setattr("pyapp.stripe_sync.pages.list_page", list_and_change)
 
 
-def test_subscriptions_made_and_canceled_while_they_are_listed_are_right_in_the_end(
+def test_changes_between_pages_are_found_by_the_next_run(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
-    customers = [world.customer(world.user()) for _ in range(8)]
+    customers = [world.create_customer(world.create_user()) for _ in range(8)]
     subscriptions = [world.subscribe(customer) for customer in customers]
-    world.deliver()
-    made: list[str] = []
+    world.handle_all()
+    created: list[str] = []
 
-    def happen() -> None:
+    def change() -> None:
         world.fake.advance(seconds=5)
-        made.append(world.subscribe(customers[0]))
-        # One has been listed, the last of which is where the list goes on; one will be.
+        created.append(world.subscribe(customers[0]))
+        # Three on the listed page, the cursor among them, and one on a later page.
         for subscription in (*subscriptions[-3:], subscriptions[0]):
             world.client.v1.subscriptions.cancel(subscription)
         world.fake.deliveries.drop()
 
-    once_listed(world, monkeypatch, happen)
+    call_after_first_page(monkeypatch, change)
     world.reconcile(page_size=3)
-    assert world.row(subscriptions[0]).status == "canceled"
-    assert {world.row(one).status for one in subscriptions[1:-3]} == {"active"}
+    assert world.subscription_row(subscriptions[0]).status == "canceled"
+    assert {world.subscription_row(one).status for one in subscriptions[1:-3]} == {
+        "active"
+    }
 
     world.reconcile(page_size=3)
-    assert world.row(made[0]).status == "active"
-    assert {world.row(one).status for one in subscriptions[-3:]} == {"canceled"}
+    assert world.subscription_row(created[0]).status == "active"
+    assert {world.subscription_row(one).status for one in subscriptions[-3:]} == {
+        "canceled"
+    }
     assert world.reconcile() == []
 
 
-def test_customer_deleted_where_the_list_goes_on_hides_no_other(
-    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
-):
-    """Stripe refuses to list after an object that it has no more."""
-    customers = [world.customer(world.user()) for _ in range(8)]
-    world.fake.deliveries.drop()
-    world.fake.advance(seconds=2)
-    told: list[Any] = []
-
-    def delete(progress: Any) -> None:
-        told.append(progress)
-        if progress.seen == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        reconcile(world.conn, world.client, progress=delete, page_size=3)
-    world.client.v1.customers.delete(customers[-3])
-
-    done = reconcile(world.conn, world.client, page_size=3)
-    assert done.is_resumed
-    for customer in customers:
-        assert world.customer_row(customer).id == customer
-
-
-def test_older_page_never_overwrites_a_webhook_that_comes_meanwhile(
-    world: StripeWorld,
-):
-    """Two workers take deliveries while reconciliation after reconciliation runs."""
-    subscriptions = [world.subscribe(world.customer(world.user())) for _ in range(8)]
-    world.deliver()
+def test_page_never_overwrites_a_newer_concurrent_delivery(world: StripeWorld):
+    """Two workers handle deliveries during each reconciliation."""
+    subscriptions = [
+        world.subscribe(world.create_customer(world.create_user())) for _ in range(8)
+    ]
+    world.handle_all()
 
     def deliver() -> list[str]:
         with connect(world.url) as conn:
             other = StripeWorld(world.fake, world.url, conn)
-            return [other.handle(d).result for d in iter(take, None)]
+            return [other.handle_delivery(d).result for d in iter(take, None)]
 
     take = world.fake.deliveries.take
     with ThreadPoolExecutor(3) as pool, connect(world.url) as conn:
@@ -117,39 +97,39 @@ def test_older_page_never_overwrites_a_webhook_that_comes_meanwhile(
                 world.change_price(subscription, price)
             for worker in [pool.submit(deliver) for _ in range(2)]:
                 assert "failed" not in worker.result()
-            # What was delivered is there at once, and still when the pages are done.
+            # Delivered changes are stored at once, and still after the last page.
             for _ in (running.done(), running.result()):
-                found = [world.row(one).price_id for one in subscriptions]
+                found = [world.subscription_row(one).price_id for one in subscriptions]
                 assert found == [price] * len(subscriptions)
 
 
 def kill(world: StripeWorld, fault: Fault, *arguments: str) -> None:
-    """Run the command and kill it by SIGKILL once it has met the *fault*."""
+    """Run the command; send SIGKILL once the *fault* has occurred."""
     environment = os.environ | {
         "DATABASE_URL": world.url,
         "STRIPE_API_BASE": world.fake.base_url,
         "STRIPE_SECRET_KEY": TEST_KEY,
     }
-    victim = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "stripe", *arguments],
         env=environment,
         stderr=subprocess.PIPE,
     )
     try:
-        while fault.times and victim.poll() is None:
+        while fault.times and process.poll() is None:
             time.sleep(0.01)
     finally:
-        victim.kill()
-    assert victim.communicate()[1] == b""
-    assert victim.returncode == -signal.SIGKILL
-    gone = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
-    while len(world.conn.execute(gone).fetchall()) > 1:
+        process.kill()
+    assert process.communicate()[1] == b""
+    assert process.returncode == -signal.SIGKILL
+    sessions = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+    while len(world.conn.execute(sessions).fetchall()) > 1:
         time.sleep(0.01)
 
 
-def test_reconciliation_killed_by_sigkill_goes_on_from_its_cursor(world: StripeWorld):
+def test_reconciliation_resumes_after_sigkill(world: StripeWorld):
     world.fake.seed_accounts(450)
-    # Its third page never comes, while the second is worked on.
+    # The third page does not arrive while the second is processed.
     fault = world.fake.faults.add("slow", path="/v1/customers", skip=3, seconds=60)
     kill(world, fault, "reconcile")
     (counts,) = world.conn.execute(
@@ -167,14 +147,14 @@ def test_reconciliation_killed_by_sigkill_goes_on_from_its_cursor(world: StripeW
         "GET /v1/customers": 5 - counts // 100,
         "GET /v1/subscriptions": 5,
     }
-    ends = world.conn.execute("SELECT outcome FROM app.stripe_sync_runs").fetchall()
-    assert ends == [("completed",)]
+    outcomes = world.conn.execute("SELECT outcome FROM app.stripe_sync_runs").fetchall()
+    assert outcomes == [("completed",)]
 
 
-def test_replay_killed_by_sigkill_goes_on_from_its_cursor(world: StripeWorld):
+def test_replay_resumes_after_sigkill(world: StripeWorld):
     for _ in range(250):
         world.fake.request("POST", "/v1/customers")
-    # Down by three pages, up by the second.
+    # Three requests find the oldest page; the second page upwards is slow.
     fault = world.fake.faults.add("slow", path="/v1/events", skip=4, seconds=60)
     kill(world, fault, "replay")
     assert len(world.events()) == 150

@@ -1,0 +1,116 @@
+"""Stripe's objects are read in all of their shapes."""
+
+import json
+
+import pytest
+
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    make_customer,
+    make_subscription,
+    stripe_world,
+)
+
+CREATED = "customer.subscription.created"
+UPDATED = "customer.subscription.updated"
+
+
+def test_unknown_status_is_stored_and_entitles_to_nothing(world: StripeWorld):
+    user_id = world.create_user()
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
+    shape = make_subscription("sub_1", "cus_1", status="enchanted")
+
+    assert world.handle_event(CREATED, shape).result == "applied"
+    user = world.get_user(user_id)
+    assert (user.subscription_status, user.subscription_active) == ("enchanted", False)
+    assert user.base_quota == 2500
+
+
+@pytest.mark.parametrize("price", [None, {}, "price_month"])
+def test_item_without_price_or_with_a_price_id_is_read(world: StripeWorld, price):
+    user_id = world.create_user()
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
+    shape = make_subscription("sub_1", "cus_1")
+    shape["items"]["data"][0]["price"] = price
+
+    assert world.handle_event(CREATED, shape).result == "applied"
+    user = world.get_user(user_id)
+    assert user.subscription_active
+    assert (price or None) == user.stripe_price_id
+    assert (50000 if price else 2500) == user.base_quota
+
+
+def test_subscription_without_items_is_read(world: StripeWorld):
+    shape = make_subscription("sub_1", "cus_1") | {"items": None}
+    assert world.handle_event(CREATED, shape).result == "applied"
+    assert world.subscription_row("sub_1").current_period_end is None
+
+
+def test_item_that_ends_first_gives_price_and_period(world: StripeWorld):
+    shape = make_subscription("sub_1", "cus_1", price="price_late", end=START + 900)
+    early = make_subscription("sub_1", "cus_1", price="price_early", end=START + 800)
+    shape["items"]["data"] += early["items"]["data"]
+    world.handle_event(CREATED, shape)
+
+    row = world.subscription_row("sub_1")
+    assert row.current_period_end is not None
+    assert row.price_id == "price_early"
+    assert row.current_period_end.timestamp() == START + 800
+
+
+@pytest.mark.parametrize("version", ["2024-06-20", "2026-10-28.endive"])
+def test_both_api_versions_are_read(database: str, version: str):
+    with stripe_world(database, api_version=version) as world:
+        user_id = world.create_user()
+        subscription = world.subscribe(world.create_customer(user_id))
+        paid = world.pop_deliveries("invoice.paid", "customer.created", CREATED)
+        expected = world.client.v1.subscriptions.retrieve(subscription)["items"].data[0]
+        world.fake.advance(seconds=1)
+
+        assert [world.handle_delivery(d, world.client).result for d in paid] == [
+            "applied"
+        ] * 3
+        row = world.subscription_row(subscription)
+        assert row.current_period_start is not None
+        assert row.current_period_end is not None
+        assert expected.current_period_start == row.current_period_start.timestamp()
+        assert expected.current_period_end == row.current_period_end.timestamp()
+        assert row.price_id == "price_month"
+        assert row.current_period_end == world.quota_period(user_id)[1]
+        stored = world.conn.execute("SELECT api_version FROM app.stripe_events")
+        assert {(version,)} == set(stored.fetchall())
+
+
+def test_subscription_of_an_invoice_is_fetched(world: StripeWorld):
+    user_id = world.create_user()
+    subscription = world.subscribe(world.create_customer(user_id))
+    for delivery in world.pop_deliveries("customer.created", "invoice.paid"):
+        assert world.handle_delivery(delivery, world.client).result == "applied"
+    assert subscription == world.get_user(user_id).stripe_subscription_id
+
+
+def test_invoice_without_client_marks_it_provisional(world: StripeWorld):
+    subscription = world.subscribe(world.create_customer(world.create_user()))
+    created, paid = world.pop_deliveries(CREATED, "invoice.paid")
+    world.fake.advance(seconds=5)
+    world.client.v1.subscriptions.update(subscription, {"metadata": {"a": "b"}})
+    (updated,) = world.pop_deliveries(UPDATED)
+
+    assert world.handle_delivery(paid).result == "ignored"
+    assert world.handle_delivery(created).result == "applied"
+    assert not world.subscription_row(subscription).is_provisional
+    again = json.loads(paid.payload)["data"]["object"]
+    assert world.handle_event("invoice.paid", again).result == "applied"
+    assert world.subscription_row(subscription).is_provisional
+    assert world.handle_delivery(updated).result == "applied"
+    assert not world.subscription_row(subscription).is_provisional
+    assert world.handle_event("invoice.paid", again).result == "stale"
+
+
+def test_invoice_without_subscription_is_ignored(world: StripeWorld):
+    shape = {"id": "in_1", "object": "invoice", "customer": "cus_1", "parent": None}
+    assert (
+        world.handle_event("invoice.paid", shape, client=world.client).result
+        == "ignored"
+    )
