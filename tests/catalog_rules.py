@@ -1,7 +1,7 @@
-"""What the catalog is asked about every object of the schema, one rule a query.
+"""Conventions of the schema, each checked by a query of the catalog.
 
-A query returns the name of each object that breaks its rule; `remedy` says what to do
-about it, and `planted` is a change that breaks the rule at `caught`, and nothing else.
+The query of a rule returns the objects that break it. `remedy` is the advice. `planted`
+is a change that breaks only this rule, and `caught` is the object that breaks it.
 """
 
 from dataclasses import dataclass
@@ -56,13 +56,13 @@ FROM pg_proc AS p
 WHERE p.pronamespace = 'app'::regnamespace
 """
 
-# Rows that are a bill, a promise or Stripe's own.
+# Tables of billing, referrals and Stripe, whose rows outlive their users.
 KEPT = "^(messages|message_payloads|usage_daily|referrals|stripe_.*)$"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: the question, what to do, and a change that breaks it."""
+    """A rule: its query, advice, and a change that breaks it."""
 
     name: str
     sql: str
@@ -79,7 +79,7 @@ RULES = (
         WHERE c.contype = 'f' AND NOT EXISTS (
             SELECT FROM pg_index AS i
             WHERE i.indrelid = c.conrelid AND i.indisvalid
-                -- A row whose key is NULL refers to nothing.
+                -- A partial index may leave out rows whose key is NULL.
                 AND COALESCE(
                     pg_get_expr(i.indpred, i.indrelid) = (
                         SELECT format('(%I IS NOT NULL)', a.attname)
@@ -91,7 +91,7 @@ RULES = (
                 AND (i.indkey::smallint[])[0:cardinality(c.conkey) - 1] @> c.conkey
         )
         """,
-        "create an index that begins with its columns and leaves out only NULL keys",
+        "create an index on its columns; a partial one may only leave out NULL keys",
         "ALTER TABLE app.plans ADD COLUMN user_id uuid"
         " CONSTRAINT plans_user_id_fkey REFERENCES app.users ON DELETE RESTRICT;"
         "COMMENT ON COLUMN app.plans.user_id IS 'NULL for all.';"
@@ -106,11 +106,11 @@ RULES = (
             AND b.relam = a.relam AND b.predicate IS NOT DISTINCT FROM a.predicate
         WHERE b.keys[1:cardinality(a.keys)] = a.keys
             AND b.indkey::smallint[] @> a.indkey::smallint[]
-            -- A unique index is a rule of its own, unless the other is the same rule.
+            -- A unique index enforces a rule that a longer index does not.
             AND (NOT a.indisunique OR (b.indisunique AND b.keys = a.keys))
             AND (cardinality(b.keys) > cardinality(a.keys) OR NOT a.is_constraint)
         """,
-        "drop it: another index begins with the same columns",
+        "drop it: another index starts with the same columns",
         "CREATE INDEX sessions_repeated_idx ON app.sessions (token_hash)",
         "sessions_repeated_idx",
     ),
@@ -167,7 +167,7 @@ RULES = (
         SELECT n.nspname FROM pg_namespace AS n
         WHERE n.nspname = 'app' AND obj_description(n.oid, 'pg_namespace') IS NULL
         """,
-        "say what it holds: COMMENT ON SCHEMA",
+        "describe it: COMMENT ON SCHEMA",
         "COMMENT ON SCHEMA app IS NULL",
         "app",
     ),
@@ -179,7 +179,7 @@ RULES = (
             AND t.relkind IN ('r', 'p', 'v', 'm')
             AND obj_description(t.oid, 'pg_class') IS NULL
         """,
-        "say what a row is: COMMENT ON TABLE or VIEW",
+        "describe its rows: COMMENT ON TABLE or VIEW",
         "COMMENT ON TABLE app.plans IS NULL",
         "app.plans",
     ),
@@ -189,7 +189,7 @@ RULES = (
         SELECT c.object FROM ({COLUMNS}) AS c
         WHERE c.comment IS NULL AND c.attname NOT IN ('id', 'created_at', 'updated_at')
         """,
-        "say its unit, what NULL means, who writes it: COMMENT ON COLUMN",
+        "give its unit, the meaning of NULL, its writer: COMMENT ON COLUMN",
         "ALTER TABLE app.plans ADD COLUMN rank integer NOT NULL DEFAULT 0",
         "app.plans.rank",
     ),
@@ -199,7 +199,7 @@ RULES = (
         SELECT f.object FROM ({FUNCTIONS}) AS f
         WHERE obj_description(f.oid, 'pg_proc') IS NULL
         """,
-        "say what it returns: COMMENT ON FUNCTION",
+        "describe what it returns: COMMENT ON FUNCTION",
         "CREATE FUNCTION app.get_one() RETURNS integer LANGUAGE sql RETURN 1",
         "app.get_one()",
     ),
@@ -210,7 +210,7 @@ RULES = (
         WHERE regexp_replace(lower(c.comment), '^the |[^a-z]', '', 'g')
             = replace(c.attname, '_', '')
         """,
-        "say something that the name does not",
+        "say more than the name, or leave the comment out",
         "COMMENT ON COLUMN app.users.image_url IS 'The image URL; NULL.'"
         ";COMMENT ON COLUMN app.plans.monthly_credits IS 'Monthly credits.'",
         "app.plans.monthly_credits",
@@ -222,7 +222,7 @@ RULES = (
         WHERE c.relkind IN ('r', 'p') AND NOT c.attnotnull
             AND c.comment IS DISTINCT FROM NULL AND c.comment !~ '\\mNULL\\M'
         """,
-        "say in its comment what NULL means, or make it NOT NULL",
+        "give the meaning of NULL in its comment, or make it NOT NULL",
         "COMMENT ON COLUMN app.users.name IS 'For display.'",
         "app.users.name",
     ),
@@ -249,7 +249,7 @@ RULES = (
         )
         """,
         "write its body as RETURN or BEGIN ATOMIC, or SET search_path = pg_catalog,"
-        " pg_temp: with '' the types of pg_temp, which are the caller's, come first",
+        " pg_temp: with '', types of pg_temp come first, and any caller creates them",
         "ALTER FUNCTION app.set_updated_at() SET search_path = ''",
         "app.set_updated_at()",
     ),
@@ -269,7 +269,7 @@ RULES = (
         ) AS e
         WHERE e.text ~* '(time zone|timezone\\() *''(?![0-9])'
         """,
-        "write UTC as interval '0': a session's TimeZone can redefine the name",
+        "write UTC as interval '0': TimeZone can redefine the name",
         "CREATE FUNCTION app.get_day() RETURNS date LANGUAGE sql"
         " RETURN (now() AT TIME ZONE 'UTC')::date;"
         "COMMENT ON FUNCTION app.get_day() IS 'The day.'",
@@ -281,7 +281,7 @@ RULES = (
         SELECT f.object FROM ({FUNCTIONS}) AS f
         WHERE f.prosecdef AND has_function_privilege('public', f.oid, 'EXECUTE')
         """,
-        "REVOKE EXECUTE from public where it is created",
+        "REVOKE EXECUTE FROM public after creating it",
         "CREATE FUNCTION app.get_one() RETURNS integer LANGUAGE sql SECURITY DEFINER"
         " SET search_path = pg_catalog, pg_temp RETURN 1;"
         "COMMENT ON FUNCTION app.get_one() IS 'One.'",
@@ -293,7 +293,7 @@ RULES = (
         SELECT c.conname FROM ({CONSTRAINTS}) AS c
         WHERE c.contype = 'f' AND c.confdeltype = 'a'
         """,
-        "write ON DELETE, RESTRICT where in doubt",
+        "write ON DELETE; RESTRICT if in doubt",
         "ALTER TABLE app.plans ADD COLUMN user_id uuid"
         " CONSTRAINT plans_user_id_fkey REFERENCES app.users;"
         "COMMENT ON COLUMN app.plans.user_id IS 'NULL for all.';"
@@ -307,7 +307,7 @@ RULES = (
         WHERE c.contype = 'f' AND c.relname ~ '{KEPT}' AND c.confdeltype <> 'r'
             AND c.confdeltype <> 'a'
         """,
-        "use ON DELETE RESTRICT: what was billed, granted or synced outlives its user",
+        "use ON DELETE RESTRICT: rows of billing and Stripe outlive their users",
         "ALTER TABLE app.stripe_customers"
         " DROP CONSTRAINT stripe_customers_user_id_fkey,"
         " ADD CONSTRAINT stripe_customers_user_id_fkey FOREIGN KEY (user_id)"

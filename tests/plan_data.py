@@ -1,9 +1,9 @@
-"""A database large and uneven enough that its plans mean something."""
+"""A database that is large and skewed enough for realistic plans."""
 
 import psycopg
 
-# Triggers and foreign keys are off while it is filled: the rows agree as they are made.
-# User 0 has a fifth of all messages, and the rest are spread by a steep curve.
+# Triggers and foreign keys are disabled; the rows are consistent as inserted. User 0
+# has a fifth of all messages; the others follow a steep distribution.
 FILL = """
 SET session_replication_role = replica;
 SET work_mem = '128MB';
@@ -24,19 +24,19 @@ SELECT
 FROM generate_series(0, 5999) AS n;
 
 INSERT INTO app.fingerprints (id, sig_hash)
-SELECT md5('device-' || n)::uuid, md5(n::text)
+SELECT md5('fingerprint-' || n)::uuid, md5(n::text)
 FROM generate_series(0, 2999) AS n;
 
 INSERT INTO app.sessions (token_hash, user_id, fingerprint_id, created_at, expires_at)
 SELECT
     sha256(('token-' || n)::bytea),
     md5('user-' || floor(6000 * random() ^ 2))::uuid,
-    md5('device-' || n % 3000)::uuid,
+    md5('fingerprint-' || n % 3000)::uuid,
     now() - interval '60 days',
     now() + interval '1 hour' * (n - 1000)
 FROM generate_series(0, 9999) AS n;
 
--- Indexes are built faster over the rows than by them.
+-- Building indexes afterwards is faster than maintaining them.
 CREATE TEMPORARY TABLE pg_temp.definitions ON COMMIT DROP AS
 SELECT x.relname AS name, pg_get_indexdef(i.indexrelid) AS definition
 FROM pg_index AS i
@@ -81,7 +81,7 @@ FROM (
             ELSE md5('user-' || floor(6000 * random() ^ 3))::uuid
         END AS user_id,
         CASE
-            WHEN n % 10 = 0 THEN md5('device-' || floor(3000 * random() ^ 3))::uuid
+            WHEN n % 10 = 0 THEN md5('fingerprint-' || floor(3000 * random() ^ 3))::uuid
         END AS fingerprint_id
     FROM generate_series(0, 299999) AS n
 ) AS m
@@ -174,7 +174,7 @@ RESET maintenance_work_mem;
 
 
 def fill(url: str) -> None:
-    """Fill the database at *url*, and let the server look at it."""
+    """Fill the database at *url* and run VACUUM ANALYZE."""
     with psycopg.connect(url, autocommit=True) as conn:
         with conn.transaction():
             conn.execute("SET LOCAL synchronous_commit = off")

@@ -1,7 +1,7 @@
-"""What a statement really does, by auto_explain: its own plan and those beneath it.
+"""The plans of a statement and of all statements that it causes, by auto_explain.
 
 Functions, triggers and foreign keys run statements of their own. auto_explain reports
-the plan of each, just as the server made it.
+the plan of each as it was executed.
 """
 
 import json
@@ -14,13 +14,13 @@ from psycopg import sql
 
 from pyapp._core.queries import QUERIES, Query
 
-# Reading a table whole is right below this many rows.
+# A sequential scan is fine below this number of rows.
 LARGE = 1_000
 
 
 @dataclass
 class Found:
-    """What the plans of one statement go by."""
+    """Indexes used, tables scanned and tables written by the plans of a statement."""
 
     indexes: set[str] = field(default_factory=set)
     scans: set[str] = field(default_factory=set)
@@ -28,13 +28,13 @@ class Found:
 
 
 class PlanReader:
-    """Runs statements on a connection and reads the plans that they get."""
+    """Runs statements on a connection and reads their plans."""
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.conn = conn
         self._plans: list[dict[str, Any]] = []
         conn.execute("LOAD 'auto_explain'")
-        # As a server on a solid-state disk is set up: a page costs the same anywhere.
+        # Usual on solid-state disks, where random reads cost little more.
         conn.execute("SET random_page_cost = 1.1")
         for name, value in {
             "log_min_duration": "0",
@@ -52,12 +52,12 @@ class PlanReader:
             WHERE c.relnamespace = 'app'::regnamespace
             """
         ).fetchall()
-        # Partitions, and their indexes, go by the name of what they are part of.
+        # Partitions and their indexes are reported under the name of their parent.
         self._names = {name: whole for name, whole, _ in relations}
         self._large = {name for name, _, rows in relations if rows >= LARGE}
-        conn.add_notice_handler(self._take)
+        conn.add_notice_handler(self._add_plan)
 
-    def _take(self, notice: psycopg.errors.Diagnostic) -> None:
+    def _add_plan(self, notice: psycopg.errors.Diagnostic) -> None:
         _, _, text = (notice.message_primary or "").partition("plan:\n")
         if text:
             self._plans.append(json.loads(text)["Plan"])
@@ -65,7 +65,7 @@ class PlanReader:
     def run(
         self, statement: Query, values: Mapping[str, Any], *, is_generic: bool
     ) -> Found:
-        """Run *statement* as a prepared one, undo it, and say what it went by."""
+        """Run *statement* prepared, roll it back, and return what its plans use."""
         mode = "force_generic_plan" if is_generic else "force_custom_plan"
         with self.conn.transaction(force_rollback=True):
             if "staged_messages" in statement.sql:
@@ -85,7 +85,7 @@ class PlanReader:
 
     def _read(self, node: dict[str, Any], found: Found) -> None:
         indexes = [node.get("Index Name"), *node.get("Conflict Arbiter Indexes", [])]
-        # The catalog's own are nobody's promise.
+        # Indexes of the system catalog are left out.
         found.indexes |= {self._names[name] for name in indexes if name in self._names}
         table = node.get("Relation Name", "")
         if node["Node Type"] == "Seq Scan" and table in self._large:

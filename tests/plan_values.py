@@ -1,4 +1,4 @@
-"""The values with which each query is planned: the hottest user, and a common one."""
+"""Parameters for planning each query: for the busiest user and a common one."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ NOW = datetime.now(UTC)
 
 
 def make_id(kind: str, number: int) -> UUID:
-    """Return the id of the user, device or message with this number."""
+    """Return the id of the user, fingerprint or message with this number."""
     name = f"{kind}-{number}".encode()
     return UUID(hashlib.md5(name, usedforsecurity=False).hexdigest())
 
 
 def make_hash(number: int) -> bytes:
-    """Return what is stored of the token with this number."""
+    """Return the hash of the token with this number."""
     return hashlib.sha256(f"token-{number}".encode()).digest()
 
 
 def values_for(query: Query) -> list[Mapping[str, Any]]:
     """Return the parameters of *query*, once for each of the two users."""
     chosen: list[Mapping[str, Any]] = []
-    for user, device in ((0, 0), (2999, 1500)):
-        values = {**_values(user, device), **_OWN.get(query.name, {})}
+    for user, fingerprint in ((0, 0), (2999, 1500)):
+        values = {**_values(user, fingerprint), **_SPECIAL.get(query.name, {})}
         unknown = [name for name in query.parameters if name not in values]
         assert not unknown, f"{query.name}: {__file__} has no value for {unknown}"
         chosen.append({name: values[name] for name in query.parameters})
     return chosen
 
 
-def _values(user: int, device: int) -> dict[str, Any]:
+def _values(user: int, fingerprint: int) -> dict[str, Any]:
     return {
         "after": make_id("user", 7),
         "after_id": None,
@@ -57,7 +57,7 @@ def _values(user: int, device: int) -> dict[str, Any]:
         "customer_ids": ["cus_4", "cus_5"],
         "email": f"user{user}@example.com",
         "event_created_at": NOW,
-        "fingerprint_id": make_id("device", device),
+        "fingerprint_id": make_id("fingerprint", fingerprint),
         "finished_at": NOW,
         "first_day": (NOW - timedelta(days=10)).date(),
         "id": "evt_7",
@@ -113,8 +113,8 @@ _CUSTOMER = {
     "as_of": "2100-01-01T00:00:00+00:00",
 }
 
-# Where a name means something else to one query than to the others.
-_OWN: dict[str, dict[str, Any]] = {
+# Values of parameters that have another meaning in one query.
+_SPECIAL: dict[str, dict[str, Any]] = {
     "complete_referral": {"referred_id": make_id("user", 5901)},
     "create_session": {"token_hash": make_hash(-1)},
     "create_user": {"email": "new@example.com"},

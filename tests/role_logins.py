@@ -1,4 +1,4 @@
-"""Logins that have one role of sql/roles.sql each, and nothing else."""
+"""Logins with one role of sql/roles.sql each."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ from pyapp.roles import ROLES, apply_roles
 
 @contextlib.contextmanager
 def role_logins(url: str) -> Iterator[dict[str, str]]:
-    """Apply the roles at *url*; give for each role how a login connects that has it."""
+    """Apply the roles at *url*; yield the connection string of a login for each."""
     password = uuid4().hex
     names = {role: f"{role}_{uuid4().hex}" for role in ROLES}
     with psycopg.connect(url) as owner:
@@ -31,7 +31,7 @@ def role_logins(url: str) -> Iterator[dict[str, str]]:
         }
     finally:
         with psycopg.connect(url, autocommit=True) as owner:
-            # A session that ends still has its temporary objects for a moment.
+            # A closed session keeps its temporary objects for a moment.
             _wait_for_end(owner, list(names.values()))
             for name in names.values():
                 owner.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
@@ -39,7 +39,7 @@ def role_logins(url: str) -> Iterator[dict[str, str]]:
 
 
 def login_name(login: str) -> str:
-    """Return the name of the role that *login* connects as."""
+    """Return the role name in the connection string *login*."""
     return str(conninfo_to_dict(login)["user"])
 
 

@@ -1,4 +1,4 @@
-"""What each role is refused, and what the reader sees."""
+"""Statements that roles may not run, and those that pyapp_readonly may."""
 
 from pyapp.roles import ROLES
 
@@ -118,7 +118,7 @@ REFUSED = {
         "SELECT id FROM app.users FOR UPDATE",
     ],
 }
-# What the application may do only as the owner, by a function for each.
+# The SECURITY DEFINER functions that a role may call.
 CALLABLE = {
     (APP, "app.anonymize_user(uuid)"),
     (APP, "app.cancel_referral(uuid)"),
@@ -126,7 +126,7 @@ CALLABLE = {
     (APP, "app.delete_session(bytea)"),
     (APP, "app.delete_user_sessions(uuid)"),
 }
-# What is done by hand, by the owner of the schema.
+# Queries that only the owner of the schema runs.
 OPERATOR = {"set_plan_price"}
 EVERYTHING = (
     "SELECT * FROM app.users",

@@ -1,11 +1,10 @@
-"""Objects of the caller's that a careless body would run, one of each name it uses.
+"""Traps: objects of a caller with the names that function bodies use.
 
-`set_traps` creates, in pg_temp or in another schema that the caller may use, a type of
-every name that PostgreSQL has, and a function, an operator, a collation and a view or a
-table of every name that a body of the schema app uses. Each of them calls `spring`,
-which reports the current user by a NOTICE. Where search_path does not list pg_temp,
-PostgreSQL looks for types, tables and views in pg_temp first; it never looks for
-functions, operators and collations there.
+`create_traps` creates, in pg_temp or another schema, a type of every name that
+PostgreSQL has, and a function, operator, collation, view or table of every name that a
+body of the schema app uses. Each trap reports the current user by a NOTICE. If
+search_path does not list pg_temp, PostgreSQL searches it first for types, tables and
+views; it never searches it for functions, operators and collations.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
-# What the bodies, defaults and checks of the schema say, as PostgreSQL has them.
+# The text of the function bodies, defaults and checks of the schema.
 BODIES = """
     SELECT concat(p.prosrc, ' ', pg_get_function_sqlbody(p.oid)) AS body
     FROM pg_catalog.pg_proc AS p WHERE p.pronamespace = 'app'::regnamespace
@@ -26,7 +25,7 @@ BODIES = """
     SELECT pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint AS k
     WHERE k.connamespace = 'app'::regnamespace
 """
-# Every name in the place of a relation, and the relations that exist.
+# Every name used as a relation, and the relations that exist.
 RELATIONS = f"""
     SELECT w[1] FROM ({BODIES}) AS b, regexp_matches(
         lower(b.body), '(?:from|into|join|only|table|update|using)\\s+([a-z_]\\w*)', 'g'
@@ -39,7 +38,7 @@ RELATIONS = f"""
     WHERE c.relnamespace = 'pg_catalog'::regnamespace
         AND b.body ~ ('\\m' || c.relname || '\\M')
 """
-# AT TIME ZONE, EXTRACT and the like call functions that the text does not name.
+# Functions that AT TIME ZONE, EXTRACT and similar syntax call.
 IMPLIED = ["timezone", "extract", "date_part", "concat", "like", "overlaps"]
 
 TYPES = """
@@ -94,24 +93,27 @@ OPERATORS = """
 """
 COLLATIONS = ["default", "C", "POSIX", "ucs_basic", "en_US", "unicode"]
 
-# Views and tables would have the same names, so they are set one sort at a time.
-SORTS = ("type", "view", "function", "operator", "collation", "cast")
+# Without tables, because views have the same names.
+KINDS = ("type", "view", "function", "operator", "collation", "cast")
 
-SPRING = """
-CREATE FUNCTION {schema}.spring(anyelement) RETURNS pg_catalog.bool LANGUAGE plpgsql
+# Text of the NOTICE, before the current user.
+NOTICE = "trap runs as "
+
+REPORT = """
+CREATE FUNCTION {schema}.report(anyelement) RETURNS pg_catalog.bool LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RAISE NOTICE 'sprung as %', current_user;
+    RAISE NOTICE 'trap runs as %', current_user;
     BEGIN
         EXECUTE 'CREATE FUNCTION app.backdoor() RETURNS integer LANGUAGE sql RETURN 1';
     EXCEPTION WHEN OTHERS THEN NULL;
     END;
     RETURN TRUE;
 END $$;
-CREATE FUNCTION {schema}.spring_row() RETURNS trigger LANGUAGE plpgsql
+CREATE FUNCTION {schema}.report_row() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RAISE NOTICE 'sprung as %', current_user;
+    RAISE NOTICE 'trap runs as %', current_user;
     RETURN NULL;
 END $$
 """
@@ -119,7 +121,7 @@ END $$
 
 @dataclass(frozen=True)
 class Names:
-    """What the bodies name, and PostgreSQL's objects of those names."""
+    """The names that bodies use, and PostgreSQL's objects of these names."""
 
     relations: list[str]
     types: list[str]
@@ -128,7 +130,7 @@ class Names:
 
 
 def read_names(conn: psycopg.Connection) -> Names:
-    """Return what the bodies, defaults and checks of the schema name."""
+    """Return the names that bodies, defaults and checks of the schema use."""
 
     def column(query: str, *values: object) -> list[str]:
         return sorted({row[0] for row in conn.execute(query.encode(), values or None)})
@@ -150,27 +152,27 @@ def read_names(conn: psycopg.Connection) -> Names:
     )
 
 
-def set_traps(
+def create_traps(
     conn: psycopg.Connection,
     names: Names,
     schema: str,
-    sorts: Collection[str] = SORTS,
+    kinds: Collection[str] = KINDS,
 ) -> dict[str, int]:
-    """Create one trap of each name in *schema*, of these sorts.
+    """Create a trap of each name in *schema*, of these *kinds*.
 
-    Return how many of each sort there are; what PostgreSQL does not let anyone create,
-    such as a PL/pgSQL function of a pseudo-type, is not among them.
+    Return the number of each kind. Objects that PostgreSQL refuses to create, such as a
+    PL/pgSQL function of a pseudo-type, are left out.
     """
-    conn.execute(sql.SQL(SPRING).format(schema=sql.Identifier(schema)))
-    counts = dict.fromkeys(sorts, 0)
-    for sort, statement in _traps(names):
-        if sort not in sorts:
+    conn.execute(sql.SQL(REPORT).format(schema=sql.Identifier(schema)))
+    counts = dict.fromkeys(kinds, 0)
+    for kind, statement in _traps(names):
+        if kind not in kinds:
             continue
         formatted = sql.SQL(statement).format(schema=sql.Identifier(schema))
         try:
             with conn.transaction():
                 conn.execute(formatted)
-            counts[sort] += 1
+            counts[kind] += 1
         except (psycopg.ProgrammingError, psycopg.NotSupportedError):
             continue
     return counts
@@ -178,7 +180,7 @@ def set_traps(
 
 def _traps(names: Names) -> Iterator[tuple[str, str]]:
     for number, (name, arguments, result) in enumerate(names.functions):
-        body = "BEGIN PERFORM {schema}.spring(0); RETURN; END"
+        body = "BEGIN PERFORM {schema}.report(0); RETURN; END"
         if not result.startswith("SETOF"):
             body = body.replace("RETURN;", "RETURN NULL;")
         yield (
@@ -194,7 +196,7 @@ def _traps(names: Names) -> Iterator[tuple[str, str]]:
             "operator",
             f"CREATE FUNCTION {{schema}}.operator_{oid}({both}) RETURNS {result}"
             " LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp"
-            " AS $$BEGIN PERFORM {schema}.spring(0); RETURN NULL; END$$;"
+            " AS $$BEGIN PERFORM {schema}.report(0); RETURN NULL; END$$;"
             f"CREATE OPERATOR {{schema}}.{name} ({sides}RIGHTARG = {right},"
             f" FUNCTION = {{schema}}.operator_{oid})",
         )
@@ -212,7 +214,7 @@ def _traps(names: Names) -> Iterator[tuple[str, str]]:
         yield (
             "type",
             f"CREATE DOMAIN {{schema}}.{quoted(name)} AS pg_catalog.{quoted(base)}"
-            " CHECK ({schema}.spring(VALUE))",
+            " CHECK ({schema}.report(VALUE))",
         )
     for name in PSEUDO:
         yield "type", f"CREATE TYPE {{schema}}.{quoted(name)} AS (x pg_catalog.int4)"
@@ -235,7 +237,7 @@ def _casts() -> Iterator[tuple[str, str]]:
             yield (
                 "cast",
                 f"CREATE FUNCTION {function} RETURNS {target} LANGUAGE plpgsql AS"
-                " $$BEGIN PERFORM {schema}.spring(0); RETURN NULL; END$$;"
+                " $$BEGIN PERFORM {schema}.report(0); RETURN NULL; END$$;"
                 f"CREATE CAST ({source} AS {target})"
                 f" WITH FUNCTION {function} AS IMPLICIT",
             )
@@ -245,7 +247,7 @@ def _view(name: str) -> str:
     relation = f"{{schema}}.{quoted(name)}"
     return (
         f"CREATE VIEW {relation} AS"
-        " SELECT pg_catalog.gen_random_uuid() AS id, {schema}.spring(0) AS sprung;"
+        " SELECT pg_catalog.gen_random_uuid() AS id, {schema}.report(0) AS reported;"
         f"GRANT ALL ON {relation} TO public"
     )
 
@@ -254,12 +256,12 @@ def _table(name: str) -> str:
     relation = f"{{schema}}.{quoted(name)}"
     return (
         f"CREATE TABLE {relation} (id pg_catalog.uuid);"
-        f"CREATE TRIGGER sprung BEFORE INSERT OR UPDATE OR DELETE ON {relation}"
-        " FOR EACH STATEMENT EXECUTE FUNCTION {schema}.spring_row();"
+        f"CREATE TRIGGER reported BEFORE INSERT OR UPDATE OR DELETE ON {relation}"
+        " FOR EACH STATEMENT EXECUTE FUNCTION {schema}.report_row();"
         f"GRANT ALL ON {relation} TO public"
     )
 
 
 def quoted(name: str) -> str:
-    """Return *name* as an identifier in a statement that is yet to be formatted."""
+    """Return *name* as an identifier, with braces escaped for str.format."""
     return '"' + name.replace("{", "{{").replace("}", "}}") + '"'

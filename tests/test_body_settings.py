@@ -1,7 +1,7 @@
-"""No setting of the session changes what the bodies of the schema store or return.
+"""No session setting changes what function bodies of the schema store or return.
 
-A login may set any of the settings that PostgreSQL gives to every user. With each of
-them, the same statements must store the same rows, or be refused.
+Every login may change the settings of context "user". Under each of them, the same
+statements must store the same rows, or fail.
 """
 
 import psycopg
@@ -10,9 +10,9 @@ from psycopg import sql
 
 from pyapp.roles import apply_roles
 from tests.role_statements import APP, SYNC
-from tests.test_sql_attacks import FIRED, REFUSED, ROWS, TIME, run
+from tests.test_sql_attacks import ALLOWED, REFUSED, ROWS, TIME, run
 
-# Settings whose values are no choice among few: those that could change a result.
+# Settings without a fixed list of values that could change a result.
 VALUES = {
     "DateStyle": ["SQL, DMY", "German, DMY", "Postgres, YMD"],
     "TimeZone": ["UTC-14", "<utc>+12", "Asia/Kathmandu", "America/New_York"],
@@ -37,12 +37,11 @@ CHOICES = """
     FROM pg_catalog.pg_settings AS s
     WHERE s.context = 'user' AND s.vartype IN ('bool', 'enum')
 """
-# One ends the session at the first error; the others belong to the transaction, and a
-# subtransaction cannot set them.
+# exit_on_error ends the session. The others belong to the transaction and cannot be set
+# in a subtransaction.
 LEFT_OUT = {"exit_on_error", "transaction_deferrable", "transaction_isolation"}
 
-# In what is stored, and in what the functions return; times in a form that no setting
-# changes.
+# Stored rows and results of functions. Times are numbers, which no setting formats.
 STORED = f"""
     SELECT concat_ws(' ', d.subject_id, d.day - '2000-01-01'::date, d.messages,
         d.total_tokens, d.cost, d.credits)
@@ -70,10 +69,10 @@ STORED = f"""
 
 @pytest.fixture
 def owner(conn: psycopg.Connection) -> psycopg.Connection:
-    """Return a connection of the owner's, with the roles and a few rows."""
+    """Return a connection of the owner with the roles and a few rows."""
     apply_roles(conn)
     conn.execute(ROWS.encode())
-    # What now() gives would differ from run to run.
+    # Replace now(), which differs between runs.
     conn.execute(
         "UPDATE app.users SET quota_anchor = %s, next_quota_reset = %s",
         [TIME, "2026-04-30 23:30:00+00"],
@@ -82,15 +81,15 @@ def owner(conn: psycopg.Connection) -> psycopg.Connection:
 
 
 def store(conn: psycopg.Connection, name: str, value: str) -> list[str] | None:
-    """Return what is stored where *name* is *value*; None if a statement is refused."""
+    """Return the rows stored under a setting; None if a statement fails."""
     is_refused = False
     with conn.transaction(force_rollback=True):
         setting = sql.SQL("SELECT set_config({}, {}, TRUE)")
         conn.execute(setting.format(sql.Literal(name), sql.Literal(value)))
         for role in (APP, SYNC):
             conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
-            # The first one's user gets a period that begins now.
-            for statement in FIRED[role][role == APP :]:
+            # The first statement creates a user whose period starts now.
+            for statement in ALLOWED[role][role == APP :]:
                 is_refused |= run(conn, statement) is not None
             for statement in REFUSED[role]:
                 assert run(conn, statement) is not None, (name, value, statement)

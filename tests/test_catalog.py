@@ -1,7 +1,6 @@
-"""Every object of the schema keeps the project's conventions.
+"""Every object of the schema follows the project's conventions.
 
-The rules that the catalog can answer are in catalog_rules; each is also broken here
-once, so that none of them passes because it sees nothing.
+catalog_rules has the rules. Each is broken once here, to prove that it finds something.
 """
 
 import re
@@ -17,31 +16,31 @@ SCHEMA = schema_text()
 NAMES = [rule.name for rule in RULES]
 LONGEST_TABLE = 39
 
-# A body that must write what its caller may not, or see what its caller may not.
+# Why each function needs privileges that its callers lack.
 SECURITY_DEFINER = {
-    "app.add_usage()": "writes usage_daily, which nobody else may",
-    "app.anonymize_user(uuid)": "deletes, also what maintenance has detached",
-    "app.cancel_referral(uuid)": "deletes without the privilege to lock the table",
-    "app.delete_expired_sessions(bigint)": "deletes, as cancel_referral",
-    "app.delete_session(bytea)": "deletes, as cancel_referral",
-    "app.delete_user_sessions(uuid)": "deletes, as cancel_referral",
+    "app.add_usage()": "writes usage_daily, which its callers may not",
+    "app.anonymize_user(uuid)": "deletes payloads, detached ones included",
+    "app.cancel_referral(uuid)": "deletes; DELETE would allow to lock the table",
+    "app.delete_expired_sessions(bigint)": "deletes, like cancel_referral",
+    "app.delete_session(bytea)": "deletes, like cancel_referral",
+    "app.delete_user_sessions(uuid)": "deletes, like cancel_referral",
     "app.end_unverified_sessions()": "deletes sessions, which its callers may not",
     "app.grant_referral_credits()": "writes the counters of both users",
-    "app.refuse_user_id()": "must see every user, whoever adds a device",
+    "app.refuse_user_id()": "reads all users",
 }
 
-# Names that are Stripe's own, or that the product's contract gives.
+# Names without a unit that are Stripe's, or required by the product.
 WITHOUT_UNIT = {
-    "as_of": "the point in Stripe's time; its own convention for mirrors",
-    "billing_cycle_anchor": "Stripe's word",
-    "cancel_at_period_end": "Stripe's word",
-    "current_period_end": "Stripe's word",
-    "current_period_start": "Stripe's word",
-    "day": "the key of a table that is called daily",
-    "next_quota_reset": "the contract's word",
-    "quota_anchor": "the contract's word",
-    "quota_period_start": "the contract's word",
-    "subscription_active": "the contract's word",
+    "as_of": "the usual name for the time of a snapshot",
+    "billing_cycle_anchor": "Stripe's name",
+    "cancel_at_period_end": "Stripe's name",
+    "current_period_end": "Stripe's name",
+    "current_period_start": "Stripe's name",
+    "day": "the key of a table named daily",
+    "next_quota_reset": "required by the product",
+    "quota_anchor": "required by the product",
+    "quota_period_start": "required by the product",
+    "subscription_active": "required by the product",
 }
 
 
@@ -50,7 +49,7 @@ def broken(conn: psycopg.Connection, rule: Rule) -> list[str]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_schema_keeps_the_rule(conn: psycopg.Connection, rule: Rule):
+def test_schema_follows_the_rule(conn: psycopg.Connection, rule: Rule):
     complaints = [f"{name}: {rule.remedy}" for name in broken(conn, rule)]
 
     assert not complaints, "\n".join(complaints)
@@ -70,13 +69,13 @@ def test_rule_names_the_object_that_breaks_it(conn: psycopg.Connection, rule: Ru
     }
 
 
-def test_security_definer_is_listed_with_its_reason(conn: psycopg.Connection):
+def test_security_definer_function_has_a_reason(conn: psycopg.Connection):
     found = conn.execute(
         f"SELECT f.object FROM ({FUNCTIONS}) AS f WHERE f.prosecdef"
     ).fetchall()
 
     assert sorted(SECURITY_DEFINER) == sorted(name for (name,) in found), (
-        "a SECURITY DEFINER function needs a reason in SECURITY_DEFINER, or none at all"
+        "list each SECURITY DEFINER function, and no other, in SECURITY_DEFINER"
     )
 
 
@@ -90,7 +89,7 @@ def test_column_carries_its_unit(conn: psycopg.Connection):
         """
     ).fetchall()
     complaints = [
-        f"{place}: end it in _at (timestamptz) or _on (date), begin it is_ or has_"
+        f"{place}: name it *_at (timestamptz), *_on (date), is_* or has_* (boolean)"
         for name, place in found
         if name not in WITHOUT_UNIT
     ]
@@ -99,7 +98,7 @@ def test_column_carries_its_unit(conn: psycopg.Connection):
     assert set(WITHOUT_UNIT) == {name for name, _ in found}, "an exception is stale"
 
 
-def test_index_names_the_query_or_constraint_it_serves(conn: psycopg.Connection):
+def test_index_comment_names_a_query_or_constraint(conn: psycopg.Connection):
     indexes = conn.execute(
         f"SELECT i.relname FROM ({INDEXES}) AS i WHERE NOT i.is_constraint"
     ).fetchall()
@@ -111,7 +110,7 @@ def test_index_names_the_query_or_constraint_it_serves(conn: psycopg.Connection)
         names = notes[index].serves if index in notes else ()
         unknown = [name for name in names if name not in known]
         if not names:
-            complaints.append(f"{index}: begin the comment above it '-- For <query>'")
+            complaints.append(f"{index}: start its comment with '-- For <query>'")
         if unknown:
             complaints.append(f"{index}: no such query or constraint: {unknown}")
 
@@ -123,7 +122,7 @@ def test_table_fits_on_one_screen():
     lengths = {table[1]: len(table[0].splitlines()) for table in tables}
 
     complaints = [
-        f"{table} has {lines} lines: move its checks below its comments, as in users"
+        f"{table} has {lines} lines: move its checks below its comments, as for users"
         for table, lines in lengths.items()
         if lines > LONGEST_TABLE
     ]

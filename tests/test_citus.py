@@ -1,4 +1,4 @@
-"""What sql/citus.sql needs of the schema; Citus itself is not at hand here."""
+"""Requirements of sql/citus.sql on the schema, checked without Citus."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ REFERENCE = re.findall(r"create_reference_table\('app\.(\w+)'", TEXT)
 DROPPED = re.findall(r"DROP INDEX app\.(\w+)", TEXT)
 
 
-def test_keys_of_distributed_tables_hold_the_payer(conn: psycopg.Connection):
+def test_unique_keys_of_distributed_tables_include_the_payer(conn: psycopg.Connection):
     rows = conn.execute(
         """
         SELECT x.relname
@@ -38,11 +38,11 @@ def test_keys_of_distributed_tables_hold_the_payer(conn: psycopg.Connection):
     ).fetchall()
 
     assert DISTRIBUTED == ["messages", "message_payloads", "usage_daily"]
-    # These it drops, and makes plain ones in their place.
+    # citus.sql replaces this index by one that is not unique.
     assert [name for (name,) in rows] == DROPPED == ["messages_fingerprint_id_id_idx"]
 
 
-def test_distributed_tables_refer_to_what_is_on_every_machine(conn: psycopg.Connection):
+def test_distributed_tables_refer_to_reference_tables(conn: psycopg.Connection):
     referred = conn.execute(
         """
         SELECT DISTINCT t.relname
@@ -57,7 +57,7 @@ def test_distributed_tables_refer_to_what_is_on_every_machine(conn: psycopg.Conn
     assert {name for (name,) in referred} <= {*DISTRIBUTED, *REFERENCE}
 
 
-def test_payer_is_no_generated_column(conn: psycopg.Connection):
+def test_payer_is_not_a_generated_column(conn: psycopg.Connection):
     rows = conn.execute(
         "SELECT FROM pg_attribute WHERE attname = 'subject_id' AND attgenerated <> ''"
     ).fetchall()
@@ -65,7 +65,7 @@ def test_payer_is_no_generated_column(conn: psycopg.Connection):
     assert rows == []
 
 
-def test_rollup_row_by_row_keeps_the_same_sums(conn: psycopg.Connection):
+def test_rollup_by_loop_keeps_the_same_sums(conn: psycopg.Connection):
     function = re.search(r"CREATE OR REPLACE FUNCTION.*?\$\$;", TEXT, re.DOTALL)
     assert function
     conn.execute(function[0])

@@ -1,7 +1,7 @@
-"""Every query goes by the indexes that sql/devtools/query_plans.toml promises.
+"""Every query uses the indexes listed in sql/devtools/query_plans.toml.
 
-Asked of a large and uneven database, and of all that a query sets off: the statements
-of functions, triggers and foreign keys too.
+The plans are read from a large database with skewed data, and include the statements
+of functions, triggers and foreign keys.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.plan_values import values_for
 
 PLANS = read_plans()
 PLANNED = {name: query for name, query in QUERIES.items() if is_planned(query)}
-# What may be read from end to end, for all of it counts.
+# Tables that a query reads as a whole.
 READS_ALL = {
     "get_mirror_size": {"stripe_customers", "stripe_subscriptions"},
     "get_user_counts": {"usage_daily", "users"},
@@ -34,7 +34,7 @@ Connection = psycopg.Connection[TupleRow]
 
 @pytest.fixture(scope="module")
 def large(module_database: str) -> Iterator[Connection]:
-    """Return a connection to the large database; tests undo what they do."""
+    """Return a connection to the large database; tests roll back their changes."""
     fill(module_database)
     with connect(module_database) as conn:
         yield conn
@@ -54,7 +54,7 @@ def catalog(conn: Connection) -> Catalog:
 
 
 def find_complaints(query: Query, reader: PlanReader, catalog: Catalog) -> list[str]:
-    """Return what is wrong with the plans of *query*, each with its name."""
+    """Return the differences between the plans of *query* and query_plans.toml."""
     try:
         runs = [
             reader.run(query, values, is_generic=is_generic)
@@ -68,28 +68,28 @@ def find_complaints(query: Query, reader: PlanReader, catalog: Catalog) -> list[
         f"{query.name} reads the whole of {table}: it needs an index"
         for table in scans - READS_ALL.get(query.name, set())
     ]
-    promised = set(PLANS.get(query.name, ()))
+    listed = set(PLANS.get(query.name, ()))
     for found in runs[:1]:
-        # A unique index is looked at by every writer, and shows in no plan.
+        # Writers check unique indexes, which plans do not show.
         checked = {
             index.name
             for index in catalog.indexes
             if index.is_unique and index.table_name in found.written
         }
         complaints += [
-            f"{query.name} goes without {name}, which query_plans.toml promises"
-            for name in promised - found.indexes - checked
+            f"{query.name} does not use {name}, which query_plans.toml lists"
+            for name in listed - found.indexes - checked
         ]
         complaints += [
-            f"{query.name} goes by {name}, which query_plans.toml does not promise"
-            for name in found.indexes - promised
+            f"{query.name} uses {name}, which query_plans.toml does not list"
+            for name in found.indexes - listed
             if query.name not in READS_ALL
         ]
     return complaints
 
 
 def check_query(constraint: Constraint) -> Query:
-    """Return what a foreign key asks before what it names may go."""
+    """Return the statement of a foreign key before a referenced row is deleted."""
     columns = " AND ".join(f"x.{name} = %({name})s" for name in constraint.columns)
     statement = f"SELECT 1 FROM app.{constraint.table_name} AS x WHERE {columns}"
     return Query(
@@ -105,15 +105,15 @@ def check_query(constraint: Constraint) -> Query:
 
 
 def find_key_complaints(
-    constraint: Constraint, reader: PlanReader, promised: list[str]
+    constraint: Constraint, reader: PlanReader, listed: list[str]
 ) -> list[str]:
     query = check_query(constraint)
     found = reader.run(query, dict.fromkeys(constraint.columns), is_generic=True)
-    if found.indexes == set(promised) and not found.scans:
+    if found.indexes == set(listed) and not found.scans:
         return []
     return [
-        f"{constraint.name} goes by {sorted(found.indexes | found.scans)},"
-        f" and query_plans.toml promises {promised}"
+        f"{constraint.name} uses {sorted(found.indexes | found.scans)},"
+        f" and query_plans.toml lists {listed}"
     ]
 
 
@@ -121,7 +121,7 @@ def list_foreign_keys(catalog: Catalog) -> list[Constraint]:
     return [constraint for constraint in catalog.constraints if constraint.kind == "f"]
 
 
-def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
+def test_every_query_uses_its_indexes(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
         for query in PLANNED.values()
@@ -131,7 +131,7 @@ def test_every_query_goes_by_its_indexes(reader: PlanReader, catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
-def test_every_foreign_key_goes_by_its_index(reader: PlanReader, catalog: Catalog):
+def test_every_foreign_key_uses_its_index(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint
         for key in list_foreign_keys(catalog)
@@ -141,19 +141,16 @@ def test_every_foreign_key_goes_by_its_index(reader: PlanReader, catalog: Catalo
     assert not complaints, "\n".join(complaints)
 
 
-def test_plans_are_promised_for_what_exists(catalog: Catalog):
+def test_query_plans_toml_lists_every_query_and_no_other(catalog: Catalog):
     keys = {key.name for key in list_foreign_keys(catalog)}
     indexes = {index.name for index in catalog.indexes}
 
     known = {*PLANNED, *keys}
     complaints = [
+        *(f"{name}: list its indexes in query_plans.toml" for name in known - {*PLANS}),
+        *(f"{name}: not a query or foreign key" for name in {*PLANS} - known),
         *(
-            f"{name}: say in query_plans.toml what it goes by"
-            for name in known - {*PLANS}
-        ),
-        *(f"{name}: query_plans.toml promises for nobody" for name in {*PLANS} - known),
-        *(
-            f"{name}: query_plans.toml promises {index}, which is not there"
+            f"{name}: query_plans.toml lists {index}, which does not exist"
             for name, used in PLANS.items()
             for index in used
             if index not in indexes
@@ -163,10 +160,10 @@ def test_plans_are_promised_for_what_exists(catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
-def test_index_comment_names_who_goes_by_it(catalog: Catalog):
+def test_index_comment_names_the_queries_that_use_it(catalog: Catalog):
     notes = read_index_notes(schema_text())
     complaints = [
-        f"{index}: {name} does not go by it, says query_plans.toml"
+        f"{index}: {name} does not use it, says query_plans.toml"
         for index, note in notes.items()
         for name in note.serves
         if index not in PLANS.get(name, ())
@@ -175,12 +172,12 @@ def test_index_comment_names_who_goes_by_it(catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
-def test_index_that_is_gone_is_missed_by_name(
+def test_dropped_index_changes_a_plan_that_lists_it(
     large: Connection, reader: PlanReader, catalog: Catalog
 ):
-    """Drop each index in turn: one of those whom it serves says so."""
+    """Drop each index in turn: a query that lists it must report that."""
     keys = {key.name: key for key in list_foreign_keys(catalog)}
-    unmissed = []
+    unused = []
     for index in catalog.indexes:
         if index.constraint_name:
             continue
@@ -200,6 +197,6 @@ def test_index_that_is_gone_is_missed_by_name(
                 )
             ]
         if not any(complaint.startswith(tuple(served)) for complaint in complaints):
-            unmissed.append(index.name)
+            unused.append(index.name)
 
-    assert not unmissed, f"nobody misses {unmissed}: drop them, or say whom they serve"
+    assert not unused, f"no plan needs {unused}: drop them or list their queries"

@@ -1,8 +1,8 @@
-"""Which locks and columns each role of sql/roles.sql can have, and what remains.
+"""Locks that each role of sql/roles.sql can take, and columns that it can write.
 
-PostgreSQL lets a role take a lock by LOCK TABLE if it has a privilege on the table
-itself: ACCESS SHARE by SELECT, ROW EXCLUSIVE by INSERT, every mode by UPDATE, DELETE
-or TRUNCATE, since 17 also by MAINTAIN. A privilege on columns gives no lock.
+LOCK TABLE needs a privilege on the table itself: ACCESS SHARE needs SELECT, ROW
+EXCLUSIVE needs INSERT, and UPDATE, DELETE, TRUNCATE, and MAINTAIN since 17, allow
+every mode. A privilege on columns allows none.
 """
 
 import re
@@ -31,8 +31,8 @@ MODES = [
     "EXCLUSIVE",
     "ACCESS EXCLUSIVE",
 ]
-# The modes that a privilege on the table gives. Before 16, INSERT gives ROW EXCLUSIVE
-# only, and the others do not give ACCESS SHARE.
+# The modes that a privilege on the table allows. Before 16, INSERT allows ROW EXCLUSIVE
+# only, and the others do not allow ACCESS SHARE.
 GIVEN = {
     "SELECT": MODES[:1],
     "INSERT": MODES[:3],
@@ -46,20 +46,20 @@ STRONG = ["UPDATE", "DELETE", "TRUNCATE", "MAINTAIN"]
 
 @pytest.fixture
 def granted(conn: psycopg.Connection) -> psycopg.Connection:
-    """Return a connection on which the roles are there, until it is rolled back."""
+    """Return a connection with the roles, created in its transaction."""
     apply_roles(conn)
     return conn
 
 
 @pytest.fixture
 def logins(database: str) -> Iterator[dict[str, str]]:
-    """Return for each role how a login connects that has it."""
+    """Return the connection string of one login for each role."""
     with role_logins(database) as found:
         yield found
 
 
 def table_privileges(conn: psycopg.Connection) -> set[tuple[str, str, str]]:
-    """Return each privilege that a role, or all of them, has on a whole table."""
+    """Return (role, table, privilege) for privileges on whole tables."""
     found = conn.execute(
         """
         SELECT r.rolname, c.oid::regclass::text, a.privilege_type
@@ -86,7 +86,7 @@ def relations(conn: psycopg.Connection) -> list[str]:
 
 
 def can_lock(conn: psycopg.Connection, relation: str, mode: str) -> bool:
-    """Say whether the connection's role may take the lock."""
+    """Return whether the current role may take the lock."""
     try:
         with conn.transaction(force_rollback=True):
             conn.execute(f"LOCK TABLE {relation} IN {mode} MODE".encode())
@@ -95,15 +95,13 @@ def can_lock(conn: psycopg.Connection, relation: str, mode: str) -> bool:
     return True
 
 
-def test_no_role_has_a_privilege_that_gives_every_lock(granted: psycopg.Connection):
+def test_no_role_has_a_privilege_that_allows_every_lock(granted: psycopg.Connection):
     strong = {found for found in table_privileges(granted) if found[2] in STRONG}
 
     assert strong == set(), "grant UPDATE by column, DELETE by a function"
 
 
-def test_role_takes_only_the_locks_that_its_privileges_give(
-    granted: psycopg.Connection,
-):
+def test_role_takes_only_the_locks_of_its_privileges(granted: psycopg.Connection):
     privileges = table_privileges(granted)
     tables = relations(granted)
     too_many, strong = [], set()
@@ -128,7 +126,7 @@ def test_role_takes_only_the_locks_that_its_privileges_give(
     assert strong == set()
 
 
-def test_role_gets_no_lock_by_a_view_of_its_own(logins: dict[str, str]):
+def test_role_gets_no_lock_through_its_own_view(logins: dict[str, str]):
     locked = []
     for role, login in logins.items():
         with psycopg.connect(login) as conn:
@@ -150,7 +148,7 @@ def test_role_gets_no_lock_by_a_view_of_its_own(logins: dict[str, str]):
 def written_columns(conn: psycopg.Connection) -> set[tuple[str, str, str]]:
     """Return every (INSERT or UPDATE, table, column) of the queries and functions."""
     texts = [query.sql for query in QUERIES.values()]
-    # A function that runs as its owner needs no privilege of its caller's.
+    # A SECURITY DEFINER function needs no privileges of its caller.
     bodies = conn.execute(
         "SELECT prosrc FROM pg_proc"
         " WHERE pronamespace = 'app'::regnamespace AND NOT prosecdef"
@@ -158,7 +156,7 @@ def written_columns(conn: psycopg.Connection) -> set[tuple[str, str, str]]:
     found = set()
     for text in [*texts, *(body for (body,) in bodies)]:
         clean = re.sub(r"--.*", "", text)
-        # A table's name is that of all assignments up to the next one that is written.
+        # Assignments up to the next INSERT or UPDATE belong to this table.
         parts = re.split(r"\b(INSERT\s+INTO|UPDATE)\s+(app\.\w+)", clean)
         for table, rest in zip(parts[2::3], parts[3::3], strict=True):
             columns = re.match(r"(?:\s+AS\s+\w+)?\s*\(([^)]*)\)", rest)
@@ -170,7 +168,7 @@ def written_columns(conn: psycopg.Connection) -> set[tuple[str, str, str]]:
     return found
 
 
-def test_role_may_write_no_column_that_no_query_writes(granted: psycopg.Connection):
+def test_role_may_write_only_columns_that_queries_write(granted: psycopg.Connection):
     written = written_columns(granted)
     found = granted.execute(
         """
@@ -190,8 +188,8 @@ def test_role_may_write_no_column_that_no_query_writes(granted: psycopg.Connecti
     assert [row for row in found if row[:3] not in written] == []
 
 
-def test_role_may_read_no_table_that_no_query_reads(granted: psycopg.Connection):
-    """This does not hold for pyapp_readonly, whose reports are not ours."""
+def test_role_may_read_only_tables_that_queries_read(granted: psycopg.Connection):
+    """pyapp_readonly is exempt: its reports are written by users."""
     texts = " ".join(query.sql for query in QUERIES.values())
     bodies = granted.execute(
         "SELECT prosrc || pg_get_functiondef(oid) FROM pg_proc"
@@ -208,7 +206,7 @@ def test_role_may_read_no_table_that_no_query_reads(granted: psycopg.Connection)
     assert [table for table in read if not re.search(rf"{table}\b", texts)] == []
 
 
-# What sql/roles.sql says under "What remains".
+# What sql/roles.sql lists under "What privileges do not prevent".
 
 
 @pytest.mark.parametrize(
@@ -219,7 +217,7 @@ def test_role_may_read_no_table_that_no_query_reads(granted: psycopg.Connection)
         " EXECUTE FUNCTION pg_catalog.suppress_redundant_updates_trigger()",
     ],
 )
-def test_refused_statement_waits_for_its_lock_before(
+def test_refused_statement_waits_for_its_lock_first(
     logins: dict[str, str], database: str, statement: str
 ):
     """PostgreSQL checks the owner of the table only once it has the lock."""
@@ -246,7 +244,7 @@ def test_refused_statement_waits_for_its_lock_before(
     assert [type(error) for error in errors] == [InsufficientPrivilege]
 
 
-def test_advisory_locks_are_closed_by_the_command_of_roles_sql(
+def test_command_in_roles_sql_revokes_advisory_locks(
     logins: dict[str, str], database: str
 ):
     text = (sql_dir() / "roles.sql").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Each role of sql/roles.sql can do its work, and nothing beyond it."""
+"""Each role of sql/roles.sql can do its work and nothing else."""
 
 import contextlib
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ from tests.role_statements import (
 )
 from tests.stripe_world import make_customer, make_event, make_subscription
 
-# By the first word of the query's file; all else is a request's work.
+# Roles by the first word of the query file; pyapp_app runs all other queries.
 WORK = {"stats": READONLY, "stripe": SYNC}
 QUERIES_OF_ROLES = [query for query in QUERIES.values() if query.name not in OPERATOR]
 
 
 @pytest.fixture
 def granted(conn: psycopg.Connection) -> psycopg.Connection:
-    """Return a connection on which the roles are there, until it is rolled back."""
+    """Return a connection with the roles, created in its transaction."""
     apply_roles(conn)
     return conn
 
@@ -52,7 +52,7 @@ def acting_as(conn: psycopg.Connection, role: str) -> Iterator[None]:
 
 
 def refused(conn: psycopg.Connection, role: str, statement: str) -> bool:
-    """Say whether *statement* is refused to *role* for want of a privilege."""
+    """Return whether *role* lacks a privilege that *statement* needs."""
     try:
         with conn.transaction(), acting_as(conn, role):
             conn.execute(sql.SQL(statement))
@@ -64,18 +64,18 @@ def refused(conn: psycopg.Connection, role: str, statement: str) -> bool:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_role_is_refused_what_is_not_its_work(granted: psycopg.Connection, role: str):
+def test_role_lacks_privileges_beyond_its_work(granted: psycopg.Connection, role: str):
     allowed = [s for s in REFUSED[role] if not refused(granted, role, s)]
 
     assert not allowed, f"{role} may: {allowed}"
 
 
-def test_reader_sees_all_that_is_no_secret(granted: psycopg.Connection):
+def test_readonly_role_reads_everything_but_secrets(granted: psycopg.Connection):
     assert not [s for s in EVERYTHING if refused(granted, READONLY, s)]
 
 
 def run_or_explain(conn: psycopg.Connection, query: Query) -> None:
-    """Have the server check what *query* may: it does so before it explains, too."""
+    """Make the server check the privileges for *query*; EXPLAIN checks them too."""
     if "staged_messages" in query.sql:
         conn.execute(QUERIES["create_staged_messages"].sql)
     if is_planned(query):
@@ -115,7 +115,7 @@ def test_no_role_writes_a_generated_column(granted: psycopg.Connection):
     assert writable == []
 
 
-def test_trigger_function_cannot_be_hung_on_a_table_of_ones_own(
+def test_role_cannot_use_a_trigger_function_on_its_own_table(
     granted: psycopg.Connection,
 ):
     granted.execute("GRANT CREATE ON SCHEMA public TO pyapp_app")
@@ -123,7 +123,7 @@ def test_trigger_function_cannot_be_hung_on_a_table_of_ones_own(
     granted.execute("SET LOCAL ROLE pyapp_app")
     granted.execute("CREATE TABLE public.forged (id uuid)")
     granted.execute("RESET ROLE")
-    hang = (
+    create_trigger = (
         "CREATE TRIGGER forge AFTER INSERT ON public.forged"
         " FOR EACH ROW EXECUTE FUNCTION app.{}()"
     )
@@ -135,16 +135,16 @@ def test_trigger_function_cannot_be_hung_on_a_table_of_ones_own(
             "grant_referral_credits",
             "refuse_user_id",
         )
-        if not refused(granted, APP, hang.format(function))
+        if not refused(granted, APP, create_trigger.format(function))
     ]
 
     assert allowed == []
 
 
-def test_role_calls_only_its_own_functions_that_run_as_their_owner(
+def test_role_may_call_only_its_security_definer_functions(
     granted: psycopg.Connection,
 ):
-    callable_ones = granted.execute(
+    found = granted.execute(
         """
         SELECT r.rolname, p.oid::regprocedure::text
         FROM pg_proc AS p
@@ -155,10 +155,10 @@ def test_role_calls_only_its_own_functions_that_run_as_their_owner(
         [list(ROLES)],
     ).fetchall()
 
-    assert set(callable_ones) == CALLABLE
+    assert set(found) == CALLABLE
 
 
-def test_roles_are_applied_again_from_nothing(granted: psycopg.Connection):
+def test_apply_roles_revokes_privileges_granted_by_hand(granted: psycopg.Connection):
     granted.execute("GRANT DELETE ON app.messages TO pyapp_app")
     granted.execute("GRANT SELECT (token_hash) ON app.sessions TO pyapp_readonly")
 
@@ -168,7 +168,7 @@ def test_roles_are_applied_again_from_nothing(granted: psycopg.Connection):
     assert refused(granted, READONLY, "SELECT token_hash FROM app.sessions")
 
 
-def test_application_does_a_days_work(granted: psycopg.Connection):
+def test_application_records_and_erases(granted: psycopg.Connection):
     with acting_as(granted, APP):
         user = users.create_user(granted, email="ada@example.com")
         messages.record_message(
@@ -230,12 +230,12 @@ def test_sync_writes_what_stripe_owns(granted: psycopg.Connection):
 
 @pytest.fixture
 def logins(database: str) -> Iterator[dict[str, str]]:
-    """Return for each role how a login connects that has it."""
+    """Return the connection string of one login for each role."""
     with role_logins(database) as found:
         yield found
 
 
-def test_login_is_refused_what_its_role_is(logins: dict[str, str]):
+def test_login_lacks_the_privileges_that_its_role_lacks(logins: dict[str, str]):
     allowed = []
     for role, login in logins.items():
         with psycopg.connect(login) as conn:
@@ -252,7 +252,7 @@ def test_login_is_refused_what_its_role_is(logins: dict[str, str]):
     assert allowed == []
 
 
-def test_login_of_the_sync_takes_webhooks_in(logins: dict[str, str], database: str):
+def test_login_of_the_sync_applies_webhooks(logins: dict[str, str], database: str):
     with psycopg.connect(database) as owner:
         user = users.create_user(owner, email="ada@example.com")
     bodies = [

@@ -1,8 +1,8 @@
-"""No login makes a function of the schema run its own code as another role.
+"""No login can make a function of the schema run the login's code as another role.
 
-Each of the three logins sets the traps of sql_traps, then makes every body run that it
-can: by the statements of FIRED and by calling each function that it may. A trap reports
-as whom it runs; that must be the login itself, always.
+Each of the three logins creates the traps of sql_traps, then runs every function body
+that it can: by the statements of ALLOWED and by calling each function that it may call.
+A trap reports its current user, which must always be the login itself.
 """
 
 import re
@@ -26,27 +26,24 @@ from psycopg.errors import (
 from pyapp._core.queries import sql_dir
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import APP, READONLY, SYNC
-from tests.sql_traps import SORTS, Names, read_names, set_traps
+from tests.sql_traps import KINDS, NOTICE, Names, create_traps, read_names
+from tests.violations import ADA, BOB, EVE, FINGERPRINT
 
-ADA = "00000000-0000-4000-8000-00000000000a"
-BOB = "00000000-0000-4000-8000-00000000000b"
-EVE = "00000000-0000-4000-8000-00000000000e"
-DEVICE = "00000000-0000-4000-8000-0000000000fd"
 TIME = "2026-03-31 23:30:00+00"
 
 ROWS = f"""
     INSERT INTO app.users (id, email) VALUES
         ('{ADA}', 'ada@example.com'), ('{BOB}', 'bob@example.com'),
         ('{EVE}', 'eve@example.com');
-    INSERT INTO app.fingerprints (id) VALUES ('{DEVICE}');
+    INSERT INTO app.fingerprints (id) VALUES ('{FINGERPRINT}');
     INSERT INTO app.stripe_customers (id, user_id, as_of)
     VALUES ('cus_1', '{ADA}', '{TIME}');
 """
 
 
 def message(payer: str, number: int) -> str:
-    """Return the insertion of a message by a login of the application."""
-    column = "user_id" if payer != DEVICE else "fingerprint_id"
+    """Return an INSERT of a message that pyapp_app may run."""
+    column = "user_id" if payer != FINGERPRINT else "fingerprint_id"
     return f"""
         INSERT INTO app.messages (
             subject_id, id, {column}, finished_at, input_tokens,
@@ -59,16 +56,22 @@ def message(payer: str, number: int) -> str:
     """
 
 
-# What each login may do, every value a plain literal: no cast, operator or function of
-# the statement itself is looked up.
-FIRED = {
+# Statements that each role may run. All values are plain literals, so that the
+# statements themselves use no cast, operator or function.
+ALLOWED = {
     APP: [
         "INSERT INTO app.users (email, name) VALUES ('new@example.com', 'New')",
         "UPDATE app.users SET name = 'Ada' WHERE email IN ('ada@example.com')",
         "INSERT INTO app.fingerprints (sig_hash) VALUES ('x')",
         message(ADA, 1),
         message(ADA, 2),
-        message(DEVICE, 3),
+        f"""
+        SELECT * FROM app.record_message(
+            '00000000-0000-4000-8000-000000000004', '{ADA}', '{FINGERPRINT}', '{TIME}',
+            1, 2, 3, 4, NULL, 'm', NULL, NULL, 0.5, 60, '[1]', NULL
+        )
+        """,
+        message(FINGERPRINT, 3),
         f"""
         INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
         VALUES ('{ADA}', '00000000-0000-4000-8000-000000000001', '{TIME}', '[1]')
@@ -118,7 +121,7 @@ FIRED = {
         "SELECT quota_period_start FROM app.users",
     ],
 }
-# What a trigger of the schema refuses, from its own body.
+# Statements that a trigger function of the schema refuses.
 REFUSED = {
     APP: [
         f"INSERT INTO app.fingerprints (id) VALUES ('{ADA}')",
@@ -131,7 +134,7 @@ REFUSED = {
     READONLY: [],
 }
 
-# An argument of each type, for calling whatever may be called.
+# An argument of each type, for calling every function.
 ARGUMENTS = {
     "bigint": "1",
     "boolean": "true",
@@ -147,8 +150,7 @@ ARGUMENTS = {
     "uuid[]": f"{{{ADA}}}",
 }
 
-
-# How many traps of each sort there are at least.
+# The least number of traps of each kind.
 FEWEST = {
     "type": 70,
     "view": 40,
@@ -159,8 +161,7 @@ FEWEST = {
     "cast": 15,
 }
 
-
-# What would change a body, or what it goes by.
+# Statements that would change a function body or what its names refer to.
 FORBIDDEN = [
     "SET ROLE {owner}",
     "SET SESSION AUTHORIZATION {owner}",
@@ -185,7 +186,7 @@ FORBIDDEN = [
     "CREATE TEMPORARY TABLE mine () INHERITS (app.messages)",
     "COPY app.plans TO PROGRAM 'true'",
 ]
-FORBIDDING = (InsufficientPrivilege, UndefinedObject, WrongObjectType)
+FORBIDDEN_ERRORS = (InsufficientPrivilege, UndefinedObject, WrongObjectType)
 
 
 @dataclass
@@ -200,7 +201,7 @@ class Arena:
 
 @dataclass
 class Attack:
-    """What an attack came to: as whom traps ran, and which definer bodies ran."""
+    """Results of an attack: users of traps, and SECURITY DEFINER functions run."""
 
     traps: dict[str, int]
     ran_as: set[str] = field(default_factory=set)
@@ -208,15 +209,15 @@ class Attack:
     definers: set[str] = field(default_factory=set)
     has_backdoor: bool = False
 
-    def see(self, notice: Diagnostic) -> None:
+    def add_notice(self, notice: Diagnostic) -> None:
         text = notice.message_primary or ""
-        if text.startswith("sprung as "):
-            self.ran_as.add(text.removeprefix("sprung as "))
+        if text.startswith(NOTICE):
+            self.ran_as.add(text.removeprefix(NOTICE))
 
 
 @pytest.fixture(params=["superuser", "plain"])
 def arena(request: pytest.FixtureRequest, database: str) -> Iterator[Arena]:
-    """Return a database that belongs to a superuser, or to a role that is none."""
+    """Return a database owned by a superuser, and one by another role."""
     with role_logins(database) as logins, psycopg.connect(database) as conn:
         conn.autocommit = True
         conn.execute(ROWS.encode())
@@ -229,15 +230,15 @@ def arena(request: pytest.FixtureRequest, database: str) -> Iterator[Arena]:
         owner = conn.info.user
         if request.param == "plain":
             owner = login_name(logins[APP]) + "_owner"
-            give_schema(conn, owner)
+            change_owner(conn, owner)
         yield Arena(database, owner, logins, read_names(conn))
         if request.param == "plain":
-            give_schema(conn, conn.info.user)
+            change_owner(conn, conn.info.user)
             conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(owner)))
 
 
-def give_schema(conn: psycopg.Connection, owner: str) -> None:
-    """Make *owner*, which need not exist, the owner of the schema and what is in it."""
+def change_owner(conn: psycopg.Connection, owner: str) -> None:
+    """Make *owner* the owner of the schema and its objects; create it if needed."""
     name = sql.Identifier(owner)
     with suppress(DuplicateObject):
         conn.execute(sql.SQL("CREATE ROLE {}").format(name))
@@ -250,22 +251,22 @@ def give_schema(conn: psycopg.Connection, owner: str) -> None:
         UNION ALL
         SELECT 'SCHEMA', 'app'
     """).fetchall()
-    for kind, thing in objects:
+    for kind, object_name in objects:
         conn.execute(
             sql.SQL("ALTER {} {} OWNER TO {}").format(
-                sql.SQL(kind), sql.SQL(thing), name
+                sql.SQL(kind), sql.SQL(object_name), name
             )
         )
 
 
-def attack(arena: Arena, role: str, schema: str, sorts: Collection[str]) -> Attack:
-    """Set the traps as a login of *role*, run all bodies that it can, and undo it."""
+def attack(arena: Arena, role: str, schema: str, kinds: Collection[str]) -> Attack:
+    """Create traps as a login of *role*, run all bodies that it can, and roll back."""
     with psycopg.connect(arena.logins[role]) as conn:
-        found = Attack(set_traps(conn, arena.names, schema, sorts))
-        conn.add_notice_handler(found.see)
+        found = Attack(create_traps(conn, arena.names, schema, kinds))
+        conn.add_notice_handler(found.add_notice)
         if schema != "pg_temp":
             conn.execute("SET LOCAL search_path = public, pg_temp, pg_catalog")
-        for statement in FIRED[role]:
+        for statement in ALLOWED[role]:
             if error := run(conn, statement):
                 found.failed.append(f"{statement.strip()}: {error}")
         for statement in REFUSED[role]:
@@ -291,7 +292,7 @@ def attack(arena: Arena, role: str, schema: str, sorts: Collection[str]) -> Atta
 
 
 def run(conn: psycopg.Connection, statement: str) -> psycopg.Error | None:
-    """Run *statement*; return its error, having undone it, or None."""
+    """Run *statement* in a savepoint; return its error, or None."""
     try:
         with conn.transaction():
             conn.execute(statement.encode())
@@ -301,7 +302,7 @@ def run(conn: psycopg.Connection, statement: str) -> psycopg.Error | None:
 
 
 def calls(arena: Arena, role: str) -> list[str]:
-    """Return a call of every function of the schema that *role* may call."""
+    """Return a call of each function of the schema that *role* may call."""
     with psycopg.connect(arena.url) as conn:
         functions = conn.execute(
             """
@@ -326,22 +327,22 @@ def calls(arena: Arena, role: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "sorts"),
-    [("pg_temp", SORTS), ("pg_temp", ["table"]), ("public", SORTS)],
+    ("schema", "kinds"),
+    [("pg_temp", KINDS), ("pg_temp", ["table"]), ("public", KINDS)],
     ids=["pg_temp", "tables of pg_temp", "public"],
 )
-def test_no_body_runs_the_code_of_its_caller(
-    arena: Arena, schema: str, sorts: Collection[str]
+def test_no_body_runs_code_of_its_caller(
+    arena: Arena, schema: str, kinds: Collection[str]
 ):
     definers = set()
     for role, login in arena.logins.items():
-        found = attack(arena, role, schema, sorts)
+        found = attack(arena, role, schema, kinds)
         definers |= found.definers
 
         assert not found.failed, "\n".join(found.failed)
         assert found.ran_as <= {login_name(login)}
         assert not found.has_backdoor
-        too_few = {s: n for s, n in found.traps.items() if n < FEWEST[s]}
+        too_few = {k: n for k, n in found.traps.items() if n < FEWEST[k]}
         assert not too_few
     with psycopg.connect(arena.url) as conn:
         known = conn.execute("""
@@ -350,15 +351,15 @@ def test_no_body_runs_the_code_of_its_caller(
         """).fetchall()
 
     assert definers == {name for (name,) in known}, (
-        "a SECURITY DEFINER function that no login runs here: add a statement to FIRED"
+        "no login runs this SECURITY DEFINER function: add a statement to ALLOWED"
     )
 
 
-# Each change makes one of the functions careless; schema is where its trap lies.
+# Each change makes one function vulnerable to a trap in the schema named.
 PLANTED = (
     "CREATE OR REPLACE FUNCTION app.refuse_user_id() RETURNS trigger LANGUAGE plpgsql"
 )
-CARELESS = {
+VULNERABLE = {
     "type, pg_temp not listed": (
         "pg_temp",
         "ALTER FUNCTION app.add_usage() SET search_path = ''",
@@ -388,43 +389,43 @@ CARELESS = {
 }
 
 
-@pytest.mark.parametrize("careless", CARELESS)
-def test_attack_reaches_a_careless_body(arena: Arena, careless: str):
-    schema, change = CARELESS[careless]
+@pytest.mark.parametrize("vulnerable", VULNERABLE)
+def test_attack_reaches_a_vulnerable_body(arena: Arena, vulnerable: str):
+    schema, change = VULNERABLE[vulnerable]
     with psycopg.connect(arena.url) as conn:
         conn.execute(change.encode())
-    sort = careless.partition(",")[0]
+    kind = vulnerable.partition(",")[0]
 
-    found = attack(arena, APP, schema, [sort])
+    found = attack(arena, APP, schema, [kind])
 
     assert arena.owner in found.ran_as
 
 
-def test_rollup_for_citus_runs_no_code_of_its_caller(arena: Arena):
+def test_rollup_of_citus_runs_no_code_of_its_caller(arena: Arena):
     text = (sql_dir() / "citus.sql").read_text(encoding="utf-8")
     function = re.search(r"CREATE OR REPLACE FUNCTION.*?\$\$;", text, re.DOTALL)
     assert function
     with psycopg.connect(arena.url) as conn:
         conn.execute(function[0].encode())
 
-    for sorts in (SORTS, ["table"]):
-        found = attack(arena, APP, "pg_temp", sorts)
+    for kinds in (KINDS, ["table"]):
+        found = attack(arena, APP, "pg_temp", kinds)
 
         assert "add_usage" in found.definers
         assert not found.failed
         assert found.ran_as <= {login_name(arena.logins[APP])}
 
 
-def test_nothing_of_pg_temp_is_called_unless_named(arena: Arena):
-    """PostgreSQL looks for types and relations in pg_temp, and for nothing else."""
-    parts = ("function", "operator", "collation")
-    careless = f"{PLANTED} SECURITY DEFINER AS $$BEGIN PERFORM {{}}; RETURN NEW; END$$"
+def test_functions_of_pg_temp_are_not_called_unqualified(arena: Arena):
+    """PostgreSQL searches pg_temp for types and relations only."""
+    kinds = ("function", "operator", "collation")
+    change = f"{PLANTED} SECURITY DEFINER AS $$BEGIN PERFORM {{}}; RETURN NEW; END$$"
     for expression in ("lower('x')", "1 + 1", "lower('x' COLLATE \"C\")"):
         with psycopg.connect(arena.url) as conn:
-            conn.execute(careless.format(expression).encode())
+            conn.execute(change.format(expression).encode())
         with psycopg.connect(arena.logins[APP]) as conn:
-            seen = Attack(set_traps(conn, arena.names, "pg_temp", parts))
-            conn.add_notice_handler(seen.see)
+            seen = Attack(create_traps(conn, arena.names, "pg_temp", kinds))
+            conn.add_notice_handler(seen.add_notice)
             conn.execute("SET LOCAL search_path = pg_temp, pg_catalog")
             conn.execute("INSERT INTO app.fingerprints (sig_hash) VALUES ('x')")
             conn.rollback()
@@ -432,7 +433,7 @@ def test_nothing_of_pg_temp_is_called_unless_named(arena: Arena):
         assert seen.ran_as == set(), expression
 
 
-def test_login_cannot_change_what_bodies_go_by(arena: Arena):
+def test_login_cannot_change_what_names_in_bodies_mean(arena: Arena):
     done = []
     for role, login in arena.logins.items():
         with psycopg.connect(login) as conn:
@@ -440,17 +441,17 @@ def test_login_cannot_change_what_bodies_go_by(arena: Arena):
                 "owner": sql.Identifier(arena.owner),
                 "database": sql.Identifier(conn.info.dbname),
             }
-            # PL/pgSQL's own settings are known once it is loaded.
+            # Load PL/pgSQL, which defines its settings.
             conn.execute("DO 'BEGIN END'")
             for statement in FORBIDDEN:
                 formatted = sql.SQL(statement).format(**values).as_string(conn)
-                if not isinstance(run(conn, formatted), FORBIDDING):
+                if not isinstance(run(conn, formatted), FORBIDDEN_ERRORS):
                     done.append((role, statement))
 
     assert done == []
 
 
-def test_trigger_function_is_not_hung_on_a_temporary_table(arena: Arena):
+def test_trigger_function_cannot_be_used_on_a_temporary_table(arena: Arena):
     for login in arena.logins.values():
         for function in ("add_usage", "grant_referral_credits", "refuse_user_id"):
             with psycopg.connect(login) as conn:

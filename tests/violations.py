@@ -1,6 +1,6 @@
-"""One violation, in plain SQL, of each rule that the schema names.
+"""One violation, in plain SQL, of each named rule of the schema.
 
-They run on the rows of SETUP; of several statements the last one is refused.
+They need the rows of SETUP. Of several statements, the last one is refused.
 """
 
 from psycopg import errors
@@ -8,16 +8,16 @@ from psycopg import errors
 ADA = "00000000-0000-4000-8000-00000000000a"
 BOB = "00000000-0000-4000-8000-00000000000b"
 EVE = "00000000-0000-4000-8000-00000000000e"
-DEVICE = "00000000-0000-4000-8000-0000000000fd"
+FINGERPRINT = "00000000-0000-4000-8000-0000000000fd"
 MESSAGE = "00000000-0000-4000-8000-000000000001"
-NOBODY = "00000000-0000-4000-8000-0000000000ff"
+UNKNOWN = "00000000-0000-4000-8000-0000000000ff"
 
 SETUP = f"""
     INSERT INTO app.users (id, email, stripe_customer_id) VALUES
         ('{ADA}', 'ada@example.com', 'cus_ada'),
         ('{BOB}', 'bob@example.com', NULL),
         ('{EVE}', 'eve@example.com', NULL);
-    INSERT INTO app.fingerprints (id) VALUES ('{DEVICE}');
+    INSERT INTO app.fingerprints (id) VALUES ('{FINGERPRINT}');
     INSERT INTO app.messages (
         subject_id, id, user_id, finished_at, input_tokens,
         cache_creation_input_tokens, cache_read_input_tokens, output_tokens,
@@ -47,7 +47,7 @@ ERRORS = {
 
 
 def expected_error(rule: str) -> type[errors.IntegrityError]:
-    """Return what PostgreSQL raises for *rule*, which the end of its name decides."""
+    """Return the error of *rule*, which the suffix of its name decides."""
     for ending, error in ERRORS.items():
         if rule.endswith(ending):
             return error
@@ -55,7 +55,7 @@ def expected_error(rule: str) -> type[errors.IntegrityError]:
 
 
 def message(**values: str) -> str:
-    """Return the insertion of a message of Bob's, with some values in SQL changed."""
+    """Return an INSERT of a message by Bob; *values* are SQL expressions."""
     columns = {
         "subject_id": f"'{BOB}'",
         "id": f"'{MESSAGE}'",
@@ -74,7 +74,7 @@ def message(**values: str) -> str:
 
 
 def insert(table: str, **values: str) -> str:
-    """Return an insertion of values written in SQL."""
+    """Return an INSERT; *values* are SQL expressions."""
     return (
         f"INSERT INTO app.{table} ({', '.join(values)})"
         f" VALUES ({', '.join(values.values())})"
@@ -82,12 +82,12 @@ def insert(table: str, **values: str) -> str:
 
 
 def user(assignment: str) -> str:
-    """Return an update of Bob."""
+    """Return an UPDATE of Bob."""
     return f"UPDATE app.users SET {assignment} WHERE id = '{BOB}'"
 
 
 def usage(assignment: str) -> str:
-    """Return an update of a daily sum, as only its trigger may."""
+    """Return an UPDATE of usage_daily with its trigger disabled."""
     return f"""
         ALTER TABLE app.usage_daily DISABLE TRIGGER usage_daily_kept_by_trigger;
         UPDATE app.usage_daily SET {assignment}
@@ -95,7 +95,7 @@ def usage(assignment: str) -> str:
 
 
 def referral(referrer: str, referred: str, **values: str) -> str:
-    """Return the insertion of a referral."""
+    """Return an INSERT of a referral."""
     columns = {
         "referrer_id": f"'{referrer}'",
         "referred_id": f"'{referred}'",
@@ -106,7 +106,7 @@ def referral(referrer: str, referred: str, **values: str) -> str:
 
 
 def session(**values: str) -> str:
-    """Return the insertion of a session of Bob's."""
+    """Return an INSERT of a session of Bob."""
     columns = {
         "token_hash": "sha256('other')",
         "user_id": f"'{BOB}'",
@@ -117,7 +117,7 @@ def session(**values: str) -> str:
 
 
 def event(**values: str) -> str:
-    """Return the insertion of another event of Stripe's."""
+    """Return an INSERT of a second Stripe event."""
     columns = {
         "id": "'evt_2'",
         "type": "'invoice.paid'",
@@ -129,7 +129,7 @@ def event(**values: str) -> str:
 
 
 def subscription(**values: str) -> str:
-    """Return the insertion of another subscription of Stripe's."""
+    """Return an INSERT of a second Stripe subscription."""
     columns = {
         "id": "'sub_2'",
         "customer_id": "'cus_1'",
@@ -141,7 +141,7 @@ def subscription(**values: str) -> str:
     return insert("stripe_subscriptions", **columns)
 
 
-# By the name of the constraint, unique index or refusing trigger.
+# By the name of the constraint, unique index or trigger that refuses.
 VIOLATIONS = {
     "plans_pkey": insert("plans", id="'free'", monthly_credits="1"),
     "plans_stripe_price_id_key": "UPDATE app.plans SET stripe_price_id = 'price_1'",
@@ -167,26 +167,28 @@ VIOLATIONS = {
         "stripe_subscription_id = 'cus_bob', subscription_status = 'active'"
     ),
     "users_subscription_has_status_check": user("subscription_status = 'active'"),
-    "fingerprints_pkey": insert("fingerprints", id=f"'{DEVICE}'"),
+    "fingerprints_pkey": insert("fingerprints", id=f"'{FINGERPRINT}'"),
     "fingerprints_base_quota_is_amount_check": (
         "UPDATE app.fingerprints SET base_quota = -1"
     ),
     "fingerprints_refuse_user_id": insert("fingerprints", id=f"'{ADA}'"),
     "sessions_pkey": session(token_hash="sha256('token')"),
-    "sessions_user_id_fkey": session(user_id=f"'{NOBODY}'"),
-    "sessions_fingerprint_id_fkey": session(fingerprint_id=f"'{NOBODY}'"),
+    "sessions_user_id_fkey": session(user_id=f"'{UNKNOWN}'"),
+    "sessions_fingerprint_id_fkey": session(fingerprint_id=f"'{UNKNOWN}'"),
     "sessions_token_hash_is_sha256_check": session(token_hash="'token'"),
     "sessions_expires_after_created_check": session(expires_at="now()"),
     "messages_pkey": message(subject_id=f"'{ADA}'", user_id=f"'{ADA}'"),
     "messages_fingerprint_id_id_idx": (
-        message(fingerprint_id=f"'{DEVICE}'")
+        message(fingerprint_id=f"'{FINGERPRINT}'")
         + ";"
         + message(
-            subject_id=f"'{DEVICE}'", user_id="NULL", fingerprint_id=f"'{DEVICE}'"
+            subject_id=f"'{FINGERPRINT}'",
+            user_id="NULL",
+            fingerprint_id=f"'{FINGERPRINT}'",
         )
     ),
-    "messages_user_id_fkey": message(subject_id=f"'{NOBODY}'", user_id=f"'{NOBODY}'"),
-    "messages_fingerprint_id_fkey": message(fingerprint_id=f"'{NOBODY}'"),
+    "messages_user_id_fkey": message(subject_id=f"'{UNKNOWN}'", user_id=f"'{UNKNOWN}'"),
+    "messages_fingerprint_id_fkey": message(fingerprint_id=f"'{UNKNOWN}'"),
     "messages_subject_is_payer_check": message(subject_id=f"'{ADA}'"),
     "messages_finished_at_is_finite_check": message(finished_at="'infinity'"),
     "messages_finished_at_not_ahead_check": message(
@@ -199,7 +201,7 @@ VIOLATIONS = {
     "messages_cost_is_amount_check": message(cost="-1"),
     "messages_credits_is_amount_check": message(credits="-1"),
     "messages_append_only": "UPDATE app.messages SET credits = 0",
-    # The key of the partition is what PostgreSQL names.
+    # PostgreSQL reports the primary key of the partition.
     "message_payloads_default_pkey": """
         INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
         SELECT p.subject_id, p.message_id, p.finished_at, p.request
@@ -231,8 +233,8 @@ VIOLATIONS = {
     "referrals_pkey": referral(ADA, BOB),
     "referrals_referred_id_key": referral(EVE, BOB),
     "referrals_unordered_pair_idx": referral(BOB, ADA),
-    "referrals_referrer_id_fkey": referral(NOBODY, EVE),
-    "referrals_referred_id_fkey": referral(EVE, NOBODY),
+    "referrals_referrer_id_fkey": referral(UNKNOWN, EVE),
+    "referrals_referred_id_fkey": referral(EVE, UNKNOWN),
     "referrals_not_self_check": referral(EVE, EVE),
     "referrals_status_known_check": referral(BOB, EVE, status="'done'"),
     "referrals_completed_has_time_check": referral(BOB, EVE, completed_at="now()"),
@@ -255,7 +257,7 @@ VIOLATIONS = {
     "stripe_events_open_has_payload_check": event(payload="NULL"),
     "stripe_customers_pkey": insert("stripe_customers", id="'cus_1'", as_of="now()"),
     "stripe_customers_user_id_fkey": insert(
-        "stripe_customers", id="'cus_2'", as_of="now()", user_id=f"'{NOBODY}'"
+        "stripe_customers", id="'cus_2'", as_of="now()", user_id=f"'{UNKNOWN}'"
     ),
     "stripe_customers_id_shape_check": insert(
         "stripe_customers", id="'sub_2'", as_of="now()"
@@ -265,7 +267,7 @@ VIOLATIONS = {
         SET is_deleted = TRUE, as_of = as_of - interval '1 second'
     """,
     "stripe_subscriptions_pkey": subscription(id="'sub_1'"),
-    "stripe_subscriptions_user_id_fkey": subscription(user_id=f"'{NOBODY}'"),
+    "stripe_subscriptions_user_id_fkey": subscription(user_id=f"'{UNKNOWN}'"),
     "stripe_subscriptions_id_shape_check": subscription(id="'cus_1'"),
     "stripe_subscriptions_customer_id_shape_check": subscription(customer_id="'ada'"),
     "stripe_subscriptions_newer_wins": """
