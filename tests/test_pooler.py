@@ -1,6 +1,6 @@
-"""Behind PgBouncer in transaction mode, where sessions are shared, all goes on working.
+"""All functions work behind PgBouncer in transaction mode, where sessions are shared.
 
-Needs `pgbouncer`; without it these tests are left out, except on CI as root.
+Without `pgbouncer` these tests are left out, except on CI as root.
 """
 
 import re
@@ -82,7 +82,7 @@ ignore_startup_parameters = {ignored}
 
 
 def wait_for_sessions(url: str) -> None:
-    """Wait until the pooler has missed those that were ended, and opened another."""
+    """Wait until the pooler has noticed the ended sessions and opened another."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -96,7 +96,7 @@ def wait_for_sessions(url: str) -> None:
 
 
 def connect_query() -> str:
-    """Return what the documentation has PgBouncer set in each of its sessions."""
+    """Return the connect_query of docs/connections.md."""
     page = Path(__file__).parents[1] / "docs" / "connections.md"
     (query,) = re.findall(
         r"^pooled = .*(connect_query=.*)$", page.read_text("utf-8"), re.M
@@ -117,7 +117,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def sessions_used(conn: psycopg.Connection, times: int) -> set[int]:
-    """Return the server processes that so many transactions ran in."""
+    """Return the server processes in which *times* transactions ran."""
     found = set()
     for _ in range(times):
         row = conn.execute(sql.SQL("SELECT pg_backend_pid()")).fetchone()
@@ -128,7 +128,7 @@ def sessions_used(conn: psycopg.Connection, times: int) -> set[int]:
 
 
 def spend(url: str, user_id: UUID) -> int:
-    """Write and read in many small transactions, each function more than six times."""
+    """Write and read in many small transactions, enough for prepared statements."""
     with pool(url, max_size=CLIENTS, is_pooled=True) as connections:
 
         def work(number: int) -> int:
@@ -168,7 +168,7 @@ def message(user_id: UUID) -> dict[str, Any]:
     }
 
 
-def test_clients_share_the_sessions_and_all_functions_work(pooled: str):
+def test_all_functions_work_in_shared_sessions(pooled: str):
     with connect(pooled, is_pooled=True) as conn:
         user_id = create_user(conn, email=f"{uuid4()}@example.com").id
 
@@ -184,7 +184,7 @@ def test_clients_share_the_sessions_and_all_functions_work(pooled: str):
 
 @pytest.mark.parametrize("pooled", ["refuses options"], indirect=True)
 @pytest.mark.parametrize("open_it", [connect, pool])
-def test_pooler_is_known_by_refusing_options(pooled: str, open_it):
+def test_pooler_is_recognized_by_refused_options(pooled: str, open_it):
     opened = open_it(pooled)
     with opened as given:
         conn = given.getconn() if open_it is pool else given
@@ -195,7 +195,7 @@ def test_pooler_is_known_by_refusing_options(pooled: str, open_it):
             given.putconn(conn)
 
 
-def test_pooler_sets_what_a_session_of_its_own_would(module_database: str, pooled: str):
+def test_connect_query_sets_the_session_settings(module_database: str, pooled: str):
     parts = conninfo_to_dict(module_database)
     alter = sql.SQL("ALTER ROLE {} IN DATABASE {} ").format(
         *(sql.Identifier(str(parts[part])) for part in ("user", "dbname"))
@@ -231,6 +231,6 @@ def test_pooler_sets_what_a_session_of_its_own_would(module_database: str, poole
             admin.execute(alter + sql.SQL("RESET ALL"))
 
 
-def test_server_itself_is_asked_to_prepare(module_database: str):
+def test_statements_are_prepared_without_a_pooler(module_database: str):
     with connect(module_database) as conn:
         assert conn.prepare_threshold == 5

@@ -1,4 +1,4 @@
-"""What an operator asks is answered by the rules that everybody else goes by."""
+"""Statistics for operators agree with the quota, the tables and the clock."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,8 +31,8 @@ def add_run(conn: Connection, *, age: str, **columns: object) -> None:
     )
 
 
-def test_blocked_are_those_whom_the_quota_query_blocks(conn: Connection):
-    """Whatever their periods: lapsed, moved off the months, or without an end."""
+def test_blocked_users_are_those_that_the_quota_blocks(conn: Connection):
+    """With periods that have lapsed, that were moved, or that have no end."""
     random, now = Random(7), datetime.now(UTC)
     for number in range(120):
         anchor = now - random.uniform(-40, 800) * DAY
@@ -60,9 +60,11 @@ def test_blocked_are_those_whom_the_quota_query_blocks(conn: Connection):
 
 
 def test_rates_count_by_the_time_of_recording(conn: Connection):
-    device = add_fingerprint(conn)
+    fingerprint = add_fingerprint(conn)
     old = datetime.now(UTC) - 40 * DAY
-    message = new_message(fingerprint_id=device, finished_at=old, credits=Decimal("2"))
+    message = new_message(
+        fingerprint_id=fingerprint, finished_at=old, credits=Decimal("2")
+    )
     record_messages(conn, [message])
     for age in ("59 seconds", "61 seconds", "59 minutes", "61 minutes"):
         conn.execute(
@@ -70,7 +72,7 @@ def test_rates_count_by_the_time_of_recording(conn: Connection):
             " credits, finished_at, recorded_at, input_tokens, output_tokens,"
             " cache_creation_input_tokens, cache_read_input_tokens) VALUES"
             " (%s, %s, %s, 'm', 0, 3, now(), now() - %s::interval, 1, 1, 1, 1)",
-            [device, uuid4(), device, age],
+            [fingerprint, uuid4(), fingerprint, age],
         )
 
     found = stats.get_message_rates(conn)
@@ -78,7 +80,7 @@ def test_rates_count_by_the_time_of_recording(conn: Connection):
     assert found == stats.MessageRates(2, Decimal(5), 4, Decimal(11))
 
 
-def test_inbox_counts_what_failed_and_what_came_lately(conn: Connection):
+def test_inbox_counts_failed_and_recent_events(conn: Connection):
     nothing = stats.get_inbox_counts(conn)
     assert nothing == stats.InboxCounts(0, None, 0, None)
     now = conn.execute("SELECT now()").fetchone()
@@ -105,7 +107,7 @@ def test_inbox_counts_what_failed_and_what_came_lately(conn: Connection):
     assert found == stats.InboxCounts(*expected)
 
 
-def test_last_run_is_the_newest_that_changed_something(conn: Connection):
+def test_last_run_is_the_newest_that_was_not_a_dry_run(conn: Connection):
     assert stats.find_last_run(conn, kind="reconcile") is None
     add_run(conn, age="3 hours", counts=Jsonb({"status": 2}))
     add_run(conn, age="2 hours", outcome="failed", last_error="no answer")
@@ -126,7 +128,7 @@ def test_last_run_is_the_newest_that_changed_something(conn: Connection):
 @pytest.mark.parametrize(
     ("months", "ahead"), [((), -1), ((0,), 0), ((0, 1, 2), 2), ((0, 2), 0), ((1,), -1)]
 )
-def test_months_ahead_are_those_without_a_gap(
+def test_months_ahead_are_counted_up_to_the_first_gap(
     conn: Connection, months: tuple[int, ...], ahead: int
 ):
     for month in months:
@@ -143,11 +145,11 @@ def test_months_ahead_are_those_without_a_gap(
     assert (found.oldest_month is None) == (not months)
 
 
-def test_payloads_without_a_partition_and_a_half_retired_month_are_told(
+def test_default_rows_and_the_retired_table_are_reported(
     conn: Connection,
 ):
-    device = add_fingerprint(conn)
-    message = new_message(fingerprint_id=device, request=[{"role": "user"}])
+    fingerprint = add_fingerprint(conn)
+    message = new_message(fingerprint_id=fingerprint, request=[{"role": "user"}])
     record_messages(conn, [message])
     conn.execute("CREATE TABLE app.retired_payloads ()")
 
@@ -157,7 +159,7 @@ def test_payloads_without_a_partition_and_a_half_retired_month_are_told(
     assert (found.has_waiting_table, found.estimated_waiting) == (False, 0)
 
 
-def test_partitions_count_for_their_table(conn: Connection):
+def test_partitions_count_as_their_table(conn: Connection):
     def sizes() -> dict[str, stats.TableSize]:
         return {table.name: table for table in stats.list_table_sizes(conn)}
 
@@ -174,7 +176,7 @@ def test_partitions_count_for_their_table(conn: Connection):
     assert three.index_bytes > one.index_bytes
 
 
-def test_index_that_was_read_is_not_unused(database: str):
+def test_scanned_index_is_not_unused(database: str):
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute("SET enable_seqscan = off")
         conn.execute("SELECT FROM app.sessions WHERE user_id = gen_random_uuid()")
@@ -198,7 +200,7 @@ def test_server_state_counts_the_clients_of_this_database(database: str):
     assert found.started_at < found.oldest_transaction_at
 
 
-def test_question_beyond_its_time_is_given_up(conn: Connection):
+def test_query_over_its_time_limit_is_cancelled(conn: Connection):
     assert stats.limit_time(conn, milliseconds=20).setting == "20ms"
 
     with pytest.raises(psycopg.errors.QueryCanceled), conn.transaction():

@@ -1,6 +1,6 @@
 """A server that accepts only TLS, from the distribution's PostgreSQL 15.
 
-The embedded server is built without OpenSSL. `find_programs` tells of the other one.
+The embedded server is built without OpenSSL.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def find_programs() -> Path | None:
 
 @contextlib.contextmanager
 def tls_server() -> Iterator[tuple[EmbeddedServer, Path]]:
-    """Give the server and the certificate that it presents for localhost."""
+    """Yield the server and its certificate for localhost."""
     parent = open_folder()
     certificate = _certify(parent)
     settings = {
@@ -53,7 +53,7 @@ def tls_server() -> Iterator[tuple[EmbeddedServer, Path]]:
 
 
 def _certify(folder: Path) -> Path:
-    """Make a key and a certificate of its own for localhost; return the latter."""
+    """Make a key and a self-signed certificate for localhost; return the latter."""
     key, certificate = folder / "server.key", folder / "server.crt"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
