@@ -80,6 +80,17 @@ def test_enforcement_of_each_guideline_exists(conn: psycopg.Connection):
     ]
 
 
+def test_python_files_have_at_most_500_lines():
+    lines = {
+        path: len(path.read_text("utf-8").splitlines())
+        for folder in ("pyapp", "tests", "bench", "examples")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    }
+
+    assert len(lines) > 100
+    assert not [str(path) for path, count in lines.items() if count > 500]
+
+
 def test_stack_env_is_local():
     lines = read("stack.env").splitlines()
 
@@ -161,6 +172,7 @@ def test_time_defaults_to_now_or_has_another_source(conn: psycopg.Connection):
 
 def test_guidelines_have_their_sections():
     assert re.findall(r"^## (.+)$", GUIDELINES, re.MULTILINE) == [
+        "Files",
         "Setting up",
         "Environment",
         "Connections",

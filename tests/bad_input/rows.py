@@ -1,4 +1,4 @@
-"""What tells whether anything has been written."""
+"""Counts and sums that change when a command writes anything."""
 
 COUNTS = """
     SELECT
