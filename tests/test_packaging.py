@@ -63,8 +63,8 @@ def test_wheel_contains_the_sql_and_works_in_any_folder(
     assert {f"pyapp/_{name}" for name in sql} <= names
     assert {"pyapp/py.typed", "pyapp/_sql/schema.sql"} <= names
     shown = _python(
-        "import pyapp; from pyapp._core import paths\n"
-        "print(pyapp.__file__, paths.sql_dir(), paths.migrations_dir(), sep='\\n')",
+        "import pyapp; from pyapp._core import queries\n"
+        "print(pyapp.__file__, queries.sql_dir(), queries.migrations_dir(), sep='\\n')",
         tmp_path,
         tmp_path / "site",
     )
