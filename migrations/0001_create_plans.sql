@@ -16,8 +16,8 @@ COMMENT ON SCHEMA app IS
 --   any caller can create both.
 -- - UTC is written as interval '0'. PostgreSQL 18 looks a zone's name up among the
 --   abbreviations of the session's TimeZone first, and TimeZone 'UTC-14' redefines UTC.
--- - A SECURITY DEFINER function is revoked from PUBLIC: as a trigger on a table of the
---   caller's own, it would run with arguments of the caller's choice.
+-- - SECURITY DEFINER functions are revoked from PUBLIC, because any caller could use a
+--   trigger function on its own table.
 
 CREATE FUNCTION app.add_months(anchor timestamptz, months integer)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE

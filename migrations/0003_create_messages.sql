@@ -41,7 +41,7 @@ COMMENT ON TABLE app.messages IS
 COMMENT ON COLUMN app.messages.subject_id IS
     'Payer: the user, else the fingerprint. Not generated, to allow sharding by it.';
 COMMENT ON COLUMN app.messages.id IS
-    'Idempotency key given by the caller; unique per payer.';
+    'Idempotency key given by the caller; unique per payer and per fingerprint.';
 COMMENT ON COLUMN app.messages.user_id IS
     'The user; NULL for an anonymous message.';
 COMMENT ON COLUMN app.messages.fingerprint_id IS

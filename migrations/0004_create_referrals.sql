@@ -62,7 +62,7 @@ RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    short_user uuid;
+    missing_id uuid;
 BEGIN
     -- Lock all users in id order before changing any, so that concurrent redemptions
     -- queue up instead of deadlocking.
@@ -78,26 +78,26 @@ BEGIN
 
     UPDATE app.users AS u
     SET
-        referral_count = u.referral_count + side.referrals,
-        referral_credits = u.referral_credits + side.credits
+        referral_count = u.referral_count + granted.referrals,
+        referral_credits = u.referral_credits + granted.credits
     FROM (
         SELECT
-            s.user_id,
-            sum(s.referrals) AS referrals,
+            party.user_id,
+            sum(party.referrals) AS referrals,
             sum(c.credits) AS credits
         FROM changed AS c
         CROSS JOIN LATERAL (
             VALUES (c.referrer_id, 1), (c.referred_id, 0)
-        ) AS s (user_id, referrals)
+        ) AS party (user_id, referrals)
         WHERE c.status = 'completed' AND c.completed_at = now()
-        GROUP BY s.user_id
-    ) AS side
-    WHERE u.id = side.user_id;
+        GROUP BY party.user_id
+    ) AS granted
+    WHERE u.id = granted.user_id;
 
     -- A row with another completed_at is restored from a dump, and its credits were
     -- granted at that time: the users' totals must include it. A restore inserts rows
     -- in several statements, so the totals may exceed the sum of the rows so far.
-    SELECT restored.user_id INTO short_user
+    SELECT restored.user_id INTO missing_id
     FROM (
         SELECT DISTINCT unnest(ARRAY[c.referrer_id, c.referred_id]) AS user_id
         FROM changed AS c
@@ -111,16 +111,18 @@ BEGIN
         FROM app.referrals AS r
         WHERE restored.user_id IN (r.referrer_id, r.referred_id)
             AND r.status = 'completed'
-    ) AS held
-    WHERE (u.referral_count >= held.referrals AND u.referral_credits >= held.credits)
-        IS NOT TRUE
+    ) AS completed
+    WHERE (
+            u.referral_count >= completed.referrals
+            AND u.referral_credits >= completed.credits
+        ) IS NOT TRUE
         -- The snapshot may be older than the commit of a concurrent restore.
         OR current_setting('transaction_isolation') = 'repeatable read'
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'a referral of user % was completed earlier and is missing in'
             ' the user''s totals: restore users before referrals, under READ COMMITTED;'
-            ' to complete it now, leave completed_at NULL', short_user
+            ' to complete it now, leave completed_at NULL', missing_id
             USING ERRCODE = 'restrict_violation',
                 SCHEMA = TG_TABLE_SCHEMA,
                 TABLE = TG_TABLE_NAME,

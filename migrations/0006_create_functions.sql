@@ -199,13 +199,13 @@ COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
 CREATE OR REPLACE VIEW app.referral_drift WITH (security_invoker = TRUE) AS
 WITH granted AS (
     SELECT
-        side.user_id,
-        sum(side.referrals) AS referrals,
+        party.user_id,
+        sum(party.referrals) AS referrals,
         sum(r.credits) AS credits
     FROM app.referrals AS r
     CROSS JOIN LATERAL (
         VALUES (r.referrer_id, 1), (r.referred_id, 0)
-    ) AS side (user_id, referrals)
+    ) AS party (user_id, referrals)
     WHERE r.status = 'completed'
     GROUP BY 1
 )
