@@ -19,7 +19,7 @@ import stripe
 
 from pyapp import users
 from pyapp._core.connection import connect
-from pyapp.stripe_sync import Difference, Outcome, handle_webhook, mirror, reconcile
+from pyapp.stripe_sync import Difference, Outcome, handle_webhook, reconcile, store
 from pyapp.users import User
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe, sign
 
@@ -129,13 +129,13 @@ class StripeWorld:
     def get_user(self, user_id: UUID) -> User:
         return users.get_user(self.conn, user_id=user_id)
 
-    def subscription_row(self, subscription: str) -> mirror.Subscription:
-        row = mirror.find_subscription(self.conn, id=subscription)
+    def subscription_row(self, subscription: str) -> store.Subscription:
+        row = store.find_subscription(self.conn, id=subscription)
         assert row is not None
         return row
 
-    def customer_row(self, customer: str) -> mirror.Customer:
-        row = mirror.find_customer(self.conn, id=customer)
+    def customer_row(self, customer: str) -> store.Customer:
+        row = store.find_customer(self.conn, id=customer)
         assert row is not None
         return row
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pyapp.stripe_sync import mirror
+from pyapp.stripe_sync import store
 from pyapp.stripe_sync.apply import read_snapshot, sync_affected_users
-from pyapp.stripe_sync.mirror import ObjectType, UpsertResult
+from pyapp.stripe_sync.store import ObjectType, UpsertResult
 from tests.stripe_world import (
     START,
     StripeWorld,
@@ -24,7 +24,7 @@ def upsert_page(
     *shapes: dict[str, Any],
     match_email: bool = False,
 ) -> list[UpsertResult]:
-    upserted = mirror.upsert_snapshots(
+    upserted = store.upsert_snapshots(
         world.conn,
         object_type=object_type,
         snapshots=[read_snapshot(object_type, shape, LATER) for shape in shapes],

@@ -11,7 +11,7 @@ from pyapp._core.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
 from pyapp.stripe_sync.apply import read_snapshot
-from pyapp.stripe_sync.mirror import sync_users, upsert_snapshots
+from pyapp.stripe_sync.store import sync_users, upsert_snapshots
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,

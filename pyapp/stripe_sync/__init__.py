@@ -9,7 +9,7 @@ from pyapp.stripe_sync.reconcile import (
     reconcile,
 )
 from pyapp.stripe_sync.replay import Replay, replay_events, retry_failed_events
-from pyapp.stripe_sync.running import Progress
+from pyapp.stripe_sync.runs import Progress
 from pyapp.stripe_sync.webhooks import handle_webhook
 
 __all__ = [

@@ -18,7 +18,7 @@ import stripe
 from psycopg import Connection
 
 from pyapp.errors import StripeRequestError
-from pyapp.stripe_sync import events, mirror
+from pyapp.stripe_sync import store
 from pyapp.stripe_sync.client import (
     DeadlineClient,
     StripeApi,
@@ -28,7 +28,6 @@ from pyapp.stripe_sync.client import (
     is_transient,
     with_retries,
 )
-from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, UpsertResult
 from pyapp.stripe_sync.objects import (
     Event,
     find_invoice_subscription,
@@ -37,6 +36,7 @@ from pyapp.stripe_sync.objects import (
     read_subscription,
     read_user_id,
 )
+from pyapp.stripe_sync.store import ObjectType, SyncedUser, UpsertResult
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -195,7 +195,7 @@ def apply_directly(
     snapshot = find_snapshot(event) if is_used else None
 
     def apply() -> Success | Literal["ambiguous"]:
-        return events.apply_event(
+        return store.apply_event(
             conn,
             id=event.id,
             type=event.type,
@@ -242,7 +242,7 @@ def apply_with_fetch(
         stripe.StripeError: Stripe refused, or is unavailable.
     """
     with own_transaction(conn), enforce_deadline(conn, deadline, lock_wait):
-        attempt = events.insert_event(
+        attempt = store.insert_event(
             conn,
             id=event.id,
             type=event.type,
@@ -261,7 +261,7 @@ def apply_with_fetch(
         else:
             result = _apply_checkout(conn, client, event)
         if result != "applied":
-            events.mark_event(conn, id=event.id, status=result)
+            store.mark_event(conn, id=event.id, status=result)
         return result
 
 
@@ -274,9 +274,9 @@ def record_failure(
     without `attempts` if another transaction holds the event's row.
     """
 
-    def upsert(payload: str) -> events.EventAttempt | None:
+    def upsert(payload: str) -> store.EventAttempt | None:
         with own_transaction(conn), enforce_deadline(conn, deadline):
-            return events.upsert_failed_event(
+            return store.upsert_failed_event(
                 conn,
                 id=event.id,
                 type=event.type,
@@ -342,11 +342,11 @@ def _apply_invoice(
     subscription = find_invoice_subscription(event.object)
     if subscription is None:
         return "ignored"
-    known = mirror.find_subscription(conn, id=subscription)
+    known = store.find_subscription(conn, id=subscription)
     if known is not None and known.as_of.replace(microsecond=0) > event.created_at:
         return "stale"
     if client is None:
-        marked = mirror.mark_subscription_provisional(
+        marked = store.mark_subscription_provisional(
             conn, id=subscription, as_of=event.created_at
         )
         return "applied" if marked else "ignored"
@@ -365,20 +365,20 @@ def _apply_checkout(
     found = None
     if client is not None:
         as_of = event.created_at
-        known = mirror.find_customer(conn, id=customer)
+        known = store.find_customer(conn, id=customer)
         if known is None or known.created_at is None:
             found = _refresh_and_sync(conn, client, "customers", customer, as_of)
         bought = object_id(event.object.get("subscription"))
-        if bought and mirror.find_subscription(conn, id=bought) is None:
+        if bought and store.find_subscription(conn, id=bought) is None:
             _refresh_and_sync(conn, client, "subscriptions", bought, as_of)
     user_id = read_user_id(event.object.get("client_reference_id"))
     if user_id is None:
         return "applied" if found else "ignored"
-    linked = mirror.link_customer(
+    linked = store.link_customer(
         conn, id=customer, user_id=UUID(user_id), as_of=event.created_at
     )
     if linked is not None:
-        mirror.sync_users(conn, user_ids=[linked.user_id])
+        store.sync_users(conn, user_ids=[linked.user_id])
     return "applied"
 
 
@@ -418,7 +418,7 @@ def sync_affected_users(
 ) -> list[SyncedUser]:
     """Sync the users that own, or owned until now, these objects; ordered by id."""
     ids = {one.user_id for one in upserted} | {one.released_user_id for one in upserted}
-    return mirror.sync_users(
+    return store.sync_users(
         conn,
         user_ids=[user_id for user_id in ids if user_id is not None],
         is_dry_run=is_dry_run,
@@ -447,7 +447,7 @@ def _upsert(
     is_dry_run: bool = False,
 ) -> UpsertResult:
     """Upsert one snapshot; a tie is resolved without fetching."""
-    (upserted,) = mirror.upsert_snapshots(
+    (upserted,) = store.upsert_snapshots(
         conn,
         object_type=snapshot.object_type,
         snapshots=[snapshot.row],

@@ -18,7 +18,6 @@ from typing import Any
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.errors import InvalidPayloadError
-from pyapp.stripe_sync.mirror import to_json
 
 Json = Mapping[str, Any]
 
@@ -26,6 +25,7 @@ Json = Mapping[str, Any]
 MAX_LEVELS = 900
 # A float has at most 770 significant digits; jsonb holds some ten thousand.
 _MAX_DIGITS = 1000
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,14 @@ def read_user_id(value: Any) -> str | None:
         return str(uuid.UUID(value))
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+def to_json(value: Any) -> str:
+    """Return JSON that jsonb can store: without NUL and lone surrogates."""
+    text = json.dumps(value, ensure_ascii=False)
+    if "\\u0000" in text:
+        text = _NUL.sub(r"\1", text)
+    return text.encode(errors="replace").decode()
 
 
 def _is_storable(text: str) -> bool:

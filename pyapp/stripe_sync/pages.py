@@ -15,8 +15,8 @@ import stripe
 
 from pyapp.errors import StripeRequestError
 from pyapp.stripe_sync.client import StripeResponse, list_page
-from pyapp.stripe_sync.mirror import ObjectType
 from pyapp.stripe_sync.objects import find_created, find_id
+from pyapp.stripe_sync.store import ObjectType
 
 OBJECT_TYPES: tuple[ObjectType, ...] = ("customers", "subscriptions")
 # Ids kept of the second at which a page ended; objects beyond it are fetched again.

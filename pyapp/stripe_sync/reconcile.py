@@ -12,7 +12,7 @@ import stripe
 from psycopg import Connection
 
 from pyapp.errors import RuleError, StripeRequestError
-from pyapp.stripe_sync import mirror
+from pyapp.stripe_sync import store
 from pyapp.stripe_sync.apply import (
     read_snapshot,
     refresh_object,
@@ -24,11 +24,10 @@ from pyapp.stripe_sync.client import (
     is_transient,
     with_retries,
 )
-from pyapp.stripe_sync.mirror import ObjectType, SyncedUser, Unlisted, UpsertResult
 from pyapp.stripe_sync.objects import find_id
 from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, Page, list_pages
-from pyapp.stripe_sync.running import ActiveRun, Progress, start_run
-from pyapp.stripe_sync.runs import get_mirror_size
+from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
+from pyapp.stripe_sync.store import ObjectType, SyncedUser, UnlistedObject, UpsertResult
 from pyapp.stripe_sync.transactions import (
     LOCK_ERRORS,
     limit_lock_waits,
@@ -143,7 +142,7 @@ def reconcile(
             conn, client, run, dry_run, match_email, on_difference, on_failure
         )
         with own_transaction(conn):
-            size = get_mirror_size(conn)
+            size = store.get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}
         cursor = Cursor.load(run.cursor)
         for object_type in OBJECT_TYPES[OBJECT_TYPES.index(cursor.object_type) :]:
@@ -231,8 +230,8 @@ class _Comparison:
         """Upsert the rows; return the differences, and the ambiguous rows."""
         if not self.is_dry_run:
             customers = [_customer_id(page, row) for row in rows]
-            mirror.lock_customers(self.conn, ids=customers)
-        upserted = mirror.upsert_snapshots(
+            store.lock_customers(self.conn, ids=customers)
+        upserted = store.upsert_snapshots(
             self.conn,
             object_type=page.object_type,
             snapshots=rows,
@@ -279,13 +278,13 @@ class _Comparison:
 
     def refresh_unlisted_customers(self, as_of: datetime) -> None:
         """Refresh customers of checkouts and users that no page has contained."""
-        self._refresh_each(mirror.list_name_only_customers, as_of)
+        self._refresh_each(store.list_name_only_customers, as_of)
         # A dry run does not store the pages, so every user's customer is unseen.
         if not self.is_dry_run:
-            self._refresh_each(mirror.list_unseen_customers, as_of)
+            self._refresh_each(store.list_unseen_customers, as_of)
 
     def _refresh_each(
-        self, list_customers: Callable[..., list[Unlisted]], as_of: datetime
+        self, list_customers: Callable[..., list[UnlistedObject]], as_of: datetime
     ) -> None:
         after = None
         while True:
@@ -299,12 +298,12 @@ class _Comparison:
 
     def _list_unlisted(
         self, page: Page, until: datetime, after_id: str | None
-    ) -> list[Unlisted]:
+    ) -> list[UnlistedObject]:
         """Return objects missing from the page, from *until* and *after_id* on."""
         list_unlisted = (
-            mirror.list_unlisted_customers
+            store.list_unlisted_customers
             if page.object_type == "customers"
-            else mirror.list_unlisted_subscriptions
+            else store.list_unlisted_subscriptions
         )
         return list_unlisted(
             self.conn,
@@ -315,7 +314,7 @@ class _Comparison:
             limit=_UNLISTED_PAGE,
         )
 
-    def _refresh_unlisted(self, page: Page, unlisted: list[Unlisted]) -> None:
+    def _refresh_unlisted(self, page: Page, unlisted: list[UnlistedObject]) -> None:
         while unlisted:
             for one in unlisted:
                 self._refresh(page.object_type, one.id, one.customer_id, page.as_of)
@@ -341,7 +340,7 @@ class _Comparison:
             with own_transaction(self.conn):
                 limit_lock_waits(self.conn)
                 if not self.is_dry_run:
-                    mirror.lock_customers(self.conn, ids=[customer_id])
+                    store.lock_customers(self.conn, ids=[customer_id])
                 upserted = refresh_object(
                     self.conn,
                     self.client,
@@ -387,7 +386,7 @@ class _Comparison:
             return
         if object_type == "customers":
             row = {"id": object_id, "is_deleted": True, "as_of": as_of.isoformat()}
-            upserted = mirror.upsert_snapshots(
+            upserted = store.upsert_snapshots(
                 self.conn,
                 object_type=object_type,
                 snapshots=[row],
@@ -396,9 +395,9 @@ class _Comparison:
             )
             sync_affected_users(self.conn, upserted)
             return
-        marked = mirror.mark_subscription_missing(self.conn, id=object_id, as_of=as_of)
+        marked = store.mark_subscription_missing(self.conn, id=object_id, as_of=as_of)
         if marked is not None and marked.user_id is not None:
-            mirror.sync_users(self.conn, user_ids=[marked.user_id])
+            store.sync_users(self.conn, user_ids=[marked.user_id])
 
     def _count(self, differences: Iterable[Difference]) -> list[Difference]:
         found = list(differences)

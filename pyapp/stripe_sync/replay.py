@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from pyapp._core.validation import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
-from pyapp.stripe_sync import events
+from pyapp.stripe_sync import store
 from pyapp.stripe_sync.apply import (
     USED_TYPES,
     Outcome,
@@ -34,7 +34,7 @@ from pyapp.stripe_sync.objects import (
     find_last_id,
     read_event,
 )
-from pyapp.stripe_sync.running import ActiveRun, Progress, start_run
+from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction
 
 # How long Stripe keeps events.
@@ -125,7 +125,7 @@ def retry_failed_events(
     after, after_id = None, None
     while True:
         with own_transaction(conn):
-            failed = events.list_failed_events(
+            failed = store.list_failed_events(
                 conn, after=after, after_id=after_id, limit=page
             )
         if not failed:
@@ -138,11 +138,11 @@ def retry_failed_events(
 def _retry(
     conn: Connection[Any],
     client: stripe.StripeClient | None,
-    failed: events.StoredEvent,
+    failed: store.StoredEvent,
     livemode: bool | None,
 ) -> Outcome:
     with own_transaction(conn):
-        stored = events.find_event_payload(conn, id=failed.id)
+        stored = store.find_event_payload(conn, id=failed.id)
     if stored is None:
         return Outcome(failed.id, failed.type, "failed", "it was deleted")
     if stored.payload is None:
@@ -184,7 +184,7 @@ def _process_page(
 ) -> Iterator[Outcome]:
     ids = [found for shape in page if (found := find_id(shape))]
     with own_transaction(conn):
-        done = {event.id for event in events.list_done_events(conn, ids=ids)}
+        done = {event.id for event in store.list_done_events(conn, ids=ids)}
     for shape in page:
         event_id, event_type = find_id(shape) or "(no id)", "(no type)"
         if isinstance(shape, Mapping):

@@ -17,7 +17,7 @@ from psycopg import Connection, errors
 from psycopg.pq import TransactionStatus
 
 from pyapp.errors import OpenTransactionError
-from pyapp.stripe_sync import events
+from pyapp.stripe_sync import store
 
 # Seconds within which a delivery is answered; Stripe gives up after about ten.
 DELIVERY_TIMEOUT = 5.0
@@ -105,7 +105,7 @@ def enforce_deadline(
             if not left:
                 raise errors.QueryCanceled("the time for this delivery is over")
             conn.cursor_factory = usual
-            events.limit_statements(
+            store.limit_statements(
                 conn,
                 statement_milliseconds=milliseconds(left),
                 lock_milliseconds=lock_milliseconds,
@@ -122,7 +122,7 @@ def enforce_deadline(
 
 def limit_lock_waits(conn: Connection[Any]) -> None:
     """Wait at most DELIVERY_TIMEOUT for each lock, until the transaction ends."""
-    events.limit_statements(
+    store.limit_statements(
         conn,
         statement_milliseconds=None,
         lock_milliseconds=milliseconds(DELIVERY_TIMEOUT),

@@ -1,0 +1,496 @@
+"""The queries of customers, subscriptions, users and events of Stripe.
+
+Each function executes the query of its name in the caller's transaction; none commits.
+Each raises psycopg.Error as it is, such as LockNotAvailable, or a RuleError if the row
+violates a constraint. Times are aware; `as_of` is a time of Stripe's clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+
+from pyapp._core.run import execute, fetch_all, fetch_one, fetch_optional
+from pyapp._core.validation import check_cursor
+from pyapp.stripe_sync.objects import to_json
+
+ObjectType = Literal["customers", "subscriptions"]
+# A page is listed without locks; an object is fetched under its customer's lock.
+Source = Literal["event", "page", "object"]
+SnapshotResult = Literal["applied", "stale", "ambiguous"]
+
+
+class Customer(NamedTuple):
+    """A mirrored customer; `created_at` is None while only its id is known."""
+
+    id: str
+    user_id: UUID | None
+    is_deleted: bool
+    created_at: datetime | None
+    as_of: datetime
+    is_provisional: bool
+
+
+class Subscription(NamedTuple):
+    """A mirrored subscription; `status` is Stripe's own word, an open set."""
+
+    id: str
+    customer_id: str
+    user_id: UUID | None
+    status: str
+    price_id: str | None
+    current_period_start: datetime | None
+    current_period_end: datetime | None
+    billing_cycle_anchor: datetime | None
+    cancel_at_period_end: bool
+    canceled_at: datetime | None
+    created_at: datetime
+    as_of: datetime
+    is_provisional: bool
+
+
+class UpsertResult(NamedTuple):
+    """The result of upserting one snapshot, and its differences from the stored row.
+
+    `user_id` is the linked user, `released_user_id` the user of the former link, and
+    `proposed_user_id` a user with its e-mail address and no customer.
+    """
+
+    id: str
+    result: SnapshotResult
+    differences: list[str]
+    user_id: UUID | None
+    released_user_id: UUID | None
+    proposed_user_id: UUID | None
+
+
+class SyncedUser(NamedTuple):
+    """A user's Stripe data after the sync, and its differences from before."""
+
+    id: UUID
+    customer_id: str | None
+    subscription_id: str | None
+    differences: list[str]
+    has_unknown_price: bool
+
+
+class CustomerLink(NamedTuple):
+    """A customer and the user to which it was linked."""
+
+    id: str
+    user_id: UUID
+
+
+class ObjectOwner(NamedTuple):
+    """An object and the user that it belongs to, if there is one."""
+
+    id: str
+    user_id: UUID | None
+
+
+class UnlistedObject(NamedTuple):
+    """A stored object that no page of Stripe's lists contained."""
+
+    id: str
+    customer_id: str
+    created_at: datetime | None
+
+
+class EventResult(NamedTuple):
+    """The result of applying an event; if ambiguous, nothing was recorded."""
+
+    result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
+
+
+class StatementLimits(NamedTuple):
+    """The limits of the transaction, in the server's notation."""
+
+    statement_timeout: str
+    lock_timeout: str
+
+
+class EventAttempt(NamedTuple):
+    """An event and the number of attempts to apply it."""
+
+    id: str
+    attempts: int
+
+
+class EventPayload(NamedTuple):
+    """The event as JSON text; None if it was pruned."""
+
+    payload: str | None
+
+
+class EventId(NamedTuple):
+    """The id of an event."""
+
+    id: str
+
+
+class StoredEvent(NamedTuple):
+    """A stored event without its payload.
+
+    `status` is received, applied, stale, ignored or failed.
+    """
+
+    id: str
+    type: str
+    api_version: str | None
+    event_created_at: datetime
+    status: str
+    attempts: int
+    last_error: str | None
+    received_at: datetime
+    processed_at: datetime | None
+
+
+class MirrorSize(NamedTuple):
+    """The numbers of mirrored objects."""
+
+    customers: int
+    subscriptions: int
+
+
+def find_customer(conn: Connection[Any], *, id: str) -> Customer | None:
+    """Return the customer, deleted or not, or None if it is not stored."""
+    return fetch_optional(conn, Customer, "find_customer", id=id)
+
+
+def find_subscription(conn: Connection[Any], *, id: str) -> Subscription | None:
+    """Return the subscription, ended or not, or None if it is not stored."""
+    return fetch_optional(conn, Subscription, "find_subscription", id=id)
+
+
+def lock_customers(conn: Connection[Any], *, ids: Sequence[str]) -> int:
+    """Lock these customers until the transaction ends; return their number."""
+    return execute(conn, "lock_customers", ids=list(ids))
+
+
+def upsert_snapshots(
+    conn: Connection[Any],
+    *,
+    object_type: ObjectType,
+    snapshots: Sequence[Mapping[str, Any]],
+    source: Source,
+    can_fetch: bool,
+    match_email: bool = False,
+    is_dry_run: bool = False,
+) -> list[UpsertResult]:
+    """Upsert the snapshots that are newer than the stored rows; results by id.
+
+    Snapshots come from `apply.read_snapshot`. The caller holds the customers' locks,
+    and calls `sync_users` for the users of the results, which this locks. An ambiguous
+    snapshot is not stored; *can_fetch* is False if a tie shall go by arrival.
+    """
+    return fetch_all(
+        conn,
+        UpsertResult,
+        "upsert_snapshots",
+        object_type=object_type,
+        snapshots=to_json(list(snapshots)),
+        source=source,
+        can_fetch=can_fetch,
+        match_email=match_email,
+        is_dry_run=is_dry_run,
+    )
+
+
+def mark_subscription_provisional(
+    conn: Connection[Any], *, id: str, as_of: datetime
+) -> int:
+    """Mark the subscription for the next reconciliation; return 0 if it is newer."""
+    return execute(conn, "mark_subscription_provisional", id=id, as_of=as_of)
+
+
+def mark_subscription_missing(
+    conn: Connection[Any], *, id: str, as_of: datetime
+) -> ObjectOwner | None:
+    """Mark the subscription as canceled; its user needs `sync_users`."""
+    return fetch_optional(
+        conn, ObjectOwner, "mark_subscription_missing", id=id, as_of=as_of
+    )
+
+
+def link_customer(
+    conn: Connection[Any], *, id: str, user_id: UUID, as_of: datetime
+) -> CustomerLink | None:
+    """Link a customer without a user; return None if nothing was linked."""
+    return fetch_optional(
+        conn, CustomerLink, "link_customer", id=id, user_id=user_id, as_of=as_of
+    )
+
+
+def sync_users(
+    conn: Connection[Any], *, user_ids: Sequence[UUID], is_dry_run: bool = False
+) -> list[SyncedUser]:
+    """Update these users from the mirror; return them by id."""
+    return fetch_all(
+        conn, SyncedUser, "sync_users", user_ids=list(user_ids), is_dry_run=is_dry_run
+    )
+
+
+def list_unlisted_customers(
+    conn: Connection[Any],
+    *,
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None = None,
+    limit: int = 100,
+) -> list[UnlistedObject]:
+    """Return live customers created in (since, until] that are not in *listed_ids*.
+
+    Newest first. The next page starts at *until* and *after_id* of the last row.
+    """
+    return fetch_all(
+        conn,
+        UnlistedObject,
+        "list_unlisted_customers",
+        **_span(since, until, listed_ids, after_id, limit),
+    )
+
+
+def list_unlisted_subscriptions(
+    conn: Connection[Any],
+    *,
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None = None,
+    limit: int = 100,
+) -> list[UnlistedObject]:
+    """Return live subscriptions created in (since, until] not in *listed_ids*.
+
+    Newest first. The next page starts at *until* and *after_id* of the last row.
+    """
+    return fetch_all(
+        conn,
+        UnlistedObject,
+        "list_unlisted_subscriptions",
+        **_span(since, until, listed_ids, after_id, limit),
+    )
+
+
+def list_name_only_customers(
+    conn: Connection[Any], *, after_id: str | None = None, limit: int = 100
+) -> list[UnlistedObject]:
+    """Return customers known only by a checkout, by id."""
+    return fetch_all(
+        conn, UnlistedObject, "list_name_only_customers", after_id=after_id, limit=limit
+    )
+
+
+def list_unseen_customers(
+    conn: Connection[Any], *, after_id: str | None = None, limit: int = 100
+) -> list[UnlistedObject]:
+    """Return customers of users that are not stored as customers, by id."""
+    return fetch_all(
+        conn, UnlistedObject, "list_unseen_customers", after_id=after_id, limit=limit
+    )
+
+
+def _span(
+    since: datetime | None,
+    until: datetime,
+    listed_ids: Sequence[str],
+    after_id: str | None,
+    limit: int,
+) -> dict[str, Any]:
+    return {
+        "since": since,
+        "until": until,
+        "listed_ids": list(listed_ids),
+        "after_id": after_id,
+        "limit": limit,
+    }
+
+
+def apply_event(
+    conn: Connection[Any],
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    lock_key: str,
+    object_type: ObjectType | None,
+    snapshot: Mapping[str, Any] | None,
+    can_fetch: bool,
+    lock_milliseconds: int,
+) -> EventResult:
+    """Record the event and apply its snapshot, if it has one.
+
+    It locks *lock_key* until the transaction ends, and waits at most
+    *lock_milliseconds* for each lock; 0 is no limit.
+    """
+    return fetch_one(
+        conn,
+        EventResult,
+        "apply_event",
+        id=id,
+        type=type,
+        api_version=api_version,
+        event_created_at=event_created_at,
+        payload=payload,
+        lock_key=lock_key,
+        object_type=object_type,
+        snapshot=None if snapshot is None else to_json(snapshot),
+        can_fetch=can_fetch,
+        lock_milliseconds=lock_milliseconds,
+    )
+
+
+def limit_statements(
+    conn: Connection[Any],
+    *,
+    statement_milliseconds: int | None,
+    lock_milliseconds: int | None,
+) -> StatementLimits:
+    """Limit each statement until the transaction ends; return the limits.
+
+    0 is no limit; None keeps the current one.
+    """
+    return fetch_one(
+        conn,
+        StatementLimits,
+        "limit_statements",
+        statement_milliseconds=statement_milliseconds,
+        lock_milliseconds=lock_milliseconds,
+    )
+
+
+def insert_event(
+    conn: Connection[Any],
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    lock_key: str,
+) -> EventAttempt | None:
+    """Lock *lock_key* until the transaction ends, and record the event as applied.
+
+    Return None if the event was processed before; a failed one is processed again.
+    """
+    return fetch_optional(
+        conn,
+        EventAttempt,
+        "insert_event",
+        id=id,
+        type=type,
+        api_version=api_version,
+        event_created_at=event_created_at,
+        payload=payload,
+        lock_key=lock_key,
+    )
+
+
+def mark_event(conn: Connection[Any], *, id: str, status: str) -> int:
+    """Set the status of a processed event; return 1, or 0 if it is unknown."""
+    return execute(conn, "mark_event", id=id, status=status)
+
+
+def upsert_failed_event(
+    conn: Connection[Any],
+    *,
+    id: str,
+    type: str,
+    api_version: str | None,
+    event_created_at: datetime,
+    payload: str,
+    last_error: str,
+) -> EventAttempt | None:
+    """Record a failed event; return None if it was processed concurrently."""
+    return fetch_optional(
+        conn,
+        EventAttempt,
+        "upsert_failed_event",
+        id=id,
+        type=type,
+        api_version=api_version,
+        event_created_at=event_created_at,
+        payload=payload,
+        last_error=last_error,
+    )
+
+
+def list_events(
+    conn: Connection[Any],
+    *,
+    before: datetime | None = None,
+    before_id: str | None = None,
+    limit: int = 100,
+) -> list[StoredEvent]:
+    """Return up to *limit* events, the newest arrival first.
+
+    The next page has *before* and *before_id* from `received_at` and `id` of the last.
+
+    Raises:
+        InvalidValueError: only one of *before* and *before_id* is given.
+    """
+    check_cursor("before", before, before_id)
+    return fetch_all(
+        conn,
+        StoredEvent,
+        "list_events",
+        before=before,
+        before_id=before_id,
+        limit=limit,
+    )
+
+
+def list_failed_events(
+    conn: Connection[Any],
+    *,
+    after: datetime | None = None,
+    after_id: str | None = None,
+    limit: int = 100,
+) -> list[StoredEvent]:
+    """Return up to *limit* failed events, the oldest first.
+
+    The next page has *after* and *after_id* from `event_created_at` and `id` of the
+    last.
+
+    Raises:
+        InvalidValueError: only one of *after* and *after_id* is given.
+    """
+    check_cursor("after", after, after_id)
+    return fetch_all(
+        conn,
+        StoredEvent,
+        "list_failed_events",
+        after=after,
+        after_id=after_id,
+        limit=limit,
+    )
+
+
+def find_event_payload(conn: Connection[Any], *, id: str) -> EventPayload | None:
+    """Return the event as it was delivered, or None if it is unknown."""
+    return fetch_optional(conn, EventPayload, "find_event_payload", id=id)
+
+
+def list_done_events(conn: Connection[Any], *, ids: Sequence[str]) -> list[EventId]:
+    """Return the events of *ids* that were applied, stale or ignored, by id."""
+    return fetch_all(conn, EventId, "list_done_events", ids=list(ids))
+
+
+def delete_event_payloads(
+    conn: Connection[Any], *, before: datetime, limit: int = 1000
+) -> int:
+    """Delete the payloads of up to *limit* events processed before *before*.
+
+    The events stay, so that each applies once. Failed events keep their payload. Return
+    the number of payloads; repeat until it is less than *limit*.
+    """
+    return execute(conn, "delete_event_payloads", before=before, limit=limit)
+
+
+def get_mirror_size(conn: Connection[Any]) -> MirrorSize:
+    """Return the numbers of mirrored customers and subscriptions."""
+    return fetch_one(conn, MirrorSize, "get_mirror_size")
