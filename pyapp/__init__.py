@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         stats,
         users,
     )
+    from pyapp._core.config import load_settings
     from pyapp._core.connection import connect, pool
 
-# Whoever imports this decides what becomes of its log.
+# A program that imports pyapp configures its logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "connect",
     "errors",
     "fingerprints",
+    "load_settings",
     "messages",
     "plans",
     "pool",
@@ -40,13 +42,15 @@ __all__ = [
     "users",
 ]
 
-# Not for type checkers, which would take any name for one of these.
+# Hidden from type checkers, which would accept any name.
 if not TYPE_CHECKING:
 
     def __getattr__(name):
-        """Import a part when it is asked for; a command catches Ctrl-C before that."""
+        """Import a part at its first use; the command handles Ctrl-C before that."""
         if name in {"connect", "pool"}:
             return getattr(import_module("pyapp._core.connection"), name)
+        if name == "load_settings":
+            return import_module("pyapp._core.config").load_settings
         if find_spec(f"pyapp.{name}"):
             return import_module(f"pyapp.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -184,8 +184,8 @@ def reconcile(
 ) -> None:
     """Compare all of Stripe with the database, and repair the database.
 
-    The exit status is 1 if some objects could not be compared. With --every, only an
-    error of the first run ends the command.
+    The exit status is 1 if some objects could not be compared. With --every,
+    only an error of the first run ends the command.
     """
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
