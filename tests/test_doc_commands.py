@@ -157,3 +157,13 @@ def test_run_by_lists_only_commands_of_the_pages() -> None:
         for name in names
         if not any(f"{command} ".startswith(f"{name} ") for command in COMMANDS)
     ]
+
+
+def test_files_that_ci_names_exist():
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    braces = re.findall(r"tests/test_\{([\w,]+)\}\.py", text)
+    names = {name for group in braces for name in group.split(",")}
+    names |= set(re.findall(r"tests/test_(\w+)\.py", text))
+
+    assert len(names) > 5
+    assert not [name for name in names if not (ROOT / f"tests/test_{name}.py").exists()]
