@@ -201,7 +201,8 @@ def test_two_runs_at_once_apply_each_migration_once(
     empty_database: str, folder: Path
 ) -> None:
     script = (
-        "import sys; from pathlib import Path; from pyapp.devtools import migrator\n"
+        "import sys; from pathlib import Path\n"
+        "from pyapp.devtools.migrations import migrator\n"
         "print(*migrator.migrate(sys.argv[1], Path(sys.argv[2])))"
     )
     runs = [
@@ -276,6 +277,19 @@ def test_unreadable_migration_is_named(
     (tmp_path / f"{name}.rollback.sql").write_text("SELECT 1;")
     with pytest.raises(MigrationError, match=complaint):
         read_migrations(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["post-apply.sql", "post-apply-roles.py"])
+def test_post_apply_file_is_refused(
+    empty_database: str, folder: Path, name: str
+) -> None:
+    """Plain yoyo runs it after each apply; passing over it would lose its effect."""
+    (folder / name).write_text("SELECT 1;")
+
+    with pytest.raises(MigrationError, match=rf"{name} is not run by pyapp: move its"):
+        migrate(empty_database, folder)
+
+    assert query(empty_database, "SELECT to_regnamespace('app')") == [(None,)]
 
 
 def test_folder_without_migrations_is_an_error(tmp_path: Path) -> None:

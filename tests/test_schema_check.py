@@ -1,4 +1,4 @@
-"""schema.sql, the migrations and a live database are equal, or it is told how not."""
+"""The SQL files, the migrations and a live database are compared."""
 
 import shutil
 from pathlib import Path
@@ -17,8 +17,8 @@ from pyapp.payloads import create_payload_partitions
 from tests.support import Server
 
 
-def told(result: SchemaCheck) -> list[str]:
-    """Return all that a check says, as it is printed."""
+def report_of(result: SchemaCheck) -> list[str]:
+    """Return the lines that a check prints."""
     lines = [line for c in result.comparisons for _, line in c.report()]
     return [f"{s.name} is {s.state}" for s in result.wrong] + lines
 
@@ -35,9 +35,9 @@ def folder(tmp_path: Path) -> Path:
     return shutil.copytree(migrations_dir(), tmp_path / "migrations")
 
 
-def test_migrations_build_what_schema_sql_says(server: Server) -> None:
+def test_migrations_build_what_the_sql_files_build(server: Server) -> None:
     result = check(None, scratch_url=server.url("postgres"))
-    assert told(result) == []
+    assert report_of(result) == []
     assert result.objects > 200
 
 
@@ -55,14 +55,14 @@ def test_each_migration_goes_down_and_up_again_to_equal_dumps(
     assert dump_objects(empty_database) == dumps[-1]
 
 
-def test_month_of_payloads_is_no_difference(empty_database: str) -> None:
+def test_partitions_and_new_plans_are_not_differences(empty_database: str) -> None:
     migrate(empty_database)
     assert create_payload_partitions(empty_database, months=2) == 2
     execute(empty_database, "INSERT INTO app.plans VALUES ('gold', 'price_1', 9)")
-    assert told(check(empty_database)) == []
+    assert report_of(check(empty_database)) == []
 
 
-def test_drift_of_a_live_database_is_told_as_sql(empty_database: str) -> None:
+def test_drift_of_a_live_database_is_shown_as_sql(empty_database: str) -> None:
     migrate(empty_database)
     execute(
         empty_database,
@@ -72,7 +72,7 @@ def test_drift_of_a_live_database_is_told_as_sql(empty_database: str) -> None:
         "UPDATE app.plans SET monthly_credits = 3000 WHERE id = 'free'",
     )
     result = check(empty_database)
-    lines = told(result)
+    lines = report_of(result)
     assert result.differences == 4
     assert (
         "-- INDEX app.planted_idx is in the live database, not in the migrations"
@@ -97,47 +97,49 @@ def test_drift_between_the_files_names_the_objects(
     texts = {path: path.read_text() for path in folder.glob("*.sql")}
     last = max(path for path, text in texts.items() if "CONCURRENTLY" not in text)
     last.write_text(f"{last.read_text()}CREATE INDEX extra_idx ON app.users (name);\n")
-    schema = tmp_path / "schema.sql"
-    schema.write_text(
-        (sql_dir() / "schema.sql").read_text()
-        + "CREATE INDEX other_idx ON app.users (name);\n"
-    )
-    lines = told(check(empty_database, schema=schema, folder=folder))
+    schema = shutil.copytree(sql_dir(), tmp_path / "sql")
+    with (schema / "schema.sql").open("a") as file:
+        file.write("CREATE INDEX other_idx ON app.users (name);\n")
+    with (schema / "functions" / "quota.sql").open("a") as file:
+        file.write("CREATE FUNCTION app.one() RETURNS int LANGUAGE sql RETURN 1;\n")
+    lines = report_of(check(empty_database, schema=schema, folder=folder))
     assert f"{last.stem} is edited" in lines
     assert "-- INDEX app.other_idx is in schema.sql, not in the migrations" in lines
+    assert "-- FUNCTION app.one() is in quota.sql, not in the migrations" in lines
     assert "-- INDEX app.extra_idx is in the migrations, not in schema.sql" in lines
     assert (
         "-- INDEX app.extra_idx is in the migrations, not in the live database"
     ) in lines
 
 
-def test_edit_after_plain_yoyo_is_found_once_a_check_has_seen_it(
+def test_edit_after_plain_yoyo_is_found_after_a_first_check(
     empty_database: str, folder: Path
 ) -> None:
     migrate(empty_database, folder)
     execute(empty_database, "DROP TABLE public.pyapp_migration_checksums")
-    assert told(check(empty_database, folder=folder)) == []
+    assert report_of(check(empty_database, folder=folder)) == []
     first = sorted(folder.glob("*.sql"))[1]
     first.write_text(first.read_text() + "-- Harmless.\n")
-    assert told(check(empty_database, folder=folder)) == [f"{first.stem} is edited"]
+    assert report_of(check(empty_database, folder=folder)) == [
+        f"{first.stem} is edited"
+    ]
 
 
-def test_database_that_is_behind_is_only_behind(empty_database: str) -> None:
+def test_pending_migration_is_the_only_difference(empty_database: str) -> None:
     names = [file.name for file in read_migrations()]
     migrate(empty_database, count=len(names) - 1)
-    assert told(check(empty_database)) == [f"{names[-1]} is pending"]
+    assert report_of(check(empty_database)) == [f"{names[-1]} is pending"]
 
 
-def test_schema_sql_that_cannot_be_built_says_why(
-    server: Server, tmp_path: Path
-) -> None:
-    schema = tmp_path / "schema.sql"
-    schema.write_text("CREATE TABLE app.users ();")
+def test_invalid_schema_file_is_named(server: Server, tmp_path: Path) -> None:
+    schema = tmp_path / "sql"
+    schema.mkdir()
+    (schema / "schema.sql").write_text("CREATE TABLE app.users ();")
     with pytest.raises(SchemaCheckError, match=r'schema.sql .* "app" does not exist'):
         check(None, scratch_url=server.url("postgres"), schema=schema)
 
 
-def test_scratch_databases_go_even_when_interrupted_or_left_by_a_kill(
+def test_scratch_databases_are_dropped_after_interrupt_or_kill(
     server: Server,
 ) -> None:
     url = server.url("postgres")
@@ -159,7 +161,7 @@ def test_scratch_databases_go_even_when_interrupted_or_left_by_a_kill(
     assert left == [(of_others,)]
 
 
-def test_role_that_may_make_no_databases_is_told_the_option(
+def test_role_without_createdb_is_pointed_to_scratch(
     server: Server, empty_database: str
 ) -> None:
     execute(

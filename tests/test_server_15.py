@@ -19,7 +19,7 @@ from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
 from pyapp.devtools.server.temp_server import temp_server
 from pyapp.errors import SchemaCheckError
 from tests.support import DEBIAN_15, run_cli
-from tests.test_schema_check import told
+from tests.test_schema_check import report_of
 from tests.tls_server import tls_server
 
 
@@ -85,7 +85,7 @@ def test_schema_over_tls_is_compared_with_scratch_databases_elsewhere(
     tls: tuple[EmbeddedServer, Path], old: EmbeddedServer
 ):
     """All sides are dumped by one program that reaches both servers."""
-    assert told(check(tls[0].url, scratch_url=old.url)) == []
+    assert report_of(check(tls[0].url, scratch_url=old.url)) == []
 
 
 def test_missing_pg_dump_with_ssl_is_named(
@@ -138,7 +138,7 @@ def test_database_of_15_restored_by_its_own_pg_dump_is_equal(
     restore = ["--exit-on-error", "--no-owner", f"--dbname={restored}", file]
     _run(binaries() / "pg_restore", *restore)
 
-    assert told(check(restored)) == []
+    assert report_of(check(restored)) == []
     assert _emails(restored) == ["ada@example.com"]
 
 
@@ -152,7 +152,7 @@ def test_database_of_15_restored_by_a_newer_pg_dump_is_equal(
     options = ["--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null"]
     _run(binaries() / "psql", *options, restored, text=text)
 
-    assert told(check(restored)) == []
+    assert report_of(check(restored)) == []
     assert _emails(restored) == ["ada@example.com"]
 
 

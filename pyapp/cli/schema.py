@@ -18,6 +18,7 @@ from pyapp.devtools.checks.schema_diff import check as check_schema
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
+from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
 from pyapp.devtools.migrations.migrator import State
 from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
@@ -32,6 +33,7 @@ MEANINGS: dict[State, str] = {
     "applied": "applied",
     "edited": "its text has changed since it was applied: undo the edit,"
     " and write a new migration",
+    "earlier": "of an earlier history: pyapp db adopt",
     "pending": "pending: pyapp db migrate",
     "unknown": "applied, and has no file here",
 }
@@ -39,7 +41,15 @@ MEANINGS: dict[State, str] = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `pyapp db`."""
-    for command in (migrate, rollback, check, generate, maintain, erase_archived):
+    for command in (
+        migrate,
+        rollback,
+        adopt,
+        check,
+        generate,
+        maintain,
+        erase_archived,
+    ):
         app.command()(command)
 
 
@@ -87,6 +97,26 @@ def rollback(
     migrator.rollback(
         url, count=number, report=lambda file: say(f"Rolling back {file.name}")
     )
+
+
+def adopt(
+    scratch: Annotated[
+        str | None,
+        typer.Option(help="Server for the scratch databases; else the live one."),
+    ] = None,
+) -> None:
+    """Mark migrations on a database built by psql or by the earlier migrations.
+
+    Its structure is first proved equal to the SQL files. All data is kept.
+    """
+    url = load_settings().database_url
+    marked = adopt_migrations(url, scratch_url=scratch)
+    if not marked:
+        say("Nothing to adopt: the database has marks; run: pyapp db migrate")
+        return
+    for name in marked:
+        say(f"Marked {name}")
+    say("The schema equals the SQL files; run pyapp db roles if roles use it")
 
 
 def check(

@@ -172,3 +172,46 @@ INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
 INNER JOIN pg_index AS i ON c.oid = i.indexrelid
 WHERE n.nspname = :schema
     AND c.relname = :name;
+
+-- name: delete_marks :rowcount
+-- pyapp db adopt replaces them in the same transaction.
+DELETE FROM public._yoyo_migration;
+
+-- name: delete_checksums :rowcount
+-- They belong to the marks.
+DELETE FROM public.pyapp_migration_checksums;
+
+-- name: list_changed_functions :many
+-- Functions whose body is not that of the earlier history's last migration.
+-- Bodies written as RETURN are stored parsed and are not compared.
+SELECT e.name
+FROM (
+    VALUES
+        ('add_usage', '22384aec0c6cbaf74a2149fb81097b74'),
+        ('anonymize_user', 'd7fb7fb5c640826c8fa6f1f1ec3e8e6a'),
+        ('cancel_referral', 'bceff6833d54b93baab462c82f909fe2'),
+        ('create_payload_partitions', 'de2c7bd0be39295a4cba511cd215656e'),
+        ('delete_expired_sessions', 'e06b147f1ebe7e802f67a20b2465b7a6'),
+        ('delete_session', '612ffc1c0f5a77ce1854585ee7b4de81'),
+        ('delete_user_sessions', 'b04a0edae49bc488b78267b8836adf15'),
+        ('end_unproved_sessions', '2274a9105dff82f18053db306f21ea50'),
+        ('get_period_end', '2ee20a4ddc6531cff3588eb9617fa1e7'),
+        ('get_period_start', '936d727bfd6e52396488148d55cdd556'),
+        ('grant_referral_credits', '1370318b60d01ccd9102d868c7fc748a'),
+        ('put_stripe_customers', 'db717b0d29b38e9d0cb7bfb7caa51a7d'),
+        ('put_stripe_subscriptions', '5998f49a095507eb60b4a1ac4bef073a'),
+        ('put_stripe_views', 'fd92600013c5ab08639b40673dcd25e0'),
+        ('refuse_change', '818bff5bf9c23cdd75f65020e5a9e792'),
+        ('refuse_user_id', '1f151a73860d202f6cf24e6f44a4b1d3'),
+        ('repair_referral_totals', '6dda2cdf969c8d1e7568ba3259c11a4d'),
+        ('repair_usage_day', 'ac66645eb891bbbe0526b9852728f940'),
+        ('retire_payload_partition', '5d6624b2a391be5f94df0e70332d299e'),
+        ('set_completed_at', 'd24ec000f3d25c66de437ed6ee6500af'),
+        ('set_updated_at', 'f8778fa84b849f96f2f2197b9a7b56fb'),
+        ('sync_stripe_users', '1cda91dd983b94007dda9cd75ca1e008'),
+        ('take_stripe_event', 'b9711e35f4d17c78e052534759ff4bf5')
+) AS e (name, checksum)
+LEFT JOIN pg_proc AS p
+    ON e.name = p.proname AND p.pronamespace = to_regnamespace('app')
+WHERE md5(p.prosrc) IS DISTINCT FROM e.checksum
+ORDER BY e.name;

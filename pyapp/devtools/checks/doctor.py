@@ -181,6 +181,7 @@ def _migrations(url: str) -> Finding:
     except PyappError as exc:
         return Finding(link, Level.PROBLEM, str(exc))
     for state, remedy in (
+        ("earlier", "of an earlier history; run: pyapp db adopt"),
         ("edited", "edited since it was applied; restore its text"),
         ("unknown", "applied without a file here; check out the version that has it"),
         ("pending", "not applied; run: pyapp db migrate"),

@@ -11,7 +11,6 @@ _OPTIONS = (
     "--schema=app",
     f"--exclude-table={_MONTHS}",
     "--no-owner",
-    "--no-privileges",
     "--no-publications",
     "--no-subscriptions",
     "--no-security-labels",
@@ -45,8 +44,18 @@ def dump_objects(url: str, program: Path | None = None) -> Objects:
     Raises:
         SchemaCheckError: no pg_dump can reach the server, or pg_dump fails.
     """
-    program = program or choose_pg_dump(url)
-    return split_dump(run_pg_dump(program, url, *_OPTIONS))
+    return split_dump(dump_schema(url, program or choose_pg_dump(url)))
+
+
+def dump_schema(url: str, program: Path) -> str:
+    """Return the structure of schema app at *url* as SQL; empty without the schema."""
+    return run_pg_dump(program, url, *_OPTIONS, "--no-privileges")
+
+
+def dump_privileges(url: str, program: Path) -> Objects:
+    """Return the privileges on the objects of schema app at *url*."""
+    objects = split_dump(run_pg_dump(program, url, *_OPTIONS))
+    return {title: acl for title, acl in objects.items() if title.startswith("ACL ")}
 
 
 def split_dump(dump: str) -> Objects:

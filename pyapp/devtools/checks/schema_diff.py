@@ -1,9 +1,10 @@
-"""schema.sql, the migrations and a live database, compared object by object."""
+"""The SQL files, the migrations and a live database, compared object by object."""
 
 import contextlib
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +26,15 @@ from pyapp.errors import MigrationError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
 
-# What a line of the report is: a comment, a line of one side, or one of both.
+_ROUTINE = re.compile(r"(?:COMMENT app\.)?(?:FUNCTION|VIEW) (?:app\.)?(?P<name>\w+)")
+
+# A line of a report is a comment, a line of one side, or a line of both.
 Mark = Literal["--", "-", "+", " "]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An object that two sources hold differently, or only one of them."""
+    """An object that differs between two sources, or that only one of them has."""
 
     title: str
     left: str | None
@@ -40,14 +43,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two sources by name, and what differs between them."""
+    """Two sources by name, and their differences.
+
+    `files` names the file of a function or view, in place of schema.sql.
+    """
 
     left: str
     right: str
     differences: list[Difference]
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def report(self) -> Iterator[tuple[Mark, str]]:
-        """Yield the differences as lines of SQL under comments that say which."""
+        """Yield the differences as lines of SQL, each under a comment."""
         for difference in self.differences:
             yield from _report(self, difference)
             yield " ", ""
@@ -55,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SchemaCheck:
-    """What `check` found; `wrong` are the migrations edited, unknown or pending."""
+    """The result of `check`; `wrong` are edited, unknown and pending migrations."""
 
     objects: int
     comparisons: list[Comparison]
@@ -63,7 +70,7 @@ class SchemaCheck:
 
     @property
     def differences(self) -> int:
-        """How many objects differ, and migrations are not as applied."""
+        """The number of objects that differ and of migrations that are not applied."""
         return len(self.wrong) + sum(len(c.differences) for c in self.comparisons)
 
 
@@ -74,11 +81,12 @@ def check(
     schema: Path | None = None,
     folder: Path | None = None,
 ) -> SchemaCheck:
-    """Compare *schema*, the migrations of *folder* and the live database at *url*.
+    """Compare the SQL files, the migrations of *folder* and the database at *url*.
 
-    The first two are built in scratch databases, on the server of *scratch_url* or
-    else of *url*. A live database that is behind is compared with the migrations that
-    it has. Without *url*, only the files are compared.
+    *schema* is the folder of schema.sql and functions/. Files and migrations are built
+    in scratch databases on the server of *scratch_url*, else of *url*. A live database
+    is compared with the migrations that it has. Without *url*, only the files are
+    compared.
 
     Raises:
         DatabaseUnavailableError: a server is not healthy.
@@ -86,11 +94,16 @@ def check(
     """
     server = scratch_url or url
     if server is None:
-        raise SchemaCheckError("there is no server to build the schema on: give a URL")
+        raise SchemaCheckError("no server to build the schema on: give a URL")
     statuses: list[MigrationStatus] = []
     if url is not None:
         _remember(url, folder)
         statuses = list_migrations(url, folder)
+        if any(status.state == "earlier" for status in statuses):
+            raise MigrationError(
+                "the database has migrations of an earlier history; bring it over with:"
+                " pyapp db adopt"
+            )
     applied = [s.name for s in statuses if s.state in ("applied", "edited")]
     wrong = [status for status in statuses if status.state != "applied"]
     program = choose_pg_dump(*(target for target in (server, url) if target))
@@ -106,11 +119,12 @@ def check(
         migrate(migrated, folder)
         objects = read_objects(built, program)
         files = compare(SCHEMA, objects, MIGRATIONS, read_objects(migrated, program))
+    files = replace(files, files=_files_of(files.differences, schema))
     return SchemaCheck(len(objects), [files, *comparisons], wrong)
 
 
 def load_schema(url: str, schema: Path | None = None) -> None:
-    """Run schema.sql and the functions, of the folder *schema*, at *url*."""
+    """Build the SQL files of the folder *schema* at *url*."""
     with connect(url) as conn:
         for path in schema_files(schema):
             try:
@@ -121,12 +135,12 @@ def load_schema(url: str, schema: Path | None = None) -> None:
 
 
 def read_objects(url: str, program: Path | None = None) -> Objects:
-    """Return all objects at *url*, as *program* dumps them, and the rows of plans."""
+    """Return the objects at *url* as *program* dumps them, and the rows of plans."""
     return dump_objects(url, program) | _read_plans(url)
 
 
 def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
-    """Return the differences between two sources, in the first one's order."""
+    """Return the differences between two sources, in the order of the first."""
     titles = [*ours, *(title for title in theirs if title not in ours)]
     return Comparison(
         left,
@@ -146,18 +160,32 @@ class _PlanRow:
 
 
 def _remember(url: str, folder: Path | None) -> None:
-    """Keep the texts that plain yoyo has applied, if this server lets us write."""
+    """Store the checksums of what plain yoyo applied, if the role may write."""
     with contextlib.suppress(psycopg.Error, MigrationError):
         record_checksums(url, folder)
 
 
 def _read_live(url: str, expected: Objects, program: Path) -> Objects:
-    """Return the objects at *url* without the plans that its operator has added."""
+    """Return the objects at *url* without plans that the operator added."""
     return {
         title: text
         for title, text in read_objects(url, program).items()
         if title in expected or not title.startswith("ROW ")
     }
+
+
+def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, str]:
+    """Return the file of each function and view in *differences*."""
+    texts = {path: path.read_text(encoding="utf-8") for path in schema_files(schema)}
+    files = {}
+    for difference in differences:
+        if found := _ROUTINE.match(difference.title):
+            files[difference.title] = "sql/functions"
+            definition = re.compile(rf"(?:FUNCTION|VIEW) app\.{found['name']}\b")
+            for path, text in texts.items():
+                if definition.search(text):
+                    files[difference.title] = path.name
+    return files
 
 
 def _read_plans(url: str) -> Objects:
@@ -172,7 +200,8 @@ def _read_plans(url: str) -> Objects:
 def _report(
     comparison: Comparison, difference: Difference
 ) -> Iterator[tuple[Mark, str]]:
-    left, right, title = comparison.left, comparison.right, difference.title
+    title, right = difference.title, comparison.right
+    left = comparison.files.get(title, comparison.left)
     if difference.left is None or difference.right is None:
         here, there = (left, right) if difference.right is None else (right, left)
         mark: Mark = "-" if difference.right is None else "+"

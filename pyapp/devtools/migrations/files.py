@@ -1,4 +1,4 @@
-"""The files of migrations/, as yoyo reads them and as our rules want them."""
+"""The files of migrations/: read by yoyo, checked against the rules of pyapp."""
 
 import glob
 import hashlib
@@ -50,17 +50,17 @@ class MigrationFile:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of its text, the same on every system."""
+        """SHA-256 of its text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def is_transactional(self) -> bool:
-        """Whether it is applied in one transaction with its mark."""
+        """Whether it runs in one transaction together with its mark."""
         return not _OUTSIDE.search(self.text)
 
     @property
     def loss(self) -> str:
-        """What rolling it back loses, as the rollback's first comment says."""
+        """The data that a rollback loses, from the first comment of its file."""
         lines = []
         for line in self.rollback_text.splitlines():
             if not line.startswith("--"):
@@ -71,12 +71,18 @@ class MigrationFile:
 
 
 def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
-    """Return the migrations of *folder* (ours when not given), in order.
+    """Return the migrations of *folder*, else of pyapp, in order.
 
     Raises:
-        MigrationError: there are none, or one breaks a rule; the message names it.
+        MigrationError: there are none, or a file breaks a rule; the message names it.
     """
     folder = folder or migrations_dir()
+    for hook in sorted(folder.glob("post-apply*")):
+        # Plain yoyo runs it after each apply, but cannot mark it: after a killed run it
+        # would be passed over.
+        raise MigrationError(
+            f"{hook} is not run by pyapp: move its statements to a numbered migration"
+        )
     found = yoyo.read_migrations(source_of(folder))
     if not found:
         raise MigrationError(f"there are no migrations in {folder}")
@@ -84,12 +90,12 @@ def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
 
 
 def source_of(folder: PurePath) -> str:
-    """Return *folder* as yoyo wants it: a pattern, with forward slashes everywhere."""
+    """Return *folder* as the pattern that yoyo expects, with forward slashes."""
     return glob.escape(folder.as_posix())
 
 
 def index_work(text: str) -> IndexWork | None:
-    """Return which index *text* builds or drops CONCURRENTLY, if it does."""
+    """Return the index that *text* builds or drops CONCURRENTLY, if any."""
     for pattern in _INDEX_WORK:
         if found := pattern.search(text):
             is_build = found["verb"].upper() == "CREATE"
@@ -103,12 +109,12 @@ def _read(step: Any) -> MigrationFile:
         raise MigrationError(f"{path} is not named NNNN_verb_object.sql")
     rollback = path.with_suffix(".rollback.sql")
     if not rollback.is_file():
-        # yoyo would unmark the migration, and leave what it made.
-        raise MigrationError(f"{path} has no {rollback.name} beside it")
+        # yoyo would remove the mark and leave the objects.
+        raise MigrationError(f"{path} has no {rollback.name} next to it")
     text, rollback_text = _read_ascii(path), _read_ascii(rollback)
     file = MigrationFile(step.id, path, text, rollback_text, step)
     if not file.is_transactional:
-        step.load()  # which takes its time
+        step.load()  # slow, so only where it is needed
         if sum(bool(part.step._apply) for part in step.steps) != 1:
             raise MigrationError(
                 f"{path} runs outside a transaction: give each statement its own file"
@@ -120,6 +126,6 @@ def _read_ascii(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         if not line.isascii():
-            # yoyo opens the file in the encoding of whatever locale it runs in.
+            # yoyo reads the file in the encoding of the locale.
             raise MigrationError(f"{path}:{number} is not ASCII")
     return text

@@ -1,31 +1,40 @@
-"""Migrations: yoyo as a library, on the very tables that plain `yoyo apply` uses.
+"""Applies and rolls back migrations: yoyo as a library, on the tables of plain yoyo.
 
-What yoyo leaves open is closed here. A migration and its "applied" mark are one
-transaction, so a kill leaves both or neither. An index that is built outside one is
-taken up where a killed run left it. One run at a time: the lock is the session's, and
-ends with it. The text of what is applied is kept as a checksum, to find later edits.
+A migration and its mark are one transaction, so a killed run leaves both or neither. An
+index built outside a transaction is continued where a killed run left it. An advisory
+lock of the session lets one run work at a time. The checksum of each applied migration
+is stored, to detect later edits.
 """
 
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.run import execute, fetch_all, fetch_one
+from pyapp._core.run import execute, fetch_all
 from pyapp.devtools.migrations.files import MigrationFile, index_work, read_migrations
-from pyapp.devtools.migrations.session import Backend, Bookkeeping, migration_session
+from pyapp.devtools.migrations.history import (
+    EARLIER_HISTORY,
+    is_earlier,
+    read_applied,
+    refuse_earlier,
+)
+from pyapp.devtools.migrations.session import (
+    Backend,
+    migration_session,
+    record_checksum,
+)
 from pyapp.errors import MigrationError
 
 log = logging.getLogger("pyapp.migrations")
 
-# What a migration gets to hear whose work is done.
+# Errors of a migration whose objects exist already.
 _THERE_ALREADY = (
     psycopg.errors.DuplicateColumn,
     psycopg.errors.DuplicateFunction,
@@ -34,15 +43,15 @@ _THERE_ALREADY = (
     psycopg.errors.DuplicateTable,
 )
 
-State = Literal["applied", "edited", "pending", "unknown"]
+State = Literal["applied", "edited", "earlier", "pending", "unknown"]
 Report = Callable[[MigrationFile], None]
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationStatus:
-    """One migration: edited is applied with another text, unknown applied without file.
+class MigrationStatus(NamedTuple):
+    """One migration and its state; `applied_at` is in UTC, None if it is pending.
 
-    `applied_at` is in UTC, None for a pending one.
+    edited: applied with another text. unknown: applied, without a file here. earlier:
+    of the history before the squash.
     """
 
     name: str
@@ -50,20 +59,7 @@ class MigrationStatus:
     applied_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Applied:
-    name: str
-    applied_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class _Checksum:
-    name: str
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
+class _Index(NamedTuple):
     is_valid: bool
     drop_statement: str
 
@@ -71,13 +67,20 @@ class _Index:
 def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatus]:
     """Return the migrations of *folder* and those applied at *url*, by name.
 
-    It only reads, and needs no yoyo to have been here before.
+    It only reads, and works on a database that yoyo has never used.
     """
     files = {file.name: file for file in read_migrations(folder)}
     with connect(url) as conn:
-        applied, checksums = _read_state(conn)
+        applied, checksums = read_applied(conn)
+    has_earlier = is_earlier(applied, checksums)
     statuses = [
-        MigrationStatus(name, _state(files.get(name), checksums.get(name)), moment)
+        MigrationStatus(
+            name,
+            "earlier"
+            if has_earlier and name in EARLIER_HISTORY
+            else _state(files.get(name), checksums.get(name)),
+            moment,
+        )
         for name, moment in applied.items()
     ]
     statuses += [MigrationStatus(n, "pending") for n in files if n not in applied]
@@ -85,16 +88,16 @@ def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatu
 
 
 def pending(url: str, folder: Path | None = None) -> list[str]:
-    """Return the names of the migrations that wait to be applied, in order."""
+    """Return the names of the pending migrations, in order."""
     statuses = list_migrations(url, folder)
     return [status.name for status in statuses if status.state == "pending"]
 
 
 def record_checksums(url: str, folder: Path | None = None) -> None:
-    """Keep the text of migrations that plain yoyo has applied, when seen first."""
+    """Store the checksums of migrations that plain yoyo has applied."""
     files = read_migrations(folder)
     with connect(url) as conn:
-        applied, checksums = _read_state(conn)
+        applied, checksums = read_applied(conn)
     if any(file.name in applied and file.name not in checksums for file in files):
         with migration_session(url, patience=0) as backend:
             _record_checksums(backend, files)
@@ -108,10 +111,13 @@ def migrate(
     names: Collection[str] | None = None,
     report: Report | None = None,
 ) -> list[str]:
-    """Apply what is pending, in order; return the names of what was applied.
+    """Apply the pending migrations in order; return the names of those applied.
 
-    *count* stops after so many; *names* leaves out all others. *report* is called
-    with each before it is applied.
+    At most *count*, and only those in *names*. *report* is called with each before it
+    is applied.
+
+    Raises:
+        MigrationError: a migration failed, or the database has the earlier history.
     """
     files = read_migrations(folder)
     with migration_session(url, is_building=True) as backend:
@@ -142,14 +148,15 @@ def rollback(
 def list_rollbacks(
     url: str, folder: Path | None = None, *, count: int | None = 1
 ) -> list[MigrationFile]:
-    """Return what `rollback` would undo, the last first.
+    """Return the migrations that `rollback` would roll back, the last first.
 
     Raises:
-        MigrationError: an applied one has no file, and others may rest on it.
+        MigrationError: an applied one has no file here; others may depend on it.
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        applied, _ = _read_state(conn)
+        applied, checksums = read_applied(conn)
+    refuse_earlier(applied, checksums)
     return _rollback_order(applied, files)[:count]
 
 
@@ -166,21 +173,6 @@ def _rollback_order(
     return [known[name] for name in sorted(applied, reverse=True)]
 
 
-def _read_state(
-    conn: psycopg.Connection[Any],
-) -> tuple[dict[str, datetime], dict[str, str]]:
-    """Return when each migration was applied, and the checksums known."""
-    tables = fetch_one(conn, Bookkeeping, "get_bookkeeping")
-    if not tables.has_migrations:
-        return {}, {}
-    applied = fetch_all(conn, _Applied, "list_applied_migrations")
-    kept = fetch_all(conn, _Checksum, "list_checksums") if tables.has_checksums else []
-    return (
-        {row.name: row.applied_at for row in applied},
-        {row.name: row.checksum for row in kept},
-    )
-
-
 def _state(file: MigrationFile | None, checksum: str | None) -> State:
     if file is None:
         return "unknown"
@@ -188,17 +180,12 @@ def _state(file: MigrationFile | None, checksum: str | None) -> State:
 
 
 def _record_checksums(backend: Backend, files: list[MigrationFile]) -> Collection[str]:
-    """Keep the checksums that are missing; return the names of what is applied."""
-    applied, checksums = _read_state(backend.connection)
+    """Store missing checksums; return the names of the applied migrations."""
+    applied, checksums = read_applied(backend.connection)
     for file in files:
         if file.name in applied and file.name not in checksums:
-            _record_checksum(backend, file)
+            record_checksum(backend, file)
     return applied
-
-
-def _record_checksum(backend: Backend, file: MigrationFile) -> None:
-    conn, checksum = backend.connection, file.checksum
-    execute(conn, "upsert_checksum", name=file.name, checksum=checksum)
 
 
 def _run(
@@ -228,11 +215,11 @@ def _apply(backend: Backend, file: MigrationFile) -> None:
     if not file.is_transactional and _is_open(backend, file.text):
         file.step.process_steps(backend, "apply")
     with backend.turn():
-        if backend.is_applied(file.step):  # plain yoyo was here meanwhile
+        if backend.is_applied(file.step):  # by plain yoyo, after the list was read
             return
         backend.mark_one(file.step, log=False)
         backend.log_migration(file.step, "apply")
-        _record_checksum(backend, file)
+        record_checksum(backend, file)
         if file.is_transactional:
             file.step.process_steps(backend, "apply")
 
@@ -251,10 +238,10 @@ def _roll_back(backend: Backend, file: MigrationFile) -> None:
 
 
 def _is_open(backend: Backend, text: str) -> bool:
-    """Say whether what *text* does outside a transaction is still to be done.
+    """Tell whether the statement of *text* outside a transaction has yet to run.
 
-    A killed run may have done it without the mark, or left an index half built: that
-    is removed here. Whether a finished one is right, `pyapp db check` proves.
+    A killed run may have run it without marking the migration, or left an invalid
+    index, which is dropped here. `pyapp db check` proves that a finished one is right.
     """
     work = index_work(text)
     if work is None:
@@ -270,13 +257,13 @@ def _is_open(backend: Backend, text: str) -> bool:
 
 @contextlib.contextmanager
 def _explained(file: MigrationFile, verb: str) -> Iterator[None]:
-    """Turn the server's error into one line that says what was left behind."""
+    """Turn an error of the server into one line that says what was kept."""
     try:
         yield
     except psycopg.errors.LockNotAvailable as exc:
         raise MigrationError(
-            f"{file.name} was not {verb}: it waited too long for a lock, and nothing"
-            " of it was kept; run it again at a quieter moment"
+            f"{file.name} was not {verb}: it waited too long for a lock (nothing of it"
+            " was kept); run it again at a quieter time"
         ) from exc
     except _THERE_ALREADY as exc:
         # Plain yoyo applies and marks in two transactions.

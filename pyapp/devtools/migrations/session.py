@@ -1,4 +1,4 @@
-"""The session that migrates: alone, on yoyo's tables, and leaving nothing if killed."""
+"""The session that migrates: one at a time, with yoyo's tables, safe to kill."""
 
 import contextlib
 import getpass
@@ -7,9 +7,8 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from yoyo import internalmigrations
@@ -19,33 +18,28 @@ from yoyo.migrations import default_migration_table
 
 from pyapp._core.advisory_locks import take_lock
 from pyapp._core.connection import connect
-from pyapp._core.run import execute, fetch_all, fetch_one
+from pyapp._core.run import execute, fetch_all
+from pyapp.devtools.migrations.files import MigrationFile
+from pyapp.devtools.migrations.history import (
+    Bookkeeping,
+    read_applied,
+    read_bookkeeping,
+    refuse_earlier,
+)
 from pyapp.devtools.server.urls import is_on_this_machine
 from pyapp.errors import MigrationError
 
 
-@dataclass(frozen=True, slots=True)
-class Bookkeeping:
-    """Which tables are there, and how many other clients the database has."""
-
-    has_migrations: bool
-    has_lock: bool
-    has_checksums: bool
-    other_clients: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Grant:
+class _Grant(NamedTuple):
     statement: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Holder:
+class _Holder(NamedTuple):
     pid: int
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
-    """yoyo's backend on a connection of ours, with its tables always in `public`."""
+    """yoyo's backend on a connection of pyapp, with its tables always in `public`."""
 
     schema = "public"
 
@@ -56,33 +50,33 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
     def init_connection(self, connection: psycopg.Connection[Any]) -> None:
         super().init_connection(connection)
-        with contextlib.suppress(psycopg.Error):  # not on every system
+        with contextlib.suppress(psycopg.Error):  # some systems cannot detect it
             execute(connection, "end_with_client")
 
     def create_lock_table(self) -> None:
-        """Create yoyo's table as yoyo does, which passes over every error."""
+        """Create yoyo's lock table; yoyo's own method ignores every error."""
         with (
-            contextlib.suppress(psycopg.errors.DuplicateTable),  # a plain yoyo did it
+            contextlib.suppress(psycopg.errors.DuplicateTable),  # plain yoyo was first
             self.transaction(),
         ):
             self.execute(self.format_sql(self.create_lock_table_sql))
 
     def reset(self) -> None:
-        """Undo what a migration has set in the session."""
+        """Undo the settings of a migration."""
         execute(self.connection, "reset_session")
         self.init_connection(self.connection)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Give a transaction from which plain yoyo is shut out by its own lock."""
+        """Open a transaction that excludes plain yoyo by yoyo's own lock."""
         with self.transaction():
             execute(self.connection, "insert_yoyo_lock", pid=os.getpid())
             yield
             execute(self.connection, "delete_yoyo_lock")
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> Any:
-        # yoyo's own asks the name service for this machine, which may take seconds,
-        # and fails for an account without a name.
+        # yoyo's own method asks the name service for this machine, which may take
+        # seconds, and fails for an account without a name.
         try:
             user = getpass.getuser()
         except (KeyError, OSError):
@@ -100,16 +94,21 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def migration_session(
-    url: str, *, patience: float = 60, is_building: bool = False
+    url: str,
+    *,
+    patience: float = 60,
+    is_building: bool = False,
+    is_adopting: bool = False,
 ) -> Iterator[Backend]:
-    """Give a backend that alone may migrate, its tables made.
+    """Yield the only backend that may migrate at *url*; create its missing tables.
 
-    *is_building* says that schema app will be created where it is missing.
+    *is_building*: a missing schema app will be created. *is_adopting*: migrations of
+    the earlier history are allowed.
 
     Raises:
         DatabaseUnavailableError: the database is not healthy.
-        MigrationError: another run is still at work after *patience* seconds, or the
-            role may not create what is missing.
+        MigrationError: another run still works after *patience* seconds, the role may
+            not create what is missing, or the database has the earlier history.
     """
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
     with Backend(uri, default_migration_table) as backend:
@@ -119,8 +118,10 @@ def migration_session(
             raise MigrationError(
                 f"another run of migrations is at work: {lock.describe_holder()}"
             )
-        tables = fetch_one(conn, Bookkeeping, "get_bookkeeping")
+        tables = read_bookkeeping(conn)
         _require_grants(conn, tables, is_building)
+        if not is_adopting:
+            refuse_earlier(*read_applied(conn))
         if not tables.has_lock:
             backend.create_lock_table()
         _wait_for_yoyo(conn, patience=10)
@@ -132,6 +133,13 @@ def migration_session(
                 execute(conn, "create_checksums")
                 execute(conn, "comment_checksums")
         yield backend
+
+
+def record_checksum(backend: Backend, file: MigrationFile) -> None:
+    """Store the checksum of the applied migration *file*."""
+    execute(
+        backend.connection, "upsert_checksum", name=file.name, checksum=file.checksum
+    )
 
 
 def _require_grants(
@@ -154,25 +162,26 @@ def _require_grants(
 
 
 def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:
-    """Wait for a plain yoyo to end; remove its lock if it was killed.
+    """Wait until plain yoyo has ended; remove the lock of a killed one.
 
-    A run of ours leaves no such row: it never commits one.
+    A run of pyapp leaves no such row, because it never commits one.
     """
     deadline = time.monotonic() + patience
     while holders := fetch_all(conn, _Holder, "list_yoyo_locks"):
         pid = holders[0].pid
-        others = fetch_one(conn, Bookkeeping, "get_bookkeeping").other_clients
+        others = read_bookkeeping(conn).other_clients
         if not others or (is_on_this_machine(conn) and not _is_alive(pid)):
             execute(conn, "delete_yoyo_lock")
         elif time.monotonic() > deadline:
             raise MigrationError(
-                f"yoyo is at work as process {pid}; if that has ended: yoyo break-lock"
+                f"yoyo is at work as process {pid}; if it has ended: yoyo break-lock"
             )
         else:
             time.sleep(0.1)
 
 
 def _is_alive(pid: int) -> bool:
+    """Tell whether the process exists; without psutil, which is in an extra."""
     if os.name != "posix":
         return True
     try:

@@ -1,0 +1,22 @@
+-- Run once by pyapp db adopt, on a database with migrations 0001 to 0021 of the history
+-- before the squash: the changes that cannot be derived from the SQL files. Functions,
+-- views, triggers and comments with another text are replaced afterwards.
+
+-- Stripe's functions have other names and arguments.
+DROP FUNCTION app.take_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+);
+DROP FUNCTION app.put_stripe_views(text, jsonb, text, boolean, boolean, boolean);
+DROP FUNCTION app.put_stripe_subscriptions(jsonb, text, boolean, boolean);
+DROP FUNCTION app.put_stripe_customers(jsonb, text, boolean, boolean, boolean);
+DROP FUNCTION app.judge_stripe_view(
+    timestamptz, timestamptz, boolean, text, boolean
+);
+DROP FUNCTION app.sync_stripe_users(uuid[], boolean);
+
+-- Renamed.
+DROP TRIGGER users_end_unproved_sessions ON app.users;
+DROP FUNCTION app.end_unproved_sessions();
+ALTER TABLE app.users
+    RENAME CONSTRAINT users_anonymized_is_nobody_check
+    TO users_anonymized_is_empty_check;
