@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of each command, sent to a real process and what it started."""
+"""Ctrl-C during each command, sent to a real process and its children."""
 
 import logging
 import os
@@ -14,6 +14,8 @@ import psycopg
 import pytest
 
 from pyapp._core.connection import connect
+from pyapp._core.queries import migrations_dir
+from pyapp.devtools.migrations import files
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.devtools.server.embedded import free_port
@@ -28,7 +30,7 @@ from tests.waiting import locked, wait_for_waiter
 REPOSITORY = Path(__file__).parents[1]
 STOPPED = "error: stopped by Ctrl-C; work reported as done is kept\n"
 IMPORT = "import usage {log} --user ada@example.com"
-# Each with the table whose lock stops it in its middle.
+# Each command with the table whose lock stops it.
 COMMANDS = {
     "quota --all": "users",
     IMPORT: "messages",
@@ -43,19 +45,24 @@ def conn(committing: psycopg.Connection) -> psycopg.Connection:
     return committing
 
 
-# What runs in the background of a script ignores Ctrl-C, and so do its children.
+# A background process of a shell script ignores Ctrl-C, and so do its children.
 INTERRUPTIBLE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pyapp.cli import main
 main()
 """
+WITH_MIGRATIONS = """
+import pathlib
+from pyapp.devtools.migrations import files
+files.migrations_dir = lambda: pathlib.Path({folder!r})
+"""
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
     """Start a command as a terminal does, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
+        [sys.executable, "-c", before + INTERRUPTIBLE, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -73,7 +80,7 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-# Ctrl-C comes at the moment when the module of this name is looked for.
+# Ctrl-C arrives when the module of this name is imported.
 INTERRUPTER = """
 import signal, sys
 
@@ -90,7 +97,7 @@ sys.meta_path.insert(0, Interrupter)
 @pytest.mark.parametrize(
     "module", ["pyapp.cli.run", "psycopg", "dotenv", "typer", "pyapp.cli.quota"]
 )
-def test_command_that_is_interrupted_while_it_loads_says_so(module: str):
+def test_command_interrupted_during_its_imports_reports_it(module: str):
     code = INTERRUPTER.format(module=module) + INTERRUPTIBLE
 
     run = subprocess.run(
@@ -101,11 +108,11 @@ def test_command_that_is_interrupted_while_it_loads_says_so(module: str):
 
 
 def interrupt_at_lock(
-    conn: psycopg.Connection, table: str, *arguments: str
+    conn: psycopg.Connection, table: str, *arguments: str, before: str = ""
 ) -> tuple[int, str, str]:
     """Run a command, and press Ctrl-C when it waits for the lock of *table*."""
     with locked(conn, table):
-        process = start(*arguments)
+        process = start(*arguments, before=before)
         try:
             wait_for_waiter(conn)
         except BaseException:
@@ -115,7 +122,7 @@ def interrupt_at_lock(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_interrupted_command_says_so_and_works_again(
+def test_interrupted_command_reports_it_and_can_be_repeated(
     conn: psycopg.Connection,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,23 +146,36 @@ def test_interrupted_command_says_so_and_works_again(
     assert usage_differences(conn) == []
 
 
-def test_interrupted_migration_goes_on_where_it_stopped(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_migration_continues_where_it_stopped(
+    empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Also in the middle of an index, which it leaves half built."""
+    """The interrupted one builds an index, which it leaves invalid."""
+    folder = shutil.copytree(migrations_dir(), tmp_path / "migrations")
+    new = ("9001_create_index", "9002_drop_index")
+    create = "CREATE INDEX CONCURRENTLY extra_idx ON app.messages (model);"
+    drop = "DROP INDEX CONCURRENTLY app.extra_idx;"
+    for name, up, down in ((new[0], create, drop), (new[1], drop, create)):
+        for suffix, statement in (("sql", up), ("rollback.sql", down)):
+            text = f"-- A test.\n-- transactional: false\n{statement}\n"
+            (folder / f"{name}.{suffix}").write_text(text)
     monkeypatch.setenv("DATABASE_URL", empty_database)
-    names = [file.name for file in read_migrations()]
-    index = next(n for n, name in enumerate(names) if "recorded_at_idx" in name)
-    migrate(empty_database, count=index)
+    monkeypatch.setattr(files, "migrations_dir", lambda: folder)
+    migrate(empty_database, count=len(read_migrations()) - 2)
     with connect(empty_database) as conn:
         conn.autocommit = True
-        code, out, err = interrupt_at_lock(conn, "messages", "db", "migrate")
+        code, out, err = interrupt_at_lock(
+            conn,
+            "messages",
+            "db",
+            "migrate",
+            before=WITH_MIGRATIONS.format(folder=str(folder)),
+        )
 
     assert (code, err) == (130, STOPPED)
-    assert out == f"Applying {names[index]}\n"
+    assert out == f"Applying {new[0]}\n"
     code, out, err = run_cli("db", "migrate")
     assert (code, err) == (0, "")
-    assert out == "".join(f"Applying {name}\n" for name in names[index:])
+    assert out == "".join(f"Applying {name}\n" for name in new)
 
 
 def wait_until(happens: Callable[[], bool], seconds: float = 30) -> None:
@@ -180,7 +200,7 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_interrupted_start_leaves_no_half_made_server(
+def test_interrupted_start_leaves_no_incomplete_server(
     project: Path, caplog: pytest.LogCaptureFixture
 ):
     process = start("db", "start", "--embedded")
@@ -199,12 +219,12 @@ def test_interrupted_start_leaves_no_half_made_server(
     assert vars(record)["server"] == "embedded"
 
 
-def test_interrupted_wait_for_stripe_ends_at_once(
+def test_interrupted_wait_for_stripe_ends_immediately(
     conn: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """It would try again for minutes."""
+    """Without Ctrl-C it would retry for minutes."""
     with FakeStripe(seed=1) as fake:
         fake.seed_accounts(1)
         monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)

@@ -6,6 +6,7 @@ pair, and its jsonb neither NaN nor infinity; both have limits of depth and size
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ MAX_DEPTH = 200
 MAX_JSON_CHARACTERS = 16 * 1024 * 1024
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# JSON's escape for NUL, after an even number of backslashes.
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 def storable_text(text: str) -> str:
@@ -31,6 +34,17 @@ def optional_text(text: str | None) -> str | None:
     return None if text is None else storable_text(text)
 
 
+def json_text(value: Any) -> str:
+    """Return *value* as JSON, with text as storable_text returns it.
+
+    Raises: as json.dumps, and ValueError for NaN and infinities.
+    """
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    if "\\u0000" in text:
+        text = _NUL.sub(rf"\1{REPLACEMENT}", text)
+    return storable_text(text)
+
+
 def storable_json(value: Any) -> str | None:
     """Return *value* as JSON text for jsonb; None stays None.
 
@@ -40,35 +54,20 @@ def storable_json(value: Any) -> str | None:
     """
     if value is None:
         return None
-    text = _plain_json(value)
-    if text is None:
-        try:
-            text = _to_json(_storable(value))
-        except (RecursionError, ValueError):
-            text = _to_json(f"(not storable: {_name(value)})")
-    if len(text) > MAX_JSON_CHARACTERS:
-        text = _to_json(f"(not stored: {len(text)} characters)")
-    return text
-
-
-def _plain_json(value: Any) -> str | None:
-    """Return the JSON of a value that needs no replacement, as nearly all values."""
     try:
-        text = _to_json(value)
-        if len(text) > MAX_JSON_CHARACTERS:
-            return text  # only its length is stored
-        text.encode()
+        text = json_text(value)
+        brackets = text.count("[") + text.count("{")
+        is_plain = brackets <= MAX_DEPTH or not _is_deep(value)
     except (RecursionError, TypeError, ValueError):
-        return None
-    # An escaped backslash before u0000 looks the same; _storable keeps it.
-    if "\\u0000" in text:
-        return None
-    brackets = text.count("[") + text.count("{")
-    return None if brackets > MAX_DEPTH and _is_deep(value) else text
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        is_plain = False
+    if not is_plain:
+        try:
+            text = json_text(_storable(value))
+        except (RecursionError, ValueError):
+            text = json_text(f"(not storable: {_name(value)})")
+    if len(text) > MAX_JSON_CHARACTERS:
+        text = json_text(f"(not stored: {len(text)} characters)")
+    return text
 
 
 def _is_deep(value: Any) -> bool:
@@ -87,10 +86,8 @@ def _is_deep(value: Any) -> bool:
 
 def _storable(value: Any, outer: tuple[int, ...] = ()) -> Any:
     """Return a copy of *value* for JSON; *outer* are the ids of its containers."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, str):
-        return storable_text(value)
     if isinstance(value, int):
         # Python refuses to write very long integers in decimal.
         return int(value) if value.bit_length() < 1024 else hex(value)
@@ -107,7 +104,7 @@ def _storable(value: Any, outer: tuple[int, ...] = ()) -> Any:
 
 
 def _key(name: Any) -> str:
-    return _to_json(name) if name is None or isinstance(name, bool) else _text(name)
+    return json_text(name) if name is None or isinstance(name, bool) else _text(name)
 
 
 def _text(value: Any) -> str:

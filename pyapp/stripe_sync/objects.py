@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pyapp._core.sanitize import storable_text
+from pyapp._core.sanitize import json_text, storable_text
 from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.errors import InvalidPayloadError
 
@@ -25,7 +25,6 @@ Json = Mapping[str, Any]
 MAX_LEVELS = 900
 # A float has at most 770 significant digits; jsonb holds some ten thousand.
 _MAX_DIGITS = 1000
-_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Event:
     @property
     def outline(self) -> str:
         """Return JSON that can be stored even if jsonb refuses `text`."""
-        return to_json(
+        return json_text(
             {
                 "id": self.id,
                 "object": "event",
@@ -80,7 +79,7 @@ def read_event(body: str | Json, livemode: bool | None = None) -> Event:
         # An event decoded by Stripe's library may contain Infinity; JSON may not.
         document, is_exact = _read_json(given, allow_constants=given is not body)
         shape = _read_object(document)
-        text = given if is_exact and _is_storable(given) else to_json(shape)
+        text = given if is_exact and _is_storable(given) else json_text(shape)
         version = shape.get("api_version")
         return Event(
             id=_read_identifier(shape["id"]),
@@ -180,14 +179,6 @@ def read_user_id(value: Any) -> str | None:
         return str(uuid.UUID(value))
     except (ValueError, TypeError, AttributeError):
         return None
-
-
-def to_json(value: Any) -> str:
-    """Return JSON that jsonb can store: without NUL and lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False)
-    if "\\u0000" in text:
-        text = _NUL.sub(r"\1", text)
-    return text.encode(errors="replace").decode()
 
 
 def _is_storable(text: str) -> bool:

@@ -13,8 +13,8 @@ from uuid import UUID
 from psycopg import Connection
 
 from pyapp._core.run import execute, fetch_all, fetch_one, fetch_optional
-from pyapp._core.validation import check_cursor
-from pyapp.stripe_sync.objects import to_json
+from pyapp._core.sanitize import json_text
+from pyapp._core.validation import check_cursor, validated
 
 ObjectType = Literal["customers", "subscriptions"]
 # A page is listed without locks; an object is fetched under its customer's lock.
@@ -190,7 +190,7 @@ def upsert_snapshots(
         UpsertResult,
         "upsert_snapshots",
         object_type=object_type,
-        snapshots=to_json(list(snapshots)),
+        snapshots=json_text(list(snapshots)),
         source=source,
         can_fetch=can_fetch,
         match_email=match_email,
@@ -338,7 +338,7 @@ def apply_event(
         payload=payload,
         lock_key=lock_key,
         object_type=object_type,
-        snapshot=None if snapshot is None else to_json(snapshot),
+        snapshot=None if snapshot is None else json_text(snapshot),
         can_fetch=can_fetch,
         lock_milliseconds=lock_milliseconds,
     )
@@ -419,6 +419,7 @@ def upsert_failed_event(
     )
 
 
+@validated
 def list_events(
     conn: Connection[Any],
     *,
@@ -444,6 +445,7 @@ def list_events(
     )
 
 
+@validated
 def list_failed_events(
     conn: Connection[Any],
     *,
@@ -470,6 +472,7 @@ def list_failed_events(
     )
 
 
+@validated
 def find_event_payload(conn: Connection[Any], *, id: str) -> EventPayload | None:
     """Return the event as it was delivered, or None if it is unknown."""
     return fetch_optional(conn, EventPayload, "find_event_payload", id=id)
@@ -480,6 +483,7 @@ def list_done_events(conn: Connection[Any], *, ids: Sequence[str]) -> list[Event
     return fetch_all(conn, EventId, "list_done_events", ids=list(ids))
 
 
+@validated
 def delete_event_payloads(
     conn: Connection[Any], *, before: datetime, limit: int = 1000
 ) -> int:

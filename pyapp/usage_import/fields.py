@@ -1,4 +1,4 @@
-"""Single values of a logged response, each checked before it counts as money."""
+"""Single values of a logged response, each validated before it is billed."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
 
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_ID_LENGTH, check_amount, check_count, shown
+from pyapp.errors import InvalidValueError
+
 Object: TypeAlias = dict[str, Any]
 
-MAX_TOKENS = 2**31 - 1
 _MAX_SECONDS = 253_402_300_799  # the end of the year 9999
-_MAX_COST = 1_000_000_000
-_MAX_TEXT = 255  # as long as the table takes an id
+_MAX_COST = Decimal(10) ** 9
 
 
-class BadUsageError(ValueError):
-    """A line holds usage that cannot be billed; the message says why."""
+class BadUsageError(InvalidValueError):
+    """A line has usage that cannot be billed; the message gives the reason."""
 
 
 def count(usage: Object, key: str, *, required: bool = False) -> int:
-    """Return the token count at *key*; 0 when it may be absent and is."""
+    """Return the token count at *key*; 0 if it is absent and not *required*."""
     value = usage.get(key)
-    if value is None and not required:
-        return 0
-    if type(value) is not int or not 0 <= value <= MAX_TOKENS:
-        raise BadUsageError(f"{key} is not a token count: {_shown(value)}")
-    return value
+    return 0 if value is None and not required else check_count(key, value)
 
 
 def inner(usage: Object, key: str) -> Object:
-    """Return the object at *key*, empty when there is none."""
+    """Return the object at *key*, empty if it is absent."""
     value = usage.get(key)
     if value is not None and not isinstance(value, dict):
         raise BadUsageError(f"{key} is not an object")
@@ -46,7 +44,7 @@ def number(value: object, limit: int = _MAX_SECONDS * 1000) -> int | float | Non
 def moment(key: str, value: object) -> datetime:
     """Return the time in UTC: ISO 8601, or seconds or milliseconds since 1970.
 
-    A time without a zone is taken to be in UTC.
+    A time without a time zone is in UTC.
     """
     try:
         if isinstance(value, str):
@@ -58,40 +56,31 @@ def moment(key: str, value: object) -> datetime:
             in_seconds = seconds if seconds <= _MAX_SECONDS else seconds / 1000
             return datetime.fromtimestamp(in_seconds, UTC)
     except (ValueError, OverflowError, OSError) as exc:
-        raise BadUsageError(f"{key} is not a time: {_shown(value)}") from exc
-    raise BadUsageError(f"{key} is not a time: {_shown(value)}")
+        raise BadUsageError(f"{key} is not a time: {shown(value)}") from exc
+    raise BadUsageError(f"{key} is not a time: {shown(value)}")
 
 
 def cost(key: str, value: object) -> Decimal | None:
-    """Return the cost in USD; a log's zero means that it is not known."""
+    """Return the cost in USD, or None: logs write 0 for an unknown cost."""
     if value is None or value == 0:
         return None
-    known = number(value, _MAX_COST)
-    if known is None:
-        raise BadUsageError(f"{key} is not a cost: {_shown(value)}")
-    return Decimal(repr(known))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadUsageError(f"{key} is not a cost: {shown(value)}")
+    return check_amount(key, Decimal(repr(value)), _MAX_COST)
 
 
 def text(value: object) -> str | None:
-    """Return *value* if it is text, in characters that PostgreSQL can store."""
-    if not isinstance(value, str):
-        return None
-    clean = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
-    return clean.strip() or None
+    """Return *value* as storable text if it is text and not blank, else None."""
+    return storable_text(value).strip() or None if isinstance(value, str) else None
 
 
 def first_text(parts: list[Object], keys: tuple[str, ...]) -> str | None:
     """Return the first text at one of *keys*, from the outermost part inwards.
 
-    It is cut to what the table takes.
+    It is truncated to the maximum length of an id.
     """
     for part in parts:
         for key in keys:
             if key in part and (found := text(part[key])) is not None:
-                return found[:_MAX_TEXT]
+                return found[:MAX_ID_LENGTH]
     return None
-
-
-def _shown(value: object) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -1,7 +1,7 @@
-"""The shapes in which providers and tools log a response, read into one.
+"""Reads one response from the formats in which providers and tools log it.
 
-Known: Anthropic messages and batch results, OpenAI chat completions, responses and
-batch outputs, and Claude Code sessions; each also inside a common envelope.
+The formats are Anthropic messages and batch results, OpenAI chat completions, responses
+and batch outputs, and Claude Code sessions; each also inside a common envelope.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from decimal import Decimal
 from hashlib import sha1
 from uuid import UUID
 
+from pyapp._core.validation import MAX_INTEGER
 from pyapp.usage_import.fields import (
-    MAX_TOKENS,
     BadUsageError,
     Object,
     cost,
@@ -28,7 +28,7 @@ from pyapp.usage_import.fields import (
 
 _NAMESPACE = UUID("6f2c1b1e-9a34-5f0d-8a55-3f1c6a0e7d42")
 
-# Where the response may stand in a line.
+# Paths to the response in a line.
 _PATHS: tuple[tuple[str, ...], ...] = (
     (),
     ("message",),
@@ -39,7 +39,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("data",),
     ("body",),
 )
-# Sums over many responses, and pieces of one: neither is a response.
+# Types of lines that are not a response: sums over many, and parts of a stream.
 _SUMS = ("result",)
 _PIECES = ("message_start", "message_delta")
 _TIMES = ("completed_at", "finished_at", "timestamp", "created_at", "created")
@@ -49,7 +49,7 @@ _REQUESTS = ("requestId", "request_id", "_request_id", "client_request_id", "cus
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one pass of the model used: disjoint counts, then parts priced apart."""
+    """Usage of one pass of the model: disjoint counts, and parts with own prices."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -70,9 +70,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ModelResponse:
-    """One response as its line has it; its passes of the model add up.
+    """One response as its line shows it; its usage is the sum of its passes.
 
-    It `is_open` while the model has not said why it stopped: more may be to come.
+    `is_open` is true without a stop reason: a later line may have larger counts.
     """
 
     id: UUID
@@ -94,9 +94,9 @@ class ModelResponse:
 
 
 def read_response(line: Object) -> ModelResponse | None:
-    """Return the response that *line* holds, or None when it holds no usage.
+    """Return the response in *line*, or None if it has no usage.
 
-    Raises: BadUsageError when there is usage that cannot be billed.
+    Raises: InvalidValueError, if the usage cannot be billed.
     """
     chain = _find(line)
     if chain is None:
@@ -104,7 +104,7 @@ def read_response(line: Object) -> ModelResponse | None:
     response = chain[-1]
     usage = response["usage"]
     if line.get("type") in _PIECES:
-        raise BadUsageError("a piece of a stream; only the whole response is counted")
+        raise BadUsageError("part of a stream; only the whole response is counted")
     model = text(response.get("model"))
     if model == "<synthetic>":
         return None
@@ -112,8 +112,8 @@ def read_response(line: Object) -> ModelResponse | None:
         raise BadUsageError("no model is named")
     shape = _shape(response, usage)
     passes = tuple(_openai(usage) if shape == "openai" else _anthropic(usage))
-    if sum(counts.total for counts in passes) > MAX_TOKENS:
-        raise BadUsageError("more tokens than any call can have")
+    if sum(counts.total for counts in passes) > MAX_INTEGER:
+        raise BadUsageError("more tokens than a call can have")
     request_id = first_text(chain, _REQUESTS)
     return ModelResponse(
         id=_identity(shape, response, request_id),
@@ -163,9 +163,9 @@ def _shape(response: Object, usage: Object) -> str:
 
 
 def _anthropic(usage: Object) -> list[Counts]:
-    """Anthropic's counts are disjoint already.
+    """Return Anthropic's counts, which are disjoint.
 
-    A compaction is a pass of its own, billed, and not in the sum at the top.
+    A compaction is another pass, which is billed and not included in the usage.
     """
     parts = [usage]
     iterations = usage.get("iterations")
@@ -201,7 +201,7 @@ def _anthropic_pass(usage: Object) -> Counts:
 
 
 def _openai(usage: Object) -> list[Counts]:
-    """OpenAI's input holds the cached tokens, and its output the reasoning."""
+    """Return OpenAI's counts; its input includes cached tokens."""
     chat = "prompt_tokens" in usage or "completion_tokens" in usage
     into, out = ("prompt", "completion") if chat else ("input", "output")
     read_from = inner(usage, f"{into}_tokens_details")
@@ -210,7 +210,7 @@ def _openai(usage: Object) -> list[Counts]:
     output = count(usage, f"{out}_tokens", required=not chat)
     reasoning = count(written_to, "reasoning_tokens")
     if reasoning and usage.get("total_tokens") == prompt + output + reasoning:
-        output += reasoning  # some providers leave it out of the output
+        output += reasoning  # some providers do not include it in the output
     read = count(read_from, "cached_tokens")
     written = count(read_from, "cache_write_tokens")
     if read + written > prompt:
@@ -220,7 +220,7 @@ def _openai(usage: Object) -> list[Counts]:
     fresh = prompt - read - written
     heard, spoken = (count(part, "audio_tokens") for part in (read_from, written_to))
     if heard > prompt or spoken > output:
-        raise BadUsageError("audio tokens exceed the tokens that hold them")
+        raise BadUsageError("audio tokens exceed the tokens that include them")
     audio = {}
     if heard or spoken:
         audio = {"input_audio_tokens": heard, "output_audio_tokens": spoken}
@@ -229,22 +229,22 @@ def _openai(usage: Object) -> list[Counts]:
 
 
 def _identity(shape: str, response: Object, request_id: str | None) -> UUID:
-    """Return the same id for the same response, wherever and however often logged.
+    """Return an id that is the same in every log of the response.
 
-    Anthropic's own ids are unique, and a subagent's log may repeat one under another
-    request id. Other servers' ids are short or counted: more is needed beside them.
+    Anthropic's ids are unique, and a subagent's log may repeat one with another request
+    id. Other servers' ids are short or sequential, so a second value is added.
     """
     name = text(response.get("id"))
     if name is None and request_id is None:
-        raise BadUsageError("no id: it could not be told from a repeat")
-    beside: object = request_id
+        raise BadUsageError("no id: repeats of the response could not be detected")
+    second: object = request_id
     if name is not None and shape == "openai":
         created = number(response.get("created", response.get("created_at")))
-        beside = None if created is None else int(created)
+        second = None if created is None else int(created)
     elif name is not None and name.startswith("msg_"):
-        beside = None
-    # As uuid5 does it, in half the time; ascii() is the same in every Python.
-    named = ascii((shape, name, beside)).encode()
+        second = None
+    # As uuid5, in half the time; ascii() is the same in every Python version.
+    named = ascii((shape, name, second)).encode()
     return UUID(bytes=sha1(_NAMESPACE.bytes + named).digest()[:16], version=5)
 
 
@@ -273,11 +273,11 @@ def _latency(response: Object) -> int | None:
     if begin is None or end is None:
         return None
     taken = int((end - begin) * 1000)
-    return taken if 0 <= taken <= MAX_TOKENS else None
+    return taken if 0 <= taken <= MAX_INTEGER else None
 
 
 def _cost(line: Object, usage: Object) -> Decimal | None:
-    """Return the cost in USD that the log itself gives."""
-    given = usage.get("cost")  # a number, where it is the whole cost
+    """Return the cost in USD that the log gives."""
+    given = usage.get("cost")  # a number, if it is the whole cost
     whole = given if isinstance(given, int | float) else None
     return cost("costUSD", line.get("costUSD")) or cost("cost", whole)

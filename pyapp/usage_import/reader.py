@@ -1,10 +1,10 @@
-"""Reads usage logs, JSON Lines as providers and tools write them, into messages.
+"""Reads messages from usage logs, the JSON Lines of providers and tools.
 
-A log repeats a response: a session writes it once for each block of its content,
-with counts that grow while it streams, and a fork or a subagent copies it. So the
-files are read twice. The first reading keeps where the largest usage of each response
-stands, under 200 bytes for each; the second yields the messages from there. A
-message is never changed, so a response that may be growing yet waits for another time.
+A log repeats a response: a session writes it once for each block of its content, with
+counts that grow while it streams, and a fork or a subagent copies it. So the files are
+read twice. The first pass stores the position of the largest usage of each response, in
+less than 200 bytes; the second pass yields the messages at these positions. A recorded
+message is never changed, so a response that may still grow is left to a later import.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from pyapp.usage_import.fields import BadUsageError
 from pyapp.usage_import.formats import ModelResponse, read_response
 
 MAX_LINE_BYTES = 32 * 1024 * 1024
-# How long after a line the next one of its response may come. Not every tool writes why
-# the model stopped, so that alone would leave a response open for ever.
+# The longest time between two lines of a response. Some tools never write a stop
+# reason; without this limit, their responses would stay open for ever.
 STILL_OPEN = timedelta(minutes=10)
-# White space, and what an interrupted write or a joined file leaves at the ends.
+# White space, and the NULs and marks that interrupted writes and joined files leave.
 _BLANK = b" \t\r\n\0\xef\xbb\xbf"
-# A wrong byte or control character in a text must not lose what was paid for.
+# A control character in a string must not lose a billed response.
 _DECODER = json.JSONDecoder(strict=False)
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenLine:
-    """A line that could not be counted, and why; lines count from 1."""
+    """A line that could not be read, and the reason; the first line is 1."""
 
     file: str
     line: int
@@ -47,7 +47,7 @@ class BrokenLine:
 
 @dataclass(slots=True)
 class LineCounts:
-    """What has been read so far; blank lines count as nothing."""
+    """Numbers of lines read so far, without blank lines."""
 
     messages: int = 0
     repeats: int = 0
@@ -62,7 +62,7 @@ class _Source:
     path: Path
     size: int
     number: int
-    time: datetime | None  # for responses that have none of their own
+    time: datetime | None  # for responses without a time
 
 
 def read_usage_logs(
@@ -75,15 +75,14 @@ def read_usage_logs(
 ) -> Iterator[NewMessage | BrokenLine]:
     """Yield the messages of all *paths* in order, priced, each response once.
 
-    A line that cannot be counted is yielded as a BrokenLine, and the rest goes on.
-    A message's id follows from its response, so reading again yields the same ids.
-    A response without a time of its own gets *at*, else its file's time of change.
-    One that finished after *latest*, if that is given, is a BrokenLine too.
-    One that may still be streaming is left out, and counted as `still_open`.
-    The payer is not set. *counts* is kept up to date; *on_bytes* is told of every
-    part read, which is twice the size of the files in all.
+    A line that cannot be read is yielded as a BrokenLine, and the others are read. A
+    message's id is computed from its response, so reading again yields the same ids. A
+    response without a time gets *at*, else its file's modification time. A response
+    that finished after *latest* is a BrokenLine. A response that may still be streaming
+    is left out and counted as `still_open`. The payer is not set. *counts* is updated
+    during reading; *on_bytes* gets the size of each part read, twice the files in all.
 
-    Raises: OSError; MissingExtraError when prices are needed and not installed.
+    Raises: OSError; MissingExtraError if prices are needed and not installed.
     """
     counts = LineCounts() if counts is None else counts
     with ExitStack() as stack:
@@ -100,7 +99,7 @@ def _source(path: Path, number: int, at: datetime | None, stack: ExitStack) -> _
     if stat.S_ISREG(status.st_mode):
         changed = datetime.fromtimestamp(status.st_mtime, UTC)
         return _Source(str(path), path, status.st_size, number, at or changed)
-    # A pipe can be read once only, so it is copied to disk.
+    # A pipe can be read only once, so it is copied to disk.
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     copy = Path(folder, "copy.jsonl")
     with path.open("rb") as pipe, copy.open("wb") as file:
@@ -111,14 +110,14 @@ def _source(path: Path, number: int, at: datetime | None, stack: ExitStack) -> _
 def _note_largest(
     source: _Source, largest: dict[int, int], on_bytes: Callable[[int], None]
 ) -> None:
-    """Note in *largest* the place of each response's largest usage, by its id."""
+    """Store in *largest* the place of each response's largest usage, by its id."""
     for number, raw in _lines(source, on_bytes):
-        # Cheap, and most lines of a session fail it.
+        # A cheap test, which most lines of a session fail.
         if b'"usage"' not in raw:
             continue
         try:
             response = _parse(raw)
-        except BadUsageError:
+        except InvalidValueError:
             continue
         if response is not None:
             key = response.id.int
@@ -153,7 +152,7 @@ def _messages(
                     f"finished at {message.finished_at:%Y-%m-%d %H:%M:%S} UTC, more"
                     " than 24 hours ahead of the database's clock"
                 )
-        except (BadUsageError, InvalidValueError, UnknownModelError) as exc:
+        except (InvalidValueError, UnknownModelError) as exc:
             counts.broken += 1
             yield BrokenLine(source.name, number, str(exc))
         else:
@@ -164,14 +163,14 @@ def _messages(
 def _lines(
     source: _Source, on_bytes: Callable[[int], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines with their numbers, up to the size that the file had at first.
+    """Yield the lines with their numbers, up to the initial size of the file.
 
-    Of a line over the limit only the beginning is kept.
+    A line over the limit is truncated.
     """
     number = position = 0
     limit = MAX_LINE_BYTES + 1
     with source.path.open("rb") as stream:
-        # A session may still be writing.
+        # A session may still append to it.
         while position < source.size and (raw := stream.readline(limit)):
             number += 1
             read = len(raw)
@@ -185,7 +184,7 @@ def _lines(
 
 
 def _parse(raw: bytes) -> ModelResponse | None:
-    """Return the response in a line, or None when the line has no usage."""
+    """Return the response in a line, or None if the line has no usage."""
     if len(raw) > MAX_LINE_BYTES:
         raise BadUsageError(f"longer than {MAX_LINE_BYTES >> 20} MiB")
     stripped = raw.strip(_BLANK)
@@ -195,8 +194,6 @@ def _parse(raw: bytes) -> ModelResponse | None:
         value = _DECODER.decode(stripped.decode("utf-8", "replace"))
         if isinstance(value, dict):
             return read_response(value)
-    except BadUsageError:
-        raise
     except json.JSONDecodeError as exc:
         raise BadUsageError(f"not JSON: {exc.msg} (column {exc.colno})") from exc
     except ValueError as exc:
@@ -207,9 +204,9 @@ def _parse(raw: bytes) -> ModelResponse | None:
 
 
 def _place(response: ModelResponse, source: int, line: int) -> int:
-    """Return what orders the lines of one response; only the largest is counted.
+    """Return the sort key of the lines of one response; only the largest is counted.
 
-    By usage, then the call itself before a subagent's copy, then the later line.
+    By usage, then the call before a subagent's copy, then the later line.
     """
     rank = response.total << 1 | (not response.is_sidechain)
     return rank << 64 | source << 40 | line
@@ -218,14 +215,14 @@ def _place(response: ModelResponse, source: int, line: int) -> int:
 def _is_still_open(response: ModelResponse) -> bool:
     if not response.is_open or response.finished_at is None:
         return False
-    # Either way, for the clock that wrote it may be ahead.
+    # In both directions, because the clock of the log may be ahead.
     return abs(datetime.now(UTC) - response.finished_at) < STILL_OPEN
 
 
 def _message(response: ModelResponse, time: datetime | None) -> NewMessage:
     finished_at = response.finished_at or time
     if finished_at is None:
-        raise BadUsageError("no time of its own, and none was given")
+        raise BadUsageError("no time in the line, and none was given")
     return NewMessage(
         id=response.id,
         model=response.model,
@@ -244,7 +241,7 @@ def _message(response: ModelResponse, time: datetime | None) -> NewMessage:
 
 
 def _cost(response: ModelResponse, finished_at: datetime) -> Decimal:
-    # Each pass on its own: a price may rise with the size of one prompt.
+    # Each pass is priced alone: the rates of a call depend on its input tokens.
     costs = (
         price_usage(
             model=response.model,
