@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.errors import SerializationFailure
 
 from pyapp._core.connection import connect
 from pyapp.errors import (
@@ -337,6 +338,23 @@ def test_payload_recorded_during_anonymizing_is_not_kept(pair: Pair, send):
 
     assert len(list_messages(other, subject_id=user_id)) == 1
     assert not find_message_payload(other, subject_id=user_id, message_id=late.id)
+
+
+@either_way
+def test_repeatable_read_does_not_miss_an_anonymization(pair: Pair, send):
+    conn, other = pair
+    user_id = add_user(conn)
+    conn.commit()
+    other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    other.execute("SELECT")
+    anonymize_user(conn, user_id=user_id)
+    conn.commit()
+
+    with pytest.raises(SerializationFailure):
+        send(other, new_message(user_id=user_id, request=["secret"]))
+    other.rollback()
+
+    assert not list_messages(conn, subject_id=user_id)
 
 
 def test_fingerprint_pays_without_a_user(conn: psycopg.Connection):
