@@ -15,6 +15,8 @@ from tests.metering import (
     period_start,
 )
 
+ANCHOR = datetime(2024, 1, 31, tzinfo=UTC)
+NOW = datetime(2024, 5, 10, tzinfo=UTC)
 TIMES = [time(0, 0), time(23, 59, 59, 999999), time(12, 34, 56, 789)]
 
 # The last days of months of every length, in a normal and in a leap year.
@@ -51,27 +53,38 @@ def moments() -> Iterator[tuple[datetime, datetime]]:
 
 
 PAIRS = list(moments())
+# With each moment as the reset, too.
+RESETS = [(anchor, moment, moment) for anchor, moment in PAIRS]
+
+
+def select(
+    conn: psycopg.Connection, columns: str, cases: list[tuple[datetime, ...]]
+) -> list[tuple[datetime, ...]]:
+    """Return *columns* for each anchor, moment and reset."""
+    query = f"""
+        SELECT {columns}
+        FROM unnest(%s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
+            WITH ORDINALITY AS p (anchor, moment, reset, n)
+        ORDER BY p.n
+    """
+    arrays = [list(column) for column in zip(*cases, strict=True)]
+    return conn.execute(query.encode(), arrays).fetchall()
+
+
+def set_zone(conn: psycopg.Connection, zone: str) -> None:
+    conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Apia"])
 def test_boundaries_are_the_anchor_plus_whole_months(
     conn: psycopg.Connection, zone: str
 ):
-    conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))
+    set_zone(conn, zone)
 
-    rows = conn.execute(
-        """
-        SELECT app.get_period_start(p.anchor, p.moment),
-            app.get_period_end(p.anchor, p.moment)
-        FROM unnest(%s::timestamptz[], %s::timestamptz[])
-            WITH ORDINALITY AS p (anchor, moment, n)
-        ORDER BY p.n
-        """,
-        ([anchor for anchor, _ in PAIRS], [moment for _, moment in PAIRS]),
-    ).fetchall()
+    columns = "app.get_period_start(anchor, moment), app.get_period_end(anchor, moment)"
+    rows = select(conn, columns, RESETS)
 
-    expected = [(period_start(*pair), period_end(*pair)) for pair in PAIRS]
-    assert expected == rows
+    assert rows == [(period_start(*pair), period_end(*pair)) for pair in PAIRS]
 
 
 def test_boundaries_do_not_drift(conn: psycopg.Connection):
@@ -88,18 +101,9 @@ def test_boundaries_do_not_drift(conn: psycopg.Connection):
 
 
 def test_stored_start_is_the_boundary_before_the_reset(conn: psycopg.Connection):
-    rows = conn.execute(
-        """
-        SELECT app.get_quota_period_start(p.anchor, p.reset)
-        FROM unnest(%s::timestamptz[], %s::timestamptz[])
-            WITH ORDINALITY AS p (anchor, reset, n)
-        ORDER BY p.n
-        """,
-        ([anchor for anchor, _ in PAIRS], [moment for _, moment in PAIRS]),
-    ).fetchall()
+    rows = select(conn, "app.get_quota_period_start(anchor, reset)", RESETS)
 
-    expected = [period_start(anchor, reset - MICROSECOND) for anchor, reset in PAIRS]
-    assert expected == [start for (start,) in rows]
+    assert rows == [(period_start(a, reset - MICROSECOND),) for a, reset in PAIRS]
 
 
 @pytest.mark.parametrize("anchor", [ANCHORS[0], ANCHORS[12], ANCHORS[-6]])
@@ -115,57 +119,48 @@ def test_stored_start_is_the_anchor_without_a_reset(
     assert row == (anchor,)
 
 
-def test_next_reset_is_the_given_one_or_the_next_boundary(
-    conn: psycopg.Connection,
-):
-    anchor = datetime(2024, 1, 31, tzinfo=UTC)
-    at = datetime(2024, 5, 10, tzinfo=UTC)
-    cases = [
-        # Lapsed by three months, by a microsecond, at this instant, and still ahead.
-        (add_months(anchor, 1), add_months(anchor, 4)),
-        (at - MICROSECOND, add_months(anchor, 4)),
-        (at, add_months(anchor, 4)),
-        (at + MICROSECOND, at + MICROSECOND),
+@pytest.mark.parametrize(
+    ("reset", "expected"),
+    [
+        # Lapsed by three months, by a microsecond, and at this instant.
+        (add_months(ANCHOR, 1), add_months(ANCHOR, 4)),
+        (NOW - MICROSECOND, add_months(ANCHOR, 4)),
+        (NOW, add_months(ANCHOR, 4)),
+        (NOW + MICROSECOND, NOW + MICROSECOND),
         (datetime(2024, 7, 1, tzinfo=UTC), datetime(2024, 7, 1, tzinfo=UTC)),
         (None, None),
-    ]
+    ],
+)
+def test_next_reset_is_the_given_one_or_the_next_boundary(
+    conn: psycopg.Connection, reset: datetime | None, expected: datetime | None
+):
+    row = conn.execute(
+        "SELECT app.get_next_reset(%s, %s, %s)", (ANCHOR, reset, NOW)
+    ).fetchone()
 
-    for reset, expected in cases:
-        row = conn.execute(
-            "SELECT app.get_next_reset(%s, %s, %s)", (anchor, reset, at)
-        ).fetchone()
-        assert row == (expected,)
+    assert row == (expected,)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
-@pytest.mark.parametrize("is_start_known", [True, False])
+@pytest.mark.parametrize(
+    "known_start", ["app.get_quota_period_start(anchor, reset)", "NULL"]
+)
 def test_period_contains_the_moment(
-    conn: psycopg.Connection, zone: str, is_start_known: bool
+    conn: psycopg.Connection, zone: str, known_start: str
 ):
-    conn.execute("SELECT set_config('TimeZone', %s, FALSE)", (zone,))
+    set_zone(conn, zone)
     resets = [timedelta(days=-95), -MICROSECOND, timedelta(0), timedelta(days=20)]
     cases = [
-        (anchor, moment + shift, moment)
+        (anchor, moment, moment + shift)
         for anchor, moment in PAIRS[::7]
         for shift in resets
     ]
-
-    rows = conn.execute(
-        """
-        SELECT u.period_start, u.end_date
-        FROM unnest(%s::timestamptz[], %s::timestamptz[], %s::timestamptz[])
-            WITH ORDINALITY AS p (anchor, reset, moment, n),
-            app.get_period_usage(
-                gen_random_uuid(), p.anchor, p.reset, p.moment,
-                CASE WHEN %s THEN app.get_quota_period_start(p.anchor, p.reset) END
-            ) AS u
-        ORDER BY p.n
-        """,
-        [*(list(column) for column in zip(*cases, strict=True)), is_start_known],
-    ).fetchall()
-
-    periods = [period_at(*case) for case in cases]
-    assert [(p.start, p.end) for p in periods] == rows
-    assert all(
-        moment in period for (_, _, moment), period in zip(cases, periods, strict=True)
+    usage = (
+        f"app.get_period_usage(gen_random_uuid(), anchor, reset, moment, {known_start})"
     )
+
+    rows = select(conn, f"({usage}).period_start, ({usage}).end_date", cases)
+
+    periods = [period_at(anchor, reset, moment) for anchor, moment, reset in cases]
+    assert rows == [(period.start, period.end) for period in periods]
+    assert all(case[1] in period for case, period in zip(cases, periods, strict=True))
