@@ -1,6 +1,6 @@
 """The period functions equal a model in Python."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
 import psycopg
@@ -58,7 +58,7 @@ RESETS = [(anchor, moment, moment) for anchor, moment in PAIRS]
 
 
 def select(
-    conn: psycopg.Connection, columns: str, cases: list[tuple[datetime, ...]]
+    conn: psycopg.Connection, columns: str, cases: Sequence[tuple[datetime, ...]]
 ) -> list[tuple[datetime, ...]]:
     """Return *columns* for each anchor, moment and reset."""
     query = f"""

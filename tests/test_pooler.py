@@ -8,11 +8,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -24,30 +22,50 @@ from pyapp.devtools.server.binaries import as_account, server_account
 from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.temp_server import open_folder
 from pyapp.errors import PyappError
-from pyapp.messages import NewMessage, record_message, record_messages
+from pyapp.messages import record_messages
 from pyapp.quota import get_user_quota
 from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user
+from tests.metering import new_message, record_one
 from tests.support import find_pgbouncer
 
 SESSIONS = 2
 CLIENTS = 6
+CONNECTIONS = Path(__file__).parents[1] / "docs" / "connections.md"
+
+
+def connect_query() -> str:
+    """Return the connect_query of docs/connections.md."""
+    text = CONNECTIONS.read_text("utf-8")
+    (query,) = re.findall(r"^pooled = .*(connect_query=.*)$", text, re.M)
+    return str(query)
+
+
+def wait_for_pooler(url: str) -> None:
+    """Wait until a query gets through, also when the pooler's sessions were ended."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with connect(url, is_pooled=True) as conn:
+                conn.execute("SELECT 1")
+        except (psycopg.Error, PyappError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 @pytest.fixture(scope="module", params=["refuses options", "ignores options"])
 def pooled(module_database: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Return the URL of a PgBouncer in front of the module's database."""
     parts = conninfo_to_dict(module_database)
-    port = free_port()
-    folder = open_folder()
-    target = " ".join(
-        f"{name}={parts[name]}"
-        for name in ("host", "port", "user", "password", "dbname")
-        if parts.get(name)
-    )
+    names = ("host", "port", "user", "password", "dbname")
+    target = " ".join(f"{name}={parts[name]}" for name in names if parts.get(name))
     ignored = "extra_float_digits"
     if request.param == "ignores options":
         ignored += ", options"
+    port, folder = free_port(), open_folder()
     (folder / "pgbouncer.ini").write_text(
         f"""
 [databases]
@@ -67,56 +85,60 @@ ignore_startup_parameters = {ignored}
     account.pop("check")
     program = find_pgbouncer()
     assert program, "pgbouncer is not installed"
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [program, folder / "pgbouncer.ini"], stdout=log, stderr=log, **account
-    )
-    url = f"postgresql://anybody@127.0.0.1:{port}/pooled"
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [program, folder / "pgbouncer.ini"], stdout=file, stderr=file, **account
+        )
+    url = f"postgresql://anyone@127.0.0.1:{port}/pooled"
     try:
-        _wait_for(url, process, folder / "log")
+        try:
+            wait_for_pooler(url)
+        except (psycopg.Error, PyappError):
+            pytest.fail(log.read_text())
         yield url
     finally:
         process.kill()
         process.wait()
-        log.close()
 
 
-def wait_for_sessions(url: str) -> None:
-    """Wait until the pooler has noticed the ended sessions and opened another."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            with connect(url, is_pooled=True) as conn:
-                conn.execute("SELECT 1")
-        except (psycopg.Error, PyappError):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
+def test_all_functions_work_in_shared_sessions(pooled: str):
+    """Each function runs in many transactions, enough for prepared statements."""
+    with connect(pooled, is_pooled=True) as conn:
+        user_id = create_user(conn, email=f"{uuid4()}@example.com").id
+
+    with pool(pooled, max_size=CLIENTS, is_pooled=True) as connections:
+
+        def work(number: int) -> int:
+            written = 0
+            for n in range(12):
+                with connections.connection() as conn:
+                    message = new_message(user_id=user_id, request=["hello"])
+                    written += record_one(conn, message)[0]
+                    session = create_session(conn, user_id=user_id)
+                with connections.connection() as conn:
+                    assert find_session(conn, token=session.token)
+                    assert get_user_quota(conn, user_id=user_id).credits_used > 0
+                if n % 4 == number % 4:
+                    with connections.connection() as conn:
+                        bulk = [new_message() for _ in range(3)]
+                        counts = record_messages(conn, bulk, user_id=user_id)
+                    written += counts.recorded
+            return written
+
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            written = sum(threads.map(work, range(CLIENTS)))
+
+    assert written == CLIENTS * (12 + 9)
+    with connect(pooled, is_pooled=True) as conn:
+        quota = get_user_quota(conn, user_id=user_id)
+        assert quota.credits_used == written
+        assert quota.end_date.utcoffset() == timedelta(0)
+        conn.commit()
+        assert len(find_sessions(conn, 10)) <= SESSIONS
 
 
-def connect_query() -> str:
-    """Return the connect_query of docs/connections.md."""
-    page = Path(__file__).parents[1] / "docs" / "connections.md"
-    (query,) = re.findall(
-        r"^pooled = .*(connect_query=.*)$", page.read_text("utf-8"), re.M
-    )
-    return str(query)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            connect(url, is_pooled=True).close()
-        except Exception:
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail(log.read_text())
-
-
-def sessions_used(conn: psycopg.Connection, times: int) -> set[int]:
+def find_sessions(conn: psycopg.Connection, times: int) -> set[int]:
     """Return the server processes in which *times* transactions ran."""
     found = set()
     for _ in range(times):
@@ -125,61 +147,6 @@ def sessions_used(conn: psycopg.Connection, times: int) -> set[int]:
         found.add(row[0])
         conn.commit()
     return found
-
-
-def spend(url: str, user_id: UUID) -> int:
-    """Write and read in many small transactions, enough for prepared statements."""
-    with pool(url, max_size=CLIENTS, is_pooled=True) as connections:
-
-        def work(number: int) -> int:
-            written = 0
-            for n in range(12):
-                with connections.connection() as conn:
-                    record_message(conn, **message(user_id))
-                    session = create_session(conn, user_id=user_id)
-                with connections.connection() as conn:
-                    assert find_session(conn, token=session.token)
-                    assert get_user_quota(conn, user_id=user_id).credits_used > 0
-                written += 1
-                if n % 4 == number % 4:
-                    with connections.connection() as conn:
-                        new = [NewMessage(**message(user_id)) for _ in range(3)]
-                        record_messages(conn, new)
-                    written += 3
-            return written
-
-        with ThreadPoolExecutor(CLIENTS) as threads:
-            return sum(threads.map(work, range(CLIENTS)))
-
-
-def message(user_id: UUID) -> dict[str, Any]:
-    return {
-        "model": "m",
-        "id": uuid4(),
-        "input_tokens": 900,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 4000,
-        "output_tokens": 300,
-        "finished_at": datetime.now(UTC),
-        "user_id": user_id,
-        "cost": Decimal("0.01"),
-        "credits": Decimal(1),
-        "request": [{"role": "user", "content": "hello"}],
-    }
-
-
-def test_all_functions_work_in_shared_sessions(pooled: str):
-    with connect(pooled, is_pooled=True) as conn:
-        user_id = create_user(conn, email=f"{uuid4()}@example.com").id
-
-    written = spend(pooled, user_id)
-
-    with connect(pooled, is_pooled=True) as conn:
-        quota = get_user_quota(conn, user_id=user_id)
-        assert quota.credits_used == written
-        assert quota.end_date.utcoffset() == timedelta(0)
-        conn.commit()
-        assert len(sessions_used(conn, 10)) <= SESSIONS
 
 
 @pytest.mark.parametrize("pooled", ["refuses options"], indirect=True)
@@ -218,14 +185,15 @@ def test_connect_query_sets_the_session_settings(module_database: str, pooled: s
             )
         )
         try:
-            wait_for_sessions(pooled)
+            wait_for_pooler(pooled)
             with connect(pooled, is_pooled=True) as conn:
                 for name in re.findall(r"SET (\w+)=", connect_query()):
                     row = conn.execute(sql.SQL("SHOW {}").format(sql.SQL(name)))
                     value = SETTINGS[name].replace("O,M", "O, M")
                     assert row.fetchone() == (value,), name
                 assert conn.info.encoding == "utf-8"
-                user = create_user(conn, email=f"\u20ac{uuid4()}@example.com")
+                email = f"\u20ac{uuid4()}@example.com"
+                user = create_user(conn, email=email)
                 assert get_user_quota(conn, user_id=user.id).credits_used == 0
         finally:
             admin.execute(alter + sql.SQL("RESET ALL"))

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg.errors import RestrictViolation, SerializationFailure
+from psycopg.errors import RestrictViolation, SerializationFailure, UniqueViolation
 
 from pyapp._core.connection import connect
 from pyapp.errors import (
@@ -66,7 +66,7 @@ def count_outcomes(url: str, attempts: Iterable[Attempt]) -> Counter[str]:
         def run(conn: psycopg.Connection) -> str:
             try:
                 attempt(conn)
-            except ReferralError as refusal:
+            except (ReferralError, UniqueViolation) as refusal:
                 # The transaction can still be used.
                 conn.execute("SELECT 1")
                 return type(refusal).__name__
@@ -113,12 +113,26 @@ def test_two_users_redeem_the_code_of_each_other(database: str):
         assert outcomes == {"done": 1, MutualReferralError.__name__: 1}
 
 
-def test_six_users_redeem_the_codes_of_all_others(database: str):
-    users = add_users(database, 6)
-    codes = codes_of(database, users)
-    pairs = list(permutations(range(6), 2))
+def insert(referrer: UUID, referred: UUID) -> Attempt:
+    """Complete a referral by plain SQL."""
 
-    outcomes = count_outcomes(database, [redeem(codes[a], users[b]) for a, b in pairs])
+    def run(conn: psycopg.Connection) -> None:
+        with conn.transaction():
+            conn.execute(INSERT, [referrer, referred, None])
+
+    return run
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["functions", "plain SQL"])
+def test_six_users_redeem_the_codes_of_all_others(database: str, is_plain: bool):
+    users = add_users(database, 6)
+    codes = dict(zip(users, codes_of(database, users), strict=True))
+    pairs = list(permutations(users, 2))
+
+    outcomes = count_outcomes(
+        database,
+        [insert(a, b) if is_plain else redeem(codes[a], b) for a, b in pairs],
+    )
 
     # Each user is referred at most once; a deadlock would raise an error.
     assert 3 <= outcomes["done"] <= 6
