@@ -20,40 +20,33 @@ _MAX_LENGTH = 500
 
 _MIGRATE = "{reason}; run: pyapp db migrate"
 _CONFLICT = "a concurrent transaction changed the same rows ({reason}): run it again"
-# Subclasses come before their base classes.
-_MEANINGS: tuple[tuple[type[psycopg.Error], str], ...] = (
-    (
-        errors.InsufficientPrivilege,
-        "the role of DATABASE_URL lacks a privilege: {reason}",
+_MEANINGS: dict[type, str] = {
+    errors.InsufficientPrivilege: (
+        "the role of DATABASE_URL lacks a privilege: {reason}"
     ),
-    (errors.InvalidSchemaName, _MIGRATE),
-    (errors.UndefinedColumn, _MIGRATE),
-    (errors.UndefinedFunction, _MIGRATE),
-    (errors.UndefinedTable, _MIGRATE),
-    (
-        errors.DiskFull,
-        "the database's disk is full ({reason}): free some space and run it again",
+    errors.InvalidSchemaName: _MIGRATE,
+    errors.UndefinedColumn: _MIGRATE,
+    errors.UndefinedFunction: _MIGRATE,
+    errors.UndefinedTable: _MIGRATE,
+    errors.DiskFull: (
+        "the database's disk is full ({reason}): free some space and run it again"
     ),
-    (
-        errors.LockNotAvailable,
-        "another session holds a lock that this needs ({reason}): run it again",
+    errors.LockNotAvailable: (
+        "another session holds a lock that this needs ({reason}): run it again"
     ),
-    (
-        errors.QueryCanceled,
-        "the database canceled this ({reason}): run it again at a quieter time",
+    errors.QueryCanceled: (
+        "the database canceled this ({reason}): run it again at a quieter time"
     ),
-    (errors.DeadlockDetected, _CONFLICT),
-    (errors.SerializationFailure, _CONFLICT),
-    (
-        errors.ReadOnlySqlTransaction,
-        "the database is read-only ({reason}): is it a standby?",
+    errors.DeadlockDetected: _CONFLICT,
+    errors.SerializationFailure: _CONFLICT,
+    errors.ReadOnlySqlTransaction: (
+        "the database is read-only ({reason}): is it a standby?"
     ),
-    (
-        errors.IdleInTransactionSessionTimeout,
-        "the database ended the session ({reason}): run it again",
+    errors.IdleInTransactionSessionTimeout: (
+        "the database ended the session ({reason}): run it again"
     ),
-    (psycopg.OperationalError, "the database connection was lost: {reason}"),
-)
+    psycopg.OperationalError: "the database connection was lost: {reason}",
+}
 
 
 def run(arguments: list[str]) -> None:
@@ -90,9 +83,10 @@ def explain(error: psycopg.Error) -> str | None:
     The line quotes the first line of the server's message, which contains no row.
     """
     lines = (error.diag.message_primary or str(error)).strip().splitlines()
-    for error_class, meaning in _MEANINGS:
-        if isinstance(error, error_class):
-            return meaning.format(reason=lines[0] if lines else type(error).__name__)
+    for error_class in type(error).__mro__:
+        if error_class in _MEANINGS:
+            reason = lines[0] if lines else type(error).__name__
+            return _MEANINGS[error_class].format(reason=reason)
     return None
 
 
