@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pyapp._core.queries import QUERIES, schema_text
-from pyapp.devtools.checks.schema_text import read_index_notes
+from pyapp.devtools.checks.schema_docs import read_index_notes
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
 
 SCHEMA = schema_text()

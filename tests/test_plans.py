@@ -16,7 +16,7 @@ from pyapp._core.connection import connect
 from pyapp._core.queries import QUERIES, Query, schema_text
 from pyapp.devtools.checks.catalog import Catalog, Constraint, read_catalog
 from pyapp.devtools.checks.query_plans import is_planned, read_plans
-from pyapp.devtools.checks.schema_text import read_index_notes
+from pyapp.devtools.checks.schema_docs import read_index_notes
 from tests.plan_data import fill
 from tests.plan_reading import PlanReader
 from tests.plan_values import values_for

@@ -1,5 +1,5 @@
 -- name: list_tables :many
--- What a person calls a table: partitions belong to the table they are part of.
+-- Tables and views without partitions.
 SELECT
     t.relname AS name,
     t.relkind = 'v' AS is_view,
@@ -12,7 +12,7 @@ WHERE t.relnamespace = to_regnamespace('app')
 ORDER BY t.relname;
 
 -- name: list_columns :many
--- In the order of each table.
+-- In the order of their tables.
 SELECT
     t.relname AS table_name,
     a.attname AS name,
@@ -33,7 +33,7 @@ WHERE t.relnamespace = to_regnamespace('app')
 ORDER BY t.relname, a.attnum;
 
 -- name: list_constraints :many
--- Those with a written name; NOT NULL is a property of its column.
+-- Without NOT NULL, which is a property of its column.
 SELECT
     t.relname AS table_name,
     c.conname AS name,
@@ -55,7 +55,7 @@ WHERE t.relnamespace = to_regnamespace('app')
 ORDER BY t.relname, strpos('puxfc', c.contype::text), c.conname;
 
 -- name: list_indexes :many
--- With the constraint that an index backs, where there is one.
+-- With the constraint that owns the index, if any.
 SELECT
     t.relname AS table_name,
     x.relname AS name,
@@ -72,22 +72,20 @@ WHERE t.relnamespace = to_regnamespace('app')
 ORDER BY t.relname, x.relname;
 
 -- name: list_triggers :many
--- The written ones; foreign keys have triggers of their own.
+-- Without the internal triggers of foreign keys.
 SELECT
     t.relname AS table_name,
     g.tgname AS name,
-    p.proname AS function_name,
     pg_get_triggerdef(g.oid) AS definition
 FROM pg_trigger AS g
 INNER JOIN pg_class AS t ON g.tgrelid = t.oid
-INNER JOIN pg_proc AS p ON g.tgfoid = p.oid
 WHERE t.relnamespace = to_regnamespace('app')
     AND NOT t.relispartition
     AND NOT g.tgisinternal
 ORDER BY t.relname, g.tgname;
 
 -- name: list_functions :many
--- A body written as RETURN or BEGIN ATOMIC is kept parsed, and is printed from that.
+-- Ordered by name and arguments.
 SELECT
     p.proname AS name,
     pg_get_function_identity_arguments(p.oid) AS arguments,

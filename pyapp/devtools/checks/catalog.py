@@ -1,15 +1,13 @@
-"""The catalog: what the schema of a live database holds."""
+"""The objects of schema app, from the catalog of a live database."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 
 from pyapp._core.run import fetch_all
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A table or view; `partition_key` is None unless it is partitioned."""
 
     name: str
@@ -18,9 +16,8 @@ class Table:
     partition_key: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column; `expression` is its default, or what it is generated from."""
+class Column(NamedTuple):
+    """A column; `expression` is its default or its generation expression."""
 
     table_name: str
     name: str
@@ -32,9 +29,8 @@ class Column:
     comment: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """A constraint; `kind` is primary, unique, exclusion, foreign or check."""
+class Constraint(NamedTuple):
+    """A constraint; `kind` is that of pg_constraint.contype."""
 
     table_name: str
     name: str
@@ -44,9 +40,8 @@ class Constraint:
     columns: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
-    """An index; `constraint_name` is None unless a constraint made it."""
+class Index(NamedTuple):
+    """An index; `constraint_name` is None unless it belongs to a constraint."""
 
     table_name: str
     name: str
@@ -55,18 +50,15 @@ class Index:
     definition: str
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """A trigger and the function that it runs."""
+class Trigger(NamedTuple):
+    """A trigger and its definition."""
 
     table_name: str
     name: str
-    function_name: str
     definition: str
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(NamedTuple):
     """A function; `body` is its source."""
 
     name: str
@@ -76,9 +68,8 @@ class Function:
     comment: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """All of the schema, each kind in the order of its query."""
+class Catalog(NamedTuple):
+    """All objects of the schema, each kind in the order of its query."""
 
     tables: list[Table]
     columns: list[Column]
@@ -89,7 +80,7 @@ class Catalog:
 
 
 def read_catalog(conn: psycopg.Connection[Any]) -> Catalog:
-    """Return what the schema of the database holds; nothing if it is not there."""
+    """Return the objects of schema app; none if it does not exist."""
     return Catalog(
         tables=fetch_all(conn, Table, "list_tables"),
         columns=fetch_all(conn, Column, "list_columns"),

@@ -1,14 +1,12 @@
-"""docs/schema.md: the schema of a live database as a page to read."""
+"""docs/schema.md: the schema of a live database as a page."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
-from pyapp._core.queries import QUERIES, Query, schema_text
-from pyapp.devtools.checks import rules
+from pyapp._core.queries import schema_text
 from pyapp.devtools.checks.catalog import (
     Catalog,
     Column,
@@ -17,54 +15,57 @@ from pyapp.devtools.checks.catalog import (
     read_catalog,
 )
 from pyapp.devtools.checks.query_plans import read_plans
-from pyapp.devtools.checks.schema_text import (
-    IndexNote,
-    read_index_notes,
-    read_table_order,
-)
-from pyapp.devtools.checks.writers import Writer, list_writers
 from pyapp.errors import MigrationError
 
+_INDEX = re.compile(
+    r"(?P<comment>(?:^--.*\n)*)^CREATE (?:UNIQUE )?INDEX (?P<name>\w+)", re.MULTILINE
+)
+_TABLE = re.compile(r"^CREATE (?:OR REPLACE )?(?:TABLE|VIEW) app\.(\w+)", re.MULTILINE)
+_SERVED = re.compile(r"For (\w+_\w+(?:(?:, | and |, and )\w+_\w+)*)")
 _TYPES = {"timestamp with time zone": "timestamptz", "character varying": "varchar"}
 _CONVENTIONS = {
     "id": "The key.",
-    "created_at": "When the row was made.",
-    "updated_at": "When the row last changed.",
+    "created_at": "When the row was created.",
+    "updated_at": "When the row was last changed.",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """All that the page is made from."""
+class IndexNote(NamedTuple):
+    """The comment above an index, and the queries and constraints that it names.
+
+    `says_more` is False if the comment only names them.
+    """
+
+    serves: tuple[str, ...]
+    comment: str
+    says_more: bool = True
+
+
+class _Sources(NamedTuple):
+    """What the page is made from."""
 
     catalog: Catalog
     notes: Mapping[str, IndexNote]
-    writers: Mapping[str, list[Writer]]
-    queries: Mapping[str, Query]
     plans: Mapping[str, list[str]]
 
 
 def render_schema(conn: psycopg.Connection[Any]) -> str:
-    """Return the page for the database of *conn*, the same on every server version.
+    """Return the page for the database of *conn*, equal on each server version.
 
     Raises:
-        MigrationError: the database has no tables of ours.
+        MigrationError: the database has no tables in schema app.
     """
     catalog = read_catalog(conn)
     if not catalog.tables:
-        raise MigrationError("the schema is not there; run: pyapp db migrate")
+        raise MigrationError("there is no schema; run: pyapp db migrate")
     schema = schema_text()
-    order = {name: place for place, name in enumerate(read_table_order(schema))}
+    order = {name: place for place, name in enumerate(_TABLE.findall(schema))}
     names = sorted(
         (table.name for table in catalog.tables),
         key=lambda name: (order.get(name, len(order)), name),
     )
     sources = _Sources(
-        catalog=catalog,
-        notes=read_index_notes(schema),
-        writers=list_writers(catalog, QUERIES.values()),
-        queries=QUERIES,
-        plans=read_plans(),
+        catalog=catalog, notes=read_index_notes(schema), plans=read_plans()
     )
     parts = [_introduction(), _diagram(names, catalog)]
     parts += [_table(name, sources) for name in names]
@@ -72,14 +73,27 @@ def render_schema(conn: psycopg.Connection[Any]) -> str:
     return "\n".join("\n".join(part) + "\n" for part in parts)
 
 
+def read_index_notes(schema: str) -> dict[str, IndexNote]:
+    """Return the note above each CREATE INDEX: `-- For <query or constraint> ...`."""
+    notes = {}
+    for match in _INDEX.finditer(schema):
+        lines = match["comment"].splitlines()
+        comment = " ".join(line.removeprefix("--").strip() for line in lines)
+        served = _SERVED.match(comment)
+        names = re.findall(r"\w+_\w+", served[1]) if served else []
+        says_more = served is None or comment[served.end() :] != "."
+        notes[match["name"]] = IndexNote(tuple(names), comment, says_more)
+    return notes
+
+
 def _introduction() -> Iterator[str]:
     yield "# The schema"
     yield ""
-    yield "<!-- Written by `pyapp db docs` from a live catalog: change the comments in"
-    yield "sql/schema.sql instead, and run it again. -->"
+    yield "<!-- Written by `pyapp db docs` from a live catalog. Change the comments in"
+    yield "sql/schema.sql and sql/functions instead, and run it again. -->"
     yield ""
     yield "Everything is in the schema `app`. Times are timestamptz, money and credits"
-    yield "numeric. What an index serves is a query of `sql/queries/` or a constraint."
+    yield "numeric. An index serves queries of `sql/queries/` or constraints."
 
 
 def _diagram(names: Sequence[str], catalog: Catalog) -> Iterator[str]:
@@ -120,7 +134,7 @@ def _relationship(constraint: Constraint, catalog: Catalog) -> str:
 
 
 def _keys(column: Column, catalog: Catalog) -> Iterator[str]:
-    """Yield the column's part in keys, as Mermaid writes it."""
+    """Yield the kinds of keys that the column is part of, in Mermaid's words."""
     kinds = {
         constraint.kind
         for constraint in _of(column.table_name, catalog.constraints)
@@ -143,7 +157,7 @@ def _table(name: str, sources: _Sources) -> Iterator[str]:
         yield f"Partitioned by {table.partition_key}."
     yield ""
     yield from _grid(
-        ("Column", "Type", "Null", "Value", "What it holds"),
+        ("Column", "Type", "Null", "Value", "Description"),
         (
             (
                 _code(column.name),
@@ -155,24 +169,30 @@ def _table(name: str, sources: _Sources) -> Iterator[str]:
             for column in _of(name, catalog.columns)
         ),
     )
-    found = list(rules.list_rules(name, catalog))
-    if found:
+    constraints = list(_of(name, catalog.constraints))
+    if constraints:
         yield ""
         yield from _grid(
-            ("Rule", "In words", "In SQL"),
-            ((_code(rule.name), rule.words, _code(rule.sql)) for rule in found),
+            ("Constraint", "Definition"),
+            ((_code(rule.name), _code(rule.definition)) for rule in constraints),
         )
     indexes = list(_of(name, catalog.indexes))
     if indexes:
         yield ""
         yield from _grid(
-            ("Index", "On", "Serves", "Why"),
+            ("Index", "Definition", "Serves", "Why"),
             (_index_cells(index, sources) for index in indexes),
         )
-    if not table.is_view:
-        writers = _written_by(sources.writers.get(name, []), sources.queries)
+    triggers = list(_of(name, catalog.triggers))
+    if triggers:
         yield ""
-        yield f"Written by: {writers}."
+        yield from _grid(
+            ("Trigger", "Definition"),
+            (
+                (_code(name), _code(definition.partition(f" {name} ")[2]))
+                for _, name, definition in triggers
+            ),
+        )
 
 
 def _value(column: Column) -> str:
@@ -184,7 +204,8 @@ def _value(column: Column) -> str:
 
 
 def _index_cells(index: Index, sources: _Sources) -> tuple[str, ...]:
-    on = index.definition.partition(" USING ")[2]
+    is_unique = "UNIQUE " if index.is_unique else ""
+    on = is_unique + index.definition.partition(" USING ")[2]
     note = sources.notes.get(index.name, IndexNote((), "Not in sql/schema.sql."))
     first = [index.constraint_name] if index.constraint_name else note.serves
     planned = [name for name, used in sources.plans.items() if index.name in used]
@@ -193,27 +214,11 @@ def _index_cells(index: Index, sources: _Sources) -> tuple[str, ...]:
     return (_code(index.name), _code(on), serves, why)
 
 
-def _written_by(writers: Sequence[Writer], queries: Mapping[str, Query]) -> str:
-    """Return who writes a table: queries by file, then triggers, then functions."""
-    if not writers:
-        return "nobody here; it is filled by hand or by migrations"
-    groups: dict[str, list[str]] = {}
-    for writer in writers:
-        place = f"{writer.kind}s"
-        if writer.kind == "query":
-            place = f"`sql/queries/{queries[writer.name].path.name}`"
-        does = " and ".join(writer.does)
-        groups.setdefault(place, []).append(f"{_code(writer.name)} {does}")
-    rank = {"triggers": 1, "functions": 2}
-    places = sorted(groups, key=lambda place: (rank.get(place, 0), place))
-    return "; ".join(f"{place}: {', '.join(groups[place])}" for place in places)
-
-
 def _functions(catalog: Catalog) -> Iterator[str]:
     yield "## Functions"
     yield ""
     yield from _grid(
-        ("Function", "Returns", "What it does"),
+        ("Function", "Returns", "Description"),
         (
             (
                 _code(f"{function.name}({_arguments(function.arguments)})"),
@@ -240,12 +245,12 @@ def _of(name: str, things: Iterable[Any]) -> Iterator[Any]:
 
 
 def _code(text: str) -> str:
-    """Return *text* as code for a cell: on one line."""
+    """Return *text* as code on one line."""
     return f"`{' '.join(text.split())}`" if text else ""
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield a table in Markdown; a bar inside a cell is escaped, in code too."""
+    """Yield a Markdown table; bars in cells are escaped, in code too."""
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     for row in rows:
