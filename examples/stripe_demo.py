@@ -1,8 +1,8 @@
-"""A sample script: Stripe's webhooks, and what reconciliation makes of lost ones.
+"""A sample script: handle Stripe's webhooks, and repair lost ones by reconciliation.
 
-Run it from the project's folder: `python -m examples.stripe_demo`. A stand-in plays
-Stripe, and the real client talks to it over HTTP. Its ids and times follow from when
-Ada became a customer, so run again, it tells the same story and adds nothing.
+Run it from the project's folder: `python -m examples.stripe_demo`. Stripe's client
+talks to a fake Stripe over HTTP. Its ids and times depend only on when Ada became a
+customer, so a second run prints the same and adds nothing.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ def find_accounts() -> tuple[User, User]:
         ada = users.find_user_by_email(conn, email="ada@example.com")
         grace = users.find_user_by_email(conn, email="grace@example.com")
     if ada is None or grace is None:
-        raise SystemExit("there is no Ada or no Grace: run examples/demo.py first")
+        raise SystemExit("Ada or Grace is missing: run examples/demo.py first")
     return ada, grace
 
 
 def begin(ada: User) -> int:
-    # From then on created_at is the customer's, which is this story's beginning.
+    # After the first run, created_at is the customer's creation date.
     if ada.stripe_customer_id is None:
         return int(time.time()) - 3600
     return int(ada.created_at.timestamp())
 
 
-def deliver(fake: FakeStripe, client: stripe.StripeClient, what: str) -> None:
+def deliver(fake: FakeStripe, client: stripe.StripeClient, step: str) -> None:
     results: Counter[str] = Counter()
     with pyapp.connect() as conn:
         while delivery := fake.deliveries.take():
@@ -46,8 +46,10 @@ def deliver(fake: FakeStripe, client: stripe.StripeClient, what: str) -> None:
             )
             results[outcome.result] += 1
             delivery.succeed()
-    told = ", ".join(f"{number} {result}" for result, number in sorted(results.items()))
-    print(f"{what}: deliveries {told}")
+    counts = ", ".join(
+        f"{number} {result}" for result, number in sorted(results.items())
+    )
+    print(f"{step}: deliveries {counts}")
     fake.advance(seconds=60)
 
 
@@ -59,7 +61,7 @@ def buy(client: stripe.StripeClient, customer: str, price: str) -> stripe.Subscr
 
 def reconcile(*options: str) -> None:
     print("--", " ".join(["pyapp stripe reconcile", *options]), flush=True)
-    # A dry run that finds differences exits with a status of its own.
+    # A dry run that finds differences exits with status 3.
     with contextlib.suppress(SystemExit):
         run_command(["stripe", "reconcile", *options])
 
@@ -89,9 +91,7 @@ def main() -> None:
         client.v1.subscriptions.cancel(paid.id)
         lost = len(fake.deliveries.drop())
         fake.advance(seconds=60)
-        print(
-            f"Grace cancels, and Ada will at her period's end: deliveries {lost} lost"
-        )
+        print(f"Grace cancels, and Ada cancels at period end: deliveries {lost} lost")
         os.environ |= {
             "STRIPE_API_BASE": fake.base_url,
             "STRIPE_SECRET_KEY": TEST_KEY,

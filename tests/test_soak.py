@@ -1,4 +1,4 @@
-"""What the soak looks for at its end, it finds; `make soak` runs it."""
+"""The checks at the end of `make soak` find planted faults."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -38,7 +38,7 @@ PLANTED = {
         UPDATE app.users SET quota = 0
     """,
 }
-MISSED: dict[str, Callable[[Ledger], object]] = {
+MISSING: dict[str, Callable[[Ledger], object]] = {
     "messages": lambda x: x.messages.update({(uuid4(), uuid4()): (Decimal(1), False)}),
     "users": lambda x: x.users.update({uuid4(): "ref-"}),
     "referrals": lambda x: x.referrals.update({uuid4(): uuid4()}),
@@ -48,7 +48,7 @@ MISSED: dict[str, Callable[[Ledger], object]] = {
 
 @pytest.fixture(scope="module")
 def soaked(module_database: str) -> Iterator[tuple[Ledger, Account]]:
-    """Return what a short life without kills has left."""
+    """Return ledger and account after a short run without kills."""
     ledger = Ledger(module_database, seed=1)
     with make_fake(seed=1) as fake:
         account = open_account(ledger, fake, users=60)
@@ -69,9 +69,7 @@ def soaked(module_database: str) -> Iterator[tuple[Ledger, Account]]:
         yield ledger, account
 
 
-def test_nothing_is_broken_where_nothing_was_planted(
-    soaked: tuple[Ledger, Account],
-):
+def test_no_rule_is_broken_without_a_fault(soaked: tuple[Ledger, Account]):
     with connect(soaked[0].url) as conn:
         assert list(find_broken(conn, *soaked)) == []
 
@@ -85,14 +83,12 @@ def test_broken_rule_is_named(soaked: tuple[Ledger, Account], rule: str):
     assert any(line.startswith(f"{rule} is broken") for line in found)
 
 
-@pytest.mark.parametrize("kind", MISSED)
-def test_confirmed_write_that_is_not_there_is_named(
-    soaked: tuple[Ledger, Account], kind: str
-):
+@pytest.mark.parametrize("kind", MISSING)
+def test_missing_confirmed_write_is_named(soaked: tuple[Ledger, Account], kind: str):
     ledger, account = soaked
-    MISSED[kind](ledger)
+    MISSING[kind](ledger)
     with connect(ledger.url) as conn:
         found = list(find_broken(conn, ledger, account))
 
-    assert any(line.startswith(f"what was confirmed of {kind} is") for line in found)
+    assert any(line.startswith(f"the ledger of {kind} is") for line in found)
     getattr(ledger, kind).popitem()

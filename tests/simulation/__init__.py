@@ -1,9 +1,9 @@
-"""Years of a Stripe account in seconds: what arrives is unreliable, what stays is not.
+"""Simulates years of a Stripe account with unreliable deliveries.
 
     python -m tests.simulation --seeds 50
 
-Customers live through many changes in the fake Stripe while their events are lost,
-doubled, late and shuffled, and handled by eight workers at once. `life` makes the
-changes, `history` remembers what was true when, `checks` judges the database by that
-and by `users`, in plain Python: none of it asks the code that is on trial.
+The fake Stripe changes customers and subscriptions; its events are lost, repeated,
+delayed and reordered, and eight workers handle them concurrently. `life` makes the
+changes, and `history` records each version of each object. `checks` and `users` compare
+the database with that history. They share no code with the product.
 """

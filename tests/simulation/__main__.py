@@ -1,4 +1,4 @@
-"""python -m tests.simulation --seeds 50: a line for each seed, until one fails."""
+"""python -m tests.simulation --seeds 50: one line per seed, until one fails."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ HEAD = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
-    parser.add_argument("--seeds", type=int, default=50, help="how many")
-    parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--seeds", type=int, default=50, help="number of seeds")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--customers", type=int, default=300)
     parser.add_argument("--changes", type=int, default=2000)
     options = parser.parse_args()
@@ -32,15 +32,15 @@ def main() -> int:
                     report = simulate(url, seed, options.customers, options.changes)
                 except Exception as exc:
                     print(exc if isinstance(exc, SimulationError) else repr(exc))
-                    print(f"Again: make simulate SEEDS=1 FIRST={seed}")
+                    print(f"repeat it with: make simulate SEEDS=1 FIRST={seed}")
                     return 1
-            print(describe(seed, report), flush=True)
-    print(f"{options.seeds} seeds, and every one holds")
+            print(format_row(seed, report), flush=True)
+    print(f"{options.seeds} seeds passed")
     return 0
 
 
-def describe(seed: int, report: Report) -> str:
-    """One line under HEAD."""
+def format_row(seed: int, report: Report) -> str:
+    """Return the line of a seed under HEAD."""
     kinds = ("applied", "stale", "duplicate", "ignored", "failed")
     counts = [seed, report.events, *(report.outcomes[kind] for kind in kinds)]
     words = HEAD.split()

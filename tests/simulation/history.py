@@ -1,4 +1,4 @@
-"""What was true of each object in Stripe, version by version, as it happened."""
+"""Records each version of each object in the fake Stripe."""
 
 import json
 from collections import defaultdict
@@ -9,7 +9,7 @@ from uuid import UUID
 from tests.fake_stripe import FakeStripe
 from tests.fake_stripe.model import Customer, Event, Subscription
 
-# The events that show the whole object.
+# Types of events that contain the whole object.
 SUBSCRIPTION_TYPES = {
     f"customer.subscription.{kind}"
     for kind in ("created", "updated", "deleted", "paused", "resumed")
@@ -20,8 +20,8 @@ CHECKOUT = "checkout.session.completed"
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
-    """A subscription's state, its times in Stripe's seconds."""
+class SubscriptionState:
+    """The state of a subscription; times are Stripe's, in seconds."""
 
     status: str
     price_id: str | None
@@ -33,8 +33,8 @@ class Paid:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A customer's state: whom its metadata name, and whether it is deleted."""
+class CustomerState:
+    """The state of a customer: the claimed user, and whether it is deleted."""
 
     user_id: UUID | None
     is_deleted: bool
@@ -42,15 +42,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What an object was from *since* on: any of *states*, as versions render it."""
+    """An object from *since* on: one of *states*, which differ by API version."""
 
     since: int
-    states: tuple[Paid | Claim, ...]
+    states: tuple[SubscriptionState | CustomerState, ...]
 
 
 @dataclass(slots=True)
 class History:
-    """All versions by object, and which of them each event shows, or only names."""
+    """All versions by object, and the version that each event contains or names."""
 
     fake: FakeStripe
     users: Mapping[str, UUID]
@@ -62,10 +62,14 @@ class History:
     links: dict[str, tuple[str, UUID | None]] = field(default_factory=dict)
 
     def note(self, event: Event) -> None:
-        """Remember what *event* tells, then let it be delivered."""
+        """Record the version of *event*, then queue its deliveries."""
         world, name = self.fake.world, json.loads(event.data)["object"]["id"]
         if event.type in SUBSCRIPTION_TYPES:
-            self._add(event, name, paid(world.subscriptions.get(name, livemode=False)))
+            self._add(
+                event,
+                name,
+                subscription_states(world.subscriptions.get(name, livemode=False)),
+            )
         elif event.type in CUSTOMER_TYPES:
             customer = world.customers.get(name, livemode=False)
             is_deleted = event.type == "customer.deleted"
@@ -80,38 +84,45 @@ class History:
                 self.links[event.id] = session.customer, user_id
         self.fake.deliveries.enqueue(event)
 
-    def claim(self, customer: Customer, is_deleted: bool) -> Claim:
-        return Claim(self.read_user(customer.metadata.get("user_id")), is_deleted)
+    def claim(self, customer: Customer, is_deleted: bool) -> CustomerState:
+        return CustomerState(
+            self.read_user(customer.metadata.get("user_id")), is_deleted
+        )
 
     def read_user(self, text: str | None) -> UUID | None:
-        """The user of that id, if there is one."""
+        """Return the user of this id, if there is one."""
         return self.users.get(text or "")
 
-    def list_claims(self, name: str) -> list[Claim]:
-        """All that a customer has ever claimed."""
+    def list_claims(self, name: str) -> list[CustomerState]:
+        """Return all states that a customer has had."""
         states = [state for version in self.versions[name] for state in version.states]
-        return [state for state in states if isinstance(state, Claim)]
+        return [state for state in states if isinstance(state, CustomerState)]
 
     def newest(
         self, events: Iterable[str], *, has_client: bool = False
     ) -> dict[str, int]:
-        """The number of the newest version that *events* tell of, by object.
+        """Return the number of the newest version of *events*, by object.
 
-        A client makes something of those that only name one, too.
+        With a client, events that only name an object count too.
         """
-        told = self.shown | self.named if has_client else self.shown
+        known = self.shown | self.named if has_client else self.shown
         newest: dict[str, int] = {}
-        for name, number in (told[event] for event in events if event in told):
+        for name, number in (known[event] for event in events if event in known):
             newest[name] = max(number, newest.get(name, -1))
         return newest
 
-    def _add(self, event: Event, name: str, states: Iterable[Paid | Claim]) -> None:
+    def _add(
+        self,
+        event: Event,
+        name: str,
+        states: Iterable[SubscriptionState | CustomerState],
+    ) -> None:
         self.versions[name].append(Version(event.created, tuple(states)))
         self.shown[event.id] = name, len(self.versions[name]) - 1
 
 
-def paid(subscription: Subscription) -> list[Paid]:
-    """Its state as rendered now and, first items aside, before API 2025-03-31."""
+def subscription_states(subscription: Subscription) -> list[SubscriptionState]:
+    """Return its state in the current API version, and in those before 2025-03-31."""
     s, items = subscription, subscription.items
     counts = min(items, key=lambda item: item.period_end)
     shown = [
@@ -119,7 +130,7 @@ def paid(subscription: Subscription) -> list[Paid]:
         (items[0].price.id, max(item.period_start for item in items)),
     ]
     return [
-        Paid(
+        SubscriptionState(
             s.status,
             price,
             start,

@@ -1,4 +1,4 @@
-"""What customers do, and what time does to them: changes in the fake Stripe."""
+"""Makes random changes in the fake Stripe, as customers and time do."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from tests.fake_stripe import ApiError, FakeStripe
 from tests.fake_stripe.driving import DECLINED
 from tests.fake_stripe.model import Subscription
 
-# The end of a month, so that boundaries fall on days that some months lack.
+# Near the end of a month, so that some months lack the day of the anchor.
 START = int(datetime(2026, 1, 29, 23, 59, 30, tzinfo=UTC).timestamp())
 DAY = 86_400
 VERSIONS = (stripe.api_version, "2024-06-20")
 UPDATED = "customer.subscription.updated"
-# Each with its interval in months; the last two buy no plan of ours.
+# Prices with their interval in months; the last two have no plan.
 PRICES = {
     "price_month": 1,
     "price_quarter": 3,
@@ -37,7 +37,7 @@ CREDITS = {
 
 @dataclass(slots=True)
 class Life:
-    """`users` have no customer yet; each gets one at most that is not deleted."""
+    """`users` have no customer yet; each gets at most one that is not deleted."""
 
     fake: FakeStripe
     choose: Random
@@ -47,7 +47,7 @@ class Life:
     owners: dict[str, UUID] = field(default_factory=dict)
 
     def births(self, number: int) -> Iterator[int]:
-        """So many customers with one to three subscriptions, one after another."""
+        """Create customers with one to three subscriptions, one per step."""
         for left in range(number, 0, -1):
             customer = self._new_customer()
             for _ in range(self.choose.choice((1, 1, 1, 2, 2, 3))):
@@ -56,13 +56,13 @@ class Life:
             yield left
 
     def changes(self, number: int) -> Iterator[int]:
-        """So many changes, often several of one object in the same second."""
+        """Make changes, one per step, often several of one object in one second."""
         kinds, weights = zip(*_KINDS, strict=True)
         while number > 0:
             (kind,) = self.choose.choices(kinds, weights)
             about = self.choose.choice(self.customers)
             for _ in range(self.choose.choice((1, 1, 2, 3))):
-                # What is over cannot be changed: somebody else is chosen then.
+                # An ended subscription cannot change; choose another customer.
                 with contextlib.suppress(ApiError, IndexError):
                     kind(self, about)
                     number -= 1
@@ -72,12 +72,12 @@ class Life:
             self.wait()
 
     def wait(self) -> None:
-        """Half of the time no second passes, and now and then many days do."""
+        """Advance the clock: often not at all, sometimes by many days."""
         step = self.choose.choices((0, 1, 3600, 4 * DAY), weights=(50, 40, 9, 1))[0]
         if step:
             self.fake.advance(seconds=self.choose.randint(1, step))
 
-    # What they do
+    # Changes
 
     def subscribe(self, customer: str) -> None:
         if len(self.fake.world.subscriptions_of[customer]) >= 3:
@@ -128,15 +128,15 @@ class Life:
         end = self.fake.clock.now + self.choose.randint(1, 40) * DAY
         self._update(self._subscription(customer), trial_end=end)
 
-    def meet_a_new_status(self, customer: str) -> None:
-        """Stripe adds a word that nobody has heard of, and takes it back."""
+    def set_unknown_status(self, customer: str) -> None:
+        """Set a status that the product does not know, or set it back."""
         with self.fake.world.lock:
             subscription = self._subscription(customer)
             is_new = subscription.status == "hibernating"
             with self.fake.world.updating(subscription, UPDATED):
                 subscription.status = "active" if is_new else "hibernating"
 
-    def meet_a_new_type(self, customer: str) -> None:
+    def emit_unknown_type(self, customer: str) -> None:
         with self.fake.world.lock:
             subscription = self._subscription(customer)
             kind = self.choose.choice(("pending_update_expired", "hibernated"))
@@ -147,7 +147,7 @@ class Life:
         self._post(f"customers/{customer}", {"name": name})
 
     def change_owner(self, customer: str) -> None:
-        """Another user is named; whoever had it has none."""
+        """Claim another user; the former one has no customer then."""
         if customer not in self.owners:
             raise IndexError
         user_id, _ = self.users.pop()
@@ -156,7 +156,7 @@ class Life:
         self.owners[customer] = user_id
 
     def delete(self, customer: str) -> None:
-        """It is gone; half of the time its user comes back as another."""
+        """Delete the customer; half of the time its user gets a new one."""
         if customer in self.settled:
             raise IndexError
         if self.choose.random() < 0.5:
@@ -171,24 +171,24 @@ class Life:
             self.owners[back] = self.owners[customer]
             self.subscribe(back)
 
-    def buy_as_known(self, customer: str) -> None:
-        """A checkout of a customer that there is, and that may be linked already."""
+    def check_out_known(self, customer: str) -> None:
+        """Complete a checkout of an existing customer, which may be linked."""
         if customer in self.owners:
             self._check_out(customer=customer, user=str(self.owners[customer]))
 
-    def buy_as_stranger(self, _customer: str) -> None:
-        """A checkout that makes a customer, with somebody else's address."""
+    def check_out_new(self, _customer: str) -> None:
+        """Complete a checkout that creates a customer, with another user's address."""
         (user_id, _), (_, email) = self.users.pop(), self.choose.choice(self.users)
         known = self.choose.random() < 0.7
-        self._check_out(user=str(user_id) if known else "nobody", email=email)
+        self._check_out(user=str(user_id) if known else "no uuid", email=email)
         self.customers.append(list(self.fake.world.customers)[-1].id)
 
     def change_version(self, _customer: str) -> None:
-        """What events look like from now on."""
+        """Change the API version of later events."""
         with self.fake.world.lock:
             self.fake.world.api_version = self.choose.choice(VERSIONS)
 
-    # How
+    # Requests
 
     def _new_customer(self) -> str:
         user_id, email = self.users.pop()
@@ -196,7 +196,7 @@ class Life:
         if dice < 0.9:
             metadata = {"user_id": str(user_id)}
         else:
-            # Nobody's, whatever the address says.
+            # It claims no user, although a user has its address.
             metadata = {"user_id": "me"} if dice < 0.95 else {}
         customer = self._post("customers", {"metadata": metadata, "email": email})
         self.customers.append(customer)
@@ -241,19 +241,19 @@ _KINDS: list[tuple[Callable[[Life, str], None], int]] = [
     (Life.begin_period, 4),
     (Life.try_out, 4),
     (Life.subscribe, 6),
-    (Life.meet_a_new_status, 4),
-    (Life.meet_a_new_type, 3),
+    (Life.set_unknown_status, 4),
+    (Life.emit_unknown_type, 3),
     (Life.change_name, 4),
     (Life.change_owner, 3),
     (Life.delete, 3),
-    (Life.buy_as_known, 2),
-    (Life.buy_as_stranger, 3),
+    (Life.check_out_known, 2),
+    (Life.check_out_new, 3),
     (Life.change_version, 3),
 ]
 
 
 def begin(url: str, fake: FakeStripe, choose: Random, users: int) -> Life:
-    """So many users in the empty database at *url*, and prices and their plans."""
+    """Create users, prices and plans in the empty database at *url*."""
     for price, months in PRICES.items():
         interval, count = ("year", 1) if months == 12 else ("month", months)
         fake.add_price(price, interval=interval, interval_count=count)

@@ -1,4 +1,4 @@
-"""One seed: a life, its deliveries, and what became of them."""
+"""Runs one seed: changes, deliveries, and the checks of their result."""
 
 import threading
 import time
@@ -30,21 +30,21 @@ from tests.simulation.history import (
 from tests.simulation.life import START, Life, begin
 
 WORKERS = 8
-# How often all is looked at while it goes on.
+# Number of checks during the changes.
 CHECKS = 20
-# What the endpoint asks for, and more than is used of it.
+# Types that the endpoint receives, more than the product uses.
 TYPES = (*CUSTOMER_TYPES, *INVOICE_TYPES, CHECKOUT, "customer.subscription.*")
-# How Stripe fails on demand, by the names that end up in the inbox.
-PASSING = ("RateLimitError", "APIError", "APIConnectionError")
+# Errors that the fake's faults cause, as stored with failed events.
+TRANSIENT = ("RateLimitError", "APIError", "APIConnectionError")
 
 
 class SimulationError(AssertionError):
-    """What was promised does not hold; the text says how to see it again."""
+    """A check failed; the message names the seed."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What came and went."""
+    """The totals of a seed."""
 
     events: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -55,42 +55,42 @@ class Report:
 
 
 def simulate(url: str, seed: int, customers: int = 300, changes: int = 2000) -> Report:
-    """Live through *seed* in the empty database at *url*.
+    """Run *seed* in the empty database at *url*.
 
-    Every third seed has no key for Stripe's API in its webhooks; every second one is
-    reconciled all the while.
+    Every third seed handles deliveries without a client; every second one reconciles
+    concurrently.
 
     Raises:
-        SimulationError: something differs from what was true in Stripe.
+        SimulationError: the database differs from the history of Stripe.
     """
     began = time.monotonic()
     choose = Random(seed)
     with FakeStripe(seed=seed, start=START, enabled_events=TYPES) as fake:
         life = begin(url, fake, choose, customers + changes // 4)
-        _be_unreliable(fake, choose)
+        _add_faults(fake, choose)
         users = {str(user_id): user_id for user_id, _ in life.users}
         history = History(fake, users)
         fake.world.on_event = history.note
-        trial = _Trial(url, fake, history, seed)
+        simulation = _Simulation(url, fake, history, seed)
         with patch.object(api, "sleep", lambda _seconds: None):
-            trial.run(life, customers, changes)
-        trial.report.events = len(fake.world.events)
-    trial.report.seconds = time.monotonic() - began
-    return trial.report
+            simulation.run(life, customers, changes)
+        simulation.report.events = len(fake.world.events)
+    simulation.report.seconds = time.monotonic() - began
+    return simulation.report
 
 
-def _be_unreliable(fake: FakeStripe, choose: Random) -> None:
+def _add_faults(fake: FakeStripe, choose: Random) -> None:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
     for kind in ("rate_limit", "error", "cut"):
         fake.faults.add(kind, method="GET", share=0.05, times=None)
-    # A slow answer is an old one by the time it comes.
+    # A slow response is out of date when it arrives.
     fake.faults.add("slow", method="GET", share=0.2, times=None, seconds=0.05)
 
 
 @dataclass(slots=True)
-class _Trial:
+class _Simulation:
     url: str
     fake: FakeStripe
     history: History
@@ -111,9 +111,9 @@ class _Trial:
         with self._workers() as settle:
             for number in chain(life.births(customers), life.changes(changes)):
                 if life.choose.random() < patience:
-                    self._send()
+                    self._queue_deliveries()
                 if number % often == 0:
-                    self._check("under way", self._check_rows)
+                    self._check("during the changes", self._check_rows)
             self.fake.deliveries.release()
             settle()
             self._check("after the deliveries", self._check_deliveries)
@@ -125,24 +125,24 @@ class _Trial:
             settle()
             self._replay()
             if not self.has_client:
-                # Where two of one second came late, the last one counts until then.
+                # Without a client, ties went by arrival until this run.
                 self._reconcile()
-            self._check("after what came too late", self._check_equal)
+            self._check("after late deliveries", self._check_equal)
 
     @contextmanager
     def _workers(self) -> Iterator[Callable[[], None]]:
-        """Eight who handle deliveries, and one who reconciles; give their joint end."""
+        """Start the workers; yield a function that waits until all is delivered."""
         is_over = threading.Event()
         with ThreadPoolExecutor(WORKERS + 1) as threads:
             futures = [threads.submit(self._handle_all) for _ in range(WORKERS)]
-            mending = None
+            reconciling = None
             if self.seed % 2 == 0:
-                mending = threads.submit(self._reconcile_until, is_over)
+                reconciling = threads.submit(self._reconcile_until, is_over)
 
             def settle() -> None:
                 is_over.set()
-                if mending:
-                    mending.result()
+                if reconciling:
+                    reconciling.result()
                 self._settle()
 
             try:
@@ -154,16 +154,16 @@ class _Trial:
             for future in futures:
                 future.result()
 
-    def _send(self) -> None:
+    def _queue_deliveries(self) -> None:
         while (delivery := self.fake.deliveries.take()) is not None:
             self.work.put(delivery)
         if self.failure:
             raise self.failure
 
     def _settle(self) -> None:
-        """Send until nothing fails any more."""
+        """Repeat failed deliveries until none fails."""
         while True:
-            self._send()
+            self._queue_deliveries()
             self.work.join()
             if self.failure:
                 raise self.failure
@@ -193,26 +193,26 @@ class _Trial:
             self.report.outcomes[outcome.result] += 1
         if outcome.result != "failed":
             delivery.succeed()
-            self._note(outcome)
+            self._record(outcome)
             return
         delivery.fail()
-        if not str(outcome.error).startswith(PASSING):
+        if not str(outcome.error).startswith(TRANSIENT):
             raise SimulationError(f"seed {self.seed}, a delivery failed: {outcome}")
 
-    def _note(self, outcome: Outcome) -> None:
+    def _record(self, outcome: Outcome) -> None:
         with self.lock:
             self.report.delivered.add(outcome.event_id)
             self.effects[outcome.event_id] += outcome.result != "duplicate"
 
     def _replay(self) -> None:
-        """The other half of what was lost is fetched, as far as Stripe has it."""
+        """Replay the events that are still lost and that Stripe still has."""
         client = self.fake.client()
         with connect(self.url) as conn:
-            replay = replay_events(conn, client, on_outcome=self._note, page_size=10)
+            replay = replay_events(conn, client, on_outcome=self._record, page_size=10)
         self.report.replayed = replay.seen
         kept_since = self.fake.world.kept_events_since()
-        told = self.history.shown | self.history.named | self.history.links
-        unknown = told.keys() - self.report.delivered
+        used = self.history.shown | self.history.named | self.history.links
+        unknown = used.keys() - self.report.delivered
         left = [
             event.id
             for event in self.fake.world.events
@@ -229,10 +229,10 @@ class _Trial:
     def _reconcile_until(self, is_over: threading.Event) -> None:
         while not is_over.is_set():
             self._reconcile(page_size=20)
-            self._check("under way", self._check_rows)
+            self._check("during the changes", self._check_rows)
 
     def _resend_lost(self, choose: Random) -> None:
-        """Half of what was lost comes after all, of what is known here."""
+        """Deliver half of the lost events of stored objects."""
         with connect(self.url) as conn:
             known = read_mirror(conn).keys()
         for delivery in self.fake.deliveries.all:
@@ -243,7 +243,7 @@ class _Trial:
         self.fake.deliveries.redeliver()
 
     def _check_rows(self, conn: Connection[Any]) -> list[str]:
-        # In this order: whatever was delivered by now is to be seen.
+        # Read before the rows, so that each of these deliveries is visible.
         delivered = set(self.report.delivered)
         return check_rows(conn, self.history, delivered, has_client=self.has_client)
 
@@ -257,7 +257,7 @@ class _Trial:
     def _check_effects(self, conn: Connection[Any]) -> list[str]:
         doubled = [event for event, number in self.effects.items() if number != 1]
         inbox = check_inbox(conn, self.report.delivered)
-        return [*(f"{event} took effect twice" for event in doubled), *inbox]
+        return [*(f"{event} was applied twice" for event in doubled), *inbox]
 
     def _check(self, when: str, check: Callable[[Connection[Any]], list[str]]) -> None:
         with connect(self.url) as conn:

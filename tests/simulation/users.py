@@ -1,4 +1,4 @@
-"""What a user must have, by what is known of his customers and their subscriptions."""
+"""Computes what a user must have, from its customers and their subscriptions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from tests.metering import period_end
-from tests.simulation.history import Paid
+from tests.simulation.history import SubscriptionState
 from tests.simulation.life import CREDITS, DAY, PRICES
 from tests.stripe_world import moment
 
@@ -21,7 +21,7 @@ FREE = Decimal(2500)
 
 @dataclass(frozen=True, slots=True)
 class UserRow:
-    """What the sync writes."""
+    """The columns of users that the sync writes."""
 
     id: UUID
     base_quota: Decimal
@@ -36,14 +36,14 @@ class UserRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
-    """A customer and its subscriptions, as Stripe or the mirror has them."""
+class CustomerRecord:
+    """A customer and its subscriptions, in Stripe or in the mirror."""
 
     id: str
     user_id: UUID | None
     is_deleted: bool
     created: int | None
-    subscriptions: Mapping[str, Sequence[Paid]]
+    subscriptions: Mapping[str, Sequence[SubscriptionState]]
 
 
 def read_users(conn: psycopg.Connection[Any]) -> list[UserRow]:
@@ -52,9 +52,11 @@ def read_users(conn: psycopg.Connection[Any]) -> list[UserRow]:
         return cursor.execute(f"SELECT {columns} FROM app.users ORDER BY id").fetchall()
 
 
-def find_faults(users: Iterable[UserRow], customers: Iterable[Owned]) -> list[str]:
-    """What users have that their customers do not account for."""
-    owned: dict[UUID | None, list[Owned]] = {}
+def find_faults(
+    users: Iterable[UserRow], customers: Iterable[CustomerRecord]
+) -> list[str]:
+    """Return the users whose columns differ from what their customers imply."""
+    owned: dict[UUID | None, list[CustomerRecord]] = {}
     for customer in customers:
         owned.setdefault(customer.user_id, []).append(customer)
     return [
@@ -64,12 +66,16 @@ def find_faults(users: Iterable[UserRow], customers: Iterable[Owned]) -> list[st
     ]
 
 
-def find_fault(user: UserRow, customers: Sequence[Owned]) -> str | None:
+def find_fault(user: UserRow, customers: Sequence[CustomerRecord]) -> str | None:
     live = [c for c in customers if not c.is_deleted]
     paying = [c for c in live if any(map(_is_paid, c.subscriptions.values()))]
     allowed = {c.id: c for c in paying or live or customers}
     if not allowed:
-        return _has_nothing(user) if user.stripe_customer_id is None else "has nobody"
+        return (
+            _has_nothing(user)
+            if user.stripe_customer_id is None
+            else "has a customer of another user"
+        )
     customer = allowed.get(user.stripe_customer_id or "")
     if customer is None:
         return f"should have one of the customers {sorted(allowed)}"
@@ -80,7 +86,7 @@ def find_fault(user: UserRow, customers: Sequence[Owned]) -> str | None:
     return _find_fault_of_subscription(user, customer)
 
 
-def _find_fault_of_subscription(user: UserRow, customer: Owned) -> str | None:
+def _find_fault_of_subscription(user: UserRow, customer: CustomerRecord) -> str | None:
     best = max(map(_worth, customer.subscriptions.values()))
     allowed = {
         name: states
@@ -94,7 +100,9 @@ def _find_fault_of_subscription(user: UserRow, customer: Owned) -> str | None:
     return None if None in faults else faults[0]
 
 
-def _find_fault_of_state(user: UserRow, customer: Owned, state: Paid) -> str | None:
+def _find_fault_of_state(
+    user: UserRow, customer: CustomerRecord, state: SubscriptionState
+) -> str | None:
     status = state.status
     if customer.is_deleted and status != "incomplete_expired":
         status = "canceled"
@@ -112,8 +120,8 @@ def _find_fault_of_state(user: UserRow, customer: Owned, state: Paid) -> str | N
     return _find_fault_of_period(user, state) if is_active else None
 
 
-def _find_fault_of_period(user: UserRow, state: Paid) -> str | None:
-    """A month that is paid is the quota's month; else it resets on the anchor."""
+def _find_fault_of_period(user: UserRow, state: SubscriptionState) -> str | None:
+    """A paid month is the quota period; otherwise the quota resets on the anchor."""
     assert state.start is not None
     assert state.end is not None
     assert state.anchor is not None
@@ -121,8 +129,8 @@ def _find_fault_of_period(user: UserRow, state: Paid) -> str | None:
     end, billed_from = moment(state.end), moment(state.anchor)
     days = (state.end - state.start) / DAY
     is_month = PRICES[state.price_id or ""] == 1 and days <= 31
-    # Items that end on days of their own have less than a month, at times; and before
-    # API 2025-03-31 the period may be another item's than the price.
+    # An item's period may be shorter than a month, and before API 2025-03-31 period and
+    # price may come from different items.
     if is_month and (days >= 28 or _is_boundary(billed_from, end)):
         if reset != end:
             return f"should be reset at {end}"
@@ -132,8 +140,8 @@ def _find_fault_of_period(user: UserRow, state: Paid) -> str | None:
     if anchor != billed_from:
         return f"should have the anchor {billed_from}"
     now = datetime.now(UTC)
-    # Stripe's clock may be ahead of ours, as after minutes of a soak. A trial that ends
-    # on the first boundary after its start is then reset there, and not before.
+    # The fake's clock may be ahead of the database's. A trial that ends on the first
+    # boundary after its start is then reset there, and not before.
     start = moment(state.start)
     if start > now and reset == end == period_end(anchor, start):
         return None
@@ -152,9 +160,9 @@ def _has_nothing(user: UserRow) -> str | None:
     return None if has == (None, None, None) and is_free else "should have nothing"
 
 
-def _worth(states: Sequence[Paid]) -> tuple[bool, int]:
+def _worth(states: Sequence[SubscriptionState]) -> tuple[bool, int]:
     return _is_paid(states), states[0].end or 0
 
 
-def _is_paid(states: Sequence[Paid]) -> bool:
+def _is_paid(states: Sequence[SubscriptionState]) -> bool:
     return states[0].status in ACTIVE

@@ -1,9 +1,9 @@
-"""Everything at once, while the server is killed again and again.
+"""Runs all kinds of writes concurrently while the server is killed repeatedly.
 
     python -m tests.soak --seconds 600
 
-`clients` write messages, referrals and sessions, `account` plays Stripe, its webhooks,
-reconciliations and replays; each notes in the ledger what was confirmed to it. At the
-end `rules` recounts: the rules of the schema hold, every confirmed write is there once,
-and nothing else is there by half.
+`clients` write messages, referrals and sessions. `account` changes the fake Stripe and
+runs webhooks, reconciliations and replays. Each records its confirmed commits in the
+ledger. At the end `rules` checks the rules of the schema, that every confirmed write is
+stored once, and that no other write is stored in part.
 """

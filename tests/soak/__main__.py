@@ -1,4 +1,4 @@
-"""python -m tests.soak --seconds 600: load and kills, then the rules one by one."""
+"""python -m tests.soak --seconds 600: load and kills, then the checks."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    # Once a minute, and three times in half a minute.
+    # One kill per minute, and at least three in a shorter run.
     every = min(60.0, options.seconds / 4)
     settings = {"synchronous_commit": "on", "max_connections": "100"}
     with ExitStack() as stack:
@@ -41,35 +41,37 @@ def main() -> int:
         account = open_account(ledger, stack.enter_context(make_fake(options.seed)))
         with _working(ledger, account):
             kills = _kill(server, ledger, options.seconds, every)
-        broken = _judge(ledger, account)
+        broken = _check(ledger, account)
     _print_table(ledger, options.seconds)
     for line in broken:
         print(line)
     if not broken:
-        print(f"kills: {kills}; rules 1 to 9 hold, every confirmed write is there once")
+        print(
+            f"kills: {kills}; rules 1 to 9 hold, every confirmed write is stored once"
+        )
     return 1 if broken else 0
 
 
 @contextmanager
 def _working(ledger: Ledger, account: Account) -> Iterator[None]:
-    """Let all clients work until the block ends."""
+    """Run all clients until the block ends."""
     with connect(ledger.url) as conn:
         payers = clients.make_payers(conn)
     codes: list[tuple[UUID, str]] = []
-    crew: list[tuple[str, int, Work]] = [
+    jobs: list[tuple[str, int, Work]] = [
         ("alone", 2, partial(clients.write_one, payers=payers)),
         ("in batches", 1, partial(clients.write_batch, payers=payers)),
         ("by COPY", 1, partial(clients.write_copy, payers=payers)),
         ("repeated", 1, partial(clients.repeat, payers=payers)),
         ("referrals", 3, partial(clients.refer, codes=codes)),
         ("sessions", 1, clients.sign_in),
-        ("changes", 1, account.live),
+        ("changes", 1, account.change),
         ("deliveries", 2, account.deliver),
-        ("reconciliations", 1, account.mend),
+        ("reconciliations", 1, account.reconcile_or_replay),
         ("maintenance", 1, _maintain),
     ]
     threads = []
-    for name, number, work in crew:
+    for name, number, work in jobs:
         for n in range(number):
             client = Client(ledger, name, Random(f"{ledger.seed} {name} {n}"))
             threads.append(threading.Thread(target=client.run, args=(work,)))
@@ -84,7 +86,7 @@ def _working(ledger: Ledger, account: Account) -> Iterator[None]:
 
 
 def _maintain(client: Client) -> None:
-    """What an operator runs by cron; it may say that nobody is there, in one line."""
+    """Run `pyapp db maintain`; it may fail with one line if the server is down."""
     ledger = client.ledger
     run = subprocess.run(
         [sys.executable, "-c", MAINTAIN],
@@ -92,9 +94,9 @@ def _maintain(client: Client) -> None:
         capture_output=True,
         text=True,
     )
-    told = run.stderr.strip()
-    if run.returncode and not (told.startswith("error: ") and "\n" not in told):
-        raise BrokenRuleError(f"pyapp db maintain says: {told}")
+    error = run.stderr.strip()
+    if run.returncode and not (error.startswith("error: ") and "\n" not in error):
+        raise BrokenRuleError(f"pyapp db maintain printed: {error}")
     ledger.note("maintenance", run.returncode == 0)
     with ledger.lock:
         ledger.lost["maintenance"] += run.returncode != 0
@@ -102,8 +104,8 @@ def _maintain(client: Client) -> None:
 
 
 def _kill(server: EmbeddedServer, ledger: Ledger, seconds: int, every: float) -> int:
-    """Kill the server again and again, and say how it goes; return how often."""
-    began = told = time.monotonic()
+    """Kill the server repeatedly, and print progress; return the number of kills."""
+    began = printed = time.monotonic()
     kills = written = 0
     while not ledger.is_over.wait(0.2) and time.monotonic() < began + seconds:
         now = time.monotonic()
@@ -111,11 +113,11 @@ def _kill(server: EmbeddedServer, ledger: Ledger, seconds: int, every: float) ->
             server.kill()
             server.start()
             kills += 1
-        if now > told + min(10, every / 2):
+        if now > printed + min(10, every / 2):
             with ledger.lock:
                 counts = ledger.counts.copy()
             before, written = written, sum(counts[kind] for kind in clients.MESSAGES)
-            rate, told = (written - before) / (now - told), now
+            rate, printed = (written - before) / (now - printed), now
             print(
                 f"{now - began:4.0f} s: {written:,} messages ({rate:.0f}/s),"
                 f" {counts['referrals']:,} referrals,"
@@ -125,7 +127,7 @@ def _kill(server: EmbeddedServer, ledger: Ledger, seconds: int, every: float) ->
     return kills
 
 
-def _judge(ledger: Ledger, account: Account) -> list[str]:
+def _check(ledger: Ledger, account: Account) -> list[str]:
     if ledger.failure is not None:
         failure = ledger.failure
         is_rule = isinstance(failure, BrokenRuleError)
@@ -136,7 +138,7 @@ def _judge(ledger: Ledger, account: Account) -> list[str]:
 
 
 def _print_table(ledger: Ledger, seconds: int) -> None:
-    # Lost are the attempts that found nobody there, and those that were cut off.
+    # Lost are attempts without a server, and those whose connection was lost.
     print(f"\n{'confirmed':22}{'number':>10}{'a second':>10}{'lost':>7}")
     for kind, number in sorted(ledger.counts.items()):
         rate, lost = number / seconds, ledger.lost[kind]

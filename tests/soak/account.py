@@ -1,4 +1,4 @@
-"""Stripe meanwhile: a random life, its webhooks, reconciliations and replays."""
+"""Changes the fake Stripe, and runs its webhooks, reconciliations and replays."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.soak.ledger import BrokenRuleError, Client, Connection, Ledger
 
 @dataclass(slots=True)
 class Account:
-    """A fake Stripe and what was delivered of its events."""
+    """A fake Stripe, and the ids of its delivered events."""
 
     ledger: Ledger
     fake: FakeStripe
@@ -26,28 +26,28 @@ class Account:
     history: History
     delivered: set[str] = field(default_factory=set)
     waiting: deque[Delivery] = field(default_factory=deque)
-    lives: Iterator[int] = field(init=False)
+    steps: Iterator[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lives = self._live()
+        self.steps = self._make_changes()
 
-    def live(self, client: Client) -> None:
-        """A change, and what there is to deliver; what has failed comes again."""
-        next(self.lives)
+    def change(self, client: Client) -> None:
+        """Make one change, and queue deliveries, failed ones included."""
+        next(self.steps)
         if client.choose.random() < 0.05:
             self.fake.deliveries.redeliver()
-        self._send()
+        self._queue_deliveries()
         # No faster than the deliveries are handled.
         self.ledger.is_over.wait(0.005 if len(self.waiting) < 100 else 0.5)
 
     def deliver(self, client: Client) -> None:
-        """Handle one, as the server of webhooks does."""
+        """Handle one delivery, as the webhook endpoint does."""
         try:
             delivery = self.waiting.popleft()
         except IndexError:
             self.ledger.is_over.wait(0.05)
             return
-        # Unless it is confirmed, Stripe sends it again.
+        # Stripe repeats the delivery unless it is confirmed.
         delivery.fail()
         if client.conn is None or client.conn.closed:
             client.conn = connect(self.ledger.url)
@@ -65,8 +65,8 @@ class Account:
             self.delivered.add(outcome.event_id)
             self.ledger.counts["deliveries"] += 1
 
-    def mend(self, client: Client) -> None:
-        """Reconcile and replay."""
+    def reconcile_or_replay(self, client: Client) -> None:
+        """Reconcile or replay, by chance."""
         self.ledger.is_over.wait(client.choose.random() * 3)
         if client.conn is None or client.conn.closed:
             client.conn = connect(self.ledger.url)
@@ -78,11 +78,11 @@ class Account:
             self.ledger.note("replays")
 
     def settle(self) -> None:
-        """All deliveries come in the end, and what was lost by replay."""
+        """Handle all remaining deliveries, and replay the lost ones."""
         client = Client(self.ledger, "deliveries", Random())
         self.fake.deliveries.release()
         while self.waiting or self.fake.deliveries.redeliver():
-            self._send()
+            self._queue_deliveries()
             while self.waiting:
                 self.deliver(client)
         client.close()
@@ -91,27 +91,27 @@ class Account:
             reconcile(conn, self.fake.client())
 
     def check(self, conn: Connection) -> list[str]:
-        """What Stripe's mirror has wrong; rule 8."""
+        """Return the faults of the Stripe mirror (rule 8)."""
         known = {event.id for event in self.fake.world.events}
         found = {row[0] for row in conn.execute("SELECT id FROM app.stripe_events")}
-        # A replay takes in more than what was delivered.
-        taken = self.delivered | (found & known)
+        # A replay also stores events that were not delivered.
+        processed = self.delivered | (found & known)
         return [
-            *check_inbox(conn, taken),
-            *check_rows(conn, self.history, taken, has_client=True),
-            *check_equal(conn, self.history, taken),
+            *check_inbox(conn, processed),
+            *check_rows(conn, self.history, processed, has_client=True),
+            *check_equal(conn, self.history, processed),
         ]
 
-    def _live(self) -> Iterator[int]:
+    def _make_changes(self) -> Iterator[int]:
         while True:
             yield from chain(self.life.births(2), self.life.changes(30))
 
-    def _send(self) -> None:
+    def _queue_deliveries(self) -> None:
         self.waiting.extend(iter(self.fake.deliveries.take, None))
 
 
 def open_account(ledger: Ledger, fake: FakeStripe, users: int = 3000) -> Account:
-    """In the empty database, with a few customers to begin with."""
+    """Create users and the first customers in the empty database."""
     life = begin(ledger.url, fake, Random(ledger.seed), users)
     history = History(fake, {str(user_id): user_id for user_id, _ in life.users})
     fake.world.on_event = history.note

@@ -1,4 +1,4 @@
-"""Who writes: messages alone, in batches and by COPY, referrals, and sessions."""
+"""Clients that write messages, referrals and sessions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ from pyapp.users import create_user
 from tests.metering import new_message
 from tests.soak.ledger import LOST, BrokenRuleError, Client, Connection, Key
 
-# Few payers, so that writers meet; many days, so that months do.
+# Few payers, so that writers conflict; many days, so that partitions differ.
 PAYERS = 12
 DAYS = 70
 CODES = 4
@@ -35,7 +35,7 @@ Send = Callable[..., int]
 
 
 def make_payers(conn: Connection) -> list[dict[str, UUID]]:
-    """Who pays: users and devices."""
+    """Create the payers: users and fingerprints."""
     users = [create_user(conn, email=f"payer{n}@soak.example") for n in range(PAYERS)]
     return [
         *({"user_id": user.id} for user in users),
@@ -61,7 +61,7 @@ def write_copy(client: Client, payers: Sequence[dict[str, UUID]]) -> None:
 
 
 def repeat(client: Client, payers: Sequence[dict[str, UUID]]) -> None:
-    """What was confirmed comes again, and says something else."""
+    """Record confirmed messages again with other values."""
     ledger = client.ledger
     with ledger.lock:
         known = list(ledger.messages)[-1000:]
@@ -76,12 +76,12 @@ def repeat(client: Client, payers: Sequence[dict[str, UUID]]) -> None:
     ]
     send = client.choose.choice((_send_each, _send_copy))
     if client.commit(partial(send, messages=again)):
-        raise BrokenRuleError("rule 7: a message that was confirmed was new again")
+        raise BrokenRuleError("rule 7: a confirmed message was recorded twice")
     ledger.note("repeated", len(again))
 
 
 def refer(client: Client, codes: list[tuple[UUID, str]]) -> None:
-    """A new user comes by a code that many use at once, until its limit."""
+    """Redeem a code that other clients redeem too, until its limit."""
     ledger = client.ledger
     if len(codes) < CODES:
         _sign_up(client, codes)
@@ -93,7 +93,7 @@ def refer(client: Client, codes: list[tuple[UUID, str]]) -> None:
         try:
             redeem_referral(conn, referral_code=code, referred_id=user.id)
         except ReferralCodeNotFoundError as exc:
-            raise BrokenRuleError("a user that was confirmed is not there") from exc
+            raise BrokenRuleError("a confirmed user is not stored") from exc
         except ReferralLimitReachedError:
             return user.id, user.referral_code, False
         try:
@@ -115,7 +115,7 @@ def refer(client: Client, codes: list[tuple[UUID, str]]) -> None:
 
 
 def sign_in(client: Client) -> None:
-    """A session begins, is found, prolonged, and most of them end."""
+    """Create, find and extend a session, and delete most of them."""
     ledger = client.ledger
     with ledger.lock:
         users = list(ledger.users)[-100:]
@@ -128,11 +128,11 @@ def sign_in(client: Client) -> None:
         ledger.sessions[new.token] = user_id
     found = client.commit(partial(find_session, token=new.token))
     if found is None or found.user.id != user_id:
-        raise BrokenRuleError("a session that was confirmed is not found")
+        raise BrokenRuleError("a confirmed session is not found")
     client.commit(partial(extend_session, token=new.token, ttl=timedelta(days=40)))
     if client.choose.random() < 0.7:
         with ledger.lock:
-            # From here on it may be there or not, until that is confirmed.
+            # Until the deletion is confirmed, the session may exist or not.
             del ledger.sessions[new.token]
         client.commit(partial(delete_session, token=new.token))
         with ledger.lock:
@@ -141,35 +141,35 @@ def sign_in(client: Client) -> None:
 
 
 def _sign_up(client: Client, codes: list[tuple[UUID, str]]) -> None:
-    """Those whose codes are used first."""
+    """Create the users whose codes are redeemed first."""
     emails = [f"{uuid4()}@soak.example" for _ in range(CODES)]
 
     def create(conn: Connection) -> list[tuple[UUID, str]]:
         users = [create_user(conn, email=email) for email in emails]
         return [(user.id, user.referral_code) for user in users]
 
-    made = client.commit(create)
+    created = client.commit(create)
     with client.ledger.lock:
-        client.ledger.users |= dict(made)
-        codes.extend(made)
+        client.ledger.users |= dict(created)
+        codes.extend(created)
 
 
 def _message(client: Client, payers: Sequence[dict[str, UUID]]) -> NewMessage:
     choose = client.choose
-    said = {"role": "user", "content": f"{choose.random()}"}
+    turn = {"role": "user", "content": f"{choose.random()}"}
     return new_message(
         **choose.choice(payers),
         input_tokens=choose.randrange(10_000),
         finished_at=datetime.now(UTC) - timedelta(days=choose.random() * DAYS),
         credits=Decimal(choose.randrange(10**9)) / 10**7,
-        request=[said] if choose.random() < 0.2 else None,
+        request=[turn] if choose.random() < 0.2 else None,
     )
 
 
 def _record(
     client: Client, kind: str, messages: Sequence[NewMessage], send: Send
 ) -> None:
-    """Send until it is confirmed, or give up, half of the time, when it is lost."""
+    """Record the messages; repeat or give up if the connection is lost."""
     ledger, keys = client.ledger, [_key(message) for message in messages]
     is_first = True
     while True:
@@ -183,7 +183,7 @@ def _record(
                 with ledger.lock:
                     ledger.given_up.append(keys)
                 return
-    # A commit that was lost may have been one all the same.
+    # A commit without a confirmation may have succeeded.
     if new not in ({len(keys)} if is_first else {0, len(keys)}):
         raise BrokenRuleError(f"rule 7: {new} of {len(keys)} messages were new")
     with ledger.lock:
@@ -208,7 +208,7 @@ def _send_each(conn: Connection, *, messages: Sequence[NewMessage]) -> int:
             credits=message.credits,
             request=message.request,
         ).is_new
-        # In one order, as any who write for several payers at once: others wait.
+        # Writers for several payers lock them in the same order.
         for message in sorted(messages, key=lambda m: (_key(m)[0], m.finished_at))
     )
 

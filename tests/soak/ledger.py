@@ -1,4 +1,4 @@
-"""What was confirmed to clients, and what they never heard of again."""
+"""Records which commits were confirmed to clients, and which were given up."""
 
 import threading
 import time
@@ -19,18 +19,18 @@ T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 Key = tuple[UUID, UUID]  # a message's payer and id
 
-# A server that is killed; nobody may see any other error of the database.
+# Errors of a killed server; no client may see any other database error.
 LOST = (psycopg.OperationalError, DatabaseUnavailableError)
-NEVER = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
+FORBIDDEN = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
 
 
 class BrokenRuleError(AssertionError):
-    """A promise is broken; the text names it."""
+    """A rule is broken; the message names it."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Shared by all clients; each write is noted once its commit has returned."""
+    """Shared by all clients; each write is recorded after its commit returned."""
 
     url: str
     seed: int
@@ -51,7 +51,7 @@ class Ledger:
             self.counts[kind] += number
 
     def fail(self, failure: BaseException) -> None:
-        """Let all end; the first failure is told."""
+        """Stop all clients; keep the first failure."""
         with self.lock:
             self.failure = self.failure or failure
         self.is_over.set()
@@ -59,7 +59,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class Client:
-    """A connection that is made again whenever it is lost."""
+    """A client that connects again after it lost its connection."""
 
     ledger: Ledger
     name: str
@@ -67,7 +67,7 @@ class Client:
     conn: Connection | None = None
 
     def run(self, work: Callable[["Client"], None]) -> None:
-        """Repeat *work* until all is over; losing the connection is no failure."""
+        """Repeat *work* until the end; a lost connection is not a failure."""
         while not self.ledger.is_over.is_set():
             try:
                 work(self)
@@ -78,14 +78,14 @@ class Client:
         self.close()
 
     def commit(self, work: Callable[[Connection], T]) -> T:
-        """Do *work* in a transaction of its own; once this returns, it is done."""
+        """Run *work* in a transaction; it is committed when this returns."""
         if self.conn is None or self.conn.closed:
             self.conn = connect(self.ledger.url)
         try:
             with self.conn.transaction():
                 return work(self.conn)
-        except NEVER as exc:
-            raise BrokenRuleError(f"a client had to see this: {exc}") from exc
+        except FORBIDDEN as exc:
+            raise BrokenRuleError(f"a client got this error: {exc}") from exc
 
     def note_lost(self) -> None:
         with self.ledger.lock:

@@ -1,4 +1,4 @@
-"""Recounts everything: the rules of the schema, and every confirmed write."""
+"""Checks the rules of the schema and every confirmed write."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -10,7 +10,7 @@ from tests.metering import period_start, usage_differences
 from tests.soak.account import Account
 from tests.soak.ledger import Connection, Ledger
 
-# What must find nothing, by the number of the rule.
+# Queries that must return no rows, by rule number.
 QUERIES = {
     1: """
         SELECT referral_code FROM app.users
@@ -64,23 +64,23 @@ QUERIES = {
         WHERE p.last_message IS DISTINCT FROM p.request -> -1
     """,
 }
-# What rule 5 refuses, by the trigger messages_append_only.
+# Statements that the trigger messages_append_only must refuse.
 REFUSED = ("UPDATE app.messages SET credits = 0", "DELETE FROM app.messages")
 
 
 def find_broken(conn: Connection, ledger: Ledger, account: Account) -> Iterator[str]:
-    """Yield a line for each broken promise."""
+    """Yield a line for each broken rule."""
     for number, query in QUERIES.items():
-        yield from _tell(f"rule {number}", conn.execute(query.encode()).fetchall())
-    yield from _tell("rule 5", _try_to_change(conn))
-    yield from _tell("rule 6", usage_differences(conn))
-    yield from _tell("rule 8", account.check(conn))
-    yield from _tell("rule 9", _find_wrong_periods(conn))
+        yield from _report(f"rule {number}", conn.execute(query.encode()).fetchall())
+    yield from _report("rule 5", _try_to_change(conn))
+    yield from _report("rule 6", usage_differences(conn))
+    yield from _report("rule 8", account.check(conn))
+    yield from _report("rule 9", _find_wrong_periods(conn))
     for name, find in _CONFIRMED.items():
-        yield from _tell(f"what was confirmed of {name}", find(conn, ledger))
+        yield from _report(f"the ledger of {name}", find(conn, ledger))
 
 
-def _tell(name: str, found: Sequence[object]) -> Iterator[str]:
+def _report(name: str, found: Sequence[object]) -> Iterator[str]:
     if found:
         yield f"{name} is broken, 1 of {len(found)}: {found[0]}"
 
@@ -93,7 +93,7 @@ def _try_to_change(conn: Connection) -> list[object]:
                 conn.execute(statement.encode())
                 allowed.append(statement)
         except psycopg.IntegrityError as exc:
-            # Without the trigger, a key may still refuse, by another error on 15.
+            # Without the trigger, a foreign key may still refuse the statement.
             if exc.diag.constraint_name != "messages_append_only":
                 allowed.append(statement)
     return allowed
@@ -108,7 +108,7 @@ def _find_wrong_periods(conn: Connection) -> list[object]:
 
 
 def _check_messages(conn: Connection, ledger: Ledger) -> list[object]:
-    """Each confirmed message is there as it was first sent; a batch wholly or not."""
+    """Confirmed messages have their first values; a batch is stored whole or not."""
     found = {
         (subject, message): (credits, has_payload)
         for subject, message, credits, has_payload in conn.execute(
@@ -118,17 +118,17 @@ def _check_messages(conn: Connection, ledger: Ledger) -> list[object]:
         )
     }
     wrong: list[object] = [
-        f"{key} should have {sent}, and has {found.get(key)}"
+        f"{key} should have {sent} and has {found.get(key)}"
         for key, sent in ledger.messages.items()
         if found.get(key) != sent
     ]
     allowed = set(ledger.messages)
     for keys in ledger.given_up:
         allowed |= set(keys)
-        there = sum(key in found for key in keys)
-        if there not in (0, len(keys)):
-            wrong.append(f"{there} of {len(keys)} messages sent at once are there")
-    wrong += [f"nobody sent {key}" for key in found.keys() - allowed]
+        stored = sum(key in found for key in keys)
+        if stored not in (0, len(keys)):
+            wrong.append(f"{stored} of {len(keys)} messages of a batch are stored")
+    wrong += [f"no client sent {key}" for key in found.keys() - allowed]
     return wrong
 
 
@@ -148,9 +148,9 @@ def _check_sessions(conn: Connection, ledger: Ledger) -> list[object]:
     for token, user_id in ledger.sessions.items():
         session = find_session(conn, token=token)
         if session is None or session.user.id != user_id:
-            wrong.append(f"a session of {user_id} is not there")
+            wrong.append(f"a session of {user_id} is missing")
     if any(find_session(conn, token=token) for token in ledger.signed_out):
-        wrong.append("a session that was ended is there")
+        wrong.append("a deleted session is stored")
     return wrong
 
 
