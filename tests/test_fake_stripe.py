@@ -1,4 +1,4 @@
-"""The fake answers the real client as Stripe does."""
+"""The fake replies to Stripe's client as Stripe does."""
 
 import inspect
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def client(fake: FakeStripe) -> stripe.StripeClient:
     return fake.client()
 
 
-def test_pages_run_newest_first_and_back_oldest_first(client):
+def test_pages_go_forward_and_backward(client):
     made = [client.v1.customers.create({"name": str(n)}).id for n in range(8)]
 
     forward = client.v1.customers.list({"limit": 3}).auto_paging_iter()
@@ -42,7 +42,7 @@ def test_pages_run_newest_first_and_back_oldest_first(client):
     assert (made[2::-1], False) == ([c.id for c in last.data], last.has_more)
 
 
-def test_created_filters_include_or_exclude_their_bound(fake, client):
+def test_created_filters_are_inclusive_or_exclusive(fake, client):
     made = {}
     for n in range(4):
         made[client.v1.customers.create({}).id] = n
@@ -63,7 +63,7 @@ def test_created_filters_include_or_exclude_their_bound(fake, client):
     assert [made[customer.id] for customer in exact] == [2]
 
 
-def test_customers_are_found_by_email_in_its_exact_case(client):
+def test_email_filter_is_case_sensitive(client):
     customer = client.v1.customers.create({"email": "Ada@example.com"})
     assert [customer.id] == [
         c.id for c in client.v1.customers.list({"email": "Ada@example.com"}).data
@@ -71,7 +71,7 @@ def test_customers_are_found_by_email_in_its_exact_case(client):
     assert client.v1.customers.list({"email": "ada@example.com"}).is_empty
 
 
-def test_deleted_customer_leaves_a_stub_and_canceled_subscriptions(client):
+def test_deleted_customer_has_canceled_subscriptions(client):
     subscription = subscribe(client)
     customer = subscription.customer
     client.v1.customers.delete(customer)
@@ -107,7 +107,7 @@ def test_subscriptions_are_filtered_by_status_customer_and_price(client):
 
 
 def absent(cls: Any, shape: Any, path: str = "") -> list[str]:
-    """Fields that the pinned client's type requires and *shape* does not have."""
+    """Return fields that the client's type requires and *shape* lacks."""
     missing = []
     for name, hint in cls.__annotations__.items():
         optional, value = type(None) in get_args(hint), shape.get(name)
@@ -127,7 +127,7 @@ def absent(cls: Any, shape: Any, path: str = "") -> list[str]:
     return missing
 
 
-def test_objects_have_every_field_the_pinned_client_requires(fake, client):
+def test_objects_have_every_required_field(fake, client):
     subscription = subscribe(client, trial_period_days=7)
     session = client.v1.checkout.sessions.create(
         {"mode": "subscription", "line_items": [{"price": "price_month"}]}
@@ -150,7 +150,7 @@ def test_objects_have_every_field_the_pinned_client_requires(fake, client):
             assert absent(type(parsed), raw) == []
 
 
-def test_versions_before_2025_03_31_have_the_older_shapes(fake):
+def test_older_api_versions_have_the_older_shapes(fake):
     fake.world.api_version = OLD
     old, new = fake.client(stripe_version=OLD), fake.client()
     subscription = subscribe(new)
@@ -169,7 +169,7 @@ def test_versions_before_2025_03_31_have_the_older_shapes(fake):
     assert "subscription" not in current.last_response.data
 
 
-def test_event_is_a_snapshot_with_what_changed(client):
+def test_event_has_a_snapshot_and_previous_attributes(client):
     metadata = {"plan": "a", "user_id": "1"}
     customer = client.v1.customers.create({"email": "a@b.c", "metadata": metadata})
     changes = {"email": "d@e.f", "metadata": {"plan": "b", "user_id": "", "x": "1"}}
@@ -214,7 +214,7 @@ def test_events_are_filtered_by_type_and_kept_30_days(fake, client):
         client.v1.events.retrieve(paid.id)
 
 
-def test_missing_and_wrong_requests_are_refused_as_stripe_does(client):
+def test_invalid_requests_get_the_errors_of_stripe(client):
     with pytest.raises(stripe.InvalidRequestError) as missing:
         client.v1.customers.retrieve("cus_none")
     assert (missing.value.http_status, missing.value.code) == (404, "resource_missing")
@@ -237,7 +237,7 @@ def test_refused_update_changes_nothing(client):
     assert client.v1.customers.retrieve(customer.id).name == "Ada"
 
 
-def test_live_and_test_objects_are_apart(fake, client):
+def test_live_and_test_objects_are_separate(fake, client):
     live = fake.client("sk_live_fake")
     customer = live.v1.customers.create({})
     assert customer.livemode
@@ -250,13 +250,13 @@ def test_live_and_test_objects_are_apart(fake, client):
         assert key not in str(refused.value)
 
 
-def test_date_header_tells_the_fakes_time(fake, client):
+def test_date_header_has_the_time_of_the_fake(fake, client):
     fake.advance(to=1_800_000_000)
     response = client.v1.customers.list().last_response
     assert response.headers["Date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
 
 
-def test_request_answers_in_process_what_the_client_would_get(fake, client):
+def test_request_returns_what_the_client_gets(fake, client):
     params: Any = {"metadata": {"user_id": "1"}, "name": "Ada"}
     customer = fake.request("POST", "/v1/customers", params)
     assert customer == client.v1.customers.retrieve(customer["id"]).last_response.data

@@ -1,4 +1,4 @@
-"""The fake bills by its clock as Stripe does."""
+"""The fake bills by its clock, as Stripe does."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ def test_renewals_keep_to_the_anchor_at_month_ends(fake, client):
     assert [*ends[::-1], subscription.created] == [i.created for i in paid]
 
 
-def test_renewal_moves_the_period_and_is_paid_in_the_same_second(fake, client):
+def test_renewal_is_paid_in_the_same_second(fake, client):
     subscription = subscribe(client)
     _, end = period(subscription)
     fake.advance(to=end + DAY)
@@ -151,7 +151,7 @@ def test_paused_collection_stays_active_without_payments(fake, client):
     assert resumed.pause_collection is None
 
 
-def test_cancellation_at_period_end_can_be_taken_back(fake, client):
+def test_cancellation_at_period_end_can_be_undone(fake, client):
     subscription = subscribe(client)
     end = period(subscription)[1]
     at_end = client.v1.subscriptions.update(
@@ -169,7 +169,7 @@ def test_cancellation_at_period_end_can_be_taken_back(fake, client):
     assert period(ended)[1] == ended.ended_at
 
 
-def test_canceled_subscription_takes_no_other_change(client):
+def test_canceled_subscription_cannot_change(client):
     subscription = subscribe(client)
     canceled = client.v1.subscriptions.cancel(subscription.id)
     assert ("canceled", canceled.created) == (canceled.status, canceled.ended_at)
@@ -198,7 +198,7 @@ def test_upgrade_keeps_the_period_unless_the_interval_changes(fake, client):
     assert prices == ["price_month", "price_month_large"]
 
 
-def test_items_with_different_intervals_renew_apart(fake, client):
+def test_items_with_different_intervals_renew_separately(fake, client):
     subscription = subscribe(client)
     added: Any = {"items": [{"price": "price_year"}]}
     client.v1.subscriptions.update(subscription.id, added)
@@ -208,7 +208,7 @@ def test_items_with_different_intervals_renew_apart(fake, client):
     assert starts == [period(subscription)[1] - subscription.created, 0]
 
 
-def test_checkout_creates_incomplete_and_activates_in_the_same_second(fake, client):
+def test_checkout_activates_in_the_same_second(fake, client):
     session = client.v1.checkout.sessions.create(
         {
             "mode": "subscription",

@@ -1,4 +1,4 @@
-"""Deliveries verify, and come late, twice or never on demand."""
+"""Deliveries are signed, and late, repeated or lost on demand."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def client(fake: FakeStripe) -> stripe.StripeClient:
 
 
 def names(fake: FakeStripe) -> list[str]:
-    """Take every delivery that is due: the customers' names in order of arrival."""
+    """Take all due deliveries; return the customers' names in that order."""
     taken = []
     while (delivery := fake.deliveries.take()) is not None:
         taken.append(json.loads(delivery.payload)["data"]["object"]["name"])
@@ -36,7 +36,7 @@ def names(fake: FakeStripe) -> list[str]:
     return taken
 
 
-def test_payload_verifies_with_each_secret_and_no_other():
+def test_signature_is_valid_for_each_secret_only():
     with FakeStripe(secrets=("whsec_new", "whsec_old")) as fake:
         make_customers(fake.client(), 1)
         delivery = fake.deliveries.take()
@@ -57,7 +57,7 @@ def test_deliveries_arrive_once_in_order_without_faults(fake, client):
     assert fake.deliveries.states() == {"delivered": 5}
 
 
-def test_delivery_faults_are_the_same_for_the_same_seed():
+def test_same_seed_gives_the_same_faults():
     def run(seed: int) -> tuple[list[str], Counter[str]]:
         with FakeStripe(seed=seed, start=1_790_000_000) as fake:
             faults = fake.deliveries.faults
@@ -85,7 +85,7 @@ def test_delayed_delivery_waits_for_the_fakes_clock(fake, client):
     assert len(names(fake)) == 1
 
 
-def test_failed_delivery_is_undelivered_until_it_is_repeated(fake, client):
+def test_failed_delivery_is_undelivered_until_repeated(fake, client):
     make_customers(client, 2)
     fake.deliveries.take().succeed()
     fake.deliveries.take().fail("500")
@@ -102,7 +102,7 @@ def test_failed_delivery_is_undelivered_until_it_is_repeated(fake, client):
     assert len(client.v1.events.list({"delivery_success": True}).data) == 2
 
 
-def test_dropped_delivery_never_comes_and_can_be_replayed(fake, client):
+def test_dropped_delivery_is_listed_as_undelivered(fake, client):
     make_customers(client, 2)
     subscribe(client)
     dropped = fake.deliveries.drop("customer.created", limit=2)
@@ -114,7 +114,7 @@ def test_dropped_delivery_never_comes_and_can_be_replayed(fake, client):
     assert {delivery.event.id for delivery in dropped} == {event.id for event in left}
 
 
-def test_enabled_events_limit_what_is_owed():
+def test_enabled_events_limit_the_deliveries():
     with FakeStripe(enabled_events=("customer.updated",)) as fake:
         client = fake.client()
         customer = client.v1.customers.create({"name": "a"})

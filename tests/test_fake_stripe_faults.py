@@ -1,4 +1,4 @@
-"""Requests fail on demand, as the real client sees it; control from outside."""
+"""Requests fail on demand; another process can control the fake."""
 
 import json
 from collections import Counter
@@ -28,11 +28,11 @@ def client(fake: FakeStripe) -> stripe.StripeClient:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own retries wait half a second at least."""
+    """Shorten the waits of the client's own retries."""
     monkeypatch.setattr("stripe._http_client.HTTPClient.INITIAL_DELAY", 0.001)
 
 
-def test_429_is_retried_by_the_client_only_when_told_to(fake, quick_retries):
+def test_429_is_retried_only_with_should_retry(fake, quick_retries):
     retrying = fake.client(max_network_retries=2)
     fake.faults.add("rate_limit")
     with pytest.raises(stripe.RateLimitError) as limited:
@@ -55,7 +55,7 @@ def test_500_is_retried_by_the_client(fake, client, quick_retries):
     assert fake.client(max_network_retries=2).v1.customers.list().is_empty
 
 
-def test_fault_waits_for_its_path_and_turn(fake, client):
+def test_fault_applies_to_its_path_after_skipping(fake, client):
     make_customers(client, 3)
     fake.faults.add("error", path="/v1/customers", method="GET", skip=1, status=503)
     client.v1.events.list()
@@ -75,7 +75,7 @@ def test_cut_connection_is_a_connection_error(fake, client, quick_retries):
     assert fake.client(max_network_retries=1).v1.customers.list().is_empty
 
 
-def test_request_cut_after_its_effect_is_not_done_twice(fake, quick_retries):
+def test_request_cut_after_its_effect_applies_once(fake, quick_retries):
     fake.faults.add("cut", method="POST", when="after")
     client = fake.client(max_network_retries=1)
     customer = client.v1.customers.create({"name": "Ada"})
@@ -88,7 +88,7 @@ def test_request_cut_after_its_effect_is_not_done_twice(fake, quick_retries):
         client.v1.customers.create({"name": "b"}, same)
 
 
-def test_slow_page_runs_into_the_clients_timeout(fake):
+def test_slow_page_times_out_in_the_client(fake):
     fake.faults.add("slow", seconds=0.2)
     impatient = fake.client(http_client=stripe.RequestsClient(timeout=0.05))
     with pytest.raises(stripe.APIConnectionError, match="timed out"):
@@ -96,7 +96,7 @@ def test_slow_page_runs_into_the_clients_timeout(fake):
     assert impatient.v1.customers.list().is_empty
 
 
-def test_outage_ends_connections_and_keeps_the_objects(fake, client):
+def test_outage_closes_connections_and_keeps_objects(fake, client):
     make_customers(client, 1)
     port = int(fake.base_url.rpartition(":")[2])
     fake.stop()
@@ -106,7 +106,7 @@ def test_outage_ends_connections_and_keeps_the_objects(fake, client):
     assert len(client.v1.customers.list().data) == 1
 
 
-def test_everything_is_controlled_over_http_too(fake, client):
+def test_fake_is_controlled_over_http(fake, client):
     connection = HTTPConnection(fake.base_url.removeprefix("http://"))
 
     def control(method: str, path: str, **params: Any) -> Any:

@@ -58,7 +58,7 @@ NO_DEADLINE = Deadline(math.inf)
 
 @contextmanager
 def own_transaction(conn: Connection[Any]) -> Iterator[None]:
-    """Open a READ COMMITTED transaction, whatever the connection's default is.
+    """Open a READ COMMITTED transaction, regardless of the connection's default.
 
     Raises:
         OpenTransactionError: the connection is in a transaction, which the caller may

@@ -1,12 +1,15 @@
-"""A stand-in for Stripe: an HTTP server that the real client talks to.
+"""A fake Stripe: an HTTP server for Stripe's own Python client.
 
     with FakeStripe(seed=1) as fake:
         customer = fake.client().v1.customers.create({"email": "a@example.com"})
         delivery = fake.deliveries.take()
 
-It keeps customers, products, prices, subscriptions, invoices, checkout sessions and
-events, bills by a clock that a test moves, and is unreliable on demand, the same way
-for the same seed.
+It has customers, products, prices, subscriptions, invoices, checkout sessions and
+events, bills by a clock that a test moves, and fails on demand; the same seed gives the
+same ids and faults.
+
+The package localstripe is another fake. It lacks what the tests of `pyapp.stripe_sync`
+need most: events of the same second, and faults of the API and of deliveries on demand.
 """
 
 from .deliveries import Delivery, DeliveryFaults, Endpoint, sign

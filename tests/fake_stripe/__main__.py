@@ -9,15 +9,19 @@ from .fake import TEST_KEY, TEST_SECRET, FakeStripe
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fake_stripe")
-    parser.add_argument("--port", type=int, default=4242, help="0: any free one")
+    parser.add_argument("--port", type=int, default=4242, help="0 for any free port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accounts", type=int, default=0, help="seed this many")
-    parser.add_argument("--start", type=int, help="the clock's first second")
-    parser.add_argument("--frozen", action="store_true", help="let the clock stand")
-    parser.add_argument("--webhook-url", help="where deliveries are posted")
+    parser.add_argument(
+        "--accounts", type=int, default=0, help="number of seeded accounts"
+    )
+    parser.add_argument(
+        "--start", type=int, help="initial time of the clock, in seconds"
+    )
+    parser.add_argument("--frozen", action="store_true", help="stop the clock")
+    parser.add_argument("--webhook-url", help="URL that gets the deliveries")
     parser.add_argument("--webhook-secret", action="append", metavar="SECRET")
-    parser.add_argument("--api-version", help="in which events are made")
+    parser.add_argument("--api-version", help="API version of events")
     options = parser.parse_args()
     versions = {"api_version": options.api_version} if options.api_version else {}
     fake = FakeStripe(

@@ -1,4 +1,4 @@
-"""From an HTTP request to an answer: key, version, route, idempotency, errors."""
+"""Handles a request: key, version, route, idempotency, errors."""
 
 import base64
 import binascii
@@ -28,7 +28,7 @@ Handler = Callable[..., Json | str]
 
 _KEY = re.compile(r"(sk|rk)_(test|live)_\w+")
 _VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.[a-z]+)?")
-_REMEMBERED = 10_000
+_MAX_REPLIES = 10_000
 
 _ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "customers", customers.create),
@@ -72,7 +72,7 @@ _COMPILED = [
 
 
 @dataclass(slots=True)
-class Answer:
+class Reply:
     status: int
     body: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -82,25 +82,25 @@ class Api:
     def __init__(self, world: World) -> None:
         self.world = world
         self.requests: Counter[str] = Counter()  # by "GET /v1/customers/:id"
-        self._replies: OrderedDict[str, tuple[str, str, Answer]] = OrderedDict()
+        self._replies: OrderedDict[str, tuple[str, str, Reply]] = OrderedDict()
         self._count = 0
 
-    def answer(
+    def handle(
         self, method: str, path: str, query: str, body: str, header: Header
-    ) -> Answer:
+    ) -> Reply:
         with self.world.lock:
             self._count += 1
             request_id = f"req_{self._count:014d}"
             try:
-                reply = self._answer(method, path, query, body, header, request_id)
+                reply = self._handle(method, path, query, body, header, request_id)
             except ApiError as error:
-                reply = Answer(error.status, to_json(error.body()))
+                reply = Reply(error.status, to_json(error.body()))
             reply.headers["Request-Id"] = request_id
-            # The fake's time, as Stripe's tells Stripe's, however late this leaves.
+            # The fake's time, even if the reply is sent late.
             reply.headers["Date"] = formatdate(self.world.now, usegmt=True)
             return reply
 
-    def _answer(
+    def _handle(
         self,
         method: str,
         path: str,
@@ -108,7 +108,7 @@ class Api:
         body: str,
         header: Header,
         request_id: str,
-    ) -> Answer:
+    ) -> Reply:
         name, handler, ids = _route(method, path)
         self.requests[f"{method} {name}"] += 1
         livemode = _livemode(header("Authorization") or "")
@@ -117,7 +117,7 @@ class Api:
             raise ApiError(400, f"Invalid Stripe API version: {version}")
         if handler is None:
             raise ApiError(404, f"Unrecognized request URL ({method}: {path}).")
-        # A clock that runs by itself may have passed something due.
+        # A running clock may have passed something due.
         self.world.advance()
         key = header("Idempotency-Key") if method == "POST" else None
         if key is not None and (before := self._replies.get(key)) is not None:
@@ -132,15 +132,15 @@ class Api:
                     for wanted in expand:
                         call.expand(shape, wanted)
                     shape = to_json(shape)
-                reply = Answer(200, shape, {"Stripe-Version": version})
+                reply = Reply(200, shape, {"Stripe-Version": version})
             except ApiError as error:
-                # What was refused with effect (a declined card) is remembered too.
+                # A declined card has an effect, so its reply is kept too.
                 if error.status != 402:
                     raise
-                reply = Answer(error.status, to_json(error.body()))
+                reply = Reply(error.status, to_json(error.body()))
         if key is not None:
-            self._replies[key] = (path, body, Answer(reply.status, reply.body))
-            if len(self._replies) > _REMEMBERED:
+            self._replies[key] = (path, body, Reply(reply.status, reply.body))
+            if len(self._replies) > _MAX_REPLIES:
                 self._replies.popitem(last=False)
         return reply
 
@@ -153,7 +153,7 @@ def _route(method: str, path: str) -> tuple[str, Handler | None, tuple[Any, ...]
 
 
 def _livemode(authorization: str) -> bool:
-    """Whether the key is live; a missing or malformed one is refused, unshown."""
+    """Return True for a live key; refuse a missing or malformed one."""
     scheme, _, key = authorization.partition(" ")
     if scheme == "Basic":
         try:
@@ -168,7 +168,7 @@ def _livemode(authorization: str) -> bool:
     return "_live_" in key
 
 
-def _replay(before: tuple[str, str, Answer], path: str, body: str) -> Answer:
+def _replay(before: tuple[str, str, Reply], path: str, body: str) -> Reply:
     if before[:2] != (path, body):
         raise ApiError(
             400,
@@ -177,4 +177,4 @@ def _replay(before: tuple[str, str, Answer], path: str, body: str) -> Answer:
             kind="idempotency_error",
         )
     reply = before[2]
-    return Answer(reply.status, reply.body, {"Idempotent-Replayed": "true"})
+    return Reply(reply.status, reply.body, {"Idempotent-Replayed": "true"})

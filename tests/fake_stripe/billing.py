@@ -1,4 +1,4 @@
-"""What Stripe does with subscriptions by itself: bill, renew, retry, end."""
+"""Bills, renews, retries and ends subscriptions, as Stripe does by itself."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -8,20 +8,20 @@ from .errors import declined
 from .model import Invoice, Item, Line, Price, Subscription
 from .world import World
 
-# Days from each failed attempt to the next; after the last the invoice is given up.
+# Days from each failed attempt to the next; after the last, there is none.
 RETRY_DAYS = (3, 5, 7)
 INCOMPLETE_FOR = 23 * 3600
 
 
 def pays(world: World, subscription: Subscription) -> bool:
-    """Whether a charge succeeds: Stripe's test cards named so are declined."""
+    """Return False for Stripe's test cards that are declined."""
     customer = world.customers.find(subscription.customer)
     method = subscription.payment_method or (customer and customer.payment_method)
     return not (method or "").startswith(("pm_card_chargeDeclined", "pm_card_chargeCu"))
 
 
 def new_item(world: World, price: Price, quantity: int, anchor: int) -> Item:
-    """An item whose period runs from now to the next boundary of *anchor*."""
+    """Return an item with a period from now to the next boundary of *anchor*."""
     item = Item(world.new_id("si"), world.now, price, world.now, 0, quantity)
     start_period(item, anchor, world.now)
     return item
@@ -42,10 +42,10 @@ def start(
     behavior: str = "allow_incomplete",
     announce_incomplete: bool = False,
 ) -> Invoice:
-    """Announce a new subscription, charge it, and schedule what it does later.
+    """Emit a new subscription, charge it, and schedule its renewal.
 
-    With *announce_incomplete* it is created incomplete and updated to active in the
-    same second, as Checkout does.
+    With *announce_incomplete*, it is created incomplete and becomes active in the same
+    second, as by Checkout.
     """
     trial = subscription.trial_end is not None
     free = trial or not sum(
@@ -90,7 +90,7 @@ def draft(
     items: Iterable[Item],
     reason: str,
 ) -> Invoice:
-    """A new invoice for *items*; nothing is due in a trial."""
+    """Return a new invoice for *items*; its amount is 0 in a trial."""
     trialing = subscription.status == "trialing"
     lines = [
         Line(
@@ -129,7 +129,7 @@ def finalize(world: World, invoice: Invoice) -> None:
 
 
 def settle(world: World, invoice: Invoice) -> None:
-    """The invoice is paid, and its subscription in good standing."""
+    """Mark the invoice as paid, and its subscription as active."""
     invoice.status = "paid"
     invoice.paid_at = world.now
     invoice.attempts += 1
@@ -143,7 +143,7 @@ def settle(world: World, invoice: Invoice) -> None:
 
 
 def attempt(world: World, invoice: Invoice) -> bool:
-    """Charge the invoice; a failure makes its subscription past due and is retried."""
+    """Charge the invoice; after a failure, the subscription is past due."""
     subscription = world.subscriptions.find(invoice.subscription)
     if subscription is None or subscription.ended or invoice.status != "open":
         return False
@@ -193,7 +193,7 @@ def charge(
 
 
 def renew(world: World, subscription: Subscription) -> None:
-    """The period has ended: begin the next one, or end the subscription."""
+    """Begin the next period, or end the subscription."""
     due = [item for item in subscription.items if item.period_end <= world.now]
     if not due or subscription.ended or subscription.status in ("paused", "incomplete"):
         return
@@ -231,7 +231,7 @@ def pause(world: World, subscription: Subscription, reason: str) -> None:
 
 
 def end(world: World, subscription: Subscription, reason: str | None) -> None:
-    """Cancel for good, now."""
+    """Cancel the subscription now."""
     subscription.status = "canceled"
     subscription.canceled_at = subscription.canceled_at or world.now
     subscription.ended_at = world.now

@@ -1,4 +1,4 @@
-"""How subscriptions and invoices look in JSON, before and since API 2025-03-31."""
+"""Renders subscriptions and invoices, before and since API 2025-03-31."""
 
 from .model import Invoice, Item, Line, Subscription
 from .shapes import Json, plan, price

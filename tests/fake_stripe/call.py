@@ -1,4 +1,4 @@
-"""One request as the handlers see it."""
+"""A request, as handlers get it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class Call:
         return self.world.render(record, self.version)
 
     def listed(self, url: str, records: Sequence[Record], more: bool) -> Json:
-        """A page in Stripe's list envelope."""
+        """Return a page as a Stripe list."""
         data = [self.show(record) for record in records]
         return {"object": "list", "url": url, "has_more": more, "data": data}
 
     def customer(self, customer_id: str, param: str = "id") -> Customer:
-        """A customer who has not been deleted."""
+        """Return a customer that is not deleted."""
         customers = self.world.customers
         customer = customers.get(customer_id, livemode=self.livemode, param=param)
         if customer.deleted:
@@ -42,7 +42,7 @@ class Call:
         return customer
 
     def expand(self, shape: Json, path: str) -> None:
-        """Put the object in the place of its id, as `expand[]=data.customer` asks."""
+        """Replace an id by its object, as for `expand[]=data.customer`."""
         name, _, rest = path.partition(".")
         value = shape.get(name)
         if name == "data" and isinstance(value, list):

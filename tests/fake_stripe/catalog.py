@@ -1,4 +1,4 @@
-"""/v1/products and /v1/prices"""
+"""The endpoints /v1/products and /v1/prices."""
 
 from .call import Call
 from .errors import invalid
@@ -116,7 +116,7 @@ def list_prices(call: Call) -> Json:
 
 
 def recurring_price(call: Call, price_id: str, param: str) -> Price:
-    """The price a subscription may use."""
+    """Return a price that a subscription may use."""
     price = call.world.prices.get(price_id, livemode=call.livemode, param=param)
     if price.interval is None or not price.active:
         kind = "inactive" if price.interval else "set to `type=one_time`"
@@ -133,7 +133,7 @@ def add_price(
     unit_amount: int = 2000,
     livemode: bool = False,
 ) -> Price:
-    """A price with a chosen id, which the API does not offer; makes no event."""
+    """Add a price with this id, which the API does not offer; emit no event."""
     product = Product(world.new_id("prod"), world.now, livemode, price_id)
     price = Price(
         id=price_id,

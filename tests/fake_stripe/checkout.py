@@ -1,4 +1,4 @@
-"""/v1/checkout/sessions, and the customer who completes one."""
+"""The endpoint /v1/checkout/sessions, and the completion of a session."""
 
 from functools import partial
 
@@ -89,9 +89,9 @@ def list_page(call: Call) -> Json:
 
 
 def complete(world: World, session_id: str, email: str | None = None) -> None:
-    """The customer pays: a customer if there is none, the subscription, the event.
+    """Complete the session: create customer and subscription, emit the event.
 
-    *email* is what the customer types; nobody has checked it.
+    *email* is what the customer typed; it is not verified.
     """
     session = world.sessions.find(session_id)
     if session is None or session.status != "open":

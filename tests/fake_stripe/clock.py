@@ -1,18 +1,18 @@
-"""The fake's clock, and the calendar that billing periods follow."""
+"""The fake's clock, and the calendar of billing periods."""
 
 import calendar
 import time
 from datetime import UTC, datetime
 
 DAY = 86_400
-# The versions since this one moved a subscription's period onto its items.
+# Since this version, the items have the period, not the subscription.
 ITEM_PERIODS_SINCE = "2025-03-31"
 
 
 class Clock:
-    """Whole seconds that stand still until moved, or run on when *running*.
+    """A clock in whole seconds that stands still, or runs if *running*.
 
-    Standing still, every change made between two moves has the same `created`.
+    While it stands, all changes have the same `created`.
     """
 
     def __init__(self, start: int | None = None, *, running: bool = False) -> None:
@@ -28,14 +28,14 @@ class Clock:
         return self._time
 
     def move_to(self, moment: int) -> None:
-        """Move forward to *moment*; a moment that has passed changes nothing."""
+        """Move forward to *moment*; a past moment changes nothing."""
         ahead = max(0, moment - self.now)
         self._offset += ahead
         self._time += ahead
 
 
 def add_months(moment: int, months: int) -> int:
-    """*moment* plus whole months in UTC; 31 January plus one is 28 February."""
+    """Return *moment* plus whole months in UTC; 31 January plus 1 is 28 February."""
     then = datetime.fromtimestamp(moment, UTC)
     years, month = divmod(then.month - 1 + months, 12)
     year, month = then.year + years, month + 1
@@ -44,12 +44,12 @@ def add_months(moment: int, months: int) -> int:
 
 
 def next_boundary(anchor: int, interval: str, count: int, after: int) -> int:
-    """The first boundary later than *after*, counted from *anchor* without drift."""
+    """Return the first boundary after *after*, in whole intervals from *anchor*."""
     if interval in ("day", "week"):
         step = count * (DAY if interval == "day" else 7 * DAY)
         return anchor + ((after - anchor) // step + 1) * step
     step = count * (12 if interval == "year" else 1)
-    # A month is at most 31 days, so this starts at or before the right multiple.
+    # A month has at most 31 days, so this starts at or before the boundary.
     steps = (after - anchor) // (step * 31 * DAY) - 1
     while (boundary := add_months(anchor, steps * step)) <= after:
         steps += 1

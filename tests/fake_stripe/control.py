@@ -1,6 +1,6 @@
-"""/_fake/…: what a test in another process does to the fake, without a key.
+"""The endpoints /_fake/…: control of the fake by another process, without a key.
 
-Parameters come form-encoded as for Stripe; every answer is JSON.
+Parameters are form-encoded, as for Stripe; replies are JSON.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from . import shapes
-from .api import Answer
+from .api import Reply
 from .checkout import complete
 from .deliveries import Delivery
 from .errors import ApiError, invalid, missing
@@ -20,19 +20,17 @@ if TYPE_CHECKING:
     from .fake import FakeStripe
 
 
-def control(
-    fake: "FakeStripe", method: str, path: str, query: str, body: str
-) -> Answer:
+def control(fake: "FakeStripe", method: str, path: str, query: str, body: str) -> Reply:
     params = Params(decode(body or query))
     try:
         for verb, pattern, handler in _ROUTES:
             if verb == method and (match := re.fullmatch(pattern, path)):
                 reply = handler(fake, params, *match.groups())
                 params.done()
-                return Answer(200, to_json(reply))
+                return Reply(200, to_json(reply))
         raise ApiError(404, f"Unrecognized request URL ({method}: {path}).")
     except ApiError as error:
-        return Answer(error.status, to_json(error.body()))
+        return Reply(error.status, to_json(error.body()))
 
 
 def _clock(fake: "FakeStripe", params: Params) -> Json:

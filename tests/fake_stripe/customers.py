@@ -1,4 +1,4 @@
-"""/v1/customers"""
+"""The endpoint /v1/customers."""
 
 from . import billing, shapes
 from .call import Call
@@ -46,12 +46,12 @@ def _read(call: Call, customer: Customer) -> None:
 
 
 def delete(call: Call, customer_id: str) -> Json:
-    """Cancel the customer's subscriptions, then keep only the id."""
+    """Cancel the customer's subscriptions, and keep only its id."""
     customer = call.customer(customer_id)
     call.params.done()
     for subscription in call.world.live_subscriptions(customer_id):
         billing.end(call.world, subscription, "cancellation_requested")
-    # The event shows the customer as it was.
+    # The event contains the customer from before.
     call.world.emit("customer.deleted", customer)
     customer.deleted = True
     return shapes.deleted(customer_id, "customer")

@@ -1,4 +1,4 @@
-"""Webhook deliveries: signed, and as unreliable as a test asks for."""
+"""Webhook deliveries: signed, and with faults on demand."""
 
 import hashlib
 import heapq
@@ -19,9 +19,9 @@ from .world import World
 
 
 def sign(payload: bytes, secrets: Sequence[str], timestamp: int | None = None) -> str:
-    """The `Stripe-Signature` header, with one v1 for each secret.
+    """Return the `Stripe-Signature` header, with one v1 for each secret.
 
-    The time is the wall clock's unless given, for that is what it is checked against.
+    The default time is that of the system clock, which the verification uses.
     """
     moment = int(time.time()) if timestamp is None else timestamp
     parts = [f"t={moment}"]
@@ -34,7 +34,7 @@ def sign(payload: bytes, secrets: Sequence[str], timestamp: int | None = None) -
 
 @dataclass(slots=True)
 class Endpoint:
-    """Who receives events; without a URL, whoever calls `Deliveries.take`."""
+    """A receiver of events: by its URL, or by `Deliveries.take`."""
 
     id: str
     secrets: tuple[str, ...]
@@ -44,10 +44,10 @@ class Endpoint:
 
 @dataclass(slots=True)
 class DeliveryFaults:
-    """Shares of deliveries, 0 to 1, decided by the seed when the event is made.
+    """Shares of deliveries, 0 to 1, chosen by the seed when the event is emitted.
 
-    A dropped delivery never arrives and is not repeated; a delayed one waits for the
-    fake's clock; `shuffle` is how many of the next deliveries one is picked from.
+    A dropped delivery is never sent and not repeated. A delayed one waits for the
+    fake's clock. Each delivery is chosen from the next `shuffle` ones.
     """
 
     duplicate: float = 0.0
@@ -75,11 +75,11 @@ class Delivery:
     answer: str = ""
 
     def succeed(self) -> None:
-        """The endpoint answered 2xx."""
+        """Record a 2xx response."""
         self.deliveries.settle(self, delivered=True)
 
     def fail(self, answer: str = "") -> None:
-        """The endpoint answered anything else, or not at all."""
+        """Record any other response, or none."""
         self.deliveries.settle(self, delivered=False, answer=answer)
 
 
@@ -106,7 +106,7 @@ class Deliveries:
             return endpoint
 
     def enqueue(self, event: Event) -> None:
-        """Owe *event* to each endpoint that wants its type."""
+        """Queue *event* for each endpoint that receives its type."""
         for endpoint in self.endpoints:
             if any(fnmatchcase(event.type, kind) for kind in endpoint.enabled_events):
                 event.undelivered.add(endpoint.id)
@@ -116,8 +116,8 @@ class Deliveries:
                     self._add(event, endpoint, dropped=dropped)
 
     def _happens(self, share: float) -> bool:
-        # Each fault takes one number whatever its share, so that changing one share
-        # leaves the others' decisions alone.
+        # Each fault draws one number, even with a share of 0, so that a new share
+        # does not change the choices of the other faults.
         return self._random.random() < share
 
     def _add(self, event: Event, endpoint: Endpoint, *, dropped: bool) -> None:
@@ -141,9 +141,9 @@ class Deliveries:
             self._queue.append(delivery)
 
     def take(self) -> Delivery | None:
-        """The next delivery that is due, signed; None when there is none.
+        """Return the next due delivery, signed; None if there is none.
 
-        Whoever takes it says how it went: `succeed()` or `fail()`.
+        The caller records its result by `succeed()` or `fail()`.
         """
         with self._world.lock:
             while self._delayed and self._delayed[0][0] <= self._world.now:
@@ -165,7 +165,7 @@ class Deliveries:
                 delivery.event.undelivered.discard(delivery.endpoint.id)
 
     def drop(self, *types: str, limit: int | None = None) -> list[Delivery]:
-        """Let pending deliveries of these types (all without any) never arrive."""
+        """Drop pending deliveries of these types, by default of all; return them."""
         with self._world.lock:
             chosen = [d for d in self.pending() if not types or d.event.type in types]
             chosen = chosen[:limit]
@@ -185,8 +185,10 @@ class Deliveries:
             self._delayed.clear()
 
     def redeliver(self, *, dropped: bool = False, taken: bool = False) -> int:
-        """Queue the failed deliveries again, and if asked those dropped, or taken by
-        somebody who never answered; return how many."""
+        """Queue failed deliveries again; return their number.
+
+        Optionally also dropped ones, or taken ones without a result.
+        """
         states = ["failed", *["dropped"] * dropped, *["taken"] * taken]
         with self._world.lock:
             chosen = [d for d in self.all if d.state in states]
@@ -196,7 +198,7 @@ class Deliveries:
             return len(chosen)
 
     def pending(self) -> list[Delivery]:
-        """Those that have yet to be taken, in the order in which they were made."""
+        """Return pending deliveries, in the order of their events."""
         with self._world.lock:
             return [d for d in self.all if d.state == "pending"]
 
@@ -207,7 +209,7 @@ class Deliveries:
     # Over HTTP
 
     def deliver(self, *, limit: int | None = None, workers: int = 1) -> Counter[str]:
-        """POST what is due to its endpoints; count delivered and failed."""
+        """POST due deliveries to their endpoints; count delivered and failed ones."""
         waiting: list[Delivery] = []
         while limit is None or len(waiting) < limit:
             if (delivery := self.take()) is None:
@@ -229,7 +231,7 @@ class Deliveries:
 
 
 def post(delivery: Delivery) -> int:
-    """Send one delivery to its endpoint's URL; return the status of the answer."""
+    """POST one delivery to its endpoint; return the status."""
     url = urlsplit(delivery.endpoint.url or "")
     if url.hostname is None:
         raise ValueError("the endpoint has no URL")

@@ -1,15 +1,15 @@
-"""Short ways to drive the fake by the real client."""
+"""Helpers that change the fake by Stripe's client."""
 
 from typing import Any
 
 import stripe
 
-# Stripe's own name for a card that can be attached and is declined when charged.
+# Stripe's test card that can be attached and is declined when charged.
 DECLINED = "pm_card_chargeCustomerFail"
 
 
 def make_customers(client: stripe.StripeClient, number: int) -> list[str]:
-    """Create this many, one after another; return their names."""
+    """Create *number* customers in order; return their names."""
     names = [f"é{n}" for n in range(number)]
     for name in names:
         client.v1.customers.create({"name": name})
@@ -17,7 +17,7 @@ def make_customers(client: stripe.StripeClient, number: int) -> list[str]:
 
 
 def subscribe(client: stripe.StripeClient, **options: Any) -> stripe.Subscription:
-    """A subscription to `price_month`, of a new customer, unless told otherwise."""
+    """Create a subscription, by default of a new customer to `price_month`."""
     if "customer" not in options:
         options["customer"] = client.v1.customers.create({}).id
     price = options.pop("price", "price_month")
@@ -26,18 +26,18 @@ def subscribe(client: stripe.StripeClient, **options: Any) -> stripe.Subscriptio
 
 
 def events(client: stripe.StripeClient, *types: str) -> list[stripe.Event]:
-    """All events, or those of these types, oldest first."""
+    """Return events, of these types if given, the oldest first."""
     page = client.v1.events.list({"limit": 100, "types": list(types)})
     return list(page.auto_paging_iter())[::-1]
 
 
 def period(subscription: stripe.Subscription) -> tuple[int, int]:
-    """Start and end of the first item's period."""
+    """Return start and end of the first item's period."""
     item = subscription["items"].data[0]
     return item.current_period_start, item.current_period_end
 
 
 def previous(event: stripe.Event) -> Any:
-    """What `previous_attributes` says; the event has them."""
+    """Return the event's `previous_attributes`."""
     assert event.data.previous_attributes is not None
     return event.data.previous_attributes

@@ -1,10 +1,10 @@
-"""Errors as Stripe words them: a status and a JSON body."""
+"""Errors with Stripe's texts: a status and a JSON body."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """An answer other than 2xx."""
+    """A reply other than 2xx."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ApiError(Exception):
 def missing(
     object_type: str, object_id: str, param: str = "id", note: str = ""
 ) -> ApiError:
-    """Nothing has this id: 404 when the URL names it, 400 when a parameter does."""
+    """Return the error for an unknown id: 404 in the URL, 400 in a parameter."""
     return ApiError(
         404 if param == "id" else 400,
         f"No such {object_type}: '{object_id}'{note}",

@@ -1,4 +1,4 @@
-"""/v1/events: kept 30 days, newest first."""
+"""The endpoint /v1/events: events of 30 days, the newest first."""
 
 from fnmatch import fnmatchcase
 

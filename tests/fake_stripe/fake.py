@@ -1,4 +1,4 @@
-"""FakeStripe: the whole stand-in, in this process or, by __main__, in its own."""
+"""FakeStripe, the whole fake; __main__ runs it as a process."""
 
 import json
 import threading
@@ -27,11 +27,11 @@ TEST_SECRET = "whsec_fake"
 
 
 class FakeStripe:
-    """A Stripe account behind an HTTP server; everything may be called by any thread.
+    """A Stripe account behind an HTTP server; thread-safe.
 
-    The clock stands still at *start* (the present unless given) until `advance`, or
-    runs from there with *running*. There is one endpoint to begin with, which owns
-    *secrets*: `deliveries.take` serves it, and `deliveries.deliver` if it has a URL.
+    The clock stands at *start*, by default the current time, until `advance`; with
+    *running*, it runs from there. Initially there is one endpoint with *secrets*, which
+    gets deliveries by `deliveries.take`, or by `deliveries.deliver` if it has a URL.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FakeStripe:
         return self.base_url
 
     def stop(self) -> None:
-        """Stop serving; what there is stays, for another `start`."""
+        """Stop serving; the objects stay for another `start`."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -87,7 +87,7 @@ class FakeStripe:
     def client(
         self, key: str = TEST_KEY, *, max_network_retries: int = 0, **options: Any
     ) -> stripe.StripeClient:
-        """The real client, pointed here."""
+        """Return Stripe's client, connected to this fake."""
         return stripe.StripeClient(
             key,
             base_addresses={"api": self.base_url},
@@ -103,15 +103,15 @@ class FakeStripe:
         *,
         key: str = TEST_KEY,
     ) -> Json:
-        """What the API answers, without HTTP and its faults: several times faster.
+        """Return the reply of the API without HTTP and faults; several times faster.
 
         Raises:
-            ApiError: the answer is an error.
+            ApiError: the reply is an error.
         """
         encoded = encode(params or {})
         query, body = ("", encoded) if method == "POST" else (encoded, "")
         header = {"Authorization": f"Bearer {key}"}.get
-        answer = self.api.answer(method, path, query, body, header)
+        answer = self.api.handle(method, path, query, body, header)
         reply: Json = json.loads(answer.body)
         if answer.status != 200:
             error = reply["error"]
@@ -119,7 +119,7 @@ class FakeStripe:
         return reply
 
     def advance(self, *, seconds: int = 0, to: int | None = None) -> int:
-        """Move the clock, and let happen what falls due; return the time."""
+        """Move the clock, and run the actions that become due; return the time."""
         with self.world.lock:
             self.world.advance(seconds=seconds, to=to)
             return self.clock.now
@@ -133,7 +133,7 @@ class FakeStripe:
         unit_amount: int = 2000,
         livemode: bool = False,
     ) -> Price:
-        """A price with a chosen id, which the API does not offer."""
+        """Add a price with this id, which the API does not offer."""
         with self.world.lock:
             return add_price(
                 self.world,
@@ -145,7 +145,7 @@ class FakeStripe:
             )
 
     def complete_checkout(self, session_id: str, email: str | None = None) -> None:
-        """Be the customer who fills in the page and pays."""
+        """Complete the session, as a customer that pays."""
         with self.world.lock:
             checkout.complete(self.world, session_id, email)
 

@@ -1,4 +1,4 @@
-"""Faults of the API itself, which requests meet when a test has set them."""
+"""Faults of the API, set by a test."""
 
 import random
 import threading
@@ -11,20 +11,20 @@ Kind = Literal["rate_limit", "error", "cut", "slow"]
 
 @dataclass(slots=True)
 class Fault:
-    """What happens to matching requests.
+    """A fault of matching requests.
 
-    rate_limit  429, with `Retry-After` and `Stripe-Should-Retry` when they are set
-    error       `status`, 500 unless told
-    cut         the connection closes: `before` the request takes effect, `after` it
-                has, or half-way through the `body` of the answer
-    slow        the answer comes `seconds` late
+    rate_limit  429, with `Retry-After` and `Stripe-Should-Retry` if they are set
+    error       `status`, by default 500
+    cut         the connection closes `before` or `after` the request has an effect, or
+                in the middle of the reply's `body`
+    slow        the reply is `seconds` late
     """
 
     kind: Kind
     method: str | None = None
     path: str = "/v1/"
     times: int | None = 1  # None: until cleared
-    skip: int = 0  # matching requests that pass first
+    skip: int = 0  # matching requests that are skipped first
     share: float = 1.0
     status: int = 500
     retry_after: float | None = None
@@ -41,7 +41,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, kind: Kind, **options: Any) -> Fault:
-        """Set a fault with the fields of `Fault`; the next one request meets it."""
+        """Add a fault with the fields of `Fault`, by default for one request."""
         fault = Fault(kind, **options)
         with self._lock:
             self._faults.append(fault)
@@ -52,7 +52,7 @@ class Faults:
             self._faults.clear()
 
     def pick(self, method: str, path: str) -> Fault | None:
-        """The fault this request meets: the first that matches and is not used up."""
+        """Return the fault of this request: the first that matches and is left."""
         with self._lock:
             for fault in self._faults:
                 if fault.method not in (None, method) or fault.times == 0:

@@ -1,4 +1,4 @@
-"""/v1/invoices"""
+"""The endpoint /v1/invoices."""
 
 from . import billing
 from .call import Call

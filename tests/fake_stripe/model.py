@@ -1,4 +1,4 @@
-"""What the fake remembers of each object; shapes.py says how Stripe shows it."""
+"""The objects of the fake; shapes.py renders them as Stripe does."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ class Price(Record):
     product: str = ""
     currency: str = "usd"
     unit_amount: int = 0
-    interval: str | None = "month"  # None: paid once
+    interval: str | None = "month"  # None for a one-time price
     interval_count: int = 1
     nickname: str | None = None
     lookup_key: str | None = None
@@ -137,7 +137,7 @@ class CheckoutSession(Record):
 
 @dataclass(slots=True)
 class Event(Record):
-    """`data` is JSON made when it happened, in the version in force then."""
+    """`data` is JSON from the time of the event, in its API version."""
 
     type: str
     api_version: str

@@ -12,7 +12,7 @@ _NAME = re.compile(r"[^\[\]]+|\[[^\[\]]*\]")
 
 
 def decode(encoded: str) -> dict[str, Any]:
-    """Nested dictionaries of strings; a list is a dictionary keyed 0, 1, …"""
+    """Return nested dictionaries of strings; a list has the keys 0, 1, …"""
     decoded: dict[str, Any] = {}
     for name, value in parse_qsl(encoded, keep_blank_values=True):
         *path, last = [part.strip("[]") for part in _NAME.findall(name)] or [""]
@@ -26,7 +26,7 @@ def decode(encoded: str) -> dict[str, Any]:
 
 
 def encode(params: Mapping[str, Any]) -> str:
-    """The reverse of `decode`, for dictionaries, lists, numbers, booleans and text."""
+    """Reverse `decode`, for dictionaries, lists, numbers, booleans and text."""
     return urlencode(list(_flatten("", params.items())))
 
 
@@ -44,7 +44,7 @@ def _flatten(
 
 
 class Params:
-    """The parameters of one request; one that nobody reads is an error, as there."""
+    """The parameters of a request; an unread one is an error, as in Stripe."""
 
     def __init__(self, values: dict[str, Any], prefix: str = "") -> None:
         self._values = values
@@ -62,7 +62,7 @@ class Params:
         return f"{self._prefix}[{name}]" if self._prefix else name
 
     def text(self, name: str) -> str | None:
-        """The value; None when it is absent or empty, which unsets."""
+        """Return the value; None if it is absent or empty, which unsets."""
         value = self._read(name)
         if isinstance(value, dict):
             raise invalid(self._path(name), "Invalid string: expected no nesting")
@@ -122,7 +122,7 @@ class Params:
         return Params(value, self._path(name))
 
     def entries(self, name: str) -> "Iterator[Params]":
-        """The objects of a list, in order."""
+        """Return the objects of a list, in order."""
         listed = self.nested(name)
         for key in sorted(listed._values, key=lambda k: (len(k), k)):
             yield listed.nested(key)
@@ -134,11 +134,11 @@ class Params:
         return [str(v) for v in value.values()]
 
     def ignore(self, *names: str) -> None:
-        """Accept parameters that make no difference here."""
+        """Accept parameters without an effect in the fake."""
         self._unread.difference_update(names)
 
     def merge_metadata(self, metadata: dict[str, str]) -> dict[str, str]:
-        """*metadata* with the keys given; an empty value removes its key, "" all."""
+        """Return *metadata* with the given keys; an empty value removes its key."""
         if "metadata" not in self:
             return metadata
         given = self._read("metadata")
@@ -163,7 +163,7 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a list request asks for; times are [since, before)."""
+    """The parameters of a list request; times are [since, before)."""
 
     limit: int = 10
     starting_after: str | None = None
@@ -186,7 +186,7 @@ def read_page(params: Params) -> Page:
 
 
 def read_range(params: Params, name: str) -> tuple[int | None, int | None]:
-    """created=1 or created[gte|gt|lte|lt]=1, as [since, before) in whole seconds."""
+    """Return created=1 or created[gte|gt|lte|lt]=1 as [since, before)."""
     if name in params and not isinstance(params._values[name], dict):
         exact = params.integer(name)
         return exact, None if exact is None else exact + 1

@@ -1,4 +1,4 @@
-"""Many accounts at once, without events, for measuring what a sync does at size."""
+"""Adds many accounts without events, to measure a sync."""
 
 import itertools
 import uuid
@@ -11,12 +11,12 @@ from .clock import DAY, add_months, next_boundary
 from .model import Customer, Item, Price, Subscription
 from .world import World
 
-# Of 20 subscriptions in a row.
+# Statuses of 20 consecutive subscriptions.
 _STATUSES = ["active"] * 15 + ["trialing", "past_due", "canceled", "canceled", "unpaid"]
 
 
 def seeded_user_id(number: int) -> uuid.UUID:
-    """The `metadata.user_id` of the seeded account *number*, from 0."""
+    """Return `metadata.user_id` of the seeded account *number*, from 0."""
     return uuid.UUID(int=(0x5EED << 112) | (0x4000 << 64) | (0x8000 << 48) | number)
 
 
@@ -31,9 +31,9 @@ def seed_accounts(
     """Add *number* customers with *subscriptions* each.
 
     Account i is `cus_Seed` + i in 10 digits, `seed{i}@example.com`, its subscriptions
-    `sub_Seed` + a running number. They were created over the past year (or since the
-    newest that is there), oldest first; prices that do not exist are made, yearly when
-    their name says so.
+    `sub_Seed` + a serial number. They were created over the past year, or since the
+    newest customer, the oldest first. Missing prices are created; they are yearly if
+    the name says so.
     """
     now, first = world.now, len(world.customers)
     newest = (world.customers.newest, world.subscriptions.newest)

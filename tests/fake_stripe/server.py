@@ -1,4 +1,4 @@
-"""The HTTP side: one thread for each connection, kept alive, faults included."""
+"""The HTTP server: one thread per kept-alive connection, with faults."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from .api import Answer
+from .api import Reply
 from .control import control
 from .errors import ApiError
 from .faults import Fault
@@ -33,12 +33,12 @@ class Server(ThreadingHTTPServer):
         self.connections: set[socket.socket] = set()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hang up: time-outs are tested."""
+        """Log nothing if a client disconnects: tests have timeouts."""
         if not isinstance(sys.exception(), OSError):
             traceback.print_exc()
 
     def close_connections(self) -> None:
-        """End the connections that clients keep alive, as a server that dies does."""
+        """Close kept-alive connections, as a stopped server does."""
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -47,7 +47,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
-    # Header and body leave in one packet, and at once: no 40 ms wait for an ACK.
+    # One packet for header and body, without delay, avoids a 40 ms wait for an ACK.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: requests carry keys."""
+        """Log nothing: requests contain keys."""
 
     def version_string(self) -> str:
         return "nginx"
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > _LARGEST_BODY:
             self.close_connection = True
-            self._send(Answer(413, to_json(ApiError(413, "Too large").body())))
+            self._send(Reply(413, to_json(ApiError(413, "Too large").body())))
             return
         body = self.rfile.read(length).decode()
         url = urlsplit(self.path)
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.kind in ("rate_limit", "error"):
             self._send(_refusal(fault))
             return
-        answer = fake.api.answer(
+        answer = fake.api.handle(
             self.command, url.path, url.query, body, self.headers.get
         )
         if fault and fault.kind == "slow":
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._send(answer)
 
-    def _send(self, answer: Answer, *, share: float = 1.0) -> None:
+    def _send(self, answer: Reply, *, share: float = 1.0) -> None:
         body = answer.body.encode()
         self.server.fake.statuses[answer.status] += 1
         self.send_response_only(answer.status)
@@ -128,12 +128,12 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
 
-def _refusal(fault: Fault) -> Answer:
+def _refusal(fault: Fault) -> Reply:
     if fault.kind == "rate_limit":
         error = ApiError(429, "Request rate limit exceeded.", code="rate_limit")
     else:
         error = ApiError(fault.status, "An unknown error occurred", kind="api_error")
-    answer = Answer(error.status, to_json(error.body()))
+    answer = Reply(error.status, to_json(error.body()))
     if fault.retry_after is not None:
         answer.headers["Retry-After"] = f"{fault.retry_after:g}"
     if fault.should_retry is not None:

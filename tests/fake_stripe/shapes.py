@@ -1,4 +1,4 @@
-"""How customers, prices, products, checkout sessions and events look in JSON."""
+"""Renders customers, prices, products, checkout sessions and events as JSON."""
 
 import json
 from typing import Any
@@ -100,7 +100,7 @@ def price(p: Price) -> Json:
 
 
 def plan(p: Price) -> Json:
-    """The older name of a recurring price, which subscriptions still carry."""
+    """Return a recurring price as a plan, which subscriptions still contain."""
     return {
         "id": p.id,
         "object": "plan",
@@ -195,7 +195,7 @@ def checkout_session(s: CheckoutSession) -> Json:
 
 
 def event(e: Event) -> str:
-    """JSON text, compact: `data` is put in as it was rendered at the time."""
+    """Return compact JSON, with the `data` that was rendered at the event's time."""
     head = {
         "id": e.id,
         "object": "event",
@@ -210,5 +210,5 @@ def event(e: Event) -> str:
 
 
 def to_json(value: object) -> str:
-    """Compact and in UTF-8, so that a payload encoded again has other bytes."""
+    """Return compact UTF-8 JSON; encoding it again gives other bytes."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Objects in order of creation, listed newest first in time that a page takes."""
+"""Objects in order of creation; a page takes constant time."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +25,11 @@ class Collection(Generic[R]):
 
     @property
     def newest(self) -> int:
-        """When the newest was created; 0 when there is none."""
+        """Return the creation time of the newest object, or 0."""
         return self._records[-1].created if self._records else 0
 
     def add(self, record: R) -> R:
-        """Append; ids are unique and `created` never goes back."""
+        """Append an object; ids are unique, and `created` never decreases."""
         if record.id in self._places:
             raise ValueError(f"{record.id} exists already")
         if record.created < self.newest:
@@ -49,7 +49,7 @@ class Collection(Generic[R]):
         return self._places[object_id]
 
     def get(self, object_id: str, *, livemode: bool, param: str = "id") -> R:
-        """The record, or Stripe's answer for one that is not there."""
+        """Return the record, or raise Stripe's error for an unknown id."""
         record = self.find(object_id)
         if record is None:
             raise missing(self.object_type, object_id, param)
@@ -68,9 +68,9 @@ class Collection(Generic[R]):
         keep: Callable[[R], bool],
         places: Sequence[int] | None = None,
     ) -> tuple[list[R], bool]:
-        """One page, newest first, and whether more lie beyond it.
+        """Return one page, the newest first, and whether there are more.
 
-        *places* narrows the list to these positions, which ascend.
+        *places* limits the list to these ascending positions.
         """
         if places is None:
             places = range(len(self._records))

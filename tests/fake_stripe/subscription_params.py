@@ -1,4 +1,4 @@
-"""Reading what creating and updating a subscription may say."""
+"""Reads the parameters of creating and updating a subscription."""
 
 from dataclasses import dataclass, replace
 
@@ -120,7 +120,7 @@ def read_change(call: Call, subscription: Subscription, entry: Params) -> Change
 def apply_changes(
     call: Call, subscription: Subscription, changes: list[Change]
 ) -> list[Item]:
-    """Replace the items; those with another interval are to begin a period now."""
+    """Replace the items; items with a new interval begin a period now."""
     items, begun = list(subscription.items), []
     for change in changes:
         item, price, quantity = change.item, change.price, change.quantity

@@ -1,4 +1,4 @@
-"""/v1/subscriptions"""
+"""The endpoint /v1/subscriptions."""
 
 from . import billing
 from .call import Call
@@ -86,7 +86,7 @@ def update(call: Call, subscription_id: str) -> Json:
         )
     params.choice("payment_behavior", *_BEHAVIORS)
     proration = params.choice("proration_behavior", *_PRORATIONS)
-    # Whatever is wrong with the request must be found before anything changes.
+    # All errors in the request are found before a change.
     changes = [read_change(call, subscription, e) for e in params.entries("items")]
     ends_trial = "trial_end" in params
     trial_end = read_trial_end(call, params)
@@ -131,7 +131,7 @@ def pause(call: Call, subscription_id: str) -> Json:
 
 
 def resume(call: Call, subscription_id: str) -> Json:
-    """Active again; the period begins now unless the anchor is to stay."""
+    """Make it active; the period begins now unless the anchor is kept."""
     world, subscription = call.world, _changeable(call, subscription_id)
     if subscription.status != "paused":
         raise invalid("id", "The subscription is not paused.")

@@ -1,4 +1,4 @@
-"""One Stripe account: its objects, its clock, its events and what is due when."""
+"""A Stripe account: objects, clock, events and scheduled actions."""
 
 import copy
 import heapq
@@ -32,7 +32,7 @@ _ALPHABET = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The request that causes an event; without one, time does."""
+    """The request that caused an event; None if time did."""
 
     request_id: str | None = None
     idempotency_key: str | None = None
@@ -40,7 +40,7 @@ class Origin:
 
 
 class World:
-    """Every method expects `lock` to be held."""
+    """The account; the caller of each method holds `lock`."""
 
     def __init__(self, clock: Clock, api_version: str, seed: int) -> None:
         self.lock = threading.RLock()
@@ -48,7 +48,7 @@ class World:
         self.api_version = api_version
         self.origin = Origin()
         self.on_event: Callable[[Event], None] = lambda event: None
-        # What happens to a subscription once its invoice has failed for good.
+        # The status of a subscription after the last failed payment.
         self.after_failed_payments = "canceled"
         self.customers: Collection[Customer] = Collection("customer")
         self.products: Collection[Product] = Collection("product")
@@ -101,7 +101,7 @@ class World:
         raise TypeError(type(record))
 
     def emit(self, kind: str, record: Record, previous: Json | None = None) -> Event:
-        """Make the event *kind*, a snapshot of *record* as it is now."""
+        """Emit the event *kind* with a snapshot of *record*."""
         return self.emit_shape(kind, record.livemode, self.render(record), previous)
 
     def emit_shape(
@@ -128,7 +128,7 @@ class World:
     def updating(self, record: Record, kind: str) -> Iterator[None]:
         """Emit *kind* with `previous_attributes` if the block changes *record*.
 
-        A block that fails leaves the record as it was.
+        If the block fails, the record is restored.
         """
         before, saved = self.render(record), copy.copy(record)
         try:
@@ -156,12 +156,12 @@ class World:
     # Time
 
     def at(self, moment: int, action: Callable[[], None]) -> None:
-        """Run *action* as the clock passes *moment*; it checks if it still applies."""
+        """Run *action* when the clock passes *moment*, if it still applies then."""
         self._scheduled += 1
         heapq.heappush(self._due, (moment, self._scheduled, action))
 
     def advance(self, *, seconds: int = 0, to: int | None = None) -> None:
-        """Move the clock, and do what falls due on the way in its order."""
+        """Move the clock, and run the due actions in their order."""
         target = self.now + seconds if to is None else to
         if target < self.now:
             raise ApiError(400, "The clock only moves forward")
@@ -174,7 +174,7 @@ class World:
 
 
 def difference(before: Json, after: Json) -> Json:
-    """The old values of what changed, nested as in `previous_attributes`."""
+    """Return the old values of changed fields, nested as in `previous_attributes`."""
     changed: Json = {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
