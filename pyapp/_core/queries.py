@@ -1,4 +1,4 @@
-"""The named queries of `sql/queries/*.sql`, read once at import.
+"""The SQL files, and their named queries, which are read once at import.
 
 A query is a header, a description and one statement:
 
@@ -6,38 +6,36 @@ A query is a header, a description and one statement:
     -- The session, its user and fingerprint, while it is valid.
     SELECT ... WHERE s.token_hash = :token_hash;
 
-Parameters are `:name`, as psql and pgbench write them, so that a query runs there as it
-stands. Here they become psycopg's `%(name)s`; strings, comments and `::` casts stay as
-they are, and `%` is doubled, for psycopg reads it even inside a comment.
+Parameters are `:name`, as in psql and pgbench, so that a query also runs there. For
+psycopg they become `%(name)s`, and `%` is doubled, because psycopg reads it even in a
+comment. Strings, comments and `::` casts are not changed.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from pyapp.errors import QueryFileError
 
 Cardinality = Literal["one", "optional", "many", "rowcount"]
 
-_HEADER = re.compile(r"--\s*name:\s*(?P<name>\S*)\s*(?P<cardinality>.*?)\s*$")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_PACKAGE = Path(__file__).resolve().parents[1]
+_HEADER = re.compile(
+    r"-- name: (?P<name>[a-z][a-z0-9_]*) :(?P<cardinality>one|optional|many|rowcount)"
+)
 _TOKEN = re.compile(
     r"""
-    (?P<comment> --[^\n]* | /\*.*?\*/ )
-  | (?P<string>  [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*"
-               | (?P<tag>\$(?:[A-Za-z_]\w*)?\$).*?(?P=tag) )
-  | (?P<cast>    ::|:= )
-  | (?P<psql>    :['"{] )
-  | (?P<end>     ; )
+    --[^\n]* | /\*.*?\*/
+  | [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*"
+  | (?P<tag>\$\w*\$).*?(?P=tag)
+  | :: | :=
   | :(?P<parameter>[A-Za-z_]\w*)
-  | (?P<open>    '|"|/\*|\$(?:[A-Za-z_]\w*)?\$ )
+  | (?P<end>;)
     """,
     re.VERBOSE | re.DOTALL,
 )
-
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def sql_dir() -> Path:
@@ -68,10 +66,10 @@ def _folder(packaged: str, checkout: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One statement with its name, its promise and where it stands.
+    """A named statement, and where it is defined.
 
-    `source` is the statement as written; `sql` is what psycopg is sent. `parameters`
-    are in order of first appearance.
+    `source` is the statement as written, `sql` as psycopg needs it. `parameters` are in
+    the order of their first use.
     """
 
     name: str
@@ -87,8 +85,8 @@ class Query:
 def load_queries(folder: Path) -> Mapping[str, Query]:
     """Return the queries of every `.sql` file in *folder* by name.
 
-    Raises: QueryFileError, with file and line, for a missing or doubled name, an
-    unknown cardinality, a missing description, or anything but one statement.
+    Raises: QueryFileError, with file and line, for an invalid header, a repeated name,
+    a missing description, or anything but one statement.
     """
     queries: dict[str, Query] = {}
     for path in sorted(folder.glob("*.sql")):
@@ -104,80 +102,49 @@ def load_queries(folder: Path) -> Mapping[str, Query]:
 
 def _read_file(path: Path) -> Iterator[Query]:
     lines = path.read_text(encoding="utf-8").splitlines()
-    starts = [n for n, line in enumerate(lines) if _HEADER.match(line)]
-    stray = next(
-        (n for n, line in enumerate(lines[: starts[0] if starts else None]) if line),
-        None,
-    )
-    if stray is not None:
-        raise QueryFileError(
-            f"{path}:{stray + 1}: a query begins with '-- name: <name> :<cardinality>'"
-        )
+    starts = [n for n, line in enumerate(lines) if line.startswith("-- name:")]
+    first = next((n for n, line in enumerate(lines) if line), None)
+    if first is not None and first not in starts:
+        starts.insert(0, first)
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         yield _read_query(path, start + 1, lines[start:end])
 
 
 def _read_query(path: Path, line: int, lines: list[str]) -> Query:
-    where = f"{path}:{line}"
-    header = _HEADER.match(lines[0])
-    assert header is not None
-    name, cardinality = header["name"], header["cardinality"].removeprefix(":")
-    if not _NAME.fullmatch(name):
-        raise QueryFileError(f"{where}: {name or 'a query without a name'}: not a name")
-    known = get_args(Cardinality)
-    if cardinality not in known or not header["cardinality"].startswith(":"):
+    header = _HEADER.fullmatch(lines[0])
+    if header is None:
         raise QueryFileError(
-            f"{where}: {name} needs one of {', '.join(f':{c}' for c in known)}"
+            f"{path}:{line}: a query begins with '-- name: <name> :<cardinality>', one"
+            " of :one, :optional, :many and :rowcount"
         )
+    name = header["name"]
     body = 1
     while body < len(lines) and lines[body].startswith("--"):
         body += 1
     description = " ".join(text.removeprefix("--").strip() for text in lines[1:body])
     if not description:
-        raise QueryFileError(f"{where}: {name} needs a sentence under its name")
+        raise QueryFileError(f"{path}:{line}: {name} needs a description")
     source = "\n".join(lines[body:]).strip()
-    sql, parameters = _translate(source, f"{where}: {name}")
-    return Query(
-        name=name,
-        cardinality=cast("Cardinality", cardinality),
-        description=description,
-        source=source,
-        sql=sql,
-        parameters=parameters,
-        path=path,
-        line=line,
-    )
+    ends = [token.end() for token in _TOKEN.finditer(source) if token["end"]]
+    if ends != [len(source)] or source == ";":
+        raise QueryFileError(f"{path}:{line}: {name} needs one statement, ended by ';'")
+    sql, parameters = _translate(source.removesuffix(";"))
+    cardinality = cast("Cardinality", header["cardinality"])
+    return Query(name, cardinality, description, source, sql, parameters, path, line)
 
 
-def _translate(source: str, where: str) -> tuple[str, tuple[str, ...]]:
-    """Return the statement as psycopg wants it, and its parameters."""
-    parts: list[str] = []
+def _translate(source: str) -> tuple[str, tuple[str, ...]]:
+    """Return the statement as psycopg needs it, and its parameters."""
     parameters: dict[str, None] = {}
-    position = 0
-    ended = False
-    for token in _TOKEN.finditer(source):
-        between = source[position : token.start()]
-        if ended and (between.strip() or token.lastgroup != "comment"):
-            break
-        parts.append(between.replace("%", "%%"))
-        position = token.end()
-        # PostgreSQL nests comments, and no pattern can follow that.
-        is_nested = token[0].startswith("/*") and "/*" in token[0][2:]
-        if token["open"] or token["psql"] or is_nested:
-            raise QueryFileError(f"{where}: cannot read {token[0]!r}")
-        if token["end"]:
-            ended = True
-        elif name := token["parameter"]:
-            parameters[name] = None
-            parts.append(f"%({name})s")
-        else:
-            parts.append(token[0].replace("%", "%%"))
-    if not ended or source[position:].strip():
-        raise QueryFileError(f"{where}: one statement, ended by ';', is expected")
-    sql = "".join(parts).strip()
-    if not sql:
-        raise QueryFileError(f"{where}: the statement is empty")
-    return sql, tuple(parameters)
+
+    def replace(token: re.Match[str]) -> str:
+        name = token["parameter"]
+        if name is None:
+            return token[0]
+        parameters[name] = None
+        return f"%({name})s"
+
+    return _TOKEN.sub(replace, source.replace("%", "%%")), tuple(parameters)
 
 
 QUERIES = load_queries(sql_dir() / "queries")
