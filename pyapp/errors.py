@@ -1,4 +1,4 @@
-"""Every error that pyapp raises for a caller to act on."""
+"""The errors that pyapp raises."""
 
 import re
 
@@ -6,18 +6,18 @@ import psycopg
 
 
 class PyappError(Exception):
-    """Base of all of them; the message is one line that says what to do."""
+    """Base class of all pyapp exceptions; the message is one line with the remedy."""
 
 
 class ConfigError(PyappError):
-    """The configuration is missing or wrong; mend the variable that it names."""
+    """The configuration is missing or invalid; fix the variable in the message."""
 
 
 class DatabaseUnavailableError(PyappError):
-    """No database answers at the URL; start it, or mend the URL.
+    """No database answers at the URL; start it, or fix the URL.
 
-    `refused` says that a server answered and turned the URL's user or database down;
-    `reason` is what it said.
+    `refused` is True if a server answered and refused the user or the database;
+    `reason` is its message.
     """
 
     refused = False
@@ -25,18 +25,18 @@ class DatabaseUnavailableError(PyappError):
 
 
 class ForkedConnectionError(PyappError):
-    """The process that opened the connection or pool forked; open one after the fork.
+    """The connection or pool was opened before a fork; open one after the fork.
 
-    Two processes on one connection would read each other's answers.
+    Two processes with one connection would read each other's rows.
     """
 
 
 class LocalServerError(PyappError):
-    """The local server cannot do what was asked; the message says what to do."""
+    """The local server cannot do this; the message gives the remedy."""
 
 
 class GenerateError(PyappError):
-    """No migration was written; the message says why, `draft` how far it came."""
+    """No migration was written; `draft` is the text so far."""
 
     def __init__(self, message: str, draft: str = "") -> None:
         super().__init__(message)
@@ -44,19 +44,19 @@ class GenerateError(PyappError):
 
 
 class MaintenanceError(PyappError):
-    """Upkeep did not get its turn; run it again, as the message says."""
+    """Maintenance could not acquire its locks; run it again."""
 
 
 class ArchiveError(PyappError):
-    """An archive cannot be written; free or open the folder, and run it again."""
+    """An archive cannot be written; fix the folder, and run it again."""
 
 
 class MigrationError(PyappError):
-    """A migration cannot be read, applied or rolled back; mend what it names."""
+    """A migration cannot be read, applied or rolled back; the message says why."""
 
 
 class MissingExtraError(PyappError):
-    """An optional part is not installed; install the extra that it names."""
+    """An optional package is not installed; install the extra in the message."""
 
     def __init__(self, extra: str) -> None:
         super().__init__(extra)
@@ -67,19 +67,19 @@ class MissingExtraError(PyappError):
 
 
 class SchemaCheckError(PyappError):
-    """Schemas cannot be compared or differ; the message names which, or what to do."""
+    """Schemas differ or cannot be compared; the message names them or the remedy."""
 
 
 class DataDriftError(PyappError):
-    """A sum that is kept differs from its rows; repair it by the command it names."""
+    """A stored sum differs from its rows; repair it by the command in the message."""
 
 
 class UnknownModelError(PyappError):
-    """No published price for this model; give the cost, or mend the model's name."""
+    """No published price for this model; give the cost, or correct the model's name."""
 
 
 class InvalidValueError(PyappError):
-    """A value that cannot be meant, and was not stored; correct what is named."""
+    """Invalid argument; nothing was sent or stored. Correct the named value."""
 
 
 class MessageNotFoundError(PyappError):
@@ -87,33 +87,33 @@ class MessageNotFoundError(PyappError):
 
 
 class InvalidSignatureError(PyappError):
-    """Nobody who knows the webhook's secret sent this; answer 400, store nothing."""
+    """The webhook's signature is not valid; answer 400, store nothing."""
 
 
 class InvalidPayloadError(PyappError):
-    """A delivery is too large, or not an event; answer 400, or 413 if too large."""
+    """A delivery is not an event, or too large; answer 400, or 413 if too large."""
 
 
 class OpenTransactionError(PyappError):
-    """The connection is in a transaction; commit it, or give another connection."""
+    """The connection is in a transaction; commit it, or use another connection."""
 
 
 class StripeRequestError(PyappError):
-    """Stripe refused a request, or did not answer for long; the message says which."""
+    """Stripe refused a request, or did not answer; the message says which."""
 
 
 class ReconcileRunningError(PyappError):
-    """Another run of this kind is under way; wait for it, or stop it."""
+    """Another run of this kind is in progress; wait for it, or stop it."""
 
 
 class QueryFileError(PyappError):
-    """A file of named queries cannot be read; mend the line that it names."""
+    """A file of named queries is not valid; fix the line in the message."""
 
 
 class RuleError(PyappError):
     """A rule of the database refused the change; `constraint` names the rule.
 
-    Raised as itself for a rule without a subclass of its own: correct the value.
+    This class is raised for a rule that has no subclass: correct the value.
     """
 
     def __init__(self, message: str, constraint: str | None = None) -> None:
@@ -122,23 +122,23 @@ class RuleError(PyappError):
 
 
 class UserNotFoundError(RuleError):
-    """No such user, or the person has been erased; check the id."""
+    """There is no such user, or it is anonymized; check the id."""
 
 
 class FingerprintNotFoundError(RuleError):
-    """No such fingerprint; call upsert_fingerprint first."""
+    """There is no such fingerprint; call upsert_fingerprint first."""
 
 
 class FingerprintIsUserError(RuleError):
-    """The fingerprint's id is a user's; give the device an id of its own."""
+    """The fingerprint's id is a user's; use another id."""
 
 
 class EmailTakenError(RuleError):
-    """Another user has this e-mail, whatever its case; find him by it."""
+    """Another user has this e-mail, ignoring case; use find_user_by_email."""
 
 
 class PlanNotFoundError(RuleError):
-    """No such plan; list_plans names them."""
+    """There is no such plan; list_plans returns all plans."""
 
 
 class PriceTakenError(RuleError):
@@ -146,11 +146,11 @@ class PriceTakenError(RuleError):
 
 
 class ReferralError(RuleError):
-    """A referral that cannot be made; the subclass says why."""
+    """The referral is not possible; the subclass gives the reason."""
 
 
 class ReferralCodeNotFoundError(ReferralError):
-    """No user has this code; check how it was typed."""
+    """No user has this code; check its spelling."""
 
 
 class ReferralNotFoundError(ReferralError):
@@ -158,7 +158,7 @@ class ReferralNotFoundError(ReferralError):
 
 
 class SelfReferralError(ReferralError):
-    """Nobody can use his own code."""
+    """A user cannot redeem their own code."""
 
 
 class AlreadyReferredError(ReferralError):
@@ -170,7 +170,7 @@ class MutualReferralError(ReferralError):
 
 
 class ReferralLimitReachedError(ReferralError):
-    """The referrer has completed as many referrals as he may."""
+    """The referrer has reached referral_limit."""
 
 
 _REFERRED_BEFORE = (
@@ -178,12 +178,12 @@ _REFERRED_BEFORE = (
     " by cancel_referral"
 )
 
-# The names of constraints, indexes and refusing triggers are part of the schema's
-# contract: a rule is recognised by its name, never by the text of its message.
+# The names of constraints, unique indexes and refusing triggers are part of the API: a
+# rule is recognised by its name, never by the text of its message.
 _RULES: dict[str, tuple[type[RuleError], str]] = {
     "fingerprints_refuse_user_id": (
         FingerprintIsUserError,
-        "the fingerprint's id is a user's: give the device an id of its own",
+        "the fingerprint's id is a user's: use another id",
     ),
     "messages_fingerprint_id_fkey": (FingerprintNotFoundError, "no such fingerprint"),
     "messages_finished_at_not_ahead_check": (
@@ -193,11 +193,14 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
     ),
     "messages_user_id_fkey": (UserNotFoundError, "no such user"),
     "plans_stripe_price_id_key": (PriceTakenError, "another plan has this price"),
-    "referrals_not_self_check": (SelfReferralError, "nobody can use his own code"),
+    "referrals_not_self_check": (
+        SelfReferralError,
+        "users cannot redeem their own code",
+    ),
     "referrals_referred_id_fkey": (UserNotFoundError, "no such user to be referred"),
     "referrals_referred_id_not_null": (
         UserNotFoundError,
-        "no such user to be referred, or the person has been erased",
+        "no such user to be referred, or it is anonymized",
     ),
     "referrals_referred_id_key": (AlreadyReferredError, _REFERRED_BEFORE),
     "referrals_pkey": (AlreadyReferredError, _REFERRED_BEFORE),
@@ -215,7 +218,7 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
     "sessions_user_id_fkey": (UserNotFoundError, "no such user"),
     "users_email_shape_check": (
         RuleError,
-        "this is not an e-mail address (users_email_shape_check)",
+        "this is not a valid e-mail address (users_email_shape_check)",
     ),
     "users_lower_email_idx": (EmailTakenError, "another user has this e-mail"),
     "users_referral_count_within_limit_check": (
@@ -229,14 +232,14 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def translate(error: psycopg.IntegrityError) -> RuleError:
-    """Return the domain error for the rule that *error* says was violated."""
+    """Return the domain error for the rule that was violated."""
     diag = error.diag
     rule = diag.constraint_name
     if rule is None and diag.column_name is not None:
-        # NOT NULL has had a name since PostgreSQL 18 only, and reports it never.
+        # NOT NULL violations do not report the constraint name.
         rule = f"{diag.table_name}_{diag.column_name}_not_null"
     if rule in _RULES:
-        # Of a missing row the detail holds the id, in whatever language.
+        # The detail contains the id of the missing row, in any language.
         found = (
             _ID.search(diag.message_detail or "") if rule.endswith("_fkey") else None
         )
@@ -245,6 +248,6 @@ def translate(error: psycopg.IntegrityError) -> RuleError:
 
 
 def refusal(rule: str, id: str | None = None) -> RuleError:
-    """Return the domain error for a *rule* that has one, and the *id* at fault."""
+    """Return the domain error for *rule*; the message ends in the invalid *id*."""
     kind, message = _RULES[rule]
     return kind(message if id is None else f"{message}: {id}", rule)

@@ -1,4 +1,4 @@
-"""The configuration: stack.env, then .env.local, then the variables already set."""
+"""The configuration: stack.env, overridden by .env.local, then by the environment."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ DEFAULT_REFERRAL_BONUS = Decimal(500)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says; secrets stay out of the repr."""
+    """The configured values; secrets are not in the repr."""
 
     root: Path
     database_url: str = field(repr=False)
@@ -36,10 +36,10 @@ class Settings:
 
 
 def load_settings(root: Path | None = None) -> Settings:
-    """Return the settings of the project folder *root*, found when not given.
+    """Return the settings of the project folder *root*, by default `find_root()`.
 
     Raises:
-        ConfigError: a variable is missing or unusable; the message names it.
+        ConfigError: a variable is missing or invalid; the message names it.
     """
     root = root or find_root()
     values = read_values(root)
@@ -59,30 +59,30 @@ def load_settings(root: Path | None = None) -> Settings:
 
 
 def load_log_format(root: Path | None = None) -> LogFormat | None:
-    """Return the format of the log, which needs no database; None if it is not set.
+    """Return the format of the log, or None if it is not set; needs no DATABASE_URL.
 
     Raises:
-        ConfigError: PYAPP_LOG is something else, or a file cannot be read.
+        ConfigError: PYAPP_LOG is invalid, or a file cannot be read.
     """
     return _log_format(read_values(root or find_root()))
 
 
 @functools.cache
 def configured_margin() -> Decimal:
-    """Return PYAPP_MARGIN as it is when first asked for, for as long as we run.
+    """Return PYAPP_MARGIN; it is read once and cached for the life of the process.
 
     Raises:
-        ConfigError: it is no amount, or a file cannot be read.
+        ConfigError: it is not an amount, or a file cannot be read.
     """
     return _margin(read_values(find_root()))
 
 
 @functools.cache
 def configured_referral_bonus() -> Decimal:
-    """Return PYAPP_REFERRAL_BONUS as it is when first asked for, while we run.
+    """Return PYAPP_REFERRAL_BONUS; it is read once and cached as configured_margin.
 
     Raises:
-        ConfigError: it is no amount, or a file cannot be read.
+        ConfigError: it is not an amount, or a file cannot be read.
     """
     return _referral_bonus(read_values(find_root()))
 
@@ -97,7 +97,7 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def read_values(root: Path) -> dict[str, str]:
-    """Return all variables that *root* and the environment set to something."""
+    """Return all variables of *root* and the environment that are not empty."""
     values: dict[str, str | None] = {}
     for name in ("stack.env", ".env.local"):
         path = root / name

@@ -1,10 +1,9 @@
 """The connections and pools that `pyapp.connect` and `pyapp.pool` return.
 
-They differ from psycopg's in two points. A transaction that the server has rolled back
-never ends as if it were committed: commit(), a `with` block of the connection and a
-transaction() block raise an error. And neither a connection nor a pool works in a
-process that was forked from the one that opened it: the two would share a socket, and
-read each other's rows.
+They differ from psycopg's in two points. If the server has rolled back a transaction,
+commit(), a `with` block of the connection and a transaction() block raise an error
+instead of ending without one. And a connection or a pool does not work in a process
+forked from the one that opened it: both would read each other's rows from one socket.
 """
 
 import contextlib
@@ -40,24 +39,24 @@ class Connection(psycopg.Connection[TupleRow]):
         _open.add(self)
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Run a generator of psycopg's; every statement goes through here."""
+        """Run a generator of psycopg; every statement calls this method."""
         _refuse_fork(self._opened_by)
         try:
             return super().wait(gen, *args, **kwargs)
         except Exception:
             raise
         except BaseException:
-            # psycopg closes a connection whose answer was interrupted.
+            # psycopg closes a connection if its wait for the result is interrupted.
             self._is_interrupted = self.broken
             raise
 
     def cancel(self) -> None:
-        """Cancel the statement under way."""
+        """Cancel the running statement."""
         _refuse_fork(self._opened_by)
         super().cancel()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Cancel the statement under way."""
+        """Cancel the running statement."""
         _refuse_fork(self._opened_by)
         super().cancel_safe(timeout=timeout)
 
@@ -73,7 +72,7 @@ class Connection(psycopg.Connection[TupleRow]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[Transaction]:
-        """Start a transaction or a savepoint; raise an error if it is not kept."""
+        """Start a transaction or a savepoint; raise an error if it is rolled back."""
         with super().transaction(savepoint_name, force_rollback) as block:
             yield block
             error = _lost_transaction(self)
@@ -104,24 +103,24 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
         _open.add(self)
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
-        """Run a generator of psycopg's; every statement goes through here."""
+        """Run a generator of psycopg; every statement calls this method."""
         _refuse_fork(self._opened_by)
         try:
             return await super().wait(gen, *args, **kwargs)
         except Exception:
             raise
         except BaseException:
-            # psycopg closes a connection whose answer was interrupted.
+            # psycopg closes a connection if its wait for the result is interrupted.
             self._is_interrupted = self.broken
             raise
 
     def cancel(self) -> None:
-        """Cancel the statement under way."""
+        """Cancel the running statement."""
         _refuse_fork(self._opened_by)
         super().cancel()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Cancel the statement under way."""
+        """Cancel the running statement."""
         _refuse_fork(self._opened_by)
         await super().cancel_safe(timeout=timeout)
 
@@ -137,7 +136,7 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> AsyncIterator[AsyncTransaction]:
-        """Start a transaction or a savepoint; raise an error if it is not kept."""
+        """Start a transaction or a savepoint; raise an error if it is rolled back."""
         async with super().transaction(savepoint_name, force_rollback) as block:
             yield block
             error = _lost_transaction(self)
@@ -158,11 +157,11 @@ class AsyncConnection(psycopg.AsyncConnection[TupleRow]):
 
 
 class Pool(ConnectionPool[psycopg.Connection[TupleRow]]):
-    """A pool that works in the process that opened it and in no other.
+    """A pool that works only in the process that opened it.
 
     In a forked process, a request for a connection raises ForkedConnectionError.
-    Giving a connection back and closing the pool do nothing there, so that a block
-    which the fork copied ends quietly.
+    Returning a connection and closing the pool do nothing there, so that a `with` block
+    copied by the fork ends without an error.
     """
 
     _opened_by: int | None = None
@@ -174,12 +173,12 @@ class Pool(ConnectionPool[psycopg.Connection[TupleRow]]):
         super().open(wait, timeout)
 
     def getconn(self, timeout: float | None = None) -> psycopg.Connection[TupleRow]:
-        """Return a connection, to be given back by putconn()."""
+        """Return a connection; return it to the pool by putconn()."""
         _refuse_fork(self._opened_by)
         return super().getconn(timeout)
 
     def putconn(self, conn: psycopg.Connection[TupleRow]) -> None:
-        """Take a connection back."""
+        """Return a connection to the pool."""
         if not _is_forked(self._opened_by):
             super().putconn(conn)
 
@@ -189,7 +188,7 @@ class Pool(ConnectionPool[psycopg.Connection[TupleRow]]):
         super().wait(timeout)
 
     def check(self) -> None:
-        """Replace the connections that are dead."""
+        """Replace broken connections."""
         _refuse_fork(self._opened_by)
         super().check()
 
@@ -209,7 +208,7 @@ class Pool(ConnectionPool[psycopg.Connection[TupleRow]]):
             super().close(timeout)
 
     def __del__(self) -> None:
-        """Stop the pool's threads, which a forked process does not have."""
+        """Stop the pool's threads; a forked process does not have them."""
         if not _is_forked(self._opened_by):
             super().__del__()
 
@@ -228,12 +227,12 @@ class AsyncPool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
     async def getconn(
         self, timeout: float | None = None
     ) -> psycopg.AsyncConnection[TupleRow]:
-        """Return a connection, to be given back by putconn()."""
+        """Return a connection; return it to the pool by putconn()."""
         _refuse_fork(self._opened_by)
         return await super().getconn(timeout)
 
     async def putconn(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
-        """Take a connection back."""
+        """Return a connection to the pool."""
         if not _is_forked(self._opened_by):
             await super().putconn(conn)
 
@@ -243,7 +242,7 @@ class AsyncPool(AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]):
         await super().wait(timeout)
 
     async def check(self) -> None:
-        """Replace the connections that are dead."""
+        """Replace broken connections."""
         _refuse_fork(self._opened_by)
         await super().check()
 
@@ -269,7 +268,7 @@ _LOST = "the connection was lost; its transaction is not committed"
 def _lost_transaction(
     conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
 ) -> psycopg.Error | None:
-    """Return the error for a transaction that can no longer be committed."""
+    """Return the error if the transaction can no longer be committed."""
     if conn.broken:
         return psycopg.OperationalError(_LOST)
     if conn.pgconn.transaction_status == TransactionStatus.INERROR:
@@ -292,20 +291,20 @@ def _refuse_fork(opened_by: int | None) -> None:
         )
 
 
-def _let_go() -> None:
-    """Put /dev/null in the place of each socket that belongs to the parent process.
+def _replace_sockets() -> None:
+    """Replace the sockets of the parent process by /dev/null.
 
-    So nothing that happens to the copies, not even close(), reaches the server.
+    So no use of the copied connections, not even close(), reaches the server.
     """
     inherited = list(_open)
     if not inherited:
         return
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for conn in inherited:
         with contextlib.suppress(psycopg.Error, OSError):
-            os.dup2(nothing, conn.pgconn.socket, inheritable=False)
-    os.close(nothing)
+            os.dup2(null, conn.pgconn.socket, inheritable=False)
+    os.close(null)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_replace_sockets)

@@ -1,4 +1,4 @@
-"""What a DATABASE_URL says, read so that no message ever quotes its password."""
+"""Parses DATABASE_URL; no message quotes its password."""
 
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ def read_url(url: str) -> dict[str, Any]:
     """Return the parameters of a URL or of a conninfo string.
 
     Raises:
-        ConfigError: it is neither, or a character in it is taken for another's place.
+        ConfigError: it is not valid, or libpq would read it in another way.
     """
     try:
         if not url.isprintable() or _is_misread(url):
@@ -30,22 +30,27 @@ def read_url(url: str) -> dict[str, Any]:
             " with special characters percent-encoded"
         ) from None
     if not all(map(_is_host, str(parts.get("host", "")).split(","))):
-        raise ConfigError("the host in DATABASE_URL is no name of a host")
+        raise ConfigError("invalid host in DATABASE_URL")
     for port in str(parts.get("port", "")).split(","):
         if port and not (_is_number(port) and 0 < int(port) < 65536):
-            raise ConfigError("the port in DATABASE_URL is no number from 1 to 65535")
+            raise ConfigError(
+                "invalid port in DATABASE_URL; it must be from 1 to 65535"
+            )
     if not _is_number(str(parts.get("connect_timeout", 0))):
-        raise ConfigError("connect_timeout in DATABASE_URL is no whole number")
+        raise ConfigError(
+            "invalid connect_timeout in DATABASE_URL; it must be a whole number"
+        )
     return parts
 
 
 def reached_parameters(url: str) -> dict[str, str]:
-    """Return the parameters of *url* and those that libpq adds to them.
+    """Return the parameters of *url* and libpq's defaults.
 
-    libpq adds what PGHOSTADDR, PGPORT and the like say, and the service of PGSERVICE.
+    The defaults are PGHOSTADDR, PGPORT and similar variables, and the service of
+    PGSERVICE.
 
     Raises:
-        ConfigError: *url* cannot be read.
+        ConfigError: *url* is not valid.
     """
     defaults = {
         option.keyword.decode(): option.val.decode()
@@ -56,10 +61,10 @@ def reached_parameters(url: str) -> dict[str, str]:
 
 
 def find_elsewhere(url: str) -> str | None:
-    """Return why *url* does not lead to a TCP port of this machine, or None.
+    """Return the reason why *url* does not lead to this machine, or None if it does.
 
     Raises:
-        ConfigError: *url* cannot be read.
+        ConfigError: *url* is not valid.
     """
     if "service" in (parts := read_url(url)):
         return "DATABASE_URL names a service: write the host and the port instead"
@@ -69,8 +74,8 @@ def find_elsewhere(url: str) -> str | None:
     if "," in reached["port"]:
         return f"DATABASE_URL is {redact_url(url)}, which names several ports"
     address = reached.get("hostaddr", "")
-    # The local servers listen on these addresses only: another server on 127.0.0.2 may
-    # have the same port.
+    # Local servers listen only on these addresses; a server on 127.0.0.2 may have the
+    # same port.
     if not address or address in LOOPBACK:
         return None
     source = "its" if "hostaddr" in parts else "PGHOSTADDR or PGSERVICE sets the"
@@ -81,9 +86,8 @@ def find_elsewhere(url: str) -> str | None:
 
 
 def redact_url(url: str) -> str:
-    """Return *url* without its password and parameters, for messages.
-
-    The parameters that decide which server it reaches are kept.
+    """Return *url* for messages: without its password, and only with the parameters
+    that select the server.
     """
     try:
         parts = read_url(url)
@@ -101,7 +105,7 @@ def redact_url(url: str) -> str:
 
 
 def _is_misread(url: str) -> bool:
-    """Say whether libpq would take a part of the password for the host or the name."""
+    """Return whether libpq would read a part of the password as the host or name."""
     scheme = next((s for s in _SCHEMES if url.startswith(s)), None)
     if scheme is None:
         return False
@@ -112,7 +116,7 @@ def _is_misread(url: str) -> bool:
 def _is_host(name: str) -> bool:
     try:
         if not name.startswith("/"):
-            name.encode("idna")  # as it is looked up
+            name.encode("idna")  # as the resolver does
     except UnicodeError:
         return False
     return name.isprintable()
