@@ -42,6 +42,7 @@ RUN_BY = {
     "make simulate": "tests/test_stripe_simulation.py",
     "make soak": ".ci/run",
     "make audit": ".ci/run",
+    "make aio": "Makefile",
     "make format": "Makefile",
     "make install": "Makefile",
     "python -m examples.stripe_demo": "Makefile",
