@@ -234,13 +234,12 @@ def _get(client: StripeApi, path: str, **parameters: Any) -> StripeResponse:
     # raw_request returns dictionaries; Stripe's classes take five times longer.
     began = time.monotonic()
     response = client.raw_request("get", path, **parameters)
-    took = time.monotonic() - began
-    return StripeResponse(
-        response.data, _moment(response.headers) - timedelta(seconds=took)
-    )
+    seconds = time.monotonic() - began
+    as_of = _response_time(response.headers) - timedelta(seconds=seconds)
+    return StripeResponse(response.data, as_of)
 
 
-def _moment(headers: Mapping[str, str]) -> datetime:
+def _response_time(headers: Mapping[str, str]) -> datetime:
     try:
         return parsedate_to_datetime(headers["Date"]).astimezone(UTC)
     except (KeyError, ValueError):

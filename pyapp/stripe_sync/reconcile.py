@@ -21,7 +21,6 @@ from pyapp.stripe_sync.apply import (
 from pyapp.stripe_sync.client import (
     affects_all_objects,
     error_summary,
-    is_transient,
     with_retries,
 )
 from pyapp.stripe_sync.objects import find_id
@@ -191,7 +190,7 @@ class _Comparison:
                 if not ambiguous and not unlisted:
                     self._finish(page)
         except Exception as exc:
-            if not affects_one_object(exc, self.conn):
+            if not self._affects_one_object(exc):
                 raise
             # One object is invalid or locked: upsert each in its own transaction.
             found, ambiguous = [], []
@@ -205,9 +204,7 @@ class _Comparison:
         self._report(found)
         if not is_finished:
             for row in ambiguous:
-                self._refresh(
-                    page.object_type, row["id"], _customer_id(page, row), page.as_of
-                )
+                self._refresh_row(page, row)
             self._refresh_unlisted(page, unlisted)
             with self.run.transaction():
                 self._finish(page)
@@ -252,15 +249,13 @@ class _Comparison:
             with self.run.transaction():
                 found, ambiguous = self._upsert_snapshots(page, [row])
         except Exception as exc:
-            if not affects_one_object(exc, self.conn):
+            if not self._affects_one_object(exc):
                 raise
             self._fail(page.object_type, row["id"], exc)
             return
         self._report(found)
         if ambiguous:
-            self._refresh(
-                page.object_type, row["id"], _customer_id(page, row), page.as_of
-            )
+            self._refresh_row(page, row)
 
     def _fail(self, object_type: ObjectType, object_id: str, error: Exception) -> None:
         failure = Failure(object_type, object_id, error_summary(error))
@@ -324,6 +319,9 @@ class _Comparison:
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, last.created_at, last.id)
 
+    def _refresh_row(self, page: Page, row: dict[str, Any]) -> None:
+        self._refresh(page.object_type, row["id"], _customer_id(page, row), page.as_of)
+
     def _refresh(
         self,
         object_type: ObjectType,
@@ -361,13 +359,8 @@ class _Comparison:
         # A retry waits outside the transaction, so without the lock.
         try:
             upserted, users = with_retries(refresh)
-        except StripeRequestError as exc:
-            if affects_all_objects(exc, self.client):
-                raise
-            self._fail(object_type, object_id, exc)
-            return
         except Exception as exc:
-            if not affects_one_object(exc, self.conn):
+            if not self._affects_one_object(exc):
                 raise
             self._fail(object_type, object_id, exc)
             return
@@ -405,6 +398,17 @@ class _Comparison:
             self.run.counts[one.kind] += 1
             self.run.counts[f"{one.kind} repaired"] += one.is_repaired
         return found
+
+    def _affects_one_object(self, error: Exception) -> bool:
+        """Return True if other objects can succeed, so that the run goes on."""
+        if self.conn.closed:
+            return False
+        if isinstance(error, psycopg.Error):
+            state = error.sqlstate or ""
+            return isinstance(error, LOCK_ERRORS) or state[:2] in _ROW_ERRORS
+        if isinstance(error, StripeRequestError):
+            return not affects_all_objects(error, self.client)
+        return isinstance(error, (RuleError, *_UNREADABLE))
 
     def _report(self, found: Sequence[Difference]) -> None:
         """Report differences whose repair is committed."""
@@ -451,16 +455,3 @@ def find_differences(
 def _customer_id(page: Page, row: dict[str, Any]) -> str:
     found: str = row["id"] if page.object_type == "customers" else row["customer_id"]
     return found
-
-
-def affects_one_object(error: Exception, conn: Connection[Any]) -> bool:
-    """Return True if *error* is about one object, so that the run can go on."""
-    if conn.closed:
-        return False
-    if isinstance(error, psycopg.Error):
-        state = error.sqlstate or ""
-        return isinstance(error, LOCK_ERRORS) or state[:2] in _ROW_ERRORS
-    if isinstance(error, stripe.StripeError):
-        refused = (stripe.AuthenticationError, stripe.PermissionError)
-        return not is_transient(error) and not isinstance(error, refused)
-    return isinstance(error, (RuleError, *_UNREADABLE))
