@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 TOPICS = ["messages", "quota", "referrals", "sessions", "users"]
 
 
@@ -36,3 +37,33 @@ def test_topic_has_a_page_that_begins_with_a_script(topic: str):
 
     lines = [line for line in script.splitlines() if line.strip()]
     assert 8 <= len(lines) <= 14
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        page
+        for folder in ("", "docs/", "migrations/")
+        for page in ROOT.glob(f"{folder}*.md")
+    ),
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_links_of_a_page_lead_to_files_and_headings(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors_of(linked), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of the headings, as Markdown renderers derive them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+        for heading in headings
+    }

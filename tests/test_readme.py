@@ -110,11 +110,6 @@ def test_the_folders_exist() -> None:
     assert visible - {"dist"} == {name.split("/")[0] for name in shown}
 
 
-def test_the_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / target).is_file()
-
-
 def test_the_configuration_table_lists_all_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
