@@ -1,4 +1,4 @@
-"""Finds every query function, and what the database says about its statement."""
+"""Finds every query function, and the database's description of its statement."""
 
 import ast
 import functools
@@ -30,7 +30,7 @@ from pyapp._core.queries import QUERIES, Query
 
 RUNNERS = {"fetch_one", "fetch_optional", "fetch_all", "execute", "copy_rows"}
 BY_SQL = {query.sql: query.name for query in QUERIES.values()}
-# What a value of each PostgreSQL type is in Python; jsonb may be anything.
+# The Python types of each PostgreSQL type; jsonb may be any type.
 PYTHON_TYPES: dict[str, set[type]] = {
     "bool": {bool},
     "bytea": {bytes},
@@ -104,7 +104,7 @@ Described: TypeAlias = tuple[dict[str, str], list[Column]]
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a row; those of a row within it are named after it."""
+    """A field of a row; `name` of a nested row's field has its name as prefix."""
 
     owner: str
     name: str
@@ -196,7 +196,7 @@ def _sample_arguments(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def sample(hint: Any) -> Any:
-    """Return some value of the type *hint*."""
+    """Return a value of the type *hint*."""
     kinds, _ = split_optional(hint)
     kind = next(iter(kinds))
     origin = typing.get_origin(kind) or kind
@@ -212,7 +212,7 @@ def sample(hint: Any) -> Any:
 
 
 def split_optional(hint: Any) -> tuple[list[Any], bool]:
-    """Return the types that *hint* allows beside None, and whether it allows None."""
+    """Return the types that *hint* allows except None, and whether it allows None."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return [hint], False
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
@@ -230,7 +230,7 @@ def plain_types(kinds: Iterable[Any]) -> set[Any]:
 
 
 def row_fields(row: Callable[..., Any]) -> list[Field]:
-    """Return the fields of what *row* makes, in the order of its values."""
+    """Return the fields of the rows that *row* makes, in the order of its values."""
     kind = row if is_row(row) else typing.get_type_hints(row)["return"]
     return list(_fields(kind, "", is_nullable=False))
 
@@ -253,7 +253,7 @@ def is_row(kind: Any) -> bool:
 
 
 def is_planned(query: Query) -> bool:
-    """Say whether EXPLAIN knows such statements: not COPY or CREATE."""
+    """Return whether EXPLAIN accepts the statement; it refuses COPY and CREATE."""
     return (
         re.match(r"(SELECT|WITH|INSERT|UPDATE|DELETE|MERGE)\b", query.source)
         is not None
@@ -263,7 +263,7 @@ def is_planned(query: Query) -> bool:
 def describe(conn: psycopg.Connection[TupleRow], query: Query) -> Described:
     """Return the types of the parameters and the columns of a planned statement."""
     places = {name: f"${n}" for n, name in enumerate(query.parameters, 1)}
-    # The loader has doubled every other per cent sign.
+    # The loader has doubled every other percent sign.
     text = re.sub(r"%%|%\((\w+)\)s", lambda m: places[m[1]] if m[1] else "%", query.sql)
     prepared = conn.pgconn.prepare(b"parity", text.encode())
     if prepared.status != pq.ExecStatus.COMMAND_OK:
@@ -288,10 +288,10 @@ def describe(conn: psycopg.Connection[TupleRow], query: Query) -> Described:
 def _nullable_outputs(
     conn: psycopg.Connection[TupleRow], parameters: int
 ) -> list[bool]:
-    """Explain the prepared statement, and tell which outputs the plan may blank.
+    """Return which outputs of the prepared statement's plan may be NULL.
 
-    The catalog does not know: there the inner column of a LEFT JOIN is not null, and
-    so is the column of a grouping set.
+    In the catalog, the inner column of a LEFT JOIN is not null, and neither is the
+    column of a grouping set.
     """
     conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     nulls = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
@@ -301,7 +301,7 @@ def _nullable_outputs(
     assert row is not None
     plan = row[0][0]
     nodes = list(_nodes(plan["Plan"]))
-    aliases = {alias for node in nodes for alias in _blanked(node)}
+    aliases = {alias for node in nodes for alias in _nulled_aliases(node)}
     keys = {key for node in nodes for key in _grouping_keys(node)}
     outputs = plan["Plan"].get("Output", [])
     return [out.partition(".")[0] in aliases or out in keys for out in outputs]
@@ -313,7 +313,7 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
-def _blanked(node: dict[str, Any]) -> set[str]:
+def _nulled_aliases(node: dict[str, Any]) -> set[str]:
     sides = {"Left": ["Inner"], "Right": ["Outer"], "Full": ["Inner", "Outer"]}
     return {
         inner["Alias"]

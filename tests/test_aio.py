@@ -1,4 +1,4 @@
-"""The async half: the same answers, and the same refusals, from many tasks at once."""
+"""The functions for asyncio return the same rows and raise the same errors."""
 
 import asyncio
 import inspect
@@ -79,7 +79,7 @@ def test_topics_work_together(shared_database: str, is_autocommit: bool):
     run(shared_database, test, autocommit=is_autocommit, row_factory=dict_row)
 
 
-def test_connections_and_pools_are_those_of_the_sync_half(
+def test_connections_and_pools_have_the_same_settings(
     shared_database: str, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("connect", "pool"):
@@ -100,7 +100,7 @@ def test_connections_and_pools_are_those_of_the_sync_half(
 
 
 @pytest.mark.parametrize("open_it", [aio.connect, aio.pool])
-def test_nobody_there_is_an_error_without_the_password(open_it: Any):
+def test_error_without_a_server_hides_the_password(open_it: Any):
     url = f"postgresql://me:hunter2@localhost:{free_port()}/mine"
 
     with pytest.raises(DatabaseUnavailableError, match="start it with") as caught:
@@ -123,7 +123,7 @@ def test_many_messages_are_recorded_by_copy(shared_database: str):
     run(shared_database, test)
 
 
-def test_refusals_leave_the_transaction_as_it_was(shared_database: str):
+def test_refusals_keep_the_transaction(shared_database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
         await aio.plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
         user = await aio.users.create_user(conn, email="ada@example.com")
@@ -143,7 +143,7 @@ def test_refusals_leave_the_transaction_as_it_was(shared_database: str):
     run(shared_database, test)
 
 
-def test_refusals_at_the_start_leave_no_transaction(database: str):
+def test_refusal_of_the_first_call_leaves_no_transaction(database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
         await aio.plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
         await conn.commit()
@@ -158,7 +158,7 @@ def test_refusals_at_the_start_leave_no_transaction(database: str):
     run(database, test)
 
 
-def test_nothing_is_committed_for_the_caller(database: str):
+def test_calls_do_not_commit(database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
         await aio.users.create_user(conn, email="ä@example.com")
         await conn.rollback()
@@ -173,7 +173,7 @@ def test_nothing_is_committed_for_the_caller(database: str):
         assert find_user_by_email(conn, email="ada@example.com") is None
 
 
-def test_calls_work_within_a_pipeline_of_the_caller(shared_database: str):
+def test_calls_work_in_a_pipeline_of_the_caller(shared_database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
         async with conn.pipeline():
             await aio.plans.set_plan_price(

@@ -1,4 +1,4 @@
-"""A configuration that is wrong is one line that names what to mend, and no secret."""
+"""An invalid configuration is one line that names the variable and no secret."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,10 +36,10 @@ FORMATS = ("xml", "JSON", "text json", "'", ESCAPE, "x" * 10_000)
 # Contents of .env.local, and whether DATABASE_URL is read from them.
 FILES: Mapping[str, tuple[bytes, bool]] = {
     "nothing": (b"", False),
-    "bytes that are no UTF-8": (b"A=\xff\xfe\n" + URL.encode(), False),
+    "bytes that are not UTF-8": (b"A=\xff\xfe\n" + URL.encode(), False),
     "UTF-16": (URL.encode("utf-16"), False),
     "NUL": (b"\0\0\0\n" + URL.encode(), True),
-    "no equals sign": (b"what\n" + URL.encode(), True),
+    "no equals sign": (b"name\n" + URL.encode(), True),
     "an open quote": (b"A='x\n" + URL.encode(), True),
     "only quotes": (b"DATABASE_URL=''\n", False),
     "JSON": (b'{"DATABASE_URL": "secret-word"}', False),
@@ -55,7 +55,7 @@ FILES: Mapping[str, tuple[bytes, bool]] = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with a stack.env, and no variable set outside it."""
+    """Return a folder with a stack.env, and an empty environment."""
     monkeypatch.setattr("pyapp._core.config.os.environ", {})
     (tmp_path / "stack.env").write_text("ENVIRONMENT=local\n")
     (tmp_path / ".env.local").write_text(URL)
@@ -76,12 +76,12 @@ def refusal(project: Path, setting: str) -> str:
 
 @pytest.mark.parametrize("name", ["PYAPP_MARGIN", "PYAPP_REFERRAL_BONUS"])
 @pytest.mark.parametrize("value", AMOUNTS)
-def test_amount_that_is_none_is_named(project: Path, name: str, value: str):
+def test_invalid_amount_is_reported(project: Path, name: str, value: str):
     assert refusal(project, f"{name}={value!r}").startswith(f"{name} is ")
 
 
 @pytest.mark.parametrize("value", FORMATS)
-def test_format_of_the_log_that_is_none_is_named(project: Path, value: str):
+def test_invalid_log_format_is_reported(project: Path, value: str):
     text = refusal(project, f'PYAPP_LOG="{value}"')
 
     assert text.startswith("PYAPP_LOG is ")
@@ -90,7 +90,7 @@ def test_format_of_the_log_that_is_none_is_named(project: Path, value: str):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_broken_file_is_read_as_far_as_it_can_be_or_named(project: Path, name: str):
+def test_broken_file_is_read_or_reported(project: Path, name: str):
     content, is_readable = FILES[name]
     (project / ".env.local").write_bytes(content)
     try:
@@ -107,7 +107,7 @@ def test_broken_file_is_read_as_far_as_it_can_be_or_named(project: Path, name: s
 
 
 @pytest.mark.parametrize("name", ["stack.env", ".env.local"])
-def test_folder_in_the_place_of_a_file_is_no_traceback(project: Path, name: str):
+def test_folder_instead_of_a_file_is_no_traceback(project: Path, name: str):
     (project / name).unlink()
     (project / name).mkdir()
 

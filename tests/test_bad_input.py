@@ -1,7 +1,7 @@
-"""Whatever a function is given, it answers, or says in one line what is wrong.
+"""Every function accepts or refuses every argument, with one line of error.
 
-The catalogue is in tests/bad_input. A refusal leaves all rows as they were, and the
-caller's transaction goes on.
+The arguments are in tests/bad_input. A refusal changes no row, and the caller's
+transaction can go on.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ BY_FUNCTION = {
 
 
 class Untouched:
-    """A connection of which nothing can be asked."""
+    """A connection whose attributes cannot be used."""
 
     def __getattr__(self, name: str) -> Any:
         raise LookupError(name)
@@ -58,7 +58,7 @@ class Untouched:
 
 @pytest.fixture(scope="module")
 def world(shared_database: str) -> Iterator[tuple[psycopg.Connection[Any], Arguments]]:
-    """Return a connection, and arguments that fit what it finds."""
+    """Return a connection, and valid arguments for the rows in its database."""
     with connect(shared_database) as conn:
         yield conn, fitting_arguments(conn)
         conn.rollback()
@@ -67,7 +67,7 @@ def world(shared_database: str) -> Iterator[tuple[psycopg.Connection[Any], Argum
 def shortcomings(
     conn: psycopg.Connection[Any], fitting: Arguments, parameter: Parameter
 ) -> Iterator[str]:
-    """Yield what goes wrong with which value of *parameter*."""
+    """Yield each fault with the value of *parameter* that causes it."""
     before = conn.execute(COUNTS).fetchone()
     conn.execute("SAVEPOINT untouched")
     for name, value in parameter.values():
@@ -78,24 +78,24 @@ def shortcomings(
             if not text.isprintable() or len(text) > MOST:
                 yield f"{case}: its message is {text[:MOST]!a}"
             if is_sent and conn.execute(COUNTS).fetchone() != before:
-                yield f"{case}: refused, and not without a trace"
+                yield f"{case}: refused, but rows have changed"
         elif isinstance(result, Exception):
             yield f"{case}: {type(result).__name__}: {result}"
         elif value is WRONG_TYPES.get(name) and not is_meant(parameter, value):
-            yield f"{case}: taken"
+            yield f"{case}: accepted"
         if is_sent:
             if conn.info.transaction_status != TransactionStatus.INTRANS:
-                yield f"{case}: the transaction is broken off"
+                yield f"{case}: the transaction is aborted"
             conn.execute("ROLLBACK TO untouched")
 
 
 def attempt(
     conn: psycopg.Connection[Any], parameter: Parameter, fitting: Arguments, value: Any
 ) -> tuple[bool, Any]:
-    """Return whether anything was sent, and the result or what was raised."""
+    """Return whether a statement was sent, and the result or the error."""
     arguments = arguments_for(parameter, fitting) | {parameter.name: value}
-    nobody: Any = Untouched()
-    for given in (nobody, conn):
+    untouched: Any = Untouched()
+    for given in (untouched, conn):
         try:
             return True, parameter.function(given, **arguments)
         except LookupError:
@@ -108,13 +108,13 @@ def attempt(
 
 
 def is_meant(parameter: Parameter, value: Any) -> bool:
-    """Say whether *value* is right although it has not the parameter's type."""
+    """Return whether *value* is valid although it has another type."""
     is_whole_amount = parameter.name in {"cost", "credits", "margin"} and value == 7
     return is_whole_amount or parameter.name in {"request", "response"}
 
 
 @pytest.mark.parametrize("function", BY_FUNCTION)
-def test_bad_argument_is_answered_or_refused_in_a_line(
+def test_any_argument_is_accepted_or_refused_in_one_line(
     world: tuple[psycopg.Connection[Any], Arguments], function: str
 ):
     found = [
@@ -126,7 +126,7 @@ def test_bad_argument_is_answered_or_refused_in_a_line(
     assert found == []
 
 
-def test_every_parameter_of_every_function_has_its_cases():
+def test_every_parameter_has_cases():
     cases = {
         function: [len(list(parameter.values())) for parameter in parameters]
         for function, parameters in BY_FUNCTION.items()
@@ -137,7 +137,7 @@ def test_every_parameter_of_every_function_has_its_cases():
     assert sum(map(sum, cases.values())) > 2500
 
 
-def test_text_is_kept_as_nearly_as_it_can_be(conn: psycopg.Connection[Any]):
+def test_any_text_is_stored(conn: psycopg.Connection[Any]):
     user = create_user(conn, email="ada@example.com")
     kept = {}
     for name, text in TEXTS.items():
@@ -158,15 +158,15 @@ def test_text_is_kept_as_nearly_as_it_can_be(conn: psycopg.Connection[Any]):
         (list_failed_events, {"after_id": "evt_1"}),
     ],
 )
-def test_id_of_a_page_without_its_time_is_refused(
+def test_page_id_without_its_time_is_refused(
     function: Callable[..., Any], arguments: Arguments
 ):
-    """It would give the first page again and again."""
+    """It would return the first page again."""
     with pytest.raises(InvalidValueError, match="give both of the last row"):
         function(Untouched(), **arguments)
 
 
-def test_flawed_client_id_finds_what_it_was_recorded_under(
+def test_client_id_with_invalid_characters_finds_its_messages(
     conn: psycopg.Connection[Any],
 ):
     user = create_user(conn, email="ada@example.com")
@@ -175,7 +175,7 @@ def test_flawed_client_id_finds_what_it_was_recorded_under(
     assert get_client_usage(conn, client_id="run\0\ud800").total.messages == 1
 
 
-def test_ten_megabytes_are_kept(conn: psycopg.Connection[Any]):
+def test_ten_megabytes_are_stored(conn: psycopg.Connection[Any]):
     user = create_user(conn, email="ada@example.com", name=TEN_MEGABYTES)
     call = record_message(conn, user_id=user.id, request=[TEN_MEGABYTES], **CALL)
 
@@ -184,19 +184,19 @@ def test_ten_megabytes_are_kept(conn: psycopg.Connection[Any]):
     assert (user.name, kept.last_message) == (TEN_MEGABYTES, TEN_MEGABYTES)
 
 
-def test_hundred_megabytes_of_payload_do_not_lose_the_message(
+def test_payload_of_100_megabytes_does_not_lose_the_message(
     conn: psycopg.Connection[Any],
 ):
     user = create_user(conn, email="ada@example.com")
-    said = [TEN_MEGABYTES] * 10
-    call = record_message(conn, user_id=user.id, request=said, **CALL)
+    request = [TEN_MEGABYTES] * 10
+    call = record_message(conn, user_id=user.id, request=request, **CALL)
 
     kept = find_message_payload(conn, subject_id=user.id, message_id=call.id)
     assert kept is not None
     assert str(kept.request).startswith("(not stored: 1000000")
 
 
-def test_async_half_refuses_the_same_before_anything_is_sent(
+def test_asyncio_functions_refuse_the_same_arguments(
     world: tuple[psycopg.Connection[Any], Arguments],
 ):
     found, refused = [], 0
@@ -219,7 +219,7 @@ def test_async_half_refuses_the_same_before_anything_is_sent(
 def outcome(
     function: Callable[..., Any], arguments: Arguments
 ) -> type[Exception] | None:
-    """Return what the function raises before it needs its connection, or there."""
+    """Return the error before the first use of the connection, or that use."""
     try:
         result = function(Untouched(), **arguments)
         if inspect.iscoroutine(result):

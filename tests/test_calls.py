@@ -1,4 +1,4 @@
-"""Calls leave the caller's transaction to the caller, on whatever connection."""
+"""Calls leave the caller's transaction to the caller, on any kind of connection."""
 
 import logging
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def add_priced_plans(conn: psycopg.Connection[Any]) -> None:
 
 
 def refuse(conn: psycopg.Connection[Any]) -> RuleError:
-    """Have a rule refuse a guarded call."""
+    """Make a call that a rule refuses."""
     with pytest.raises(PriceTakenError) as refusal:
         set_plan_price(conn, plan_id="free", stripe_price_id="price_1")
     return refusal.value
@@ -65,7 +65,7 @@ def status(conn: psycopg.Connection[Any]) -> TransactionStatus:
 
 
 @every_write
-def test_nothing_is_committed_for_the_caller(database: str, write, took_effect):
+def test_calls_do_not_commit(database: str, write, took_effect):
     with connect(database) as conn, connect(database) as other:
         user = create_user(conn, email="ada@example.com")
         conn.commit()
@@ -90,7 +90,7 @@ def test_autocommit_commits_each_call(database: str, write, took_effect):
             assert took_effect(other, user)
 
 
-def test_refusal_in_a_transaction_leaves_what_was_done_before(
+def test_refusal_keeps_earlier_changes_of_the_transaction(
     conn: psycopg.Connection[Any],
 ):
     add_priced_plans(conn)
@@ -104,7 +104,7 @@ def test_refusal_in_a_transaction_leaves_what_was_done_before(
     assert get_plan(conn, plan_id="free").stripe_price_id is None
 
 
-def test_refusal_at_the_start_leaves_no_transaction(database: str):
+def test_refusal_of_the_first_call_leaves_no_transaction(database: str):
     with connect(database) as conn:
         add_priced_plans(conn)
         conn.commit()
@@ -149,7 +149,7 @@ def test_callers_own_savepoint_of_the_same_name_survives(
     assert get_plan(conn, plan_id="free").stripe_price_id is None
 
 
-def test_refused_script_leaves_no_trace(conn: psycopg.Connection[Any]):
+def test_failed_erasure_changes_nothing(conn: psycopg.Connection[Any]):
     user = create_user(conn, email="ada@example.com")
 
     with pytest.raises(PyappError):
@@ -159,7 +159,7 @@ def test_refused_script_leaves_no_trace(conn: psycopg.Connection[Any]):
     assert get_user(conn, user_id=user.id) == user
 
 
-def test_refused_script_at_the_start_leaves_no_transaction(database: str):
+def test_failed_first_erasure_leaves_no_transaction(database: str):
     with connect(database) as conn:
         with pytest.raises(PyappError):
             anonymize_user(conn, user_id=uuid4())
@@ -167,7 +167,7 @@ def test_refused_script_at_the_start_leaves_no_transaction(database: str):
         assert status(conn) == TransactionStatus.IDLE
 
 
-def test_other_errors_pass_untouched_and_leave_a_guarded_caller_as_he_was(
+def test_other_errors_propagate_and_keep_the_transaction(
     conn: psycopg.Connection[Any],
 ):
     conn.execute("ALTER TABLE app.plans ADD CHECK (1 / length(stripe_price_id) >= 0)")
@@ -178,7 +178,9 @@ def test_other_errors_pass_untouched_and_leave_a_guarded_caller_as_he_was(
     assert get_user(conn, user_id=user.id) == user
 
 
-def test_call_in_an_aborted_transaction_says_so(conn: psycopg.Connection[Any]):
+def test_call_in_an_aborted_transaction_raises_psycopgs_error(
+    conn: psycopg.Connection[Any],
+):
     with pytest.raises(psycopg.errors.DivisionByZero):
         conn.execute("SELECT 1 / 0")
 
@@ -188,7 +190,7 @@ def test_call_in_an_aborted_transaction_says_so(conn: psycopg.Connection[Any]):
         get_plan(conn, plan_id="paid")
 
 
-def test_closed_connection_is_reported_as_such(database: str):
+def test_call_on_a_closed_connection_raises_operational_error(database: str):
     conn = connect(database)
     add_priced_plans(conn)
     conn.close()
@@ -197,7 +199,7 @@ def test_closed_connection_is_reported_as_such(database: str):
         set_plan_price(conn, plan_id="paid", stripe_price_id=None)
 
 
-def test_lost_connection_is_reported_as_such(database: str):
+def test_call_on_a_lost_connection_raises_operational_error(database: str):
     with connect(database) as conn, connect(database) as other:
         add_priced_plans(conn)
         other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
@@ -211,7 +213,7 @@ def test_lost_connection_is_reported_as_such(database: str):
 )
 @pytest.mark.parametrize("is_autocommit", [False, True])
 @pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor])
-def test_calls_work_whatever_the_connection_prefers(
+def test_calls_work_with_any_row_factory_cursor_and_autocommit(
     shared_database: str, row_factory: Any, is_autocommit: bool, cursor: Any
 ):
     with psycopg.connect(
@@ -236,7 +238,7 @@ def test_calls_work_whatever_the_connection_prefers(
         conn.execute("ROLLBACK")
 
 
-def test_calls_give_the_same_in_every_time_zone(conn: psycopg.Connection[Any]):
+def test_results_are_equal_in_every_time_zone(conn: psycopg.Connection[Any]):
     user = create_user(conn, email="ada@example.com")
     quota = get_user_quota(conn, user_id=user.id)
     for zone in ("Asia/Kathmandu", "America/St_Johns", "UTC"):
@@ -247,7 +249,7 @@ def test_calls_give_the_same_in_every_time_zone(conn: psycopg.Connection[Any]):
 
 
 @pytest.mark.parametrize("is_begun", [False, True])
-def test_calls_work_within_a_pipeline_of_the_caller(
+def test_calls_work_in_a_pipeline_of_the_caller(
     shared_database: str, caplog: pytest.LogCaptureFixture, is_begun: bool
 ):
     with connect(shared_database) as conn, caplog.at_level(logging.WARNING):
@@ -279,7 +281,7 @@ def test_refusals_are_not_logged(
     assert caplog.messages == []
 
 
-def test_call_is_one_round_trip_and_two_more_for_a_savepoint(
+def test_call_is_one_round_trip_or_three_with_a_savepoint(
     conn: psycopg.Connection[Any], tmp_path: Path
 ):
     add_priced_plans(conn)

@@ -1,8 +1,8 @@
-"""Calls that are cancelled at random moments, inside transactions of the caller.
+"""Calls that are cancelled at random times, inside transactions of the caller.
 
-What was reported as committed is there, and nothing else. Each call runs in a task of
-its own between two rows of the caller; the task is cancelled after a random time. The
-caller handles the cancellation or lets it end the block. A failure prints the seed.
+The database contains exactly the transactions reported as committed. Each call runs in
+a task between two inserts of the caller; the task is cancelled after a random time. The
+caller handles the cancellation, or lets it end the block. A failure prints the seed.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ if sys.platform != "win32":
 
     LOOPS["uvloop"] = uvloop.new_event_loop
 
-# In each of the four tests; each call takes part in its turn.
+# Rounds in each of the four tests; the calls take turns.
 ROUNDS = 150
-# Times that each call is measured first, without a cancellation.
+# Each call is first measured so many times without a cancellation.
 WARM_UP = 3
 UNCANCELLED = 60.0
 TAKEN = "t\xe4ken@example.com"
@@ -54,16 +54,15 @@ CONNECTIONS: dict[str, Connect] = {
 
 @dataclass
 class Kind:
-    """A call, and whether the row that it writes under an id is there."""
+    """A call, and a query for the row that it writes under an id."""
 
     call: Callable[[AsyncConnection[Any], UUID], Coroutine[Any, Any, object]]
     probe: str = "SELECT FALSE"
-    is_guarded: bool = False
     seconds: list[float] = field(default_factory=list)
 
 
 def kinds_of_calls(user: UUID, device: UUID, code: str) -> dict[str, Kind]:
-    """Return calls of all kinds: guarded, plain, scripts, reads, and refused ones."""
+    """Return calls of all kinds: atomic, single, of many statements, and refused."""
     by_email = "SELECT count(*) = 1 FROM app.users WHERE email = %(id)s || '@x.example'"
     message: dict[str, Any] = {
         "model": "m",
@@ -86,12 +85,11 @@ def kinds_of_calls(user: UUID, device: UUID, code: str) -> dict[str, Kind]:
         )
 
     return {
-        "guarded": Kind(
+        "change": Kind(
             lambda conn, id: users.set_user_email(
                 conn, user_id=user, email=f"{id}@x.example"
             ),
             by_email,
-            is_guarded=True,
         ),
         "insert": Kind(
             lambda conn, id: users.create_user(conn, email=f"{id}@x.example"), by_email
@@ -111,29 +109,26 @@ def kinds_of_calls(user: UUID, device: UUID, code: str) -> dict[str, Kind]:
                 conn, user_id=user, fingerprint_id=device
             )
         ),
-        "script": Kind(lambda conn, id: users.anonymize_user(conn, user_id=id)),
+        "erasure": Kind(lambda conn, id: users.anonymize_user(conn, user_id=id)),
         "read": Kind(lambda conn, id: aio.quota.get_user_quota(conn, user_id=user)),
         "refused price": Kind(
             lambda conn, id: aio.plans.set_plan_price(
                 conn, plan_id="free", stripe_price_id="price_1"
             ),
-            is_guarded=True,
         ),
         "refused e-mail": Kind(
             lambda conn, id: users.create_user(conn, email=f"no address {id}"),
-            is_guarded=True,
         ),
         "refused change": Kind(
             lambda conn, id: users.set_user_email(conn, user_id=user, email=TAKEN),
-            is_guarded=True,
         ),
-        "refused referral": Kind(refer, is_guarded=True),
+        "refused referral": Kind(refer),
     }
 
 
 @dataclass
 class Round:
-    """One transaction of the caller, and what was reported of it."""
+    """One transaction of the caller, and its reported outcome."""
 
     id: UUID
     kind: str
@@ -144,7 +139,7 @@ class Round:
 
 
 async def cancel_later(task: "asyncio.Future[object]", seconds: float) -> str:
-    """Cancel *task* after so many seconds, finer than the loop's timers."""
+    """Cancel *task* after so many seconds, more exactly than the loop's timers."""
     until = time.perf_counter() + seconds
     while not task.done() and time.perf_counter() < until:
         await asyncio.sleep(0)
@@ -204,11 +199,11 @@ async def play_all(
 
 @pytest.mark.parametrize("opens", CONNECTIONS)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_what_was_reported_as_committed_is_there_and_nothing_else(
+def test_exactly_the_transactions_reported_as_committed_are_stored(
     database: str, loop: str, opens: str
 ):
-    """On psycopg's own connections, where its blocks end without an error, the
-    caller may handle the cancellation of calls that leave its transaction usable."""
+    """psycopg's own connections may end a block without an error after a cancellation,
+    so only refused calls, which keep the transaction usable, are made on them."""
     seed = random.SystemRandom().randrange(2**32)
     with connect(database) as conn:
         conn.execute("CREATE TABLE public.notes (id uuid, place text)")
@@ -228,7 +223,7 @@ def test_what_was_reported_as_committed_is_there_and_nothing_else(
 
     with connect(database) as conn:
         for this in played:
-            what = f"seed {seed}: {this}"
+            case = f"seed {seed}: {this}"
             notes = conn.execute(
                 "SELECT place FROM public.notes WHERE id = %s ORDER BY place DESC",
                 [this.id],
@@ -236,24 +231,22 @@ def test_what_was_reported_as_committed_is_there_and_nothing_else(
             expected = ["before", "after"] if this.goes_on else ["before"]
             assert [place for (place,) in notes] == (
                 expected if this.is_committed else []
-            ), what
-            if this.kind == "guarded":
+            ), case
+            if this.kind == "change":
                 continue
             found = conn.execute(kinds[this.kind].probe, {"id": str(this.id)})
             is_there = found.fetchone() == (True,)
             is_kept = this.is_committed and this.outcome == "returned"
             if kinds[this.kind].probe != "SELECT FALSE":
-                assert is_there == is_kept, what
+                assert is_there == is_kept, case
         assert usage_differences(conn) == []
     outcomes = Counter(this.outcome for this in played)
     assert outcomes["cancelled"] > ROUNDS / 10, outcomes
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_cancel_scope_that_cancels_again_and_again_ends_the_call(
-    database: str, loop: str
-):
-    """anyio, and so FastAPI, cancels at each turn of the loop until the call ends."""
+def test_cancel_scope_that_cancels_repeatedly_ends_the_call(database: str, loop: str):
+    """anyio, and therefore FastAPI, cancels at each turn of the loop."""
     with connect(database) as holder:
         user = add_user(holder)
         holder.commit()

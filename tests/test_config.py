@@ -1,4 +1,4 @@
-"""stack.env, then .env.local, then the variables already set."""
+"""The configuration: stack.env, overridden by .env.local and the environment."""
 
 import re
 from decimal import Decimal
@@ -26,7 +26,7 @@ NAMES = (
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project as a fresh clone has it, with nothing set outside it."""
+    """Return a project like a fresh clone, with no variable in the environment."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     for name, source in (
@@ -37,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_example_works_as_it_is(project: Path) -> None:
+def test_example_works_unchanged(project: Path) -> None:
     settings = load_settings(project)
 
     assert settings.root == project
@@ -49,7 +49,7 @@ def test_the_example_works_as_it_is(project: Path) -> None:
     assert settings.referral_bonus == Decimal(500)
 
 
-def test_every_line_of_the_example_works_without_its_mark(project: Path) -> None:
+def test_every_line_of_the_example_works_uncommented(project: Path) -> None:
     file = project / ".env.local"
     text = re.sub(r"^# (?=[A-Z_]+=)", "", file.read_text(), flags=re.MULTILINE)
     file.write_text(text)
@@ -63,7 +63,7 @@ def test_every_line_of_the_example_works_without_its_mark(project: Path) -> None
     assert settings.log_format == "text"
 
 
-def test_env_local_wins_over_stack_env_and_set_variables_win_over_both(
+def test_env_local_overrides_stack_env_and_the_environment_both(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (project / ".env.local").open("a") as file:
@@ -86,14 +86,14 @@ def test_webhook_secrets_are_separated_by_commas(
     assert load_settings(project).stripe_webhook_secrets == ("whsec_new", "whsec_old")
 
 
-def test_a_password_keeps_dollars_and_quotes_as_written(project: Path) -> None:
+def test_password_keeps_dollars_and_quotes(project: Path) -> None:
     url = "postgresql://pyapp:a${HOME}%40b@localhost:54329/pyapp"
     (project / ".env.local").write_text(f"DATABASE_URL='{url}'\n", encoding="utf-8-sig")
 
     assert load_settings(project).database_url == url
 
 
-def test_the_root_is_the_nearest_folder_with_a_stack_env(project: Path) -> None:
+def test_root_is_the_nearest_folder_with_a_stack_env(project: Path) -> None:
     below = project / "a" / "b"
     below.mkdir(parents=True)
 
@@ -101,7 +101,7 @@ def test_the_root_is_the_nearest_folder_with_a_stack_env(project: Path) -> None:
     assert find_root(project.parent) == project.parent
 
 
-def test_a_missing_url_is_named_with_the_command_that_helps(project: Path) -> None:
+def test_error_for_a_missing_url_has_the_remedy(project: Path) -> None:
     (project / ".env.local").unlink()
     with pytest.raises(ConfigError, match=r"DATABASE_URL is not set .*; set it$"):
         load_settings(project)
@@ -114,7 +114,7 @@ def test_a_missing_url_is_named_with_the_command_that_helps(project: Path) -> No
 @pytest.mark.parametrize(
     "url", ["postgresql+psycopg://a:secret@b/c", "postgresql://a:%secret@b/c", "secret"]
 )
-def test_an_unusable_url_is_refused_without_showing_it(
+def test_invalid_url_is_refused_and_not_quoted(
     project: Path, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
@@ -127,7 +127,7 @@ def test_an_unusable_url_is_refused_without_showing_it(
 
 @pytest.mark.parametrize("name", ["PYAPP_MARGIN", "PYAPP_REFERRAL_BONUS"])
 @pytest.mark.parametrize("value", ["-1", "NaN", "Infinity", "20%"])
-def test_an_amount_that_is_none_is_refused_by_name(
+def test_invalid_amount_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -136,7 +136,7 @@ def test_an_amount_that_is_none_is_refused_by_name(
         load_settings(project)
 
 
-def test_a_bonus_above_what_a_referral_may_grant_is_refused(
+def test_bonus_above_the_limit_of_a_referral_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYAPP_REFERRAL_BONUS", "1000001")
@@ -145,14 +145,14 @@ def test_a_bonus_above_what_a_referral_may_grant_is_refused(
         load_settings(project)
 
 
-def test_a_file_that_is_not_text_is_named(project: Path) -> None:
+def test_file_that_is_not_text_is_refused(project: Path) -> None:
     (project / ".env.local").write_bytes(b"\xff\xfeD")
 
     with pytest.raises(ConfigError, match=r"\.env\.local: it is not UTF-8"):
         load_settings(project)
 
 
-def test_secrets_stay_out_of_the_repr(
+def test_secrets_are_not_in_the_repr(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_hunter2")
@@ -175,5 +175,5 @@ def test_secrets_stay_out_of_the_repr(
         ("postgresql://u:pa%ss@h/d", "(unreadable DATABASE_URL)"),
     ],
 )
-def test_messages_name_the_url_without_its_password(url: str, shown: str) -> None:
+def test_redacted_url_has_no_password(url: str, shown: str) -> None:
     assert redact_url(url) == shown

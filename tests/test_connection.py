@@ -1,4 +1,4 @@
-"""Connections are in UTC, named, and fail with a line that says what to do."""
+"""Connections use UTC and a name; their errors are one line with the remedy."""
 
 import contextlib
 import re
@@ -18,12 +18,12 @@ IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 SETTINGS = "SELECT current_setting('TimeZone'), current_setting('application_name')"
 
 
-def test_a_session_is_in_utc_and_called_pyapp(shared_database: str) -> None:
+def test_session_uses_utc_and_is_named_pyapp(shared_database: str) -> None:
     with connect(shared_database) as conn:
         assert conn.execute(SETTINGS).fetchone() == ("UTC", "pyapp")
 
 
-def test_the_urls_own_parameters_are_kept(shared_database: str) -> None:
+def test_parameters_of_the_url_are_kept(shared_database: str) -> None:
     url = f"{shared_database}?application_name=mine&options=-c%20work_mem%3D8MB"
 
     with connect(url) as conn:
@@ -31,7 +31,7 @@ def test_the_urls_own_parameters_are_kept(shared_database: str) -> None:
         assert conn.execute("SHOW work_mem").fetchone() == ("8MB",)
 
 
-def test_without_an_argument_the_configured_database_is_used(
+def test_default_is_the_configured_database(
     shared_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", shared_database)
@@ -41,13 +41,13 @@ def test_without_an_argument_the_configured_database_is_used(
         assert shared_database.endswith(f"/{conn.info.dbname}")
 
 
-def test_a_pool_gives_such_connections(shared_database: str) -> None:
+def test_connections_of_a_pool_have_the_same_settings(shared_database: str) -> None:
     with pool(shared_database) as connections, connections.connection() as conn:
         assert conn.execute(SETTINGS).fetchone() == ("UTC", "pyapp")
 
 
 @pytest.mark.parametrize("open_it", [connect, pool])
-def test_nobody_there_names_the_url_and_the_command(open_it) -> None:
+def test_error_without_a_server_has_the_url_and_the_remedy(open_it) -> None:
     port = free_port()
 
     with pytest.raises(DatabaseUnavailableError) as caught:
@@ -61,7 +61,7 @@ def test_nobody_there_names_the_url_and_the_command(open_it) -> None:
 
 
 @pytest.mark.parametrize("open_it", [connect, pool])
-def test_a_refusal_says_what_the_server_said(open_it, shared_database: str) -> None:
+def test_refusal_quotes_the_server(open_it, shared_database: str) -> None:
     url = re.sub(r"/\w+$", "/absent", shared_database)
 
     with pytest.raises(DatabaseUnavailableError) as caught:
@@ -72,7 +72,7 @@ def test_a_refusal_says_what_the_server_said(open_it, shared_database: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_another_machine_is_not_started_from_here() -> None:
+def test_no_remedy_for_a_server_on_another_machine() -> None:
     with pytest.raises(DatabaseUnavailableError) as caught:
         connect("postgresql://me:hunter2@nowhere.invalid/mine")
 
@@ -80,7 +80,7 @@ def test_another_machine_is_not_started_from_here() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_url_that_is_none_is_refused_without_showing_it() -> None:
+def test_invalid_url_is_refused_and_not_quoted() -> None:
     with pytest.raises(ConfigError) as caught:
         connect("postgresql://me:%hunter2@localhost/mine")
 
@@ -94,7 +94,7 @@ def fail_quietly(conn: psycopg.Connection[Any]) -> None:
 
 
 def test_aborted_transaction_ends_with_an_error(database: str) -> None:
-    """psycopg would send COMMIT, and the server would answer ROLLBACK."""
+    """psycopg would send COMMIT, and the server would roll back."""
     conn = connect(database)
     for end in (conn.transaction(), conn):
         with pytest.raises(psycopg.errors.InFailedSqlTransaction), end:
@@ -114,7 +114,7 @@ def test_lost_transaction_ends_with_an_error(database: str) -> None:
         conn.pgconn.finish()
 
 
-def test_transaction_to_be_rolled_back_may_be_aborted(database: str) -> None:
+def test_forced_rollback_of_an_aborted_transaction_is_no_error(database: str) -> None:
     with connect(database) as conn:
         with conn.transaction(force_rollback=True):
             fail_quietly(conn)

@@ -1,4 +1,4 @@
-"""The errors that a caller catches, also those that another process has raised."""
+"""Errors can be sent from one process to another."""
 
 import inspect
 import pickle
@@ -15,7 +15,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_error_is_the_same_after_its_way_between_processes(
+def test_error_is_equal_after_pickling(
     kind: type[errors.PyappError],
 ):
     error = kind("web")

@@ -1,4 +1,4 @@
-"""A connection belongs to the process that opened it; a fork gets none of it."""
+"""A connection works only in the process that opened it, not in a forked one."""
 
 import asyncio
 import gc
@@ -30,23 +30,23 @@ USERS = "SELECT count(*) FROM app.users"
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """Return what *work* raises in a forked process, or else its result."""
+    """Return the error of *work* in a forked process, or its result."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            told = repr(work())
+            text = repr(work())
         except Exception as exc:
-            told = f"{type(exc).__name__}: {exc}"
+            text = f"{type(exc).__name__}: {exc}"
         except BaseException:
-            told = traceback.format_exc()
-        os.write(write, told.encode())
+            text = traceback.format_exc()
+        os.write(write, text.encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read, encoding="utf-8") as answer:
-        told = answer.read()
+        text = answer.read()
     os.waitpid(child, 0)
-    return told
+    return text
 
 
 def use(connections: Pool) -> object:
@@ -67,13 +67,13 @@ def use(connections: Pool) -> object:
     ],
     ids=["connection", "open", "getconn", "wait", "check", "drain", "resize"],
 )
-def test_pool_refuses_to_work_in_a_forked_process(
+def test_pool_raises_an_error_in_a_forked_process(
     shared_database: str, work: Callable[[Pool], object]
 ):
     with pool(shared_database) as connections:
-        told = in_child(lambda: work(connections))
+        text = in_child(lambda: work(connections))
 
-        assert told == (
+        assert text == (
             f"ForkedConnectionError: process {os.getpid()} opened this connection or"
             " pool, and this process was forked from it: call pyapp.connect or"
             " pyapp.pool after the fork"
@@ -82,7 +82,9 @@ def test_pool_refuses_to_work_in_a_forked_process(
 
 
 @pytest.mark.parametrize("name", ["getconn", "open", "wait", "check", "drain"])
-def test_pool_for_asyncio_refuses_too(shared_database: str, name: str):
+def test_asyncio_pool_raises_an_error_in_a_forked_process(
+    shared_database: str, name: str
+):
     async def open_it() -> AsyncPool:
         return await aio.pool(shared_database)
 
@@ -91,14 +93,14 @@ def test_pool_for_asyncio_refuses_too(shared_database: str, name: str):
 
     with asyncio.Runner() as runner:
         connections = runner.run(open_it())
-        told = in_child(lambda: asyncio.run(use_it(connections)))
+        text = in_child(lambda: asyncio.run(use_it(connections)))
         runner.run(connections.close())
 
-    assert told.startswith("ForkedConnectionError: ")
+    assert text.startswith("ForkedConnectionError: ")
 
 
 @pytest.mark.parametrize("is_begun", [False, True])
-def test_inherited_connection_refuses_and_its_owner_goes_on(
+def test_inherited_connection_raises_and_its_owner_continues(
     database: str, is_begun: bool
 ):
     with connect(database) as conn:
@@ -121,7 +123,7 @@ def test_inherited_connection_refuses_and_its_owner_goes_on(
 
 
 def close_all(conn: Connection, connections: Pool, lent: Connection) -> str:
-    """Do in a child all that could reach the server by the parent's sockets."""
+    """Close everything in a child; the sockets are the parent's."""
     lent.close()
     connections.putconn(lent)
     connections.close()
@@ -130,7 +132,7 @@ def close_all(conn: Connection, connections: Pool, lent: Connection) -> str:
 
 
 def finish_all(conn: Connection, connections: Pool, lent: Connection) -> str:
-    """Do what a garbage collection could do, and more."""
+    """Finish everything, as a garbage collection could."""
     conn.pgconn.finish()
     lent.pgconn.finish()
     connections.__del__()
@@ -141,7 +143,7 @@ def finish_all(conn: Connection, connections: Pool, lent: Connection) -> str:
 
 
 @pytest.mark.parametrize("close", [close_all, finish_all])
-def test_closing_in_a_forked_process_harms_nothing(
+def test_closing_in_a_forked_process_does_not_affect_the_parent(
     database: str, close: Callable[[Connection, Pool, Connection], str]
 ):
     with connect(database) as conn, pool(database, min_size=3) as connections:
@@ -161,8 +163,8 @@ def test_closing_in_a_forked_process_harms_nothing(
         assert connections.get_stats().get("connections_lost", 0) == 0
 
 
-def test_child_leaves_blocks_and_interpreter_without_harm(database: str):
-    """A child that leaves the blocks of its parent, and ends as a program ends."""
+def test_child_that_exits_does_not_affect_the_parent(database: str):
+    """The child leaves the `with` blocks of its parent and exits normally."""
     script = textwrap.dedent(
         """
         import os, sys, pyapp
@@ -176,7 +178,7 @@ def test_child_leaves_blocks_and_interpreter_without_harm(database: str):
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
                 conn.execute("SELECT FROM mine")
                 own.execute("SELECT FROM mine")
-        print("unharmed")
+        print("done")
         """
     )
     run = subprocess.run(
@@ -187,7 +189,7 @@ def test_child_leaves_blocks_and_interpreter_without_harm(database: str):
         timeout=60,
     )
 
-    assert (run.returncode, run.stdout) == (0, "unharmed\n"), run.stderr
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
     assert "Traceback" not in run.stderr
 
 
@@ -215,8 +217,8 @@ def test_pools_opened_after_the_fork_read_their_own_rows(database: str):
         assert find_user_by_email(conn, email="7@example.com") == users[7]
 
 
-def test_inherited_pool_gives_no_row_in_any_worker(database: str):
-    """With psycopg's own pool, a worker may get the row that another one asked for."""
+def test_inherited_pool_returns_no_row_in_any_worker(database: str):
+    """With psycopg's own pool, a worker may get another worker's row."""
     with pool(database, min_size=2) as connections:
         with connections.connection() as conn:
             users = [create_user(conn, email=f"{n}@example.com") for n in range(8)]
@@ -229,7 +231,7 @@ def test_inherited_pool_gives_no_row_in_any_worker(database: str):
                     result.get(timeout=30)
 
 
-def test_async_connection_refuses_too(shared_database: str):
+def test_asyncio_connection_raises_an_error_in_a_forked_process(shared_database: str):
     async def open_it() -> psycopg.AsyncConnection:
         return await aio.connect(shared_database)
 
@@ -252,7 +254,7 @@ def test_async_connection_refuses_too(shared_database: str):
 def test_hooks_of_the_documentation_open_a_pool_in_each_worker(
     database: str, monkeypatch: pytest.MonkeyPatch, host: str
 ):
-    """The servers call them; here a fork does, with what they import in their place."""
+    """A fork calls the hooks as the servers do, with stubs for their imports."""
     page = Path(__file__).parents[1] / "docs" / "connections.md"
     blocks = re.findall(
         r"^```py\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S

@@ -1,8 +1,8 @@
 """Ctrl-C at every moment of a call, inside a transaction of the caller.
 
-As in test_cancellation.py, what was reported as committed is there, and nothing else.
-Here each wait for the server's answer is interrupted in its turn: before the answer is
-read, and after that.
+As in test_cancellation.py, the database contains exactly the transactions reported as
+committed. Here each wait for the server is interrupted in turn: before the response is
+read, and after it.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ MESSAGES = "SELECT count(*) FROM app.messages"
 
 
 class Interrupted:
-    """A generator of psycopg's that is interrupted once, when the answer comes."""
+    """A generator of psycopg that is interrupted once, when the response arrives."""
 
     def __init__(self, gen: Any) -> None:
         self.gen = gen
@@ -46,7 +46,7 @@ class Interrupted:
 
 
 class Interruptible:
-    """Raises KeyboardInterrupt in the wait of number `at`, or at the end of it."""
+    """Raises KeyboardInterrupt in the wait of number `at`, or at its end."""
 
     at = 0
     is_answered = False
@@ -63,14 +63,14 @@ class Interruptible:
 
 
 class Ours(Interruptible, connection_types.Connection):
-    """As pyapp.connect opens it."""
+    """The connection of pyapp.connect."""
 
 
 class Plain(Interruptible, psycopg.Connection[Any]):
-    """As psycopg opens it.
+    """The connection of psycopg.connect.
 
-    Where the answer is a refusal and is interrupted, psycopg closes the connection and
-    ends its blocks without an error: that only the connections of pyapp can report.
+    If the response is an error and is interrupted, psycopg closes the connection and
+    ends its blocks without an error; only pyapp's connections report that.
     """
 
 
@@ -86,11 +86,11 @@ REFUSED: dict[str, Callable[[psycopg.Connection[Any], UUID], object]] = {
     "change": lambda conn, user: set_user_email(conn, user_id=user, email=TAKEN),
 }
 WRITES = {
-    "guarded": (
+    "atomic": (
         lambda conn, user: set_user_email(conn, user_id=user, email=NEW),
         lambda conn: conn.execute(USERS, [NEW]),
     ),
-    "guarded insert": (
+    "atomic insert": (
         lambda conn, _: create_user(conn, email=NEW),
         lambda conn: conn.execute(USERS, [NEW]),
     ),
@@ -100,14 +100,14 @@ WRITES = {
         ),
         lambda conn: conn.execute(MESSAGES),
     ),
-    "script": (record_some, lambda conn: conn.execute(MESSAGES)),
+    "many statements": (record_some, lambda conn: conn.execute(MESSAGES)),
 }
 
 
 def interrupt(
     conn: Any, call: Callable[[Any, UUID], object], user: UUID, *, name: str
 ) -> tuple[str, bool]:
-    """Say how the call in a block ended, and whether the block ended well."""
+    """Return how the call in a block ended, and whether the block was committed."""
     outcome = "returned"
     at, conn.at = conn.at, 0
     try:
@@ -130,7 +130,7 @@ def interrupt(
     ("kind", "is_answered"), [(Ours, False), (Ours, True), (Plain, True)]
 )
 @pytest.mark.parametrize("refused", REFUSED)
-def test_interrupted_refusal_leaves_the_transaction_as_it_was(
+def test_interrupted_refusal_keeps_the_transaction(
     database: str, refused: str, kind: Any, is_answered: bool
 ):
     with connect(database) as conn:
@@ -156,7 +156,7 @@ def test_interrupted_refusal_leaves_the_transaction_as_it_was(
 
 @pytest.mark.parametrize("is_answered", [False, True])
 @pytest.mark.parametrize("write", WRITES)
-def test_interrupted_write_is_undone_or_its_transaction_ends_with_an_error(
+def test_interrupted_write_is_undone_or_its_transaction_fails(
     database: str, write: str, is_answered: bool
 ):
     call, count = WRITES[write]

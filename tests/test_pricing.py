@@ -1,4 +1,4 @@
-"""Prices agree with genai-prices call by call, and nothing is rounded away."""
+"""Prices equal those of genai-prices for each call, without rounding."""
 
 import random
 from datetime import UTC, datetime, timedelta, timezone
@@ -44,7 +44,7 @@ def test_web_searches_are_paid_for():
     assert price(details={"web_searches": 3}) == Decimal("0.03")
 
 
-def test_audio_is_priced_apart():
+def test_audio_has_its_own_price():
     text = price("gpt-audio", counts=(1_000, 0, 0, 0))
     audio = price(
         "gpt-audio", counts=(1_000, 0, 0, 0), details={"input_audio_tokens": 1_000}
@@ -52,12 +52,12 @@ def test_audio_is_priced_apart():
     assert audio > 10 * text > 0
 
 
-def test_a_tier_begins_above_its_start_and_holds_for_every_token():
+def test_tier_begins_above_its_start_and_prices_every_token():
     assert price(counts=(100_000, 0, 100_000, 0)) == Decimal("0.33")
     assert price(counts=(100_001, 0, 100_000, 0)) == Decimal("0.660006")
 
 
-def test_the_price_is_that_of_the_moment():
+def test_price_is_the_one_in_force_at_the_time():
     day = datetime(2026, 3, 13, tzinfo=UTC)  # the day on which the tiers went
     counts = (300_000, 0, 0, 0)
     second = timedelta(seconds=1)
@@ -68,7 +68,7 @@ def test_the_price_is_that_of_the_moment():
     assert price("claude-opus-4-6", at=local, counts=counts) == Decimal("1.5")
 
 
-def test_the_price_is_that_of_the_service_tier():
+def test_price_is_the_one_of_the_service_tier():
     use = {"at": datetime(2026, 11, 1, tzinfo=UTC), "counts": (1_000, 0, 0, 1_000)}
     default = price("gpt-5", context={"service_tier": "default"}, **use)
     flex = price("gpt-5", context={"service_tier": "flex"}, **use)
@@ -76,7 +76,7 @@ def test_the_price_is_that_of_the_service_tier():
     assert flex == default / 2
 
 
-def test_models_cost_what_genai_prices_says():
+def test_prices_equal_those_of_genai_prices():
     pick = random.Random(20260601)
     totals = (0, 1, 5, 100_000, 128_000, 128_001, 200_000, 200_001, 272_001, 10**6)
     # Before all, before and after tiers went, off-peak hours, and far ahead.
@@ -127,7 +127,7 @@ def test_models_cost_what_genai_prices_says():
     assert priced > 500
 
 
-def test_newer_price_data_replaces_what_was_learnt():
+def test_new_price_data_replaces_the_cached_rates():
     before = price(counts=(1_000, 0, 0, 0))
     newer = pricing._snapshot().__class__(
         providers=[p for p in get_snapshot().providers if p.id != "anthropic"],
@@ -142,11 +142,11 @@ def test_newer_price_data_replaces_what_was_learnt():
     assert price(counts=(1_000, 0, 0, 0)) == before
 
 
-def test_unknown_model_is_named_and_never_free():
+def test_unknown_model_is_an_error_and_never_free():
     with pytest.raises(UnknownModelError, match="'claude-nope'"):
         price("claude-nope", counts=(1, 0, 0, 0))
-    with pytest.raises(UnknownModelError, match="of 'nobody'"):
-        price(provider="nobody", counts=(1, 0, 0, 0))
+    with pytest.raises(UnknownModelError, match="of 'unknown'"):
+        price(provider="unknown", counts=(1, 0, 0, 0))
     with pytest.raises(UnknownModelError):
         price("", counts=(1, 0, 0, 0))
 
@@ -157,7 +157,7 @@ def test_tokens_without_a_published_price_are_never_free():
         price("whisper-large-v3", provider="groq", counts=(1, 0, 0, 0))
 
 
-def test_error_for_a_hostile_name_is_one_short_line():
+def test_error_for_any_model_name_is_one_short_line():
     with pytest.raises(UnknownModelError) as caught:
         price("\n\ud800\0" * 10_000, counts=(1, 0, 0, 0))
     assert str(caught.value).isprintable()
@@ -171,29 +171,29 @@ def test_missing_extra_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [-1, 1.0, True, "1", None])
-def test_a_count_is_a_whole_number_from_zero(count):
+def test_count_must_be_a_whole_number_from_zero(count):
     with pytest.raises(InvalidValueError, match="output_tokens"):
         price(counts=(0, 0, 0, count))
 
 
-def test_parts_do_not_exceed_their_whole():
+def test_part_must_not_exceed_its_whole():
     with pytest.raises(InvalidValueError, match="exceed"):
         price(counts=(0, 5, 0, 0), details={"cache_write_1h_tokens": 6})
 
 
-def test_a_time_without_a_zone_is_refused():
+def test_time_without_a_time_zone_is_refused():
     for at in (datetime(2026, 6, 1), datetime(2026, 6, 1, tzinfo=NoOffset())):  # noqa: DTZ001
         with pytest.raises(InvalidValueError, match="time zone"):
             price(at=at)
 
 
-def test_a_time_outside_the_calendar_in_utc_is_refused():
+def test_time_outside_the_calendar_in_utc_is_refused():
     east = timezone(timedelta(hours=5))
     with pytest.raises(InvalidValueError, match="out of range"):
         price(at=datetime(1, 1, 1, tzinfo=east))
 
 
-def test_the_callers_decimal_context_does_not_matter():
+def test_callers_decimal_context_has_no_effect():
     with localcontext(prec=3):
         rough = price(counts=(123_457, 0, 0, 1))
         credit = credits_for_cost(Decimal("0.123456"), Decimal("0.2"))
@@ -204,7 +204,7 @@ def test_the_callers_decimal_context_does_not_matter():
 @given(
     st.lists(st.integers(0, 10**6), min_size=1, max_size=40),
 )
-def test_many_small_calls_cost_what_one_large_would(parts):
+def test_many_small_calls_cost_as_much_as_one_large_call(parts):
     # One tier, so the price is a plain sum.
     one = price("claude-3-haiku", counts=(sum(parts), 0, 0, 0))
     with localcontext(prec=60):
@@ -227,7 +227,7 @@ def test_credits_are_exact_to_six_decimals(cost, margin, credit):
 
 
 @pytest.mark.parametrize("bad", ["NaN", "sNaN", "Infinity", "-Infinity", "-0.01"])
-def test_credits_refuse_what_is_not_an_amount(bad):
+def test_credits_refuse_invalid_amounts(bad):
     with pytest.raises(InvalidValueError, match="cost"):
         credits_for_cost(Decimal(bad), Decimal("0.2"))
     with pytest.raises(InvalidValueError, match="margin"):

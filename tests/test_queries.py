@@ -1,4 +1,4 @@
-"""Queries, functions and rows say the same, and the database agrees with all three."""
+"""Queries, functions and rows agree with each other and with the database."""
 
 import importlib
 import inspect
@@ -38,15 +38,15 @@ TOPICS = [
     for module in pkgutil.iter_modules(pyapp.aio.__path__)
     if module.name != "connection"
 ]
-# By file, query and column: what the catalog calls nullable and the query does not.
+# Columns that are nullable in the catalog and never NULL in the query.
 NEVER_NULL = {
-    # Linking a customer is giving it its user.
+    # The query sets it.
     "stripe_customers.sql: link_customer: user_id",
-    # They come after a cursor, which no NULL does.
+    # Compared with a cursor, which excludes NULL.
     "stripe_customers.sql: list_unseen_customers: customer_id",
     "stripe_customers.sql: list_unseen_customers: id",
 }
-# By query, the fields that repeat others of its row, so that it need not select them.
+# Fields that repeat another field of the row, so that the query does not select them.
 REPEATED = {
     "find_session": {"session_user_id", "user_anonymized_at", "fingerprint_id"},
 }
@@ -57,7 +57,7 @@ every_query = pytest.mark.parametrize(
 every_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 
 
-# What a function of the runner returns, as a query's header promises it.
+# The cardinality in a query's header for each function of the runner.
 CARDINALITY = {
     "fetch_one": "one",
     "fetch_optional": "optional",
@@ -100,7 +100,7 @@ def test_every_call_names_a_query_and_gives_its_parameters():
 
 
 @every_query
-def test_query_promises_what_its_function_expects(query: Query):
+def test_querys_cardinality_is_the_one_of_its_function(query: Query):
     for use in find_uses().get(query.name, []):
         allowed = {CARDINALITY[use.call.runner]}
         if "missing" in use.call.keywords:
@@ -145,7 +145,7 @@ def test_columns_and_fields_agree_in_name_order_and_type(
         assert known is None or field.types <= known, f"{where} is {column.type}"
 
 
-def test_fields_allow_none_where_some_query_can_give_it(
+def test_fields_allow_none_if_and_only_if_a_query_returns_null(
     conn: psycopg.Connection[TupleRow],
 ):
     nullable: dict[str, set[bool | None]] = {}
@@ -156,15 +156,15 @@ def test_fields_allow_none_where_some_query_can_give_it(
             nullable.setdefault(f"{field.owner}.{field.name}", set()).add(is_nullable)
             assert field.is_nullable or not is_nullable, f"{where} may be NULL"
 
-            # A row may serve several queries, of which one alone gives NULLs.
+            # Of several queries with the same row, one may return NULL.
             if field.is_nullable:
                 optional[f"{field.owner}.{field.name}"] = where
     never = [w for field, w in optional.items() if nullable[field] == {False}]
-    assert never == [], "these fields allow None, and the database never gives it"
+    assert never == [], "these fields allow None, but the database never returns NULL"
 
 
 @every_function
-def test_docstring_says_what_is_returned_and_repeats_no_type(function: Function):
+def test_docstring_is_a_sentence_and_repeats_no_type(function: Function):
     text = inspect.getdoc(function.call) or ""
 
     assert re.match(r"[A-Z].*[.,;:]?", text), f"{function} has no docstring"
@@ -223,7 +223,7 @@ def _describe(conn: psycopg.Connection[TupleRow], query: Query, use: Use) -> Des
 def _pairs(
     conn: psycopg.Connection[TupleRow], query: Query
 ) -> Iterator[tuple[str, Field, Column]]:
-    """Return each column with the field that takes it, and where that is."""
+    """Yield each column with its field, and the name of both."""
     for use in find_uses().get(query.name, []):
         if use.row is None or not is_planned(query):
             continue

@@ -1,7 +1,7 @@
-"""No setting of a role, a database or the server changes what a function does.
+"""No setting of a role, a database or the server changes the result of a function.
 
-Every setting that PostgreSQL lets a role have is given each of its other values by
-ALTER ROLE, and all functions are called in a session that has it.
+ALTER ROLE sets every setting that a role may have to each of its other values, and all
+functions are called in a session with it.
 """
 
 import asyncio
@@ -70,22 +70,22 @@ STRINGS: dict[str, list[str]] = {
     "timezone_abbreviations": ["India", "Australia"],
     "wal_consistency_checking": ["all"],
 }
-# Instead of the least, the most and an odd value.
+# Values instead of the minimum, the maximum and another one.
 NUMBERS = {
-    # The most would be eight terabytes of memory, which the server does not have.
+    # The maximum would be eight terabytes of memory.
     "temp_buffers": ["100", "16384"],
     "vacuum_buffer_usage_limit": ["0", "128"],
 }
-# What only takes part in settings that exclude each other, or that no role can have.
+# Settings that exclude others, and settings that a role cannot have.
 EXCLUSIVE = {"log_statement_stats"}
 UNSETTABLE = {
     "transaction_deferrable",
     "transaction_isolation",
     "transaction_read_only",
 }
-# A plan that takes so long is a failure.
+# A longer statement is a failure.
 LIMIT = "-c statement_timeout=30s"
-# Objects that would take the place of pg_catalog's.
+# Objects that would hide those of pg_catalog.
 SHADOW = """
     CREATE SCHEMA shadow;
     CREATE FUNCTION shadow.now() RETURNS timestamptz IMMUTABLE
@@ -105,7 +105,7 @@ def other_values(row: tuple[Any, ...]) -> list[str]:
         return ["off" if setting == "on" else "on"]
     if kind == "enum":
         return [word for word in words if word != setting]
-    assert kind in ("integer", "real"), f"say in STRINGS which values {name} can have"
+    assert kind in ("integer", "real"), f"add values of {name} to STRINGS"
     middle = (
         str(int(min(float(most), max(float(least), 7)))) if kind == "integer" else least
     )
@@ -113,7 +113,7 @@ def other_values(row: tuple[Any, ...]) -> list[str]:
 
 
 def plain(value: Any, name: str = "") -> Any:
-    """Return *value* without what differs in any two runs."""
+    """Return *value* without the parts that differ between two runs."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
         return {name: plain(each, name) for name, each in value.items()}
@@ -133,7 +133,7 @@ def plain(value: Any, name: str = "") -> Any:
 
 
 def attempt(conn: psycopg.Connection[Any], call: Callable[[], object]) -> Any:
-    """Return what *call* returns or raises, and undo it."""
+    """Return the result or error of *call*, and undo it."""
     try:
         with conn.transaction(force_rollback=True):
             return plain(call())
@@ -144,7 +144,7 @@ def attempt(conn: psycopg.Connection[Any], call: Callable[[], object]) -> Any:
 
 
 def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
-    """Call every function; the flow of a product first, then each by itself."""
+    """Call every function: first in a product's order, then each alone."""
     ada = users.create_user(conn, email="\xc4da@example.com", name="Ada 'n' \\ Bob")
     bob = users.create_user(conn, email="bob@example.com")
     yield "user", plain(ada)
@@ -232,14 +232,14 @@ def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
     yield "erased", plain(users.anonymize_user(conn, user_id=ada.id))
 
 
-# Their values are of the server, at this moment.
+# Functions whose values depend on the state of the server.
 OF_THE_SERVER = {"get_server_state", "list_table_sizes", "list_unused_indexes"}
-# With a limit of one row, by random ids; and the next number of a sequence.
+# Functions whose values are random ids, or numbers of a sequence.
 OF_CHANCE = {"list_users", "list_user_quotas", "list_fingerprint_quotas", "insert_run"}
 
 
 class Role:
-    """The role of the tests, whose settings in one database a test changes."""
+    """The role of the tests, and its settings in one database."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -248,7 +248,7 @@ class Role:
         self.names = [sql.Identifier(str(parts[part])) for part in ("user", "dbname")]
 
     def set(self, settings: dict[str, str]) -> None:
-        """Let new sessions of the role begin with *settings* and nothing else."""
+        """Set exactly *settings* for new sessions of the role."""
         alter = sql.SQL("ALTER ROLE {} IN DATABASE {} ").format(*self.names)
         self.admin.execute(alter + sql.SQL("RESET ALL"))
         for name, value in settings.items():
@@ -260,7 +260,7 @@ class Role:
             )
 
     def call_all(self, settings: dict[str, str]) -> Any:
-        """Return what every function gives in a session with *settings*."""
+        """Return the results of all functions in a session with *settings*."""
         self.set(settings)
         try:
             with connect(make_conninfo(self.url, options=LIMIT)) as conn:
@@ -282,12 +282,12 @@ def role(database: str) -> Iterator[Role]:
 
 
 def find_batches(role: Role) -> Iterator[dict[str, str]]:
-    """Yield values of settings to try together, until each has had each of its values.
+    """Yield values of settings to try together, until all values have been tried.
 
-    Those of the planner come by eight: with all costs at nothing and no way to join,
-    its plans take hours.
+    Planner settings are tried eight at a time: with all costs zero and every join
+    method off, plans take hours.
     """
-    role.admin.execute("DO $$ BEGIN END $$")  # loads PL/pgSQL, which has its own
+    role.admin.execute("DO $$ BEGIN END $$")  # loads PL/pgSQL and its settings
     rows = role.admin.execute(ALL).fetchall()
     assert len(rows) > 150
     rows = [row for row in rows if row[0] not in {*LEFT_TO_THE_OPERATOR, *UNSETTABLE}]
@@ -301,8 +301,8 @@ def find_batches(role: Role) -> Iterator[dict[str, str]]:
             yield {name: each[n] for name, each in values.items() if n < len(each)}
 
 
-def test_no_setting_of_a_role_changes_what_a_function_does(role: Role):
-    """Many at once, each with its next value; one by one where that differs."""
+def test_no_setting_of_a_role_changes_a_result(role: Role):
+    """Many settings at once; one by one if the results differ."""
     batches = list(find_batches(role))
     expected = role.call_all({})
     assert isinstance(expected, list), expected
@@ -316,7 +316,7 @@ def test_no_setting_of_a_role_changes_what_a_function_does(role: Role):
             for name, value in batch.items()
             if (results := role.call_all({name: value})) != expected
         }
-        # A busy machine may have cut a call short: what a setting does, it does again.
+        # On a busy machine a call may have timed out; a setting's effect is repeatable.
         if not alone and (results := role.call_all(batch)) != expected:
             alone[f"only together: {batch}"] = first_difference(expected, results)
         found |= alone
@@ -330,7 +330,7 @@ def first_difference(expected: list[Any], results: Any) -> Any:
     return next((one, other) for one, other in pairs if one != other)
 
 
-def test_what_is_left_to_the_operator_is_not_set_by_a_session():
+def test_sessions_do_not_set_the_operators_settings():
     assert not LEFT_TO_THE_OPERATOR.keys() & SETTINGS.keys()
 
 
@@ -349,12 +349,12 @@ HOSTILE = {
 
 
 def shown(name: str) -> str:
-    """Return what SHOW says of a setting of ours."""
+    """Return a setting of a session as SHOW returns it."""
     return SETTINGS[name].replace("ISO,MDY", "ISO, MDY")
 
 
 @pytest.mark.parametrize("opens", ["connect", "pool", "aio.connect", "aio.pool"])
-def test_every_way_to_a_session_sets_what_matters(role: Role, opens: str):
+def test_every_kind_of_session_has_the_settings(role: Role, opens: str):
     expected = {name: shown(name) for name in SETTINGS}
     expected |= {"client_encoding": "UTF8", "session_replication_role": "origin"}
     show = sql.SQL("SELECT {}").format(
@@ -384,7 +384,7 @@ def test_every_way_to_a_session_sets_what_matters(role: Role, opens: str):
     assert dict(zip(expected, found, strict=True)) == expected
 
 
-def test_settings_win_over_options_of_the_url_and_outlast_a_reset(database: str):
+def test_settings_override_the_urls_options_and_survive_a_reset(database: str):
     options = "-c DateStyle=German -c TimeZone=Asia/Tokyo -c work_mem=8MB"
     url = make_conninfo(database, options=options, client_encoding="LATIN1")
     ask = (
@@ -398,7 +398,7 @@ def test_settings_win_over_options_of_the_url_and_outlast_a_reset(database: str)
             assert conn.execute(ask).fetchone() == ("ISO, MDY", "UTC", "8MB", "UTF8")
 
 
-def test_role_without_triggers_is_refused_in_one_line(role: Role):
+def test_role_with_triggers_off_is_refused_in_one_line(role: Role):
     name = sql.Identifier(f"{role.admin.info.dbname}_plain")
     role.admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(name))
     role.admin.execute(

@@ -1,4 +1,4 @@
-"""Any text and any JSON is stored as nearly as the database can hold it."""
+"""Any text and any JSON value is storable; invalid characters are replaced."""
 
 import json
 from collections import OrderedDict
@@ -67,7 +67,7 @@ def stored(value: Any) -> Any:
         ("", ""),
     ],
 )
-def test_text_keeps_all_but_nul_and_half_pairs(text: str, expected: str):
+def test_nul_and_half_surrogate_pairs_become_u_fffd(text: str, expected: str):
     assert expected == storable_text(text)
     assert [{expected: expected}] == stored([{text: text}])
 
@@ -91,11 +91,11 @@ def test_text_keeps_all_but_nul_and_half_pairs(text: str, expected: str):
         ([Hostile(), {Hostile(): 1}], ["Hostile", {"Hostile": 1}]),
     ],
 )
-def test_json_keeps_what_it_can(value: Any, expected: Any):
+def test_values_unknown_to_json_become_text(value: Any, expected: Any):
     assert expected == stored(value)
 
 
-def test_nothing_stays_nothing():
+def test_none_stays_none():
     assert storable_json(None) is None
 
 
@@ -105,7 +105,7 @@ def test_depth_is_limited():
     assert "innermost" not in str(stored(nested(100_000)))
 
 
-def test_circle_is_cut():
+def test_circular_reference_is_replaced():
     circle: list[Any] = [1]
     circle += [circle, circle]
 
@@ -125,7 +125,7 @@ def test_size_is_limited():
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(value=ANY_JSON, text=ANY_TEXT)
-def test_database_holds_whatever_comes(conn: psycopg.Connection, value: Any, text: str):
+def test_database_stores_any_value(conn: psycopg.Connection, value: Any, text: str):
     row = conn.execute(
         "SELECT %s::jsonb, %s::text", (storable_json(value), storable_text(text))
     ).fetchone()
@@ -134,7 +134,7 @@ def test_database_holds_whatever_comes(conn: psycopg.Connection, value: Any, tex
     assert row[1] == storable_text(text)
 
 
-def test_database_holds_the_deepest(conn: psycopg.Connection):
+def test_database_stores_the_maximum_depth(conn: psycopg.Connection):
     text = storable_json(nested(MAX_DEPTH))
 
     row = conn.execute("SELECT %s::jsonb", (text,)).fetchone()

@@ -1,4 +1,4 @@
-"""What Stripe has signed is kept, whatever it holds, and can be read back."""
+"""Every event signed by Stripe is stored and can be read again."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import NUMBERS, make_customer, make_event, make_subscription
 
 PATH = "/stripe/webhook"
-# As they stand in a body; some of them are no number for Python, others none for jsonb.
+# JSON numbers, some of which Python cannot hold, and others jsonb.
 NUMERALS = (
     "1e400000",
     "-1e400000",
@@ -48,7 +48,7 @@ TEXTS = (
     "-0",
     "-0.0",
 )
-_HOLE = "put it here"
+_HOLE = "replace this"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def post(web: TestClient, body: bytes) -> int:
 
 
 def check_kept(conn: psycopg.Connection[Any], name: str, status: int) -> None:
-    """The answer agrees with what is kept, which can be read back."""
+    """Check that the response agrees with the stored event, which can be read."""
     row = conn.execute(
         "SELECT status, payload::text FROM app.stripe_events WHERE id = %s", [name]
     ).fetchone()
@@ -95,7 +95,7 @@ def check_kept(conn: psycopg.Connection[Any], name: str, status: int) -> None:
 
 @pytest.mark.parametrize("raw", [*NUMERALS, *TEXTS], ids=lambda raw: raw[:20])
 @pytest.mark.parametrize("path", ["balance", "email", "created", "items", "metadata"])
-def test_signed_event_with_any_value_is_kept(
+def test_signed_event_with_any_value_is_stored(
     conn: psycopg.Connection[Any], web: TestClient, raw: str, path: str
 ):
     name, body = event(raw, path)
@@ -104,7 +104,7 @@ def test_signed_event_with_any_value_is_kept(
     check_kept(conn, name, status)
 
 
-def test_number_that_jsonb_does_not_hold_is_kept_as_text(
+def test_number_beyond_jsonb_is_stored_as_text(
     conn: psycopg.Connection[Any], web: TestClient
 ):
     name, body = event("1e400000")
@@ -117,19 +117,19 @@ def test_number_that_jsonb_does_not_hold_is_kept_as_text(
     assert row == ("1e400000",)
 
 
-def test_too_many_levels_are_refused_in_every_version_of_python(web: TestClient):
+def test_deep_nesting_is_refused_in_every_python_version(web: TestClient):
     for raw in ("[" * 901 + "]" * 901, '{"a":' * 1000 + "1" + "}" * 1000):
         assert post(web, event(raw)[1]) == 400
-    # Brackets in a text are none.
+    # Brackets in strings do not count.
     assert post(web, event(json.dumps('\\"[' * 5000))[1]) == 200
 
 
-def test_what_the_database_refuses_is_kept_as_an_outline(
+def test_payload_refused_by_the_database_is_stored_as_an_outline(
     conn: psycopg.Connection[Any],
     web: TestClient,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """Should jsonb ever refuse more than is known of it."""
+    """In case jsonb refuses a value that is not known to be refused."""
     monkeypatch.setattr(
         "pyapp.stripe_sync.objects._read_json",
         lambda text, allow_constants: (json.loads(text), True),
@@ -174,7 +174,7 @@ _FIELDS = (
         max_size=1,
     ),
 )
-def test_any_signed_json_has_one_of_the_known_answers(
+def test_any_signed_json_gets_one_of_the_known_statuses(
     conn: psycopg.Connection[Any],
     web: TestClient,
     kind: str,

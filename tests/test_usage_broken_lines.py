@@ -1,4 +1,4 @@
-"""A line that cannot be counted says why, and never stops the rest."""
+"""A line that cannot be read is reported with its reason; the others are read."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ from tests.usage_lines import (
 )
 
 
-def test_each_is_reported_with_its_number_and_the_rest_goes_on(tmp_path):
+def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
     nope = changed(CHAT, model="nope-1", id="chatcmpl-B2")
     lines = [b"{", SESSION, b"", b"[1]", CHAT, b"", nope]
     results, counts = read(tmp_path, *lines)
@@ -39,7 +39,7 @@ def test_each_is_reported_with_its_number_and_the_rest_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("{'id': 1}", "not JSON: Expecting property name"),
         ('{"usage":', "not JSON"),
@@ -83,8 +83,8 @@ def test_each_is_reported_with_its_number_and_the_rest_goes_on(tmp_path):
         ),
     ],
 )
-def test_the_reason_says_what_is_wrong(tmp_path, line, said):
-    assert said in reason(tmp_path, line)
+def test_broken_line_has_a_reason(tmp_path, line, expected):
+    assert expected in reason(tmp_path, line)
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,18 @@ def test_the_reason_says_what_is_wrong(tmp_path, line, said):
     ["-1", "1.5", "2.0", '"7"', "true", "null", "NaN", "Infinity", "1e3", "[]"],
 )
 @pytest.mark.parametrize("key", ["input_tokens", "output_tokens"])
-def test_a_count_is_a_whole_number_from_zero(tmp_path, key, count):
+def test_count_must_be_a_whole_number_from_zero(tmp_path, key, count):
     line = json.dumps(changed(ANTHROPIC, **{f"usage__{key}": "COUNT"}))
-    said = reason(tmp_path, line.replace('"COUNT"', count))
-    assert said.startswith(f"{key} must be a whole number from 0 to ")
+    text = reason(tmp_path, line.replace('"COUNT"', count))
+    assert text.startswith(f"{key} must be a whole number from 0 to ")
 
 
-def test_a_huge_count_is_refused_in_a_short_line(tmp_path):
-    said = reason(tmp_path, changed(ANTHROPIC, usage__input_tokens=10**4_000))
-    assert len(said) < 130
+def test_reason_for_a_huge_count_is_short(tmp_path):
+    text = reason(tmp_path, changed(ANTHROPIC, usage__input_tokens=10**4_000))
+    assert len(text) < 130
 
 
-def test_a_line_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch):
+def test_line_over_the_size_limit_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(usage_logs, "MAX_LINE_BYTES", 2_000)
     huge = changed(SESSION, message__content="x" * 9_000)
     (broken, message), _ = read(tmp_path, huge, CHAT)
@@ -111,14 +111,14 @@ def test_a_line_beyond_the_limit_is_refused_unread(tmp_path, monkeypatch):
     assert message.model == CHAT["model"]
 
 
-def test_a_broken_repeat_does_not_hide_the_good_line(tmp_path):
+def test_broken_repeat_does_not_hide_the_valid_line(tmp_path):
     broken = changed(SESSION, message__usage__output_tokens=99, timestamp="never")
     results, counts = read(tmp_path, SESSION, broken)
     assert [type(r) for r in results] == [NewMessage, BrokenLine]
     assert counts == LineCounts(messages=1, broken=1)
 
 
-def test_a_pipe_without_times_needs_one_given(tmp_path):
+def test_pipe_without_times_needs_a_given_time(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     lines = as_bytes(ANTHROPIC) + b"\n" + as_bytes(CHAT)
@@ -131,7 +131,7 @@ def test_a_pipe_without_times_needs_one_given(tmp_path):
     assert message.model == CHAT["model"]
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_files(tmp_path / "none.jsonl")
 
@@ -167,14 +167,14 @@ SURROUNDINGS = {
 
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)
-def test_what_surrounds_the_usage_does_not_matter(tmp_path, surrounding):
+def test_bytes_around_the_usage_have_no_effect(tmp_path, surrounding):
     raw = as_bytes(SESSION)
     surrounded = SURROUNDINGS[surrounding](raw)
     assert surrounded != raw
     assert only(tmp_path, surrounded) == only(tmp_path, raw)
 
 
-def test_text_becomes_what_the_database_can_store(tmp_path):
+def test_text_is_stored_with_replaced_characters(tmp_path):
     line = changed(SESSION, sessionId="a\0b\ud800", requestId="r" * 900)
     message = only(tmp_path, line)
     assert message.client_id == "a\ufffdb\ufffd"
@@ -198,7 +198,7 @@ def test_times_may_be_text_seconds_or_milliseconds(tmp_path, time, year):
     assert message.finished_at.tzinfo is UTC
 
 
-def test_counts_that_are_null_or_missing_are_zero(tmp_path):
+def test_null_and_missing_counts_are_zero(tmp_path):
     usage = {"input_tokens": 5, "output_tokens": 6, "cache_read_input_tokens": None}
     message = only(tmp_path, changed(SESSION, message__usage=usage))
     assert tokens(message) == (5, 0, 0, 6)
@@ -206,7 +206,7 @@ def test_counts_that_are_null_or_missing_are_zero(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_no_line_stops_the_rest(tmp_path_factory, data):
+def test_no_line_stops_the_import(tmp_path_factory, data):
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: (

@@ -1,4 +1,4 @@
-"""A response counts once, however often and wherever it is logged."""
+"""A response counts once, although it is logged several times."""
 
 import itertools
 import json
@@ -24,20 +24,20 @@ from tests.usage_lines import (
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_largest_of_a_response_counts_once(tmp_path):
+def test_largest_usage_of_a_response_counts_once(tmp_path):
     lines = [changed(SESSION, message__usage__output_tokens=n) for n in (1, 90, 5)]
     messages, counts = read(tmp_path, *lines)
     assert [m.output_tokens for m in messages] == [90]
     assert counts == LineCounts(messages=1, repeats=2)
 
 
-def test_of_equal_usage_the_later_line_counts(tmp_path):
+def test_later_line_of_equal_usage_counts(tmp_path):
     later = changed(SESSION, timestamp="2026-05-04T10:11:20Z")
     message = only(tmp_path, SESSION, later)
     assert message.finished_at.second == 20
 
 
-def test_repeats_may_be_far_apart_and_in_other_files(tmp_path):
+def test_repeats_may_be_in_other_files(tmp_path):
     small = [changed(SESSION, message__id=f"msg_{n}") for n in range(300)]
     large = [changed(line, message__usage__output_tokens=7) for line in small]
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
@@ -49,25 +49,25 @@ def test_repeats_may_be_far_apart_and_in_other_files(tmp_path):
         assert len({m.id for m in messages}) == 300
 
 
-def test_a_subagents_copy_under_another_request_is_no_second_call(tmp_path):
+def test_subagents_copy_with_another_request_id_is_a_repeat(tmp_path):
     replay = changed(SESSION, isSidechain=True, requestId="req_02")
     for lines in itertools.permutations([SESSION, replay]):
         assert only(tmp_path, *lines).client_request_id == "req_01"
 
 
-def test_a_subagents_own_call_counts(tmp_path):
+def test_subagents_own_call_counts(tmp_path):
     own = changed(SESSION, isSidechain=True, requestId="req_02", message__id="msg_02")
     messages, _ = read(tmp_path, SESSION, own)
     assert [m.client_request_id for m in messages] == ["req_01", "req_02"]
 
 
-def test_lines_without_request_ids_repeat_too(tmp_path):
+def test_lines_without_request_ids_are_repeats(tmp_path):
     line = changed(SESSION, requestId=...)
     _, counts = read(tmp_path, line, line)
     assert counts == LineCounts(messages=1, repeats=1)
 
 
-def test_ids_of_servers_that_count_them_need_more_beside(tmp_path):
+def test_sequential_ids_are_combined_with_a_second_value(tmp_path):
     again = changed(CHAT, created=1_777_889_000)
     other = changed(SESSION, message__id="chatcmpl-B1")
     request = changed(other, requestId="req_02")
@@ -75,7 +75,7 @@ def test_ids_of_servers_that_count_them_need_more_beside(tmp_path):
     assert len({m.id for m in messages}) == 4
 
 
-def test_reading_again_gives_the_same_ids(tmp_path):
+def test_reading_again_returns_the_same_ids(tmp_path):
     lines = [SESSION, CHAT, RESPONSE, changed(ANTHROPIC, id="msg_02")]
     first, _ = read(tmp_path, *lines)
     (tmp_path / "other").mkdir()
@@ -84,7 +84,7 @@ def test_reading_again_gives_the_same_ids(tmp_path):
     assert [m.id for m in first] == [m.id for m in second]
 
 
-def test_ids_never_change_with_a_release(tmp_path):
+def test_ids_are_the_same_in_every_release(tmp_path):
     messages, _ = read(tmp_path, SESSION, CHAT, RESPONSE)
     assert [str(m.id) for m in messages] == [
         "9abe1b7c-a4e9-5343-ad89-d2af794c5715",
@@ -93,7 +93,7 @@ def test_ids_never_change_with_a_release(tmp_path):
     ]
 
 
-def test_what_is_written_meanwhile_is_left_for_the_next_time(tmp_path):
+def test_lines_appended_during_the_import_are_not_read(tmp_path):
     file = tmp_path / "usage.jsonl"
     file.write_bytes(as_bytes(SESSION) + b"\n")
     more = as_bytes(changed(SESSION, message__usage__output_tokens=9)) + b"\n"
@@ -111,13 +111,13 @@ def test_what_is_written_meanwhile_is_left_for_the_next_time(tmp_path):
     ("minutes", "stop_reason", "is_left"),
     [(1, None, True), (1, "end_turn", False), (11, None, False), (-1, None, True)],
 )
-def test_a_response_that_may_still_be_streaming_is_left_for_the_next_time(
+def test_response_that_may_still_be_streaming_is_left_out(
     tmp_path, minutes, stop_reason, is_left
 ):
-    """What is recorded is never changed: its last tokens would be lost."""
-    said_at = datetime.now(UTC) - timedelta(minutes=minutes)
+    """A recorded message is never changed, so its last tokens would be lost."""
+    written_at = datetime.now(UTC) - timedelta(minutes=minutes)
     line = changed(
-        SESSION, timestamp=said_at.isoformat(), message__stop_reason=stop_reason
+        SESSION, timestamp=written_at.isoformat(), message__stop_reason=stop_reason
     )
 
     messages, counts = read(tmp_path, line)
@@ -126,12 +126,12 @@ def test_a_response_that_may_still_be_streaming_is_left_for_the_next_time(
     assert counts.still_open == int(is_left)
 
 
-def test_a_response_without_a_time_is_not_taken_for_streaming(tmp_path):
+def test_response_without_a_time_is_not_streaming(tmp_path):
     line = changed(ANTHROPIC, stop_reason=None)
     only(tmp_path, line, at=datetime.now(UTC))
 
 
-def test_the_examples_have_no_broken_line():
+def test_examples_have_no_broken_line():
     counts = LineCounts()
     paths = sorted(EXAMPLES.rglob("*.jsonl"))
     at = datetime(2026, 11, 20, tzinfo=UTC)
@@ -156,5 +156,5 @@ def test_memory_grows_by_few_bytes_for_each_response(tmp_path):
         finally:
             tracemalloc.stop()
 
-    read_files(*EXAMPLES.glob("*.jsonl"))  # the prices are in memory from here on
+    read_files(*EXAMPLES.glob("*.jsonl"))  # loads the prices
     assert peak(1_500) - peak(500) < 1_000 * 250

@@ -1,4 +1,4 @@
-"""Each shape of a logged response gives its message."""
+"""A message is read from each format of a logged response."""
 
 import os
 from datetime import UTC, datetime
@@ -35,14 +35,14 @@ def test_session_line(tmp_path):
     assert (message.user_id, message.fingerprint_id) == (None, None)
 
 
-def test_anthropic_response_takes_the_given_time(tmp_path):
+def test_anthropic_response_gets_the_given_time(tmp_path):
     at = datetime(2026, 1, 2, tzinfo=UTC)
     message = only(tmp_path, ANTHROPIC, at=at)
     assert tokens(message) == (4, 300, 20_000, 1)
     assert message.finished_at == at
 
 
-def test_anthropic_response_without_time_takes_the_files(tmp_path):
+def test_anthropic_response_without_a_time_gets_the_files(tmp_path):
     file = tmp_path / "usage.jsonl"
     file.write_bytes(as_bytes(ANTHROPIC))
     os.utime(file, (1_777_000_000, 1_777_000_000))
@@ -79,7 +79,7 @@ def test_cache_writes_of_openai_are_part_of_its_input(tmp_path):
     assert tokens(only(tmp_path, line)) == (116, 256, 128, 70)
 
 
-def test_reasoning_left_out_of_the_output_is_added(tmp_path):
+def test_reasoning_tokens_missing_in_the_output_are_added(tmp_path):
     line = changed(CHAT, usage__total_tokens=1_070)
     assert tokens(only(tmp_path, line)) == (104, 0, 896, 70)
 
@@ -129,7 +129,7 @@ def test_fast_mode_and_web_searches_cost_more(tmp_path):
     assert only(tmp_path, line).cost == plain * 2 + Decimal("0.02")
 
 
-def test_compaction_is_billed_beside_the_sum_at_the_top(tmp_path):
+def test_compaction_is_billed_in_addition_to_the_usage(tmp_path):
     line = changed(SESSION)
     line["message"]["usage"]["iterations"] = [
         {"type": "compaction", "input_tokens": 150_000, "output_tokens": 2_000},
@@ -142,7 +142,7 @@ def test_compaction_is_billed_beside_the_sum_at_the_top(tmp_path):
     assert extra * 1_000_000 == 150_000 * 3 + 2_000 * 15
 
 
-def test_cost_in_the_log_is_taken_as_it_is(tmp_path):
+def test_cost_in_the_log_is_used(tmp_path):
     line = {**SESSION, "costUSD": 0.0123, "type": "assistant"}
     assert only(tmp_path, line).cost == Decimal("0.0123")
     line = changed(CHAT, model="house/model", usage__cost=1e-05)
@@ -166,7 +166,7 @@ def test_zero_cost_in_the_log_is_computed(tmp_path):
         {},
     ],
 )
-def test_lines_without_usage_of_their_own_are_counted_only(tmp_path, line):
+def test_lines_without_usage_are_only_counted(tmp_path, line):
     messages, counts = read(tmp_path, line)
     assert messages == []
     assert counts == LineCounts(without_usage=1)

@@ -1,7 +1,7 @@
-"""What mypy must accept and refuse in a script; it is checked, and never run.
+"""Code that mypy must accept or refuse in a script; it is checked and never run.
 
-`make lint` runs mypy with `warn_unused_ignores`: a mistake below that it no longer sees
-fails there, as does a result that is not of the type it is said to have.
+`make lint` runs mypy with `warn_unused_ignores`: it fails if mypy no longer reports one
+of the mistakes below, or if a result does not have the asserted type.
 """
 
 from datetime import timedelta
@@ -21,7 +21,7 @@ from pyapp.users import User
 
 
 def accepted(conn: psycopg.Connection[Any], user_id: UUID, token: str) -> None:
-    """Use what there is as it is meant."""
+    """Use the functions correctly."""
     user = pyapp.users.get_user(conn, user_id=user_id)
     assert_type(user, User)
     assert_type(user.email, str | None)
@@ -51,7 +51,7 @@ def accepted(conn: psycopg.Connection[Any], user_id: UUID, token: str) -> None:
 
 
 async def awaited(conn: psycopg.AsyncConnection[Any], user_id: UUID) -> None:
-    """Use the async half in the same way."""
+    """Use the functions for asyncio correctly."""
     assert_type(await aio.users.get_user(conn, user_id=user_id), User)
     quota: Quota = await aio.quota.get_user_quota(conn, user_id=user_id)
     assert_type(quota.credits_used, Decimal)
@@ -67,7 +67,7 @@ async def refused(
     other: psycopg.AsyncConnection[Any],
     user_id: UUID,
 ) -> None:
-    """Make the mistakes that a type checker has to find."""
+    """Make mistakes that a type checker must report."""
     pyapp.users.get_user(conn, id=user_id)  # type: ignore[call-arg]
     pyapp.users.get_user(conn)  # type: ignore[call-arg]
     pyapp.users.get_user(conn, user_id)  # type: ignore[call-arg]

@@ -1,4 +1,4 @@
-"""What the tests of `pyapp import usage` share: Ada, her logs and her messages."""
+"""Helpers for the tests of `pyapp import usage`."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_log(file: Path, *lines: object) -> str:
 
 
 def calls(count: int) -> list[object]:
-    """Return the lines of so many calls."""
+    """Return *count* lines, one for each call."""
     return [changed(CHAT, id=f"chatcmpl-{n}") for n in range(count)]
 
 
@@ -38,7 +38,7 @@ def import_usage(
 
 
 def ada_id(conn: Connection) -> UUID:
-    """Return who pays if nobody else is named."""
+    """Return the id of the default payer."""
     user = find_user_by_email(conn, email=ADA)
     assert user is not None
     return user.id

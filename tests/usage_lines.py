@@ -1,4 +1,4 @@
-"""Lines of usage logs as they occur, and how tests read them."""
+"""Lines of real usage logs, and helpers to read them."""
 
 import copy
 import json
@@ -86,7 +86,7 @@ def changed(line, **paths):
 
 
 def read(tmp_path, *lines, **options):
-    """Return what a file of *lines* (objects, text or bytes) gives, and the counts."""
+    """Write *lines* (objects, text or bytes) to a file; return messages and counts."""
     file = tmp_path / "usage.jsonl"
     file.write_bytes(b"\n".join(map(as_bytes, lines)) + b"\n")
     counts = LineCounts()
@@ -112,7 +112,7 @@ def only(tmp_path, *lines, **options):
 
 
 def reason(tmp_path, line):
-    """Return why the only line cannot be counted."""
+    """Return the reason why the only line is broken."""
     (broken,), counts = read(tmp_path, line)
     assert isinstance(broken, BrokenLine), broken
     assert (broken.line, counts.broken) == (1, 1)

@@ -1,4 +1,4 @@
-"""Every public function, each of its parameters, and arguments that fit them."""
+"""Every public function with its parameters, and valid arguments for them."""
 
 import importlib
 import inspect
@@ -27,7 +27,7 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a function, or a field of what it is given in bulk."""
+    """A parameter of a function, or a field of the messages recorded in bulk."""
 
     function: Callable[..., Any]
     name: str
@@ -35,11 +35,11 @@ class Parameter:
 
     @property
     def function_name(self) -> str:
-        """Return the name by which it is known."""
+        """Return the qualified name of the function."""
         return f"{self.function.__module__}.{self.function.__name__}"
 
     def values(self) -> Iterator[tuple[str, Any]]:
-        """Yield what it is to be given, by name."""
+        """Yield the arguments to try, each with its name."""
         if self.hint == JSON:
             return iter(JSONS.items())
         if self.name == "messages":
@@ -49,7 +49,7 @@ class Parameter:
 
 
 def public_parameters() -> list[Parameter]:
-    """Return those of every query function that scripts import."""
+    """Return the parameters of every query function that scripts import."""
     return [
         Parameter(getattr(importlib.import_module(found.module), found.name), *pair)
         for found in find_functions()
@@ -64,7 +64,7 @@ def message_fields() -> list[Parameter]:
 
 
 def record_in_bulk(conn: Connection[Any], **fields: Any) -> Any:
-    """Record one message of these fields, unless it cannot be sent."""
+    """Record one message with these fields, unless its values are refused."""
     messages = [NewMessage(**fields)]
     list(staged_rows(messages, None, None, None))
     return record_messages(conn, messages)
@@ -77,7 +77,7 @@ def _hints(thing: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
 
 
 def fitting_arguments(conn: Connection[Any]) -> Arguments:
-    """Return by name an argument that fits each parameter, and add what they mean."""
+    """Create rows; return a valid argument for each parameter by name."""
     ada = create_user(conn, email="ada@catalogue.example", name="Ada")
     bob = create_user(conn, email="bob@catalogue.example")
     device = upsert_fingerprint(conn, sig_hash="hash")
@@ -129,7 +129,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
     }
 
 
-# Where the argument of this name would fit in another way.
+# Arguments of functions for which the one of that name is not valid.
 FITTING_ELSEWHERE: Mapping[str, Arguments] = {
     "create_user": {"email": "new@example.com"},
     "set_user_email": {"email": "new@example.com"},
@@ -137,7 +137,7 @@ FITTING_ELSEWHERE: Mapping[str, Arguments] = {
 
 
 def arguments_for(parameter: Parameter, fitting: Arguments) -> dict[str, Any]:
-    """Return fitting arguments for all of the function's parameters."""
+    """Return valid arguments for all of the function's parameters."""
     name = parameter.function.__name__
     names = (
         [field for field, _ in _hints(NewMessage)]

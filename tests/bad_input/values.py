@@ -1,7 +1,7 @@
-"""The values, by what they are given for; each has a name of its own.
+"""Arguments to try, by the type of the parameter, each with a name.
 
-Those of another type than the parameter's come from WRONG_TYPES; those of its type are
-refused or rightly taken, and do no harm either way.
+Values of another type come from WRONG_TYPES and are refused. Values of the parameter's
+type are refused or accepted, and harmless in both cases.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from uuid import UUID
 
 
 class Raising:
-    """Refuses to be shown."""
+    """An object whose repr raises an error."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no text")
 
 
 class NoOffset(tzinfo):
-    """A zone that does not know its offset."""
+    """A time zone without an offset."""
 
     def utcoffset(self, _: datetime | None) -> None:
         return None
@@ -39,7 +39,7 @@ DAY = date(2026, 2, 28)
 NOON = datetime(2026, 2, 28, 12, tzinfo=UTC)
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 
-# Each is of one type, and wrong wherever another is asked for.
+# One value of each type, wrong for a parameter of another type.
 WRONG_TYPES: Mapping[str, Any] = {
     "None": None,
     "a bool": True,
@@ -62,7 +62,7 @@ WRONG_TYPES: Mapping[str, Any] = {
     "an object that cannot be shown": Raising(),
 }
 
-# What is text, and more than text to somebody on the way.
+# Strings with a special meaning in SQL, COPY, JSON, terminals or Python.
 TEXTS: Mapping[str, str] = {
     "empty": "",
     "a space": " ",
@@ -96,7 +96,7 @@ TEXTS: Mapping[str, str] = {
     "markup": "[red]a[/red] [link=x]",
     "a path": "../../etc/passwd",
     "long": "x" * 10_000,
-    "random-looking, for no index holds it": "".join(
+    "random-looking, too long for an index": "".join(
         chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000)
     ),
 }
@@ -161,12 +161,12 @@ DURATIONS: Mapping[str, timedelta] = {
 }
 
 UUIDS: Mapping[str, UUID] = {
-    "nobody's": UUID("00000000-0000-4000-8000-000000000000"),
+    "of no row": UUID("00000000-0000-4000-8000-000000000000"),
     "the least": UUID(int=0),
     "the greatest": UUID(int=2**128 - 1),
 }
 
-# A UUID as text is none: it may be none in fact.
+# Strings are not UUIDs; they may be malformed.
 UUID_TEXTS: Mapping[str, str] = {
     "a UUID as text": "00000000-0000-4000-8000-000000000000",
     "half a UUID": "00000000-0000-4000",
@@ -205,7 +205,7 @@ def nested(depth: int) -> Any:
 CIRCLE: list[Any] = []
 CIRCLE.append(CIRCLE)
 
-# For what takes any JSON: all of it is stored, as nearly as it can be.
+# Values for JSON parameters, all of which are stored.
 JSONS: Mapping[str, Any] = {
     **WRONG_TYPES,
     "10,000 levels": nested(10_000),
@@ -220,7 +220,7 @@ JSONS: Mapping[str, Any] = {
     "a thousand lists": [[]] * 1000,
 }
 
-# What is no message, among messages.
+# Values that are not messages, among messages.
 MESSAGES: Mapping[str, Any] = {
     "none": [],
     "text": "text",
