@@ -6,6 +6,7 @@ Each command is stopped while it waits for a lock that the test holds, and is ru
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -86,6 +87,17 @@ def run_stopped(
         return running.result(timeout=20)
 
 
+@contextmanager
+def database_setting(conn: psycopg.Connection, name: str, value: str) -> Iterator[None]:
+    """Change a setting of all new sessions of the database."""
+    alter = sql.SQL("ALTER DATABASE {} ").format(sql.Identifier(conn.info.dbname))
+    conn.execute(alter + sql.SQL("SET {} = {}").format(sql.Identifier(name), value))
+    try:
+        yield
+    finally:
+        conn.execute(alter + sql.SQL("RESET {}").format(sql.Identifier(name)))
+
+
 def assert_one_line(result: Result, *parts: str) -> None:
     """Check that the command failed with one line of error."""
     code, out, err = result
@@ -163,17 +175,9 @@ def test_time_out_is_one_line_and_the_command_works_again(
     conn: psycopg.Connection, tmp_path: Path, command: str, setting: str, reason: str
 ):
     arguments = words(command, tmp_path)
-    set_for_all = "ALTER DATABASE {} SET {} = {}"
-    name = sql.Identifier(conn.info.dbname)
 
-    def limit(value: str) -> None:
-        statement = sql.SQL(set_for_all).format(name, sql.SQL(setting), value)
-        conn.execute(statement)
-
-    limit("100ms")
-    with locked(conn, COMMANDS[command]):
+    with database_setting(conn, setting, "100ms"), locked(conn, COMMANDS[command]):
         result = run_cli(*arguments)
-    limit("0")
 
     assert_one_line(result, reason, "run it again")
     assert run_cli(*arguments)[0] == 0
@@ -185,9 +189,6 @@ def test_idle_in_transaction_time_out_is_named(
 ):
     """As when the output of a long table is not read for some time."""
     add_user(conn)
-    name = sql.Identifier(conn.info.dbname)
-    statement = sql.SQL("ALTER DATABASE {} SET idle_in_transaction_session_timeout={}")
-    conn.execute(statement.format(name, "50ms"))
 
     def read_slowly(session: psycopg.Connection, **arguments: object) -> object:
         page = list_user_quotas(session, **arguments)  # type: ignore[arg-type]
@@ -196,25 +197,24 @@ def test_idle_in_transaction_time_out_is_named(
             conn.execute("SELECT pg_sleep(0.01)")
         return page
 
-    with monkeypatch.context() as patch:
+    with (
+        database_setting(conn, "idle_in_transaction_session_timeout", "50ms"),
+        monkeypatch.context() as patch,
+    ):
         patch.setattr(quota_command, "list_user_quotas", read_slowly)
         code, _, err = run_cli("quota", "--all")
 
     assert code == 1
     assert re.fullmatch(r"error: the database .*idle-in-transaction.*\n", err)
-    conn.execute(statement.format(name, "0"))
     assert run_cli("quota", "--all")[0] == 0
 
 
 def test_read_only_database_is_reported(conn: psycopg.Connection):
-    name = sql.Identifier(conn.info.dbname)
-    statement = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
-    conn.execute(statement.format(name, "on"))
+    with database_setting(conn, "default_transaction_read_only", "on"):
+        result = run_cli("users", "add", "new@example.com")
+        assert run_cli("quota", "--all")[0] == 0
 
-    assert_one_line(
-        run_cli("users", "add", "new@example.com"), "the database is read-only"
-    )
-    assert run_cli("quota", "--all")[0] == 0
+    assert_one_line(result, "the database is read-only")
 
 
 def test_clock_that_jumps_back_loses_no_session_or_message(conn: psycopg.Connection):
