@@ -222,39 +222,28 @@ def test_unknown_model_is_an_error_that_names_it(
     ("values", "reason"),
     [
         ({"user_id": None}, "no payer"),
-        ({"user_id": "ada"}, "user_id must be a UUID"),
-        ({"id": "1"}, "id must be a UUID"),
         ({"model": ""}, "model must not be empty"),
-        ({"model": None}, "model must be text"),
-        ({"input_tokens": True}, "input_tokens must be"),
-        ({"output_tokens": 1.0}, "output_tokens must be"),
         ({"cache_read_input_tokens": -1}, "cache_read_input_tokens must be"),
         ({"cache_creation_input_tokens": 2**31}, "from 0 to 2147483647"),
-        ({"latency_ms": 0.5}, "latency_ms must be"),
         ({"finished_at": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
-        ({"finished_at": "now"}, "must be a datetime"),
         (
             {"finished_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))},
             "out of range",
         ),
         ({"cost": 0.1}, "cost must be a Decimal"),
-        ({"cost": True}, "cost must be a Decimal"),
         ({"cost": Decimal("NaN")}, "cost must be from 0"),
-        ({"cost": Decimal("sNaN")}, "cost must be from 0"),
-        ({"cost": float("nan")}, "cost must be a Decimal"),
-        ({"cost": Decimal("Infinity")}, "cost must be from 0"),
         ({"cost": Decimal("-0.01")}, "cost must be from 0"),
         ({"cost": Decimal("1E+100")}, "cost must be from 0"),
         ({"cost": Decimal("1E-101")}, "more than 100 decimals"),
         ({"credits": Decimal("-1")}, "credits must be from 0"),
         ({"margin": Decimal("-1")}, "margin must be from 0"),
         ({"client_id": "x" * 256}, "client_id has 256 characters"),
-        ({"client_request_id": 7}, "client_request_id must be text"),
     ],
 )
-def test_invalid_value_is_refused_before_anything_is_sent(
+def test_invalid_value_is_refused_and_named(
     conn: psycopg.Connection, user_id: UUID, values: dict[str, Any], reason: str
 ):
+    """test_bad_input.py tries every type and range of every parameter."""
     message = {"user_id": user_id, "model": "m", "cost": COST, **values}
 
     with pytest.raises(InvalidValueError, match=reason):
