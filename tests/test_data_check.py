@@ -298,7 +298,7 @@ def test_repair_needs_read_committed(database: str, level: str, call: str):
             conn.execute(f"SELECT {call}".encode())
 
 
-def test_repair_runs_where_the_default_is_repeatable_read(
+def test_repair_runs_with_a_serializable_default(
     committing: psycopg.Connection,
 ):
     user = add_user(committing)

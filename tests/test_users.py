@@ -1,4 +1,4 @@
-"""Users: one for each e-mail address, changed, and anonymized while the bill stays."""
+"""Users, one for each e-mail address, anonymized while the bill stays; fingerprints."""
 
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -7,7 +7,14 @@ import psycopg
 import pytest
 
 from pyapp._core.connection import connect
-from pyapp.errors import EmailTakenError, RuleError, UserNotFoundError
+from pyapp.errors import (
+    EmailTakenError,
+    FingerprintIsUserError,
+    FingerprintNotFoundError,
+    RuleError,
+    UserNotFoundError,
+)
+from pyapp.fingerprints import get_fingerprint, upsert_fingerprint
 from pyapp.messages import find_message_payload, list_messages, record_message
 from pyapp.referrals import get_referral_summary, redeem_referral
 from pyapp.sessions import create_session, find_session
@@ -266,3 +273,38 @@ def test_sign_in_does_not_wait_for_changes_to_the_user(pair: Pair):
     other.execute("SET lock_timeout = '1s'")
 
     assert create_session(other, user_id=user.id).session.user_id == user.id
+
+
+def test_fingerprint_without_an_id_is_always_new(conn: psycopg.Connection):
+    one, other = (upsert_fingerprint(conn, sig_hash="x") for _ in range(2))
+
+    assert one.id != other.id
+    assert one.base_quota == Decimal(1000)
+
+
+def test_fingerprint_with_an_id_is_created_once(conn: psycopg.Connection):
+    fingerprint = uuid4()
+    first = upsert_fingerprint(conn, fingerprint_id=fingerprint, sig_hash="x")
+
+    assert first.id == fingerprint
+    assert upsert_fingerprint(conn, fingerprint_id=fingerprint) == first
+    assert get_fingerprint(conn, fingerprint_id=fingerprint) == first
+
+
+def test_new_signature_replaces_the_old_one(conn: psycopg.Connection):
+    fingerprint = upsert_fingerprint(conn, sig_hash="x").id
+
+    changed = upsert_fingerprint(conn, fingerprint_id=fingerprint, sig_hash="y\0")
+
+    assert changed.sig_hash == "y\N{REPLACEMENT CHARACTER}"
+
+
+def test_fingerprint_cannot_have_the_id_of_a_user(conn: psycopg.Connection):
+    user_id = create_user(conn, email=EMAIL).id
+
+    with pytest.raises(FingerprintIsUserError) as refusal:
+        upsert_fingerprint(conn, fingerprint_id=user_id)
+
+    assert refusal.value.constraint == "fingerprints_refuse_user_id"
+    with pytest.raises(FingerprintNotFoundError, match=str(user_id)):
+        get_fingerprint(conn, fingerprint_id=user_id)
