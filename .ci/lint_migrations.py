@@ -1,4 +1,4 @@
-"""Run squawk over the migrations, each under the rules of the way yoyo runs it."""
+"""Run squawk over the migrations, with the rules for how yoyo runs each file."""
 
 import subprocess
 import sys
@@ -6,15 +6,15 @@ import tomllib
 from pathlib import Path
 
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
-# A rollback is there to drop what its migration made, and runs when nobody waits.
+# A rollback drops what its migration created, at a quiet time.
 DROPPED = ("table", "column", "constraint", "function", "not-null", "schema", "view")
 ROLLBACK = [f"ban-drop-{kind}" for kind in DROPPED] + ["constraint-missing-not-valid"]
-# The one statement of a file outside a transaction leaves no place for a SET.
+# A file outside a transaction has one statement, so it cannot SET lock_timeout.
 OUTSIDE = ["require-lock-timeout"]
 
 
 def squawk(paths: list[Path], *options: str) -> int:
-    """Lint *paths* quietly; print what squawk says when it objects."""
+    """Lint *paths*; print the output of squawk only if it fails."""
     if not paths:
         return 0
     run = subprocess.run(

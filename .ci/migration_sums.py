@@ -1,7 +1,7 @@
-"""Hold migrations/ to SHA256SUMS: what is listed there never changes any more.
+"""Compare migrations/ with SHA256SUMS: a listed file never changes.
 
-`--add` lists the files that are new. A line is never replaced: a commit that changes
-one shows its reviewer that a merged migration has changed.
+`--add` lists new files. A line is never replaced, so a changed line in a commit shows
+that a merged migration has changed.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ SUMS = FOLDER / "SHA256SUMS"
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of the text of *path*, the same on every system."""
+    """Return the SHA-256 of the text of *path*, equal on each system."""
     return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
 
 
@@ -24,7 +24,7 @@ def read_sums() -> dict[str, str]:
 
 
 def main() -> int:
-    """Say which files have changed, vanished or are not listed; 1 if any."""
+    """Print which files have changed, are missing or not listed; 1 if any."""
     listed = read_sums()
     found = {path.name: checksum(path) for path in sorted(FOLDER.glob("*.sql"))}
     new = [name for name in found if name not in listed]
@@ -35,12 +35,12 @@ def main() -> int:
         print(f"{SUMS}: {', '.join(new) or 'nothing'} added")
         return 0
     for name in new:
-        print(f"{FOLDER / name} is not in {SUMS.name}; once it is final: make freeze")
+        print(f"{FOLDER / name} is not in {SUMS.name}; when it is final: make freeze")
     changed = [name for name in listed if found.get(name) != listed[name]]
     for name in changed:
         print(
-            f"{FOLDER / name} has changed since it was merged: undo that, and write a"
-            f" new migration (not merged yet? Take its line out of {SUMS})"
+            f"{FOLDER / name} has changed since it was merged: restore it, and write a"
+            f" new migration (not merged yet? Remove its line from {SUMS})"
         )
     return 1 if new or changed else 0
 

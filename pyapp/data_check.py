@@ -1,4 +1,4 @@
-"""Sums compared with the rows they are made from, and repaired while writers go on."""
+"""Compares the stored sums with their rows, and repairs them while writers continue."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,15 +26,15 @@ SUMS = (
     "cache_creation_input_tokens",
     "cache_read_input_tokens",
 )
-# How long a repair waits for a row that another transaction holds.
+# The longest wait of a repair for a row that another transaction has locked.
 LOCK_WAIT_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class UsageDrift:
-    """A payer's UTC day: what usage_daily keeps, and what its messages add up to.
+    """A payer's UTC day: the sums in usage_daily, and the sums of its messages.
 
-    Kept values are None where usage_daily has no row, recorded ones where there are no
+    Kept values are None if usage_daily has no row, recorded values if there are no
     messages.
     """
 
@@ -70,7 +70,7 @@ class UsageDrift:
 
 @dataclass(frozen=True, slots=True)
 class ReferralDrift:
-    """A user's totals, and what the user's completed referrals add up to."""
+    """A user's stored totals, and the sums of the user's completed referrals."""
 
     user_id: UUID
     referral_limit: int
@@ -81,7 +81,7 @@ class ReferralDrift:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether a repair changes it; credits given by hand on top are kept."""
+        """Whether a repair changes the user; extra credits given by hand are kept."""
         return (
             self.kept_count != self.completed_count
             or self.kept_credits < self.granted_credits
@@ -95,7 +95,7 @@ class ReferralDrift:
 
 @dataclass(slots=True)
 class Drift(Generic[R]):
-    """How many rows differ, the first of them, and how many of all were repaired."""
+    """The number of rows that differ and of those repaired, and the first rows."""
 
     limit: int
     found: int = 0
@@ -103,7 +103,7 @@ class Drift(Generic[R]):
     rows: list[R] = field(default_factory=list)
 
     def add(self, row: R) -> None:
-        """Count *row*, and keep it if it is one of the first."""
+        """Count *row*, and keep it if fewer than `limit` are kept."""
         self.found += 1
         if len(self.rows) < self.limit:
             self.rows.append(row)
@@ -111,11 +111,11 @@ class Drift(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class DataCheck:
-    """What a check has compared and found.
+    """The result of a check.
 
     `raised` are users with more referral credits than granted, which is not drift;
-    `over_limit` those whose count cannot be repaired below their referral_limit;
-    `locked` the rows that another transaction held for too long to be repaired.
+    `over_limit` users whose repaired count would exceed their referral_limit; `locked`
+    rows that another transaction kept locked for too long.
     """
 
     days: int
@@ -128,7 +128,7 @@ class DataCheck:
 
     @property
     def remaining(self) -> int:
-        """How many rows differ still."""
+        """The number of rows that still differ."""
         return sum(
             drift.found - drift.repaired for drift in (self.usage, self.referrals)
         )
@@ -148,8 +148,8 @@ class _Repaired:
 def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck:
     """Compare the sums at *url* with their rows; keep the first *limit* of each kind.
 
-    Writers are not held up. A repair locks one payer's day, or one user, at a time and
-    commits each.
+    Writers are not blocked. A repair locks one payer's day, or one user, at a time, and
+    commits after each.
 
     Raises:
         DatabaseUnavailableError: the server is not healthy.
@@ -194,7 +194,7 @@ def _repair_user(
 
 
 def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
-    """Repair one row in a transaction of its own; return False if it stays locked."""
+    """Repair one row in its own transaction; return False if it stays locked."""
     try:
         with conn.transaction():
             execute(conn, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
@@ -205,6 +205,6 @@ def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
 
 
 def _stream(conn: psycopg.Connection[Any], name: str, row: type[R]) -> Iterator[R]:
-    """Yield the rows of the query *name*, of which the client holds one at a time."""
+    """Yield the rows of the query *name*; the client holds one at a time."""
     with conn.cursor(row_factory=class_row(row)) as cursor:
         yield from cursor.stream(TOOL_QUERIES[name].sql)

@@ -1,4 +1,4 @@
-"""Archives of retired payloads: gzipped CSV files, each whole or absent."""
+"""Archives of retired payloads: gzipped CSV files, each complete or absent."""
 
 import csv
 import gzip
@@ -18,17 +18,17 @@ import psycopg
 from pyapp._core.queries import TOOL_QUERIES
 from pyapp.errors import ArchiveError
 
-with suppress(ModuleNotFoundError):  # not on every system
+with suppress(ModuleNotFoundError):  # Windows has no fcntl
     import fcntl
 
-# Of every archive; what is not named yet has a dot before it.
+# The names of archives begin so; an unfinished one has a dot before it.
 PREFIX = "message_payloads_"
 _COLUMNS = ["subject_id", "message_id", "finished_at", "request", "response"]
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A copy of the retired payloads on disk that has no name yet."""
+    """A copy of the retired payloads on disk, before it gets its name."""
 
     folder: Path
     name: str
@@ -37,9 +37,9 @@ class Archive:
 
     @contextmanager
     def published(self) -> Iterator[Path]:
-        """Give the file its name, and take it away again if the block fails.
+        """Give the file its name, and remove it if the block fails.
 
-        An archive that is already there stays, and the new one is numbered.
+        An existing archive is kept, and the new one gets a number.
 
         Raises:
             ArchiveError: the folder cannot be written.
@@ -59,14 +59,14 @@ class Archive:
 def draft_archive(
     conn: psycopg.Connection[Any], folder: Path, name: str
 ) -> Iterator[Archive]:
-    """Copy what was detached to a file in *folder* that the block can publish.
+    """Copy the retired payloads to a file in *folder* that the block can publish.
 
-    Only the owner can read it, because it holds payloads. It is removed at the end of
-    the block; what was published stays.
+    Only its owner can read the file. At the end of the block the copy is removed, and a
+    published archive stays.
 
     Raises:
-        ArchiveError: the folder or the file cannot be written, or another run works in
-            the folder; no file is left.
+        ArchiveError: the folder or the file cannot be written, or another run uses the
+            folder; no file is left.
     """
     temporary: Path | None = None
     try:
@@ -89,7 +89,7 @@ def draft_archive(
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """By file: payloads removed, and the reason why a file could not be changed."""
+    """By file: the number of payloads removed, or why it could not be changed."""
 
     removed: dict[str, int]
     failed: dict[str, str]
@@ -98,11 +98,11 @@ class Erasure:
 def erase_archived(folder: Path, subject_id: UUID) -> Erasure:
     """Remove a payer's payloads from the archives in *folder*.
 
-    A file with payloads of the payer is replaced as a whole by one without them. A file
-    that cannot be read or replaced stays as it was, and the others are changed.
+    A file with payloads of the payer is replaced by one without them. A file that
+    cannot be read or replaced is kept unchanged, and the others are changed.
 
     Raises:
-        ArchiveError: another run works in the folder.
+        ArchiveError: another run uses the folder.
     """
     result = Erasure({}, {})
     with _alone_in(folder):
@@ -119,10 +119,10 @@ def erase_archived(folder: Path, subject_id: UUID) -> Erasure:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of *folder*, and remove the copies that killed runs left.
+    """Lock *folder* against other runs, and remove the copies of killed runs.
 
     Raises:
-        ArchiveError: another run is there, or the folder cannot be written.
+        ArchiveError: another run uses the folder, or it cannot be written.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -130,7 +130,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ArchiveError(
-                f"another run works on the archives in {folder}; wait for it"
+                f"another run uses the archives in {folder}; wait for it"
             ) from None
         with _reported(folder):
             for stale in folder.glob(f".{PREFIX}*"):
@@ -154,7 +154,7 @@ def _rewrite(path: Path, subject_id: str) -> int:
                 rows, kept = csv.reader(source), csv.writer(target, lineterminator="\n")
                 header = next(rows, [])
                 if header != _COLUMNS:
-                    raise ValueError("it is not an archive of payloads")
+                    raise ValueError("not an archive of payloads")
                 kept.writerow(header)
                 for row in rows:
                     if len(row) != len(_COLUMNS):
@@ -190,7 +190,7 @@ def _copy(conn: psycopg.Connection[Any], file: gzip.GzipFile) -> int:
 
 
 def _link(temporary: Path, folder: Path, name: str) -> Path:
-    """Give the finished file its name, the first that is free; never overwrite."""
+    """Link the finished file to the first free name; never overwrite."""
     for number in itertools.count(1):
         path = folder / (f"{name}.csv.gz" if number == 1 else f"{name}-{number}.csv.gz")
         try:

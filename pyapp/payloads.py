@@ -1,4 +1,4 @@
-"""What the database needs now and then: partitions ahead, and old payloads retired."""
+"""Maintenance of message payloads: partitions ahead of time, retiring old months."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -22,18 +22,19 @@ log = logging.getLogger("pyapp.maintenance")
 
 T = TypeVar("T")
 ATTEMPTS = 20
-# Seconds to wait for another maintenance that is just ending.
+# Seconds to wait for another run of maintenance to end.
 PATIENCE = 5.0
-# Writers wait behind whoever waits for a lock, so that is kept short. An autovacuum
-# gives way only to one who has waited for deadlock_timeout, a second: towards the end.
+# A pending lock request blocks writers, so most waits are short. An autovacuum only
+# cancels itself for a session that has waited for deadlock_timeout, one second, so the
+# last waits are longer.
 SHORT_WAIT_MS = 50
 LONG_WAIT_MS = 1500
 LONG_WAITS = 3
-# So many payloads move at once: while writers are locked out, and while they are not.
+# The number of payloads that move at once while writers are blocked, and otherwise.
 MOST_UNDER_LOCK = 200
 BATCH = 500
-# Partitions are made for past months where payloads have no partition: this number of
-# months back, or as many as are kept, but not more than the function allows.
+# Past months whose payloads lack a partition get one: this number of months back, or as
+# many as are kept, but no more than the SQL function allows.
 MONTHS_BACK = 24
 MOST_MONTHS_BACK = 120
 # Maximum number of payloads of the default partition that go to one archive.
@@ -73,18 +74,18 @@ class _Counts:
 def create_payload_partitions(
     url: str, *, months: int = 3, keep_months: int | None = None
 ) -> int:
-    """Make the partitions of this month and those after it; return how many are new.
+    """Create partitions for this and the following *months*; return how many are new.
 
-    Also those of the last *keep_months*, or else of two years, where payloads of such
-    a month are in the default partition; they move to it, and older ones stay. Each is
-    a transaction of its own, so that no lock is held for long. Where many payloads are
-    in the default partition, it is first put aside whole, and they move in batches,
-    during which writers go on; until its batch, such a payload is not found. A run that
-    is ended before it is done is finished by the next.
+    Past months whose payloads are in the default partition get one too: the last
+    *keep_months*, by default two years. Their payloads move to it; older ones stay.
+    Each partition is one transaction, so that no lock is held for long. If the default
+    partition has many payloads, it is first detached as a whole, and they move in
+    batches while writers continue; until its batch, such a payload is not found. The
+    next run completes an interrupted one.
 
     Raises:
-        MaintenanceError: another maintenance is under way, or other sessions kept the
-            table locked; earlier months are made.
+        MaintenanceError: another maintenance runs, or other sessions kept the table
+            locked; the partitions created so far stay.
     """
     months_back = MONTHS_BACK if keep_months is None else keep_months
     window = {"months": months, "months_back": min(months_back, MOST_MONTHS_BACK)}
@@ -110,16 +111,16 @@ def create_payload_partitions(
 def retire_payloads(
     url: str, *, keep_months: int, archive_folder: Path | None = None
 ) -> list[str]:
-    """Drop the payloads of months before the last *keep_months*; return what went.
+    """Drop the payloads of months before the last *keep_months*; return their names.
 
-    With *archive_folder*, each month is first written there, to a file that is whole
-    or absent, and that holds no payload of a user who was anonymized before it was
-    there. What an earlier run had detached and not yet dropped goes first. Payloads
-    that are in the default partition go last, several months to a file.
+    With *archive_folder*, each month is first written there, to a file that is complete
+    or absent, and that has no payload of a user anonymized before the file appeared. A
+    month that an earlier run detached and did not drop is first. Payloads of the
+    default partition are last, several months to a file.
 
     Raises:
-        MaintenanceError: another maintenance is under way, or other sessions kept a
-            table locked; earlier months are gone.
+        MaintenanceError: another maintenance runs, or other sessions kept a table
+            locked; the months before are dropped.
         ArchiveError: an archive cannot be written; its month is not dropped.
     """
     retired: list[str] = []
@@ -130,10 +131,10 @@ def retire_payloads(
             _drop(conn, archive_folder, name)
             retired.append(name)
         is_left = _has_expired(conn, keep_months)
-        # Writers may go on adding expired payloads; those are for the next run.
+        # Expired payloads that writers add during this run are left to the next.
         while is_left:
             _patiently(conn, partial(execute, conn, "create_retired_table"))
-            with _reporting_what_is_left("payloads of the default partition"):
+            with _reporting_what_is_left("a part of the default partition"):
                 is_left = _move_expired(conn, keep_months)
             retired.append(_drop(conn, archive_folder))
     return retired
@@ -141,13 +142,13 @@ def retire_payloads(
 
 @contextmanager
 def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """Give a connection that alone maintains the payloads, in autocommit."""
+    """Yield an autocommit connection that holds the lock of maintenance."""
     with connect(url) as conn:
         conn.autocommit = True
         lock = take_lock(conn, "pyapp maintenance", PATIENCE)
         if not lock.is_held:
             raise MaintenanceError(
-                f"another maintenance is under way: {lock.describe_holder()}"
+                f"another maintenance runs: {lock.describe_holder()}"
             )
         yield conn
 
@@ -159,16 +160,17 @@ def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
 
 
 def _put_aside(conn: psycopg.Connection[Any]) -> int:
-    """Take the default partition out as waiting_payloads; put an empty one there.
+    """Detach the default partition as waiting_payloads and attach an empty one.
 
-    This month has its partition from the same moment on, lest it fill up again.
+    The same transaction creates this month's partition, so that the new default
+    partition does not fill up.
     """
     execute(conn, "put_default_aside")
     return _create(conn, datetime.now(UTC).date())
 
 
 def _move_waiting(conn: psycopg.Connection[Any]) -> None:
-    """Move what was put aside to its months, and drop the empty table."""
+    """Move the detached payloads to their months, and drop the empty table."""
     while _patiently(conn, partial(_move_batch, conn)):
         pass
     _patiently(conn, partial(execute, conn, "drop_waiting_payloads"))
@@ -189,7 +191,7 @@ def _has_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
 
 
 def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
-    """Move expired payloads to the retired table; say whether more are left for it."""
+    """Move expired payloads to retired_payloads; return whether more are left."""
     move = partial(
         execute, conn, "move_expired_payloads", months=keep_months, rows=BATCH
     )
@@ -200,15 +202,15 @@ def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
 def _drop(
     conn: psycopg.Connection[Any], archive_folder: Path | None, name: str | None = None
 ) -> str:
-    """Drop what was detached, archived if so wished; return its name.
+    """Drop retired_payloads, archived first if *archive_folder* is given.
 
-    The name says which months it holds, where *name* does not.
+    Returns *name*, else a name with its months.
     """
-    with _reporting_what_is_left(name or "what was detached"):
+    with _reporting_what_is_left(name or "the detached month"):
         _patiently(conn, partial(execute, conn, "delete_erased_payloads"))
         months = fetch_one(conn, _Partition, "find_retired_months").name
         name = name or months or "retired_payloads"
-        # Without months it is empty, and makes no file.
+        # An empty table makes no file.
         if archive_folder is None or months is None:
             _patiently(conn, partial(execute, conn, "drop_retired_payloads"))
         else:
@@ -224,24 +226,24 @@ def _reporting_what_is_left(what: str) -> Iterator[None]:
         yield
     except (ArchiveError, MaintenanceError) as exc:
         raise type(exc)(
-            f"{exc}; {what}: left in app.retired_payloads, with which the next run of"
-            " pyapp db maintain --keep-months begins"
+            f"{exc}; {what} is left in app.retired_payloads; the next run of"
+            " pyapp db maintain --keep-months begins with it"
         ) from exc
 
 
 def _archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
     """Write the archive and drop the table.
 
-    The file gets its name under a lock that makes erasures wait, and only if none was
+    The file gets its name under a lock that blocks erasures, and only if none was
     committed since the copy began. So no file with a user's payloads appears after the
-    erasure of the user was committed. Where erasures overtake every copy, the last one
-    is made under the lock.
+    user's erasure is committed. If erasures invalidate each copy, the last copy is made
+    under the lock.
     """
     for _ in range(COPIES_WITHOUT_LOCK):
         with draft_archive(conn, folder, name) as archive:
             if _patiently(conn, partial(_publish, conn, archive)):
                 return
-        log.info("archive overtaken by an erasure", extra={"partition": name})
+        log.info("archive copied again after an erasure", extra={"partition": name})
     _patiently(conn, partial(_archive_under_lock, conn, folder, name))
 
 
@@ -282,6 +284,6 @@ def _patiently(conn: psycopg.Connection[Any], work: Callable[[], T]) -> T:
         )
     except _LOCKED as exc:
         raise MaintenanceError(
-            "message_payloads stayed locked by others: look for long transactions, and"
-            " run it again"
+            "other sessions kept message_payloads locked: look for long transactions,"
+            " then run it again"
         ) from exc

@@ -11,6 +11,6 @@ ROLES = ("pyapp_app", "pyapp_sync", "pyapp_readonly")
 
 
 def apply_roles(conn: psycopg.Connection[Any]) -> None:
-    """Make the roles and grant them what they need, and nothing that they do not."""
+    """Create the roles and grant them the least privileges that they need."""
     text = (sql_dir() / "roles.sql").read_text(encoding="utf-8")
     conn.execute(sql.SQL(text))

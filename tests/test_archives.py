@@ -86,7 +86,7 @@ def test_invalid_archive_is_named_and_left_unchanged(tmp_path: Path, content: by
 
     assert (code, err) == (
         1,
-        f"error: 1 of the archives in {tmp_path} could not be searched; see above\n",
+        f"error: 1 of the archives in {tmp_path} could not be searched\n",
     )
     assert out.startswith(
         f"{later.name}: payloads removed: 1\n{path.name}: not changed: "
@@ -101,7 +101,7 @@ def test_one_run_at_a_time_changes_archives(tmp_path: Path):
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
-        with pytest.raises(ArchiveError, match="another run works on the archives"):
+        with pytest.raises(ArchiveError, match="another run uses the archives"):
             erase_archived(tmp_path, uuid4())
     finally:
         os.close(handle)

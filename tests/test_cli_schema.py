@@ -152,6 +152,6 @@ def test_maintenance_gives_way_to_others_and_says_so(
     monkeypatch.setattr(maintenance, "ATTEMPTS", 1)
     with psycopg.connect(url) as holder:
         holder.execute("LOCK TABLE app.message_payloads_default IN SHARE MODE")
-        with pytest.raises(MaintenanceError, match="locked by others"):
+        with pytest.raises(MaintenanceError, match="other sessions kept"):
             create_payload_partitions(url)
     assert create_payload_partitions(url) == 3

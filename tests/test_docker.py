@@ -138,7 +138,7 @@ def test_a_container_that_does_not_come_shows_its_log(
         1,
         "",
         "initdb: making it\nFATAL:  no space left\n"
-        f"error: the database in Docker does not come up: its container is {state};"
+        f"error: the database in Docker does not start: its container is {state};"
         " the end of its log is above\n",
     )
 
@@ -195,7 +195,7 @@ def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
     [
         (
             "Bind for 127.0.0.1:6543 failed: port is already allocated",
-            "port 6543 is taken by another program",
+            "port 6543 is used by another program",
         ),
         (
             "Pulling db\nmanifest for postgres:18 not found\n",
@@ -236,7 +236,7 @@ def test_a_volume_made_for_another_url_says_how_to_go_on(
 ) -> None:
     url = server.url("absent")
 
-    with pytest.raises(LocalServerError, match="put those back into DATABASE_URL"):
+    with pytest.raises(LocalServerError, match="restore them in DATABASE_URL"):
         start(settings(project, url), Kind.DOCKER)
 
 
@@ -316,7 +316,7 @@ def test_reset_of_a_container_that_does_not_come_up_asks_for_its_volume(
     code, _, err = run_cli("db", "reset", "--yes")
     asked = run_cli("db", "reset", answer="n\n")[1]
 
-    assert (code, "databases cannot be listed: run pyapp db reset without" in err) == (
+    assert (code, "cannot be listed: run pyapp db reset without" in err) == (
         1,
         True,
     )
@@ -332,7 +332,7 @@ def test_container_on_another_port_is_not_the_server_of_the_url(
 
     assert reset_kind(running) is Kind.OTHER
     assert stop(running) == (
-        f"the server on port {server.port} is not this project's; left alone"
+        f"the server on port {server.port} is not this project's; it is not stopped"
     )
     assert _calls(project) == []
 
@@ -348,7 +348,7 @@ def test_project_of_another_checkout_of_the_same_name_is_left_alone(
         "remove": lambda: docker.remove(project),
     }
 
-    with pytest.raises(LocalServerError, match="was made in /elsewhere/app: rename"):
+    with pytest.raises(LocalServerError, match="was created in /elsewhere/app: rename"):
         calls[action]()
 
     assert _calls(project) == []

@@ -103,7 +103,7 @@ def test_a_container_that_does_not_come_shows_its_log(project: Path, url: str) -
     *log, line = err.splitlines()
     assert (code, out) == (1, "")
     assert line == (
-        "error: the database in Docker does not come up: its container is exited;"
+        "error: the database in Docker does not start: its container is exited;"
         " the end of its log is above"
     )
     assert 'unrecognized configuration parameter "no_such_setting"' in log[-1]
@@ -117,6 +117,6 @@ def test_a_port_taken_by_another_program_is_named(url: str) -> None:
 
     assert (code, err) == (
         1,
-        f"error: port {port} is taken by another program: stop that,"
+        f"error: port {port} is used by another program: stop that,"
         " or choose another port in DATABASE_URL\n",
     )

@@ -76,8 +76,8 @@ def test_a_terminal_shows_it_in_its_columns(
     run_cli("doctor")
 
     lines = screen.getvalue().splitlines()
-    told = " ".join(f"{f.level} {f.link} {f.text}" for f in examine(project))
-    assert " ".join(lines).split() == told.split()
+    expected = " ".join(f"{f.level} {f.link} {f.text}" for f in examine(project))
+    assert " ".join(lines).split() == expected.split()
     assert len(lines) > len(LINKS)
     # A path may be longer than a line, and then stands alone.
     assert [line for line in lines if len(line) > 80 and " " in line[29:]] == []
@@ -116,7 +116,7 @@ def test_the_two_environments_must_agree(
     level, text = finding(project, "environment")
 
     assert level is Level.PROBLEM
-    assert "make them agree" in text
+    assert "make them equal" in text
 
 
 @pytest.mark.parametrize("key", ["sk_live_x", "rk_live_x"])
@@ -149,7 +149,7 @@ def test_the_url_is_compared_with_docker_compose_yml(
     monkeypatch.delenv("DATABASE_URL")
     assert finding(project, "docker-compose.yml") == (
         Level.OK,
-        "agrees with DATABASE_URL",
+        "equals DATABASE_URL",
     )
 
 

@@ -104,7 +104,7 @@ def test_a_missing_database_is_made(server: EmbeddedServer) -> None:
 def test_another_user_or_password_says_how_to_go_on(
     server: EmbeddedServer, user: str, password: str
 ) -> None:
-    with pytest.raises(LocalServerError, match="put those back into DATABASE_URL"):
+    with pytest.raises(LocalServerError, match="restore them in DATABASE_URL"):
         replace(server, user=user, password=password).start()
 
 
@@ -131,7 +131,7 @@ def test_a_taken_port_is_named(server: EmbeddedServer) -> None:
     try:
         with (
             socket.create_server(("127.0.0.1", server.port)),
-            pytest.raises(LocalServerError, match=f"port {server.port} is taken"),
+            pytest.raises(LocalServerError, match=f"port {server.port} is used"),
         ):
             server.start()
     finally:
@@ -152,7 +152,9 @@ def test_a_folder_of_another_major_version_is_named(folder: Path) -> None:
     (folder / "data" / "global" / "pg_control").touch()
     (folder / "data" / "PG_VERSION").write_text("15\n")
 
-    with pytest.raises(LocalServerError, match="is PostgreSQL 15's, this server is 18"):
+    with pytest.raises(
+        LocalServerError, match="is of PostgreSQL 15, this server is 18"
+    ):
         EmbeddedServer(folder / "data", free_port()).start()
 
 

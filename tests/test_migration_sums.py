@@ -57,7 +57,7 @@ def test_a_new_migration_is_added_by_the_command_that_its_error_names(
     assert (code, said) == (
         1,
         "migrations/9999_add_word.sql is not in SHA256SUMS;"
-        " once it is final: make freeze\n",
+        " when it is final: make freeze\n",
     )
     assert run(folder, "--add")[0] == 0
     assert run(folder) == (0, "")

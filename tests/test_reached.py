@@ -75,7 +75,7 @@ def test_url_that_leads_elsewhere_is_refused(
 
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert reason in err
-    assert "only a server on localhost is started, stopped and reset here" in err
+    assert "these commands start, stop and reset a server on localhost only" in err
     assert not is_local(url)
 
 

@@ -112,7 +112,7 @@ def test_reset_refuses_outside_a_local_environment(
     )
 
 
-def test_reset_mends_a_half_made_folder(project: Path, url: str) -> None:
+def test_reset_repairs_an_incomplete_data_folder(project: Path, url: str) -> None:
     data = project / ".pyapp" / "postgres"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("18\n")
@@ -121,15 +121,15 @@ def test_reset_mends_a_half_made_folder(project: Path, url: str) -> None:
     assert (code, err) == (
         1,
         f"error: the data folder {data} is incomplete;"
-        " `pyapp db reset` makes it anew, without its data\n",
+        " `pyapp db reset` recreates it without its data\n",
     )
 
     code, _, err = run_cli("db", "reset", "--yes")
     assert (code, err) == (
         1,
         "error: --yes deletes only the data of a server that this checkout started, and"
-        " this one's databases cannot be listed: run pyapp db reset without --yes, and"
-        " answer its question\n",
+        " the databases of this one cannot be listed: run pyapp db reset without --yes,"
+        " and answer its question\n",
     )
     code, out, _ = run_cli("db", "reset", answer="y\n")
     assert code == 0
@@ -275,7 +275,7 @@ def test_a_healthy_server_of_others_is_used_and_left_alone(
     assert "is already up at" in started
     assert "(not this project's)" in started
     assert "(not this project's)" in shown
-    assert "is not this project's; left alone" in stopped
+    assert "is not this project's; it is not stopped" in stopped
     assert not (project / ".pyapp").exists()
     with psycopg.connect(database) as conn:
         assert conn.execute("SELECT count(*) FROM app.users").fetchone() == (0,)
@@ -316,7 +316,7 @@ def test_a_server_of_others_that_refuses_is_named(
         1,
         f"error: another project's server is on port {server.port};"
         ' database "absent" does not exist;'
-        " mend DATABASE_URL, or choose another port in it\n",
+        " correct DATABASE_URL, or choose another port in it\n",
     )
 
 
@@ -328,7 +328,7 @@ def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> No
 
     assert (code, err) == (
         1,
-        f"error: port {port} is taken by another program: stop that,"
+        f"error: port {port} is used by another program: stop that,"
         " or choose another port in DATABASE_URL\n",
     )
 
@@ -337,8 +337,8 @@ def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> No
     ("url", "reason"),
     [
         ("postgresql://a:b@db.example.com/c", "not a server on localhost"),
-        ("postgresql://a@localhost/c", "names no password"),
-        ("postgresql://a:b@localhost", "names no database"),
+        ("postgresql://a@localhost/c", "has no password"),
+        ("postgresql://a:b@localhost", "has no database"),
         ("mysql://a:b@localhost/c", "is not a PostgreSQL URL"),
     ],
 )

@@ -18,12 +18,12 @@ def register(app: typer.Typer) -> None:
 
 
 def start(
-    docker: Annotated[bool, typer.Option("--docker", help="By Docker only.")] = False,
+    docker: Annotated[bool, typer.Option("--docker", help="Use Docker only.")] = False,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="By the embedded server only.")
+        bool, typer.Option("--embedded", help="Use the embedded server only.")
     ] = False,
 ) -> None:
-    """Serve DATABASE_URL: by Docker when an engine answers, else embedded."""
+    """Start a server at DATABASE_URL: in Docker if an engine answers, else embedded."""
     if docker and embedded:
         raise typer.BadParameter("choose --docker or --embedded, not both")
     kind = Kind.DOCKER if docker else Kind.EMBEDDED if embedded else None
@@ -31,12 +31,12 @@ def start(
 
 
 def stop() -> None:
-    """Stop the local server; its data stays."""
+    """Stop the local server and keep its data."""
     say(server.stop(load_settings()))
 
 
 def status() -> None:
-    """Say whether the server is up, and which migrations it has."""
+    """Show whether the server runs and which migrations are applied."""
     settings = load_settings()
     say(server.status(settings))
     say_migrations(settings.database_url)
@@ -45,7 +45,7 @@ def status() -> None:
 def reset(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete the local database and make it again, empty."""
+    """Delete the local database and create it again, empty."""
     settings = load_settings()
     plan = server.plan_reset(settings)
     what = server.describe_reset(settings, plan)

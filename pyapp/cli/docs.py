@@ -1,4 +1,4 @@
-"""`pyapp db docs | plan | roles`: the schema explained, and who may do what."""
+"""`pyapp db docs | plan | roles`: the schema page, query plans, and roles."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +23,10 @@ def register(app: typer.Typer) -> None:
 
 def docs(
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; fail when it is stale.")
+        bool, typer.Option("--check", help="Write nothing; fail if the page is stale.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Another file than docs/schema.md.")
+        Path | None, typer.Option(help="Path of the page; default docs/schema.md.")
     ] = None,
 ) -> None:
     """Write docs/schema.md from the database at DATABASE_URL."""
@@ -49,16 +49,16 @@ def docs(
 
 
 def plan(
-    query: Annotated[str, typer.Argument(help="Its name in sql/queries.")],
+    query: Annotated[str, typer.Argument(help="Name of the query in sql/queries.")],
     values: Annotated[
         list[str] | None,
-        typer.Option("--set", help="parameter=value: the plan made for this value."),
+        typer.Option("--set", help="parameter=value: plan for this value."),
     ] = None,
     analyze: Annotated[
-        bool, typer.Option("--analyze", help="Run it, time it, undo it.")
+        bool, typer.Option("--analyze", help="Run the query, then roll back.")
     ] = False,
 ) -> None:
-    """Show the plan of a query: the generic one, or the one for the values given."""
+    """Show the plan of a query: the generic plan, or the plan for given values."""
     found = query_plans.find_query(query)
     given = dict(_assignment(value) for value in values or ())
     with connect(load_settings().database_url) as conn:
@@ -71,7 +71,7 @@ def plan(
     for line in lines:
         say(line)
     if promised := query_plans.read_plans().get(query):
-        say(f"On a large database it goes by {', '.join(promised)}.")
+        say(f"On a large database it uses {', '.join(promised)}.")
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -82,7 +82,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def roles_command() -> None:
-    """Make the roles of sql/roles.sql, or bring them up to date."""
+    """Create or update the roles of sql/roles.sql."""
     with connect(load_settings().database_url) as conn:
         roles.apply_roles(conn)
-    say(f"{', '.join(roles.ROLES)} are up to date; give one to each login by GRANT")
+    say(f"{', '.join(roles.ROLES)} are up to date; grant one of them to each login")

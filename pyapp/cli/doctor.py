@@ -1,4 +1,4 @@
-"""`pyapp doctor`: what is wrong, and what to do about it."""
+"""`pyapp doctor`: checks of configuration, server and schema, with remedies."""
 
 import textwrap
 
@@ -14,8 +14,8 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor() -> None:
-    """Check every link from the files to the schema; exit 1 on a problem."""
-    # Not at the top: the list of all commands is there sooner without it.
+    """Check configuration, server and schema; exit 1 on a problem."""
+    # Imported here, so that pyapp --help is fast.
     from pyapp.devtools.checks.doctor import Level, examine
 
     problems = 0
@@ -30,7 +30,7 @@ def doctor() -> None:
 
 
 def _lines(text: str, indent: int) -> list[str]:
-    """Return *text* as a terminal has room for it beside *indent*, else whole."""
+    """Return *text* wrapped for a terminal with *indent*; otherwise one line."""
     if not console.is_terminal:
         return [text]
     width = max(console.width - indent, 20)

@@ -31,11 +31,11 @@ SWEEP = 10_000
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
 MEANINGS: dict[State, str] = {
     "applied": "applied",
-    "edited": "its text has changed since it was applied: undo the edit,"
+    "edited": "its text has changed since it was applied: restore it,"
     " and write a new migration",
     "earlier": "of an earlier history: pyapp db adopt",
     "pending": "pending: pyapp db migrate",
-    "unknown": "applied, and has no file here",
+    "unknown": "applied, without a file here",
 }
 
 
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def migrate() -> None:
-    """Apply the pending migrations, and make the payload partitions ahead."""
+    """Apply pending migrations, and create payload partitions ahead of time."""
     url = load_settings().database_url
     applied = migrator.migrate(url, report=lambda file: say(f"Applying {file.name}"))
     created = create_payload_partitions(url)
@@ -67,12 +67,12 @@ def migrate() -> None:
 
 def rollback(
     count: Annotated[
-        int, typer.Option("-n", min=1, help="How many, newest first.")
+        int, typer.Option("-n", min=1, help="Number of migrations, newest first.")
     ] = 1,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Without asking.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All migrations.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Undo the last migration, after saying which data is lost."""
+    """Roll back the last migration, after showing which data is lost."""
     settings = load_settings()
     number = None if everything else count
     with connect(settings.database_url) as conn:
@@ -85,7 +85,7 @@ def rollback(
     say(f"To be rolled back at {database.name}:")
     for file in files:
         say(file.name)
-        say(f"  {file.loss or 'Its file names no loss.'}")
+        say(f"  {file.loss or 'Its file does not say what is lost.'}")
     if not yes and settings.environment != "local":
         raise ConfigError(
             f"ENVIRONMENT is {settings.environment or 'not set'}:"
@@ -102,7 +102,7 @@ def rollback(
 def adopt(
     scratch: Annotated[
         str | None,
-        typer.Option(help="Server for the scratch databases; else the live one."),
+        typer.Option(help="Server for scratch databases; default the live one."),
     ] = None,
 ) -> None:
     """Mark migrations on a database built by psql or by the earlier migrations.
@@ -121,41 +121,43 @@ def adopt(
 
 def check(
     url: Annotated[
-        str | None, typer.Option(help="The live database; else DATABASE_URL.")
+        str | None, typer.Option(help="Live database; default DATABASE_URL.")
     ] = None,
     scratch: Annotated[
         str | None,
-        typer.Option(help="Server for the scratch databases; else the live one."),
+        typer.Option(help="Server for scratch databases; default the live one."),
     ] = None,
     data: Annotated[
         bool,
-        typer.Option("--data", help="Compare sums with their rows instead."),
+        typer.Option("--data", help="Compare stored sums with their rows instead."),
     ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="With --data: correct the sums.")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, max=100_000, help="With --data: rows shown of each kind."),
+        typer.Option(
+            min=0, max=100_000, help="With --data: maximum number of rows of each kind."
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --data: one JSON object.")
+        bool, typer.Option("--json", help="With --data: print one JSON object.")
     ] = False,
 ) -> None:
-    """Prove schema.sql, the migrations and a live database equal; or its data."""
+    """Compare the SQL files, the migrations and a live database; or check its data."""
     url = url or load_settings().database_url
     if data:
         if scratch is not None:
-            raise typer.BadParameter("--data needs no --scratch")
+            raise typer.BadParameter("--scratch cannot be used with --data")
         most = 20 if limit is None else limit
         run_data_check(url, limit=most, is_repairing=repair, as_json=as_json)
         return
     if repair or as_json or limit is not None:
-        raise typer.BadParameter("--repair, --limit and --json go with --data")
+        raise typer.BadParameter("--repair, --limit and --json need --data")
     result = check_schema(url, scratch_url=scratch)
     if not result.differences:
         say(
-            "schema.sql, the migrations and the live database are equal:"
+            "the SQL files, the migrations and the live database are equal:"
             f" {result.objects} objects"
         )
         return
@@ -169,19 +171,19 @@ def check(
 
 
 def generate(
-    name: Annotated[str, typer.Argument(help="What it does: verb_object.")],
+    name: Annotated[str, typer.Argument(help="Name: verb_object.")],
     why: Annotated[
-        str | None, typer.Option(help="Its first comment: why, in a sentence.")
+        str | None, typer.Option(help="Reason in one sentence, for the first comment.")
     ] = None,
     allow_destructive: Annotated[
-        bool, typer.Option("--allow-destructive", help="Also what loses data.")
+        bool, typer.Option("--allow-destructive", help="Allow changes that lose data.")
     ] = False,
     rename: Annotated[
         list[str] | None,
-        typer.Option(help="A column's new name: table.old=new.", metavar="RENAME"),
+        typer.Option(help="Rename a column: table.old=new.", metavar="RENAME"),
     ] = None,
 ) -> None:
-    """Write the next migration from what schema.sql says and migrations do not."""
+    """Write the migration from the present migrations to the SQL files."""
     renames = [_read_rename(text) for text in rename or []]
     try:
         paths = draft_migration(
@@ -196,14 +198,14 @@ def generate(
             say(line)
         raise
     for path in paths:
-        say(f"Wrote {path.name} and its rollback: proved up and down")
+        say(f"Wrote {path.name} and its rollback, both proved")
 
 
 def maintain(
     keep_months: Annotated[
         int | None,
         typer.Option(
-            min=0, max=1200, help="Drop payloads older than so many whole months."
+            min=0, max=1200, help="Drop payloads from before the last N months."
         ),
     ] = None,
     archive: Annotated[
@@ -211,18 +213,16 @@ def maintain(
         typer.Option(
             metavar="DIR",
             file_okay=False,
-            help="Write what is dropped to gzipped CSV files there first.",
+            help="First write the dropped payloads to gzipped CSV files.",
         ),
     ] = None,
 ) -> None:
-    """Make payload partitions ahead, sweep expired sessions, retire old payloads."""
+    """Create payload partitions, delete expired sessions, retire old payloads."""
     if archive is not None and keep_months is None:
-        raise typer.BadParameter(
-            "--archive needs --keep-months: which months to retire"
-        )
+        raise typer.BadParameter("--archive needs --keep-months")
     url = load_settings().database_url
     created = create_payload_partitions(url, keep_months=keep_months)
-    say(f"Payload partitions made: {created}")
+    say(f"Payload partitions created: {created}")
     say(f"Expired sessions deleted: {_sweep_sessions(url)}")
     if keep_months is not None:
         retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
@@ -233,7 +233,7 @@ def erase_archived(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", exists=True, file_okay=False, help="Where archives are."
+            metavar="DIR", exists=True, file_okay=False, help="Folder of the archives."
         ),
     ],
     payer: Annotated[
@@ -251,8 +251,7 @@ def erase_archived(
         say(f"{name}: not changed: {reason}")
     if result.failed:
         raise ArchiveError(
-            f"{len(result.failed)} of the archives in {folder} could not be searched;"
-            " see above"
+            f"{len(result.failed)} of the archives in {folder} could not be searched"
         )
     if not result.removed:
         say(f"No archive in {folder} has payloads of {subject_id}")
@@ -266,7 +265,7 @@ def _read_rename(text: str) -> Rename:
 
 
 def say_migrations(url: str) -> None:
-    """Print each migration and how it stands."""
+    """Print each migration and its state."""
     for status in migrator.list_migrations(url):
         moment = status.applied_at
         when = f" {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else ""
@@ -285,7 +284,7 @@ def _say_differences(result: SchemaCheck) -> None:
 
 
 def _sweep_sessions(url: str) -> int:
-    """Delete expired sessions in batches, each its own transaction."""
+    """Delete expired sessions in batches, one transaction each."""
     swept = 0
     with connect(url) as conn:
         while deleted := delete_expired_sessions(conn, limit=SWEEP):

@@ -5,7 +5,7 @@ SELECT
     (SELECT count(*) FROM app.users) AS users;
 
 -- name: list_usage_drift :many
--- Reads all messages in one pass and one snapshot.
+-- Reads all messages once, in one snapshot.
 SELECT
     v.subject_id,
     v.day,
@@ -27,7 +27,7 @@ FROM app.usage_drift AS v
 ORDER BY v.subject_id, v.day;
 
 -- name: list_referral_drift :many
--- Also users who were given more credits by hand; those are kept.
+-- Includes users with extra credits given by hand, which a repair keeps.
 SELECT
     v.user_id,
     v.referral_limit,
@@ -39,7 +39,7 @@ FROM app.referral_drift AS v
 ORDER BY v.user_id;
 
 -- name: repair_usage_day :one
--- Waits for writers of that payer's day, and they for this.
+-- Blocks writers of that payer's day, and waits for them.
 SELECT app.repair_usage_day(:subject_id, :day) AS is_repaired;
 
 -- name: repair_referral_totals :one

@@ -35,15 +35,15 @@ LEFT JOIN LATERAL (
 ) AS holder ON TRUE;
 
 -- name: end_with_client :one
--- A statement whose client was killed is cancelled instead of run to its end.
+-- Cancels a statement whose client was killed.
 SELECT set_config('client_connection_check_interval', '2s', FALSE) AS setting;
 
 -- name: reset_session :rowcount
--- What one migration has set is gone before the next.
+-- Removes the settings of one migration before the next.
 RESET ALL;
 
 -- name: get_bookkeeping :one
--- Which tables of yoyo's and of ours are there; other_clients could be a yoyo at work.
+-- The existing tables of yoyo and pyapp; other_clients could include a running yoyo.
 -- From pg_class, because to_regclass fails for a role without USAGE on public.
 SELECT
     coalesce(bool_or(c.relname = '_yoyo_migration'), FALSE) AS has_migrations,
@@ -61,8 +61,8 @@ FROM pg_class AS c
 WHERE c.relnamespace = to_regnamespace('public');
 
 -- name: list_missing_grants :many
--- What lets this role build: yoyo's tables are in public, and 0001 creates schema app.
--- Where the tables exist, USAGE on public is enough.
+-- The privileges that the role lacks: yoyo's tables are in public, and 0001 creates
+-- schema app. If the tables exist, USAGE on public is enough.
 SELECT
     CASE
         WHEN to_regnamespace('public') IS NULL
@@ -96,7 +96,7 @@ WHERE :is_missing_tables
 ORDER BY statement DESC;
 
 -- name: create_checksums :rowcount
--- yoyo knows a migration by its name alone; this keeps what its text was.
+-- yoyo knows a migration by its name; this table has the checksum of its text.
 CREATE TABLE public.pyapp_migration_checksums (
     migration_id text NOT NULL,
     applied_at   timestamp NOT NULL,
@@ -106,10 +106,10 @@ CREATE TABLE public.pyapp_migration_checksums (
 );
 
 -- name: comment_checksums :rowcount
--- For whoever finds the table with psql.
+-- For readers of the table in psql.
 COMMENT ON TABLE public.pyapp_migration_checksums IS
-'SHA-256 of each applied migration''s text; applied_at is yoyo''s, and tells a row of an
-earlier application. Written by pyapp db migrate and pyapp db check.';
+'SHA-256 of each applied migration''s text; applied_at is yoyo''s; another
+time marks a row of an earlier application. Written by pyapp db migrate and pyapp db check.';
 
 -- name: list_applied_migrations :many
 -- In the order in which they were applied.
@@ -120,7 +120,7 @@ FROM public._yoyo_migration AS m
 ORDER BY m.applied_at_utc, m.migration_id;
 
 -- name: list_checksums :many
--- Only those of the present application: plain yoyo may have undone and redone it.
+-- Only of the current application: plain yoyo may have rolled it back and applied it.
 SELECT
     c.migration_id AS name,
     c.checksum
@@ -130,7 +130,7 @@ INNER JOIN public._yoyo_migration AS m
 ORDER BY c.migration_id;
 
 -- name: upsert_checksum :rowcount
--- Nothing for a migration that is not applied.
+-- No row for a migration that is not applied.
 INSERT INTO public.pyapp_migration_checksums (migration_id, applied_at, checksum)
 SELECT
     m.migration_id,
@@ -143,27 +143,27 @@ applied_at = excluded.applied_at,
 checksum = excluded.checksum;
 
 -- name: delete_checksum :rowcount
--- The migration was rolled back, and its text may change again.
+-- A migration that is rolled back may change.
 DELETE FROM public.pyapp_migration_checksums AS c
 WHERE c.migration_id = :name;
 
 -- name: insert_yoyo_lock :rowcount
--- Left uncommitted, it holds back a plain yoyo, and needs no breaking after a kill.
+-- Never committed: it blocks plain yoyo, and a killed run leaves no lock to break.
 INSERT INTO public.yoyo_lock (locked, ctime, pid)
 VALUES (1, now() AT TIME ZONE 'UTC', :pid);
 
 -- name: delete_yoyo_lock :rowcount
--- Ours, before the commit; or one that a killed yoyo has left.
+-- The row of this run before it commits, or that of a killed yoyo.
 DELETE FROM public.yoyo_lock;
 
 -- name: list_yoyo_locks :many
--- The process that holds yoyo's own lock, if any.
+-- The process that holds yoyo's lock, if any.
 SELECT l.pid
 FROM public.yoyo_lock AS l
 ORDER BY l.pid;
 
 -- name: find_index :optional
--- A build that was killed leaves an index that is not valid.
+-- A killed build leaves an invalid index.
 SELECT
     i.indisvalid AS is_valid,
     format('DROP INDEX CONCURRENTLY %I.%I', n.nspname, c.relname) AS drop_statement

@@ -1,10 +1,10 @@
 -- name: limit_lock_wait :one
--- Whoever waits for a lock makes all others wait behind him.
+-- A pending ACCESS EXCLUSIVE lock blocks later lock requests, so waits are short.
 SELECT set_config('lock_timeout', :milliseconds::text, TRUE) AS setting;
 
 -- name: list_missing_months :many
--- From this month on, in UTC, and the last :months_back months as far as payloads of
--- theirs wait in the default partition. Older payloads stay there.
+-- UTC months without a partition: from this month on, and of the last :months_back
+-- months those with payloads in the default partition. Older payloads stay there.
 WITH this_month AS (
     SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
 ),
@@ -30,7 +30,7 @@ WHERE
 ORDER BY w.first_day;
 
 -- name: has_many_waiting :one
--- Whether more are in the default partition than may be read under the writers' lock.
+-- Whether the default partition has more payloads than may move under a lock.
 SELECT count(*) > :most AS is_there
 FROM (
     SELECT 1
@@ -39,8 +39,8 @@ FROM (
 ) AS d;
 
 -- name: put_default_aside :rowcount
--- With all that waits in it, however much, for none of it is read; a new one takes its
--- place. The first lock is in the order of writers, who would deadlock with another.
+-- Detaches the default partition without reading it, and attaches an empty one. Locks
+-- app.messages first, as writers do; another order would deadlock with them.
 DO $$
 BEGIN
     LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
@@ -55,11 +55,11 @@ END;
 $$;
 
 -- name: find_waiting_table :one
--- There while payloads move, and where a run was ended meanwhile.
+-- Exists while payloads move, and after an interrupted run.
 SELECT to_regclass('app.waiting_payloads') IS NOT NULL AS is_there;
 
 -- name: list_waiting_months :many
--- As list_missing_months, of the payloads that were set aside.
+-- As list_missing_months, for the detached payloads.
 WITH this_month AS (
     SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
 ),
@@ -82,10 +82,9 @@ WHERE
 ORDER BY w.first_day;
 
 -- name: move_waiting_payloads :rowcount
--- A batch; each payload goes to the partition of its month, or back to the default
--- partition. The users are locked first, in id order, as every writer of payloads does:
--- anonymize_user then finds a payload where it was or where it is, and what it did not
--- find is not moved on.
+-- Moves a batch to the partitions of its months or to the default partition. Locks the
+-- users first, in id order, like all writers of payloads: a concurrent anonymize_user
+-- finds each payload in one of the tables. Drops payloads of anonymized users.
 WITH batch AS MATERIALIZED (
     SELECT
         w.subject_id,
@@ -115,7 +114,7 @@ moved AS (
     WHERE w.subject_id = b.subject_id
         AND w.message_id = b.message_id
         AND w.finished_at = b.finished_at
-        -- Read before a row is deleted, so that the locks are taken before.
+        -- Takes the locks before the first row is deleted.
         AND (SELECT count(*) FROM locked) >= 0
     RETURNING w.subject_id, w.message_id, w.finished_at, w.request, w.response
 ),
@@ -141,15 +140,15 @@ SELECT b.message_id
 FROM batch AS b;
 
 -- name: drop_waiting_payloads :rowcount
--- Once it is empty.
+-- After the last batch, when it is empty.
 DROP TABLE app.waiting_payloads;
 
 -- name: create_payload_partition :one
--- Of one month, so that no lock is held for long.
+-- One month, so that no lock is held for long.
 SELECT app.create_payload_partitions(:first_day, 1) AS created;
 
 -- name: retire_payload_partition :one
--- The oldest that is over for so many months; the name is NULL once there is none.
+-- Detaches the oldest partition before the last :months; NULL if there is none.
 SELECT
     app.retire_payload_partition(
         (
@@ -176,8 +175,8 @@ FROM (
 CREATE TABLE app.retired_payloads (LIKE app.message_payloads INCLUDING ALL);
 
 -- name: move_expired_payloads :rowcount
--- A batch of the default partition's payloads of months before the last :months. The
--- users are locked as by move_waiting_payloads.
+-- Moves a batch of payloads from before the last :months out of the default partition,
+-- with the locks of move_waiting_payloads.
 WITH batch AS MATERIALIZED (
     SELECT
         d.subject_id,
@@ -211,7 +210,7 @@ moved AS (
     WHERE d.subject_id = b.subject_id
         AND d.message_id = b.message_id
         AND d.finished_at = b.finished_at
-        -- Read before a row is deleted, so that the locks are taken before.
+        -- Takes the locks before the first row is deleted.
         AND (SELECT count(*) FROM locked) >= 0
     RETURNING d.subject_id, d.message_id, d.finished_at, d.request, d.response
 ),
@@ -237,11 +236,11 @@ SELECT b.message_id
 FROM batch AS b;
 
 -- name: find_retired_table :one
--- There while a month is archived, and where that failed or was ended.
+-- Exists while a month is archived, and after a failed or interrupted run.
 SELECT to_regclass('app.retired_payloads') IS NOT NULL AS is_there;
 
 -- name: find_retired_months :one
--- The month of what was detached, or the first and the last; NULL if it is empty.
+-- A name with the first and last month of the detached payloads; NULL if none.
 SELECT
     CASE
         WHEN count(*) > 0
@@ -257,7 +256,7 @@ SELECT
 FROM app.retired_payloads AS r;
 
 -- name: delete_erased_payloads :rowcount
--- anonymize_user deletes them itself; this finds what earlier versions of it left.
+-- anonymize_user deletes them; this deletes those that its earlier versions left.
 DELETE FROM app.retired_payloads AS r
 USING app.users AS u
 WHERE r.subject_id = u.id
@@ -271,11 +270,11 @@ COPY app.retired_payloads (
 ) TO STDOUT WITH (FORMAT csv, HEADER);
 
 -- name: lock_retired_payloads :rowcount
--- anonymize_user waits from here on.
+-- Blocks anonymize_user until the transaction ends.
 LOCK TABLE app.retired_payloads IN ACCESS EXCLUSIVE MODE;
 
 -- name: count_retired_payloads :one
--- Asked under that lock: an erasure since the copy shows in one of the two.
+-- Read under that lock: one of the counts shows an erasure since the copy.
 SELECT
     count(*) AS payloads,
     count(u.id) AS erased
@@ -283,5 +282,5 @@ FROM app.retired_payloads AS r
 LEFT JOIN app.users AS u ON r.subject_id = u.id AND u.anonymized_at IS NOT NULL;
 
 -- name: drop_retired_payloads :rowcount
--- For good.
+-- After the archive has its name, in the same transaction.
 DROP TABLE app.retired_payloads;

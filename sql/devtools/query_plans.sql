@@ -17,5 +17,5 @@ SELECT
 FROM unnest(:values::text[]) WITH ORDINALITY AS v (value, position);
 
 -- name: deallocate_plan :rowcount
--- The name is free again for the next.
+-- Frees the name for the next query.
 DEALLOCATE pyapp_plan;

@@ -1,15 +1,15 @@
 -- name: format_create_scratch :one
--- An empty one is a copy of template0, so that nothing of the server's own gets in.
+-- An empty database is a copy of template0, which has no objects of the site.
 SELECT
     format('CREATE DATABASE %I TEMPLATE %I', :name::text, :template::text)
         AS statement;
 
 -- name: format_drop_scratch :one
--- Whoever is still connected to it was part of the same run.
+-- FORCE ends sessions of the same run that are still connected.
 SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', :name::text) AS statement;
 
 -- name: list_old_scratches :many
--- A run that was killed leaves its databases; their names say when it began.
+-- Databases of killed runs; the name has the start of the run.
 SELECT format('DROP DATABASE IF EXISTS %I', d.datname) AS statement
 FROM pg_database AS d
 WHERE d.datname ~ '^pyapp_scratch_[0-9]{1,12}_[0-9a-f]{8}$'
@@ -23,7 +23,7 @@ WHERE d.datname ~ '^pyapp_scratch_[0-9]{1,12}_[0-9a-f]{8}$'
 ORDER BY d.datname;
 
 -- name: list_plan_rows :many
--- The one table whose rows are part of the schema. The price is the operator's to set.
+-- The only table whose rows are part of the schema, without the operator's prices.
 SELECT
     'app.plans ' || p.id AS name,
     format(

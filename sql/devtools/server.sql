@@ -1,5 +1,5 @@
 -- name: get_connection_ends :one
--- As the server sees this connection; NULL for a socket file.
+-- The connection as the server sees it; NULL for a Unix-domain socket.
 SELECT
     host(inet_client_addr()) AS client_address,
     inet_client_port() AS client_port,
@@ -7,7 +7,7 @@ SELECT
     inet_server_port() AS server_port;
 
 -- name: list_other_databases :many
--- What would be lost next to :name with the whole server. Every server has postgres; it
+-- The databases other than :name that deleting the whole server would lose. postgres
 -- counts if it has relations or schemas of users, which only a session in it sees.
 SELECT d.datname AS name
 FROM pg_database AS d
@@ -33,9 +33,9 @@ WHERE d.datname NOT IN ('template0', 'template1', :name)
 ORDER BY d.datname;
 
 -- name: format_drop_database :one
--- Sessions that still use it are ended.
+-- FORCE ends the sessions that use it.
 SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', :name::text) AS statement;
 
 -- name: format_create_database :one
--- From template1, as createdb does it.
+-- From template1, as createdb does.
 SELECT format('CREATE DATABASE %I', :name::text) AS statement;

@@ -1,5 +1,5 @@
 -- name: get_latest_finish :one
--- The last finished_at that messages_finished_at_not_ahead_check lets through now.
+-- The latest finished_at that messages_finished_at_not_ahead_check accepts now.
 SELECT
     (now() AT TIME ZONE 'UTC' + interval '24 hours') AT TIME ZONE 'UTC'
         AS finished_at;

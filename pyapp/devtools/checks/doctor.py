@@ -1,4 +1,4 @@
-"""Every link of the chain from the files to the schema, and what to do about it."""
+"""Checks from the configuration files to the schema, each with a remedy."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ LIVE_KEYS = ("sk_live_", "rk_live_")
 
 
 class Level(StrEnum):
-    """How a link is."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -33,7 +33,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One link: what it is called, how it is, and why or what to do."""
+    """One check by name, its result, and the reason or the remedy."""
 
     link: str
     level: Level
@@ -41,7 +41,7 @@ class Finding:
 
 
 def examine(root: Path) -> Iterator[Finding]:
-    """Check the project at *root*, link by link, in the order in which they depend."""
+    """Check the project at *root*; each check depends on those before it."""
     values = read_values(root)
     yield _files(root, values)
     yield _environment(values)
@@ -67,7 +67,7 @@ def _files(root: Path, values: dict[str, str]) -> Finding:
     remedy = (
         "cp .env.local.example .env.local"
         if missing == [".env.local"]
-        else "run this in the project's folder"
+        else "run this in the folder of the project"
     )
     set_elsewhere = {"ENVIRONMENT", "DATABASE_URL"} <= values.keys()
     return Finding(
@@ -85,7 +85,7 @@ def _environment(values: dict[str, str]) -> Finding:
         "environment",
         Level.PROBLEM,
         f"ENVIRONMENT is {ours or 'not set'}, NEXT_PUBLIC_ENVIRONMENT is"
-        f" {public or 'not set'}: make them agree in stack.env",
+        f" {public or 'not set'}: make them equal in stack.env",
     )
 
 
@@ -106,7 +106,7 @@ def _stripe(values: dict[str, str]) -> Finding:
             Level.WARNING,
             "STRIPE_WEBHOOK_SECRET is not set: webhooks cannot be verified",
         )
-    return Finding("Stripe", Level.OK, "a key and a webhook secret")
+    return Finding("Stripe", Level.OK, "a key and a webhook secret are set")
 
 
 def _compose(settings: Settings) -> Finding:
@@ -123,18 +123,18 @@ def _compose(settings: Settings) -> Finding:
     text = file.read_text(encoding="utf-8")
     defaults = [re.search(rf"\{{PYAPP_DB_{name}:-([^}}]*)\}}", text) for name in names]
     if url == [found and found[1] for found in defaults]:
-        return Finding(link, Level.OK, "agrees with DATABASE_URL")
+        return Finding(link, Level.OK, "equals DATABASE_URL")
     return Finding(
         link,
         Level.WARNING,
-        "differs from DATABASE_URL: use `pyapp db start`, which tells Docker the URL's"
-        " values, and not `docker compose up`",
+        "differs from DATABASE_URL: use `pyapp db start`, which passes the URL's values"
+        " to Docker, not `docker compose up`",
     )
 
 
 def _engine(settings: Settings) -> Finding:
     if not is_local(settings.database_url):
-        return Finding("engine", Level.OK, "not needed: DATABASE_URL is elsewhere")
+        return Finding("engine", Level.OK, "not needed: the database is not local")
     if docker.is_usable(settings.root):
         return Finding("engine", Level.OK, "Docker answers")
     try:
@@ -143,7 +143,7 @@ def _engine(settings: Settings) -> Finding:
     except PyappError as exc:
         return Finding("engine", Level.PROBLEM, f"Docker does not answer, and {exc}")
     return Finding(
-        "engine", Level.OK, "Docker does not answer; the embedded server will"
+        "engine", Level.OK, "Docker does not answer; the embedded server is used"
     )
 
 
@@ -153,7 +153,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     except PyappError as exc:
         yield Finding("database", Level.PROBLEM, str(exc))
         for link in ("server version", "migrations", "schema"):
-            yield Finding(link, Level.UNKNOWN, "there is no database to ask")
+            yield Finding(link, Level.UNKNOWN, "the database is not available")
         return
     yield _version(settings)
     for check in (_migrations, _schema):
@@ -168,7 +168,7 @@ def _version(settings: Settings) -> Finding:
     if number // 10000 < OLDEST:
         level, text = Level.PROBLEM, f"{version} is too old; {supported}"
     elif number // 10000 > NEWEST:
-        level, text = Level.WARNING, f"{version} is newer than known; {supported}"
+        level, text = Level.WARNING, f"{version} is not tested yet; {supported}"
     else:
         level, text = Level.OK, f"{version}; {supported}"
     return Finding("server version", level, text)
@@ -182,7 +182,7 @@ def _migrations(url: str) -> Finding:
         return Finding(link, Level.PROBLEM, str(exc))
     for state, remedy in (
         ("earlier", "of an earlier history; run: pyapp db adopt"),
-        ("edited", "edited since it was applied; restore its text"),
+        ("edited", "edited after it was applied; restore its text"),
         ("unknown", "applied without a file here; check out the version that has it"),
         ("pending", "not applied; run: pyapp db migrate"),
     ):
@@ -204,6 +204,6 @@ def _schema(url: str) -> Finding:
         text = f"objects that differ: {drift}; see them with: pyapp db check"
         return Finding(link, Level.PROBLEM, text)
     if found.wrong:
-        return Finding(link, Level.OK, "as far as it is built, it is what it should be")
-    text = f"all {found.objects} objects are those of schema.sql and the migrations"
+        return Finding(link, Level.OK, "the applied migrations built what they should")
+    text = f"all {found.objects} objects equal the SQL files and the migrations"
     return Finding(link, Level.OK, text)

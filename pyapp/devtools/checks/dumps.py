@@ -1,11 +1,11 @@
-"""What a database holds, as pg_dump says it: one text for each object."""
+"""The objects of a database, from pg_dump: one text for each."""
 
 import re
 from pathlib import Path
 
 from pyapp.devtools.server.pg_dump import choose_pg_dump, run_pg_dump
 
-# Made at run time for each month, so no part of the schema.
+# Created at run time for each month, so not part of the schema.
 _MONTHS = "app.message_payloads_[0-9][0-9][0-9][0-9][0-9][0-9]"
 _OPTIONS = (
     "--schema=app",
@@ -59,7 +59,7 @@ def dump_privileges(url: str, program: Path) -> Objects:
 
 
 def split_dump(dump: str) -> Objects:
-    """Return the objects of a plain dump, each under what pg_dump calls it."""
+    """Return the objects of a plain dump by the kind and name that pg_dump prints."""
     dump = _END.split(dump)[0]
     headers = list(_HEADER.finditer(dump))
     ends = [header.start() for header in headers[1:]] + [len(dump)]
@@ -73,20 +73,20 @@ def split_dump(dump: str) -> Objects:
 
 
 def _of_table(text: str) -> str:
-    """Return the statements of a table without what depends on the server alone.
+    """Return the statements of a table without what depends on the server.
 
-    Debian's 15.20 stores an option of its own, pg_attver, with each column, and another
-    number each time. NOT NULL constraints have names since 18: in a dump from an older
-    version they have none, and a restored partition gets other ones than its parent.
+    Debian's 15.20 stores an option of its own, pg_attver, with each column, each time
+    with another number. NOT NULL constraints have names since PostgreSQL 18: a dump of
+    an older version has none, and a restored partition has other names than its parent.
     """
     text = _COLUMN_OPTIONS.sub(_without_server_options, text)
     return _NOT_NULL_NAME.sub("", text).strip()
 
 
 def _without_server_options(found: re.Match[str]) -> str:
-    """Return the statement with the options that an operator can set, if any is left.
+    """Return the statement with the options that an operator can set, if any.
 
-    The prefix pg_ is PostgreSQL's own.
+    The prefix pg_ is reserved for PostgreSQL.
     """
     options = found["options"].split(", ")
     kept = [option for option in options if not option.startswith("pg_")]

@@ -1,7 +1,7 @@
-"""Plans: how PostgreSQL goes about a query, and which indexes it should go by.
+"""Query plans, and the indexes that they are expected to use.
 
-`sql/devtools/query_plans.toml` promises the indexes; tests/test_plans.py holds it to
-that on a large database.
+`sql/devtools/query_plans.toml` lists the indexes; tests/test_plans.py checks them on a
+large database.
 """
 
 import tomllib
@@ -24,7 +24,7 @@ class _Text:
 
 
 def read_plans() -> dict[str, list[str]]:
-    """Return for each query and foreign key the indexes it goes by."""
+    """Return the indexes that each query and foreign key uses."""
     text = (sql_dir() / "devtools" / "query_plans.toml").read_text(encoding="utf-8")
     indexes: dict[str, list[str]] = tomllib.loads(text)
     return indexes
@@ -34,7 +34,7 @@ def find_query(name: str) -> Query:
     """Return the query called *name*.
 
     Raises:
-        QueryFileError: there is none; the message lists those that are like it.
+        QueryFileError: there is none; the message lists similar names.
     """
     if query := QUERIES.get(name):
         return query
@@ -45,7 +45,7 @@ def find_query(name: str) -> Query:
 
 
 def is_planned(query: Query) -> bool:
-    """Say whether PostgreSQL makes a plan for *query*: not for COPY or CREATE."""
+    """Tell whether PostgreSQL plans *query*: it does not plan COPY and CREATE."""
     first = query.sql.split(maxsplit=1)[0].upper()
     return first in {"SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES"}
 
@@ -57,10 +57,10 @@ def explain_query(
     *,
     is_analyzed: bool = False,
 ) -> list[str]:
-    """Return the lines of the plan that a prepared statement gets.
+    """Return the lines of the plan of a prepared statement.
 
-    Without *values* it is the generic plan, for any; with them the one made for them.
-    When *is_analyzed*, the query is run with them; the caller rolls back.
+    Without *values* it is the generic plan, with *values* the custom plan for them.
+    *is_analyzed* runs the query; the caller rolls back.
     """
     if not is_planned(query):
         raise QueryFileError(
@@ -84,7 +84,7 @@ def explain_query(
 def _run(
     conn: psycopg.Connection[Any], name: str, **parameters: Any
 ) -> psycopg.Cursor[TupleRow]:
-    """Run the statement that the query *name* writes."""
+    """Run the statement that the query *name* returns."""
     text = fetch_one(conn, _Text, name, **parameters)
     return conn.cursor(row_factory=tuple_row).execute(sql.SQL(text.statement))
 

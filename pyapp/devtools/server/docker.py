@@ -1,4 +1,4 @@
-"""The local database in Docker, by docker-compose.yml."""
+"""The local database in Docker, from docker-compose.yml."""
 
 import os
 import shutil
@@ -16,14 +16,14 @@ STATE = (
     "{{if and .State.Running .State.Health}}{{.State.Health.Status}}"
     "{{else}}{{.State.Status}}{{end}}"
 )
-# Whether a container runs, the folder that Compose made it from, and its ports here.
+# Whether a container runs, its ports on this machine, and the folder of its project.
 ORIGIN = (
     "{{.State.Running}} {{range .HostConfig.PortBindings}}{{range .}}{{.HostPort}},"
     '{{end}}{{end}} {{index .Config.Labels "com.docker.compose.project.working_dir"}}'
 )
 HEALTHY = ("healthy", "running")
 COMING = ("created", "starting")
-# Seconds that a container has to become healthy, and lines shown when it does not.
+# Seconds until a container must be healthy, and lines of its log shown otherwise.
 PATIENCE = 120
 LOG_LINES = 20
 OTHERWISE = ", or: pyapp db start --embedded" if IS_UNIX else ""
@@ -31,7 +31,7 @@ OTHERWISE = ", or: pyapp db start --embedded" if IS_UNIX else ""
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The container of a Compose project, which goes by the name of a folder only."""
+    """The container of a Compose project, whose name is only that of its folder."""
 
     id: str
     is_running: bool
@@ -39,12 +39,12 @@ class Container:
     folder: str
 
     def is_made_from(self, root: Path) -> bool:
-        """Say whether the checkout at *root* made it, not another of the same name."""
+        """Tell whether the checkout at *root* created it, not another of that name."""
         return bool(self.folder) and Path(self.folder).resolve() == root.resolve()
 
 
 def engine_answers() -> bool:
-    """Say whether a Docker engine answers; the client alone is not enough."""
+    """Tell whether a Docker engine answers; the client alone is not enough."""
     if shutil.which("docker") is None:
         return False
     run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
@@ -52,14 +52,14 @@ def engine_answers() -> bool:
 
 
 def is_usable(root: Path) -> bool:
-    """Say whether the project at *root* can be served by Docker."""
+    """Tell whether Docker can serve the project at *root*."""
     if not (root / "docker-compose.yml").is_file() or not engine_answers():
         return False
     return _compose_command() is not None
 
 
 def find_container(root: Path) -> Container | None:
-    """Return the container of the Compose project at *root*, up or not."""
+    """Return the container of the Compose project at *root*, running or not."""
     run = _compose(root, "ps", "--all", "--quiet", SERVICE)
     if run.returncode or not run.stdout.strip():
         return None
@@ -76,7 +76,7 @@ def find_container(root: Path) -> Container | None:
 
 
 def is_running(root: Path, port: int) -> bool:
-    """Say whether a container of the checkout at *root* is up on *port*."""
+    """Tell whether a container of the checkout at *root* runs on *port*."""
     found = find_container(root)
     if found is None or not found.is_made_from(root):
         return False
@@ -84,25 +84,25 @@ def is_running(root: Path, port: int) -> bool:
 
 
 def has_container(root: Path) -> bool:
-    """Say whether the checkout at *root* has made a container."""
+    """Tell whether the checkout at *root* has created a container."""
     found = find_container(root)
     return found is not None and found.is_made_from(root)
 
 
 def _refuse_others(root: Path) -> None:
-    """Refuse to touch what another checkout has made under the same project name."""
+    """Refuse to change the container of another checkout with the same name."""
     found = find_container(root)
     if found is not None and not found.is_made_from(root):
         folder = found.folder or "an unknown folder"
         raise LocalServerError(
-            f"the Compose project of this name was made in {folder}:"
+            f"the Compose project of this name was created in {folder}:"
             " rename this folder, or set COMPOSE_PROJECT_NAME; if that folder is gone:"
             f" docker rm --force {found.id[:12]}"
         )
 
 
 def up(root: Path, target: Target) -> None:
-    """Start the container for *target*, and wait for its healthcheck."""
+    """Start the container for *target* and wait for its healthcheck."""
     if not engine_answers():
         raise LocalServerError(f"no Docker engine answers: start Docker{OTHERWISE}")
     command = _compose_command()
@@ -112,7 +112,7 @@ def up(root: Path, target: Target) -> None:
     run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
         raise LocalServerError(
-            f"port {target.port} is taken by another program: stop that,"
+            f"port {target.port} is used by another program: stop that,"
             " or choose another port in DATABASE_URL"
         )
     if run.returncode:
@@ -121,12 +121,12 @@ def up(root: Path, target: Target) -> None:
 
 
 def _wait_for_health(container: str) -> None:
-    """Wait for the healthcheck of *container*; Compose 1 cannot, nor can early 2."""
+    """Wait for the healthcheck of *container*, which Compose 1 and early 2 cannot."""
     deadline = time.monotonic() + PATIENCE
     while (state := _state(container)) not in HEALTHY:
         if state not in COMING or time.monotonic() > deadline:
             failure = LocalServerError(
-                f"the database in Docker does not come up: its container is {state};"
+                f"the database in Docker does not start: its container is {state};"
                 " the end of its log is above"
             )
             failure.add_note(_log(container))
@@ -135,18 +135,18 @@ def _wait_for_health(container: str) -> None:
 
 
 def _state(container: str) -> str:
-    """Return what the healthcheck of *container* says; else how the container is."""
+    """Return the status of the healthcheck of *container*, else of the container."""
     return _must(_run(["docker", "inspect", "--format", STATE, container], timeout=15))
 
 
 def _log(container: str) -> str:
-    """Return the last lines of what *container* has said."""
+    """Return the last lines of the log of *container*."""
     run = _run(["docker", "logs", "--tail", str(LOG_LINES), container], timeout=15)
     return (run.stdout + run.stderr).rstrip()
 
 
 def stop(root: Path) -> None:
-    """Stop the container; its data stays."""
+    """Stop the container and keep its data."""
     _refuse_others(root)
     _must(_compose(root, "stop", SERVICE))
 
@@ -196,12 +196,12 @@ def _run(
     except subprocess.TimeoutExpired:
         late = f"no answer within {timeout:.0f} seconds"
         return subprocess.CompletedProcess(command, 124, "", late)
-    except OSError as exc:  # it is there and cannot be run
+    except OSError as exc:  # the program exists and cannot be run
         return subprocess.CompletedProcess(command, 126, "", str(exc))
 
 
 def _must(run: subprocess.CompletedProcess[str]) -> str:
-    """Return what a call has printed; it must not have failed."""
+    """Return the output of *run*, which must have succeeded."""
     if run.returncode:
         raise LocalServerError(f"Docker failed: {last_line(run)}")
     return run.stdout.strip()

@@ -1,4 +1,8 @@
-"""The embedded PostgreSQL: a server of our own in a folder, without Docker."""
+"""The embedded PostgreSQL: a server in a folder of the project, without Docker.
+
+The wheel has a server class of its own, which uses Unix-domain sockets only and changes
+permissions of folders for root; this one listens on the port of DATABASE_URL.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +42,11 @@ from pyapp.errors import LocalServerError, MissingExtraError
 if TYPE_CHECKING:
     import pwd
 
-# While the server starts; after a kill, connections that the old server had accepted
-# are closed without an answer.
+# Errors while the server starts. After a kill, connections that the old server had
+# accepted are closed without an answer.
 TRANSIENT = ("starting up", "closed the connection unexpectedly")
-ANEW = "`pyapp db reset` makes it anew, without its data"
-# The same order and letters everywhere; before 17 only the system has such a locale.
+RESET_HINT = "`pyapp db reset` recreates it without its data"
+# The same sort order on each system. Before PostgreSQL 17 only the system has it.
 BUILTIN_LOCALE = (
     "--locale=C",
     "--locale-provider=builtin",
@@ -53,7 +57,7 @@ SYSTEM_LOCALE = ("--locale=C.UTF-8",)
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """A PostgreSQL whose data is in *folder*, reached over TCP on this machine."""
+    """A PostgreSQL server with its data in *folder*, on a TCP port of this machine."""
 
     folder: Path
     port: int
@@ -61,7 +65,7 @@ class EmbeddedServer:
     password: str = field(default="pyapp", repr=False)
     database: str = "pyapp"
     settings: Mapping[str, str] = field(default_factory=dict)
-    # Where initdb, postgres and pg_ctl are, unless they are the wheel's.
+    # The folder of initdb, postgres and pg_ctl; None for those of the wheel.
     programs: Path | None = None
 
     @property
@@ -74,16 +78,16 @@ class EmbeddedServer:
 
     @property
     def log(self) -> Path:
-        """What it has logged since its last start."""
+        """The log since the last start."""
         return self.folder / "server.log"
 
     def start(self) -> bool:
-        """Bring it up healthy, made first if need be; False if it was up already."""
+        """Start the server, created first if necessary; False if it already runs."""
         if reason := find_elsewhere(self.url):
             raise LocalServerError(f"the embedded server cannot be reached: {reason}")
         with _locked(self.folder.parent):
-            if not self._is_made():
-                self._make()
+            if not self._has_data():
+                self._create()
             running = find_postmaster(self.folder)
             if running and running.port != self.port:
                 self._stop("fast")
@@ -94,23 +98,23 @@ class EmbeddedServer:
             return running is None
 
     def stop(self, mode: str = "fast") -> bool:
-        """Stop it; False if it was not running."""
+        """Stop the server; False if it did not run."""
         if not self.is_running():
             return False
         self._stop(mode)
         return True
 
     def is_running(self) -> bool:
-        """Say whether its server process is there."""
+        """Tell whether the server process runs."""
         return find_postmaster(self.folder) is not None
 
     def kill(self) -> None:
-        """End its server process as a crash would."""
+        """Kill the server process, like a crash."""
         if running := find_postmaster(self.folder):
             os.kill(running.pid, signal.SIGKILL)
 
     def remove(self) -> None:
-        """Stop it and delete its data."""
+        """Stop the server and delete its data."""
         with _locked(self.folder.parent):
             with contextlib.suppress(LocalServerError):
                 self.stop("immediate")
@@ -120,8 +124,8 @@ class EmbeddedServer:
                 f"cannot delete {self.folder}: it belongs to {owner_name(self.folder)}"
             )
 
-    def _is_made(self) -> bool:
-        """Say whether there is a data folder; refuse one that cannot be used."""
+    def _has_data(self) -> bool:
+        """Tell whether there is a data folder; refuse one that cannot be used."""
         try:
             if not self.folder.exists() or not any(self.folder.iterdir()):
                 return False
@@ -129,28 +133,28 @@ class EmbeddedServer:
             (self.folder / "global" / "pg_control").stat()
         except FileNotFoundError:
             raise LocalServerError(
-                f"the data folder {self.folder} is incomplete; {ANEW}"
+                f"the data folder {self.folder} is incomplete; {RESET_HINT}"
             ) from None
         except PermissionError:
             raise LocalServerError(
                 f"the data folder {self.folder} belongs to {owner_name(self.folder)}:"
                 " start as that user, or delete the folder"
             ) from None
-        ours = self._version()
-        if ours.split(".")[0] != version:
+        programs = self._version()
+        if programs.split(".")[0] != version:
             raise LocalServerError(
-                f"the data folder {self.folder} is PostgreSQL {version}'s,"
-                f" this server is {ours}: move the folder away, or {ANEW}"
+                f"the data folder {self.folder} is of PostgreSQL {version},"
+                f" this server is {programs}: move the folder away, or {RESET_HINT}"
             )
         return True
 
     def _version(self) -> str:
-        """Return the programs' version, like 18.6."""
-        # Distributions add their own: postgres (PostgreSQL) 15.18 (Debian ...)
+        """Return the version of the programs, such as 18.6."""
+        # Distributions append theirs: postgres (PostgreSQL) 15.18 (Debian ...)
         return self._run("postgres", "--version").split()[2]
 
-    def _make(self) -> None:
-        """Make the data folder under another name, so that it is whole or absent."""
+    def _create(self) -> None:
+        """Create the data folder under another name: it is complete or absent."""
         account = server_account(self.folder)
         major = int(self._version().split(".")[0])
         parent, prefix = self.folder.parent, f"{self.folder.name}.new-"
@@ -182,7 +186,7 @@ class EmbeddedServer:
     def _launch(self) -> None:
         if not port_is_free(self.port):
             raise LocalServerError(
-                f"port {self.port} is taken by another program: stop that,"
+                f"port {self.port} is used by another program: stop that,"
                 " or choose another port in DATABASE_URL"
             )
         self.log.unlink(missing_ok=True)
@@ -197,7 +201,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + 20
         while self._pg_ctl("start", f"--log={self.log.name}", f"--options={options}"):
             reason = self._failure()
-            # The last processes of a server that crashed need a moment to see it.
+            # The processes of a crashed server need a moment to end.
             if "still in use" not in reason or time.monotonic() > deadline:
                 raise LocalServerError(
                     f"PostgreSQL did not start: {reason} (log: {self.log})"
@@ -206,15 +210,15 @@ class EmbeddedServer:
             time.sleep(0.1)
 
     def _failure(self) -> str:
-        """Return the first fatal line of the log."""
+        """Return the first fatal error of the log."""
         with contextlib.suppress(OSError):
             for line in self.log.read_text(errors="replace").splitlines():
                 if "FATAL:" in line:
                     return line.partition("FATAL:")[2].strip()
-        return "it gave no reason"
+        return "no reason given"
 
     def _check_database(self) -> None:
-        """Wait until the URL's user can use its database; make that if need be."""
+        """Wait until the URL's user can connect; create a missing database."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -227,8 +231,8 @@ class EmbeddedServer:
                     run_client("createdb", self.url, self.database)
                 elif "password authentication failed" in reason:
                     raise LocalServerError(
-                        f"the server in {self.folder} was made with another user or"
-                        f" password: put those back into DATABASE_URL, or {ANEW}"
+                        f"the server in {self.folder} was created with another user or"
+                        f" password: restore them in DATABASE_URL, or {RESET_HINT}"
                     ) from None
                 elif not is_transient or time.monotonic() > deadline:
                     raise unavailable(self.url, exc) from exc
@@ -243,9 +247,9 @@ class EmbeddedServer:
     def _pg_ctl(self, action: str, *options: str) -> int:
         account = server_account(self.folder)
         call = as_account(account)
-        # Its arguments go through a shell, which paths need not survive.
+        # pg_ctl passes its arguments to a shell, which may change paths.
         call |= {"cwd": self.folder, "env": call["env"] | {"PGDATA": str(self.folder)}}
-        # Never through a pipe: the server inherits it and holds it open.
+        # No pipe: the server would inherit it and keep it open.
         return subprocess.run(
             [
                 self._program("pg_ctl", account),
@@ -287,7 +291,7 @@ def require_unix() -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one start at a time work in *folder*."""
+    """Lock *folder*, so that one process at a time starts or removes a server."""
     require_unix()
     import fcntl
 
@@ -340,15 +344,15 @@ def _is_postgres(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody on this machine uses now."""
+    """Return a TCP port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:
-    """Say whether a server could listen on *port* of every loopback address.
+    """Tell whether *port* is free on each loopback address.
 
-    PostgreSQL itself is content with one of them, and clients may meet the other.
+    PostgreSQL starts if one of them is free, and clients may connect to the other.
     """
     try:
         for family, address in (
@@ -369,7 +373,7 @@ def port_is_free(port: int) -> bool:
 def _bind(family: socket.AddressFamily, address: str, port: int) -> None:
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As PostgreSQL does: connections just closed do not hold the port.
+            # Like PostgreSQL: connections closed recently do not block the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except OSError as exc:

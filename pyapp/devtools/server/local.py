@@ -1,4 +1,4 @@
-"""The local server: Docker's when an engine answers, else the embedded one."""
+"""The local server: in Docker if an engine answers, else embedded."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from pyapp._core.run import fetch_all, fetch_one
 from pyapp.devtools.server import docker
 from pyapp.devtools.server.binaries import state_folder
 from pyapp.devtools.server.embedded import (
-    ANEW,
+    RESET_HINT,
     EmbeddedServer,
     find_postmaster,
     port_is_free,
@@ -42,7 +42,7 @@ log = logging.getLogger("pyapp.server")
 
 
 class Kind(StrEnum):
-    """Whose server it is."""
+    """What runs the server."""
 
     DOCKER = "Docker"
     EMBEDDED = "embedded"
@@ -50,10 +50,10 @@ class Kind(StrEnum):
 
 
 def start(settings: Settings, kind: Kind | None = None) -> str:
-    """Bring up a healthy server at the DATABASE_URL; return a line that says so.
+    """Start a server at DATABASE_URL and wait until it is healthy; return a report.
 
     Raises:
-        LocalServerError: it does not come up; the message says what to do.
+        LocalServerError: it does not start; the message says what to do.
     """
     target = local_target(settings.database_url)
     embedded = embedded_server(settings, target)
@@ -66,7 +66,7 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
             if exc.refused and running_kind(settings) is Kind.OTHER:
                 raise LocalServerError(
                     f"another project's server is on port {target.port}; {exc.reason};"
-                    " mend DATABASE_URL, or choose another port in it"
+                    " correct DATABASE_URL, or choose another port in it"
                 ) from None
         by_docker = not embedded.is_running() and docker.is_usable(settings.root)
         kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
@@ -84,24 +84,24 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
 
 
 def stop(settings: Settings) -> str:
-    """Stop the project's server, if it runs; return a line that says what happened."""
+    """Stop the server of this project, if it runs; return a report."""
     target = local_target(settings.database_url)
     kind = running_kind(settings)
     if kind is Kind.DOCKER:
         docker.stop(settings.root)
     elif not embedded_server(settings, target).stop():
         if kind is Kind.OTHER:
-            return f"the server on port {target.port} is {kind}; left alone"
+            return f"the server on port {target.port} is {kind}; it is not stopped"
         return "PostgreSQL is not running"
     log.info("server stopped", extra={"server": (kind or Kind.EMBEDDED).value})
     return f"PostgreSQL is stopped ({kind or Kind.EMBEDDED}); its data stays"
 
 
 def status(settings: Settings) -> str:
-    """Return a line about the healthy server at the DATABASE_URL.
+    """Return a report about the server at DATABASE_URL.
 
     Raises:
-        DatabaseUnavailableError: there is none.
+        DatabaseUnavailableError: it is not healthy.
     """
     with connect(settings.database_url) as conn:
         version = readable_version(conn.info.server_version)
@@ -118,24 +118,24 @@ class ResetPlan:
     """What `reset` deletes: one database, or the whole server with its data."""
 
     kind: Kind
-    # The server's other databases of users, or None if it cannot be asked for them.
+    # The other databases of the server, or None if they cannot be listed.
     others: tuple[str, ...] | None
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole server is deleted: it holds no other database, or fails."""
+        """Whether the whole server is deleted: it has no other database, or fails."""
         return self.kind is not Kind.OTHER and not self.others
 
 
 def plan_reset(settings: Settings) -> ResetPlan:
     """Return what `reset` would delete.
 
-    A server of this checkout that is stopped runs for a moment, to list its databases.
+    A stopped server of this checkout is started to list its databases, then stopped.
 
     Raises:
-        ConfigError: this is no local environment.
-        LocalServerError: the server is not on this machine, or this checkout's server
-            runs on another port than the DATABASE_URL's.
+        ConfigError: ENVIRONMENT is not local.
+        LocalServerError: the server is not on this machine, or the server of this
+            checkout runs on another port than that of DATABASE_URL.
     """
     if settings.environment != "local":
         raise ConfigError(
@@ -153,34 +153,34 @@ def plan_reset(settings: Settings) -> ResetPlan:
 
 
 def reset(settings: Settings, agreed: ResetPlan | None = None) -> str:
-    """Delete the local database and make it again, empty; return a line.
+    """Delete the local database and create it again, empty; return a report.
 
-    *agreed* is what the user has agreed to.
+    *agreed* is the plan that the user has confirmed.
 
     Raises:
-        ConfigError: this is no local environment.
-        LocalServerError: the server is another one by now, or not on this machine.
+        ConfigError: ENVIRONMENT is not local.
+        LocalServerError: the server has changed, or is not on this machine.
     """
     target = local_target(settings.database_url)
     plan = plan_reset(settings)
     if agreed not in (None, plan):
         raise LocalServerError(
             f"the server at {_name(settings)} has changed since the question: it is now"
-            f" {plan.kind}, or has other databases; run it again"
+            f" {plan.kind}, or has other databases; run the command again"
         )
     kind = plan.kind
     if plan.is_whole:
-        _make_server_again(settings, target, kind)
+        _recreate_server(settings, target, kind)
     else:
         if running_kind(settings) is None:
             _bring_up(settings, target, kind)
-        _make_again(target, kind)
-    log.info("database made anew", extra={"server": kind.value})
+        _recreate_database(target, kind)
+    log.info("database recreated", extra={"server": kind.value})
     return f"the database at {_name(settings)} is new and empty ({kind})"
 
 
 def reset_kind(settings: Settings) -> Kind:
-    """Return whose server `reset` would act on."""
+    """Return the kind of the server that `reset` would change."""
     kind = running_kind(settings)
     if kind is not None:
         return kind
@@ -194,7 +194,7 @@ def reset_kind(settings: Settings) -> Kind:
 
 
 def describe_reset(settings: Settings, plan: ResetPlan) -> str:
-    """Return, for a question, what `reset` deletes by *plan*."""
+    """Return what `reset` deletes by *plan*, as the object of a question."""
     if not plan.is_whole:
         stays = "; its other databases stay" if plan.others else ""
         return (
@@ -208,18 +208,18 @@ def describe_reset(settings: Settings, plan: ResetPlan) -> str:
 
 
 def require_own(settings: Settings, plan: ResetPlan) -> None:
-    """Refuse to delete unasked what is not known to be this checkout's database.
+    """Refuse to delete without a question what this checkout may not have created.
 
     Raises:
-        LocalServerError: another checkout or program started the server, or its whole
-            data would go, and cannot be listed.
+        LocalServerError: another checkout or program started the server, or all of its
+            data would be deleted and cannot be listed.
     """
     if plan.kind is Kind.OTHER:
         reason = f"{_name(settings)} is on another"
     elif plan.kind is Kind.DOCKER and not docker.has_container(settings.root):
         reason = "it has no container in Docker"
     elif plan.others is None:
-        reason = "this one's databases cannot be listed"
+        reason = "the databases of this one cannot be listed"
     else:
         return
     raise LocalServerError(
@@ -229,7 +229,7 @@ def require_own(settings: Settings, plan: ResetPlan) -> None:
 
 
 def running_kind(settings: Settings) -> Kind | None:
-    """Return whose server is on the DATABASE_URL's port, or None if it is free."""
+    """Return the kind of the server on the port of DATABASE_URL; None if it is free."""
     target = local_target(settings.database_url)
     if port_is_free(target.port):
         return None
@@ -242,7 +242,7 @@ def running_kind(settings: Settings) -> Kind | None:
 
 
 def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
-    """Return the project's embedded server, as *target* wants it."""
+    """Return the embedded server of the project, for *target*."""
     return EmbeddedServer(
         folder=state_folder(settings.root) / "postgres",
         port=target.port,
@@ -263,11 +263,7 @@ class _Database:
 
 
 def _require_port(settings: Settings, target: Target, kind: Kind) -> None:
-    """Refuse to delete the data of this checkout's server that runs on another port.
-
-    Raises:
-        LocalServerError: it does.
-    """
+    """Refuse to delete the data of a server of this checkout on another port."""
     if kind is Kind.EMBEDDED:
         found = find_postmaster(embedded_server(settings, target).folder)
         ports = {found.port} if found else set()
@@ -286,10 +282,10 @@ def _require_port(settings: Settings, target: Target, kind: Kind) -> None:
 def _find_others(
     settings: Settings, target: Target, kind: Kind
 ) -> tuple[str, ...] | None:
-    """Return the other databases of this checkout's server; None if it cannot say.
+    """Return the other databases of this checkout's server; None if it fails.
 
     Raises:
-        LocalServerError: another server than this checkout's answers.
+        LocalServerError: the server that answers is not of this checkout.
     """
     if kind is Kind.EMBEDDED:
         if not embedded_server(settings, target).folder.exists():
@@ -310,7 +306,7 @@ def _find_others(
 
 @contextlib.contextmanager
 def _running(settings: Settings, target: Target, kind: Kind) -> Iterator[None]:
-    """Keep this checkout's server up; stop it after, if it was not."""
+    """Run this checkout's server during the block; stop it if it did not run."""
     if running_kind(settings) is not None:
         yield
         return
@@ -325,7 +321,7 @@ def _running(settings: Settings, target: Target, kind: Kind) -> Iterator[None]:
 
 
 def _bring_up(settings: Settings, target: Target, kind: Kind) -> None:
-    """Start this checkout's server, but create no database in it."""
+    """Start this checkout's server without creating a database in it."""
     if kind is Kind.EMBEDDED:
         replace(embedded_server(settings, target), database="postgres").start()
     else:
@@ -343,9 +339,9 @@ class _NotHereError(LocalServerError):
 def _maintenance(
     target: Target, kind: Kind = Kind.OTHER
 ) -> Iterator[psycopg.Connection[Any]]:
-    """Give a connection to another database of the server, which must be here.
+    """Yield a connection to another database of the server, on this machine.
 
-    A container of this checkout is known by its port, and sees other addresses.
+    A container of this checkout is known by its port; it sees other addresses.
 
     Raises:
         LocalServerError: the server is not known to be on this machine.
@@ -363,13 +359,13 @@ def _maintenance(
 
 
 def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
-    """Return the statement that drops *database*, as quoted for the shell."""
+    """Return the statement that drops *database*, quoted for the shell."""
     found = fetch_one(conn, _Statement, "format_drop_database", name=database)
     return shlex.quote(found.statement)
 
 
-def _make_server_again(settings: Settings, target: Target, kind: Kind) -> None:
-    """Delete this checkout's server with all its data, and make it again."""
+def _recreate_server(settings: Settings, target: Target, kind: Kind) -> None:
+    """Delete this checkout's server with all its data, and create it again."""
     if kind is Kind.DOCKER:
         docker.remove(settings.root)
         docker.up(settings.root, target)
@@ -380,8 +376,8 @@ def _make_server_again(settings: Settings, target: Target, kind: Kind) -> None:
     _start_embedded(embedded)
 
 
-def _make_again(target: Target, kind: Kind) -> None:
-    """Delete the database of *target* alone, and make it again."""
+def _recreate_database(target: Target, kind: Kind) -> None:
+    """Delete only the database of *target*, and create it again."""
     with _maintenance(target, kind) as conn:
         for query in ("format_drop_database", "format_create_database"):
             found = fetch_one(conn, _Statement, query, name=target.database)
@@ -404,9 +400,9 @@ def _start_embedded(embedded: EmbeddedServer) -> None:
 
 
 def _wait_for_docker(target: Target) -> str:
-    """Return the version once the container takes connections.
+    """Return the version as soon as the container accepts connections.
 
-    A compose file without a healthcheck tells of a server before it is there.
+    Without a healthcheck, Compose reports a container before its server runs.
     """
     deadline = time.monotonic() + 120
     while True:
@@ -415,8 +411,8 @@ def _wait_for_docker(target: Target) -> str:
         except DatabaseUnavailableError as exc:
             if exc.refused and "starting up" not in str(exc):
                 raise LocalServerError(
-                    "Docker's database was made with another user, password or name:"
-                    f" put those back into DATABASE_URL, or {ANEW}"
+                    "Docker's database was created with another user, password or name:"
+                    f" restore them in DATABASE_URL, or {RESET_HINT}"
                 ) from exc
             if time.monotonic() > deadline:
                 raise
@@ -430,7 +426,7 @@ def _version(target: Target) -> str:
 
 
 def readable_version(version: int) -> str:
-    """Return the server's number, like 180006, as people write it: 18.6."""
+    """Return a version number, such as 180006, in its written form: 18.6."""
     return f"{version // 10000}.{version % 10000}"
 
 

@@ -1,9 +1,9 @@
-"""The pg_dump for one comparison: new enough, and able to reach the servers.
+"""Chooses the pg_dump of a comparison: new enough, and able to reach the servers.
 
-pg_dump refuses servers newer than itself, and the one in the embedded wheel is built
-without SSL. Every pg_dump on this machine is therefore tried, the newest first. All
-sides of one comparison are dumped by the same program, because versions of pg_dump
-write the same object differently.
+pg_dump refuses servers newer than itself, and that of the embedded wheel is built
+without SSL. So each pg_dump of this machine is tried, the newest first. One program
+dumps all sides of a comparison, because versions of pg_dump print the same object
+differently.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from pyapp._core.database_url import read_url, redact_url
 from pyapp.devtools.server.binaries import as_account, binaries
 from pyapp.errors import MissingExtraError, SchemaCheckError
 
-# Where packages of PostgreSQL put the programs of each major version.
+# The paths of PostgreSQL packages, one for each major version.
 PACKAGED = ("usr/lib/postgresql/*/bin/pg_dump", "usr/pgsql-*/bin/pg_dump")
-# Secrets for which libpq has no variable; a service file is all that it reads.
+# Secrets for which libpq has no environment variable, only the service file.
 _FILE_ONLY = (
     "sslpassword",
     "oauth_client_secret",
@@ -34,7 +34,7 @@ _FILE_ONLY = (
 )
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?")
 _NO_SSL = "SSL support is not compiled in"
-# What pg_dump says once it has connected and has found its own version new enough.
+# The error of pg_dump after it has connected and accepted the server's version.
 _NOT_FOUND = "no matching schemas were found"
 _ABSENT = "pyapp_probe_no_such_schema"
 # The program chosen for each set of servers.
@@ -54,7 +54,7 @@ class PgDump:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What decides which pg_dump reaches a server."""
+    """A server, and what its pg_dump must support."""
 
     url: str
     major: int
@@ -62,13 +62,13 @@ class _Server:
 
 
 def choose_pg_dump(*urls: str) -> Path:
-    """Return the newest pg_dump that can dump from the servers of all *urls*.
+    """Return the newest pg_dump that can dump from all servers of *urls*.
 
-    Where psycopg's own connection is encrypted, programs with SSL come first.
+    If the connection of psycopg is encrypted, programs with SSL are tried first.
 
     Raises:
         DatabaseUnavailableError: a server is not healthy.
-        SchemaCheckError: no program is able to; the message says which is missing.
+        SchemaCheckError: no program can; the message says which is missing.
     """
     key = frozenset(_server_of(url) for url in urls)
     if key not in _CHOSEN:
@@ -77,26 +77,26 @@ def choose_pg_dump(*urls: str) -> Path:
 
 
 def run_pg_dump(program: Path, url: str, *options: str) -> str:
-    """Return what *program* dumps of the database at *url*, in UTF-8.
+    """Return the dump of the database at *url*, in UTF-8.
 
-    It is empty where the schema that *options* name is not there.
+    It is empty if the schema that *options* name does not exist.
 
     Raises:
-        SchemaCheckError: it fails.
+        SchemaCheckError: *program* fails.
     """
     run = _run(program, url, *options)
     if run.returncode and _NOT_FOUND not in run.stderr:
-        reason = (run.stderr.strip().splitlines() or ["it gave no reason"])[0]
+        reason = (run.stderr.strip().splitlines() or ["no reason given"])[0]
         raise SchemaCheckError(f"cannot dump {redact_url(url)}: {reason}")
     return "" if run.returncode else run.stdout
 
 
 def list_pg_dumps() -> list[PgDump]:
-    """Return every pg_dump of this machine, the newest first."""
+    """Return all pg_dump programs of this machine, the newest first."""
     paths: list[Path] = []
     with contextlib.suppress(MissingExtraError):
         paths.append(binaries() / "pg_dump")
-    # Before the PATH, where Debian has a wrapper that chooses among them.
+    # Before the PATH, in which Debian has a wrapper that chooses a version.
     for pattern in PACKAGED:
         paths += sorted(Path("/").glob(pattern))
     for folder in os.get_exec_path():
@@ -109,7 +109,7 @@ def list_pg_dumps() -> list[PgDump]:
 
 @functools.cache
 def has_ssl(program: Path) -> bool:
-    """Say whether *program* is built with SSL; its libpq says so without a server."""
+    """Tell whether *program* is built with SSL; its libpq reports it offline."""
     options = as_account(None)
     run = subprocess.run(
         [program, "--no-password", "--dbname=host=/nonexistent sslmode=require"],
@@ -121,7 +121,7 @@ def has_ssl(program: Path) -> bool:
 
 
 def _server_of(url: str) -> tuple[tuple[str, str], ...]:
-    """Return what *url* says of the server, whichever database and session it names."""
+    """Return the parameters of *url* that identify and reach the server."""
     parts = read_url(url)
     session = ("dbname", "application_name", "connect_timeout", "options")
     return tuple(sorted((k, str(v)) for k, v in parts.items() if k not in session))
@@ -149,7 +149,7 @@ def _explain(
     servers: list[_Server],
     failures: dict[PgDump, tuple[_Server, str]],
 ) -> str:
-    """Return which pg_dump is missing, and how to get it."""
+    """Return which pg_dump is missing, and how to install it."""
     major = max(server.major for server in servers)
     wanted = f"postgresql-client-{major}"
     get = f"install the package {wanted} or a newer one"
@@ -168,7 +168,7 @@ def _explain(
             f"{redact_url(server.url)} needs TLS, and {able[0]} is built"
             f" without SSL: {get}"
         )
-    line = (reason.strip().splitlines() or ["it gave no reason"])[0]
+    line = (reason.strip().splitlines() or ["no reason given"])[0]
     return f"cannot dump {redact_url(server.url)}: {line}"
 
 
@@ -179,15 +179,15 @@ def _ask(url: str) -> _Server:
 
 
 def _is_program(path: Path) -> bool:
-    # In this order: is_file fails in a folder that may not be read.
+    # os.access first: is_file raises an error in an unreadable folder.
     return os.access(path, os.X_OK) and path.is_file()
 
 
 def _version(program: Path) -> tuple[int, ...]:
-    """Return the version of *program*; nothing if it does not run here."""
+    """Return the version of *program*; empty if it does not run here."""
     try:
         run = subprocess.run([program, "--version"], capture_output=True, text=True)
-    except OSError:  # made for another machine
+    except OSError:  # built for another platform
         return ()
     found = _VERSION.search(run.stdout)
     return tuple(int(number or 0) for number in found.groups()) if found else ()
@@ -213,9 +213,9 @@ def _run(program: Path, url: str, *options: str) -> subprocess.CompletedProcess[
 
 @contextlib.contextmanager
 def without_secrets(url: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield what of *url* anybody may see, and the variables that give libpq the rest.
+    """Yield *url* without secrets, and the variables that pass the secrets to libpq.
 
-    Command lines are seen by everybody on the machine.
+    Other users of the machine can read command lines.
     """
     parts = conninfo_to_dict(url)
     variables = {}
@@ -225,7 +225,9 @@ def without_secrets(url: str) -> Iterator[tuple[str, dict[str, str]]]:
     if not kept:
         yield make_conninfo("", **parts), variables
         return
-    with tempfile.TemporaryDirectory(prefix="pyapp-") as folder:  # for its owner only
+    with tempfile.TemporaryDirectory(
+        prefix="pyapp-"
+    ) as folder:  # readable by its owner only
         service = Path(folder, "pg_service.conf")
         lines = ["[pyapp]", *(f"{name}={value}" for name, value in kept.items())]
         service.write_text("\n".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A PostgreSQL for one run of tests or checks, deleted after it."""
+"""A PostgreSQL server for one run of tests or checks, deleted afterwards."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from pyapp.devtools.server.binaries import can_enter, server_account, system_fol
 from pyapp.devtools.server.embedded import EmbeddedServer, free_port
 from pyapp.errors import LocalServerError
 
-# Nothing has to survive a power cut, and nothing runs long enough to be compiled.
+# The data need not survive a power cut, and no query is worth compiling.
 TEMP_SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -29,7 +29,7 @@ def temp_server(
     settings: Mapping[str, str] | None = None,
     programs: Path | None = None,
 ) -> Iterator[EmbeddedServer]:
-    """Give a fast server on a free port; delete it and its folder after."""
+    """Yield a fast server on a free port; delete it and its folder afterwards."""
     parent = folder or open_folder()
     server = EmbeddedServer(
         parent / "data",
@@ -46,7 +46,7 @@ def temp_server(
 
 
 def open_folder() -> Path:
-    """Return a new folder in which a server can keep its data, as root too."""
+    """Return a new folder that the account of a server can use, for root too."""
     place = _memory_folder() or Path(tempfile.gettempdir())
     _sweep(place)
     new = Path(tempfile.mkdtemp(prefix=f"pyapp-{os.getpid()}-", dir=place))
@@ -59,19 +59,19 @@ def open_folder() -> Path:
 
 
 def _sweep(place: Path) -> None:
-    """Delete what runs that were killed have left in *place*, their servers too."""
+    """Delete the servers and folders of killed runs in *place*."""
     for folder in place.glob("pyapp-*-*"):
         pid = folder.name.split("-")[1]
-        # Another run may be sweeping too.
+        # Another run may delete the same folder.
         with contextlib.suppress(FileNotFoundError, LocalServerError):
-            ours = folder.stat().st_uid == os.geteuid()
-            if ours and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            is_own = folder.stat().st_uid == os.geteuid()
+            if is_own and pid.isdecimal() and not psutil.pid_exists(int(pid)):
                 EmbeddedServer(folder / "data", port=0).remove()
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _memory_folder() -> Path | None:
-    """Return a folder in memory if there is a roomy one: clones are 20 times faster."""
+    """Return a folder in memory with enough space: it copies databases 20x faster."""
     shm = Path("/dev/shm")
     if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
         return shm

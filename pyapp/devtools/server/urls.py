@@ -19,7 +19,7 @@ from pyapp.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """A database: its redacted URL for messages, and a URL for that server alone."""
+    """A database: its redacted URL for messages, and a URL of only that server."""
 
     name: str
     url: str
@@ -39,8 +39,8 @@ def name_reached(url: str, conn: psycopg.Connection[Any]) -> Reached:
     """Return the database that *conn*, made with *url*, is connected to.
 
     *url* may name several servers, or take its host from the environment or a service.
-    The new URL always has the address, which replaces a service's list of them; the
-    name has it only where a parameter may have set it.
+    The new URL always has the address, which replaces the list of a service; the name
+    has it only if a parameter may have set it.
     """
     info = conn.info
     parts = {"host": info.host, "port": str(info.port)}
@@ -54,10 +54,11 @@ def name_reached(url: str, conn: psycopg.Connection[Any]) -> Reached:
 
 
 def is_on_this_machine(conn: psycopg.Connection[Any]) -> bool:
-    """Say whether the server of *conn* itself listens on this machine's loopback.
+    """Tell whether the server of *conn* listens on the loopback of this machine.
 
-    Then it sees the same two addresses and ports as we do. Through an SSH forward, a
-    proxy, a pooler or the port of a container it sees others, and can be anywhere.
+    Then client and server see the same two addresses and ports. Through an SSH forward,
+    a proxy, a pooler or a container's port they see others, and the server can be on
+    any machine.
     """
     theirs = fetch_one(conn, _Ends, "get_connection_ends")
     if theirs.server_address is None or theirs.client_address is None:
@@ -66,14 +67,14 @@ def is_on_this_machine(conn: psycopg.Connection[Any]) -> bool:
     try:
         client, server = own.getsockname(), own.getpeername()
     finally:
-        own.detach()  # the connection stays open
-    ours = _Ends(client[0], client[1], server[0], server[1])
-    return ours == theirs and ipaddress.ip_address(server[0]).is_loopback
+        own.detach()  # keeps the connection open
+    seen = _Ends(client[0], client[1], server[0], server[1])
+    return seen == theirs and ipaddress.ip_address(server[0]).is_loopback
 
 
 @dataclass(frozen=True)
 class Target:
-    """The port, user, password and database that a local server must have."""
+    """The port, user, password and database of a local server."""
 
     url: str = field(repr=False)
     port: int
@@ -83,14 +84,14 @@ class Target:
 
 
 def local_target(url: str) -> Target:
-    """Return what *url* asks for.
+    """Return the port, user, password and database of *url*.
 
     Raises:
-        ConfigError: it is not on this machine, or names no user or database.
+        ConfigError: it is not on this machine, or has no user or database.
     """
     if reason := find_elsewhere(url):
         raise ConfigError(
-            f"{reason}: only a server on localhost is started, stopped and reset here"
+            f"{reason}: these commands start, stop and reset a server on localhost only"
         )
     parts = reached_parameters(url)
     return Target(
@@ -103,10 +104,10 @@ def local_target(url: str) -> Target:
 
 
 def require_password(target: Target) -> None:
-    """Refuse to make a server without a password; others' servers may need none.
+    """Refuse to create a server without a password.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: DATABASE_URL has no password.
     """
     _given("password", target.password)
 
@@ -114,7 +115,7 @@ def require_password(target: Target) -> None:
 def _given(word: str, value: str | None) -> str:
     if not value:
         raise ConfigError(
-            f"DATABASE_URL names no {word}; write"
+            f"DATABASE_URL has no {word}; write"
             " postgresql://user:password@localhost:port/database"
         )
     return value
