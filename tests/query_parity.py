@@ -71,9 +71,10 @@ class Function:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the runner in a function's source: which function of it, and how."""
+    """A call of the runner in a source text; `row` is the name of the row class."""
 
     runner: str
+    row: str | None
     query: str
     keywords: set[str | None]
 
@@ -119,9 +120,11 @@ def find_calls(source: str) -> list[Call]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             runner = node.func.id
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            rows = [arg.id for arg in node.args[1:2] if isinstance(arg, ast.Name)]
+            row = rows[0] if rows and runner.startswith("fetch") else None
             keywords = {keyword.arg for keyword in node.keywords}
             if runner in RUNNERS:
-                found += [Call(runner, str(name), keywords) for name in names]
+                found += [Call(runner, row, str(name), keywords) for name in names]
     return found
 
 

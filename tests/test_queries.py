@@ -50,6 +50,15 @@ NEVER_NULL = {
 REPEATED = {
     "find_session": {"session_user_id", "user_anonymized_at", "fingerprint_id"},
 }
+# Queries of tables that only migrations or maintenance create.
+NEED_OTHER_TABLES = {
+    "count_retired_payloads",
+    "find_retired_months",
+    "list_applied_migrations",
+    "list_checksums",
+    "list_waiting_months",
+    "list_yoyo_locks",
+}
 DESCRIBED: dict[str, Described] = {}
 every_query = pytest.mark.parametrize(
     "query", QUERIES.values(), ids=lambda q: f"{q.path.name}:{q.name}"
@@ -97,6 +106,27 @@ def test_every_call_names_a_query_and_gives_its_parameters():
             expected = set(known[call.query].parameters)
             assert None in given or given == expected, f"{path}: {call.query}"
     assert set(QUERIES) <= named
+
+
+def test_columns_and_fields_of_the_tools_agree(conn: psycopg.Connection[TupleRow]):
+    undescribed = set()
+    for info in pkgutil.walk_packages(pyapp.__path__, "pyapp."):
+        module = importlib.import_module(info.name)
+        for call in find_calls(inspect.getsource(module)):
+            query = TOOL_QUERIES.get(call.query)
+            if query is None or call.row is None:
+                continue
+            row = getattr(module, call.row)
+            names = getattr(row, "_fields", None) or row.__dataclass_fields__
+            try:
+                with conn.transaction():
+                    _, columns = describe(conn, query)
+            except AssertionError:
+                undescribed.add(query.name)
+                continue
+            assert [*names] == [column.name for column in columns], call
+
+    assert undescribed == NEED_OTHER_TABLES
 
 
 @every_query

@@ -13,7 +13,7 @@ import psycopg
 
 import pyapp
 from pyapp import aio
-from pyapp.messages import Message, RecordedMessage
+from pyapp.messages import Message, NewMessage, RecordedMessage, RecordedMessages
 from pyapp.quota import Quota
 from pyapp.referrals import Referral, ReferralSummary
 from pyapp.sessions import NewSession, Session, ValidSession
@@ -43,6 +43,8 @@ def accepted(conn: psycopg.Connection[Any], user_id: UUID, token: str) -> None:
     assert_type(summary, ReferralSummary)
     recorded = pyapp.messages.record_message(conn, user_id=user_id, model="m")
     assert_type(recorded, RecordedMessage)
+    many: list[NewMessage] = []
+    assert_type(pyapp.messages.record_messages(conn, many), RecordedMessages)
     listed = pyapp.messages.list_messages(conn, subject_id=user_id)
     assert_type(listed, list[Message])
     with pyapp.connect() as own, pyapp.pool() as pool, pool.connection() as pooled:
