@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg.errors import RestrictViolation, SerializationFailure, UniqueViolation
+from psycopg.errors import RestrictViolation, SerializationFailure
 
 from pyapp._core.connection import connect
 from pyapp.errors import (
@@ -66,7 +66,7 @@ def count_outcomes(url: str, attempts: Iterable[Attempt]) -> Counter[str]:
         def run(conn: psycopg.Connection) -> str:
             try:
                 attempt(conn)
-            except (ReferralError, UniqueViolation) as refusal:
+            except ReferralError as refusal:
                 # The transaction can still be used.
                 conn.execute("SELECT 1")
                 return type(refusal).__name__
@@ -113,26 +113,12 @@ def test_two_users_redeem_the_code_of_each_other(database: str):
         assert outcomes == {"done": 1, MutualReferralError.__name__: 1}
 
 
-def insert(referrer: UUID, referred: UUID) -> Attempt:
-    """Complete a referral by plain SQL."""
-
-    def run(conn: psycopg.Connection) -> None:
-        with conn.transaction():
-            conn.execute(INSERT, [referrer, referred, None])
-
-    return run
-
-
-@pytest.mark.parametrize("is_plain", [False, True], ids=["functions", "plain SQL"])
-def test_six_users_redeem_the_codes_of_all_others(database: str, is_plain: bool):
+def test_six_users_redeem_the_codes_of_all_others(database: str):
     users = add_users(database, 6)
-    codes = dict(zip(users, codes_of(database, users), strict=True))
-    pairs = list(permutations(users, 2))
+    codes = codes_of(database, users)
+    pairs = list(permutations(range(6), 2))
 
-    outcomes = count_outcomes(
-        database,
-        [insert(a, b) if is_plain else redeem(codes[a], b) for a, b in pairs],
-    )
+    outcomes = count_outcomes(database, [redeem(codes[a], users[b]) for a, b in pairs])
 
     # Each user is referred at most once; a deadlock would raise an error.
     assert 3 <= outcomes["done"] <= 6
@@ -220,6 +206,28 @@ def test_replacement_does_not_deadlock_with_a_completion(
     other.commit()
 
     assert complete_referral(conn, referred_id=bob).referrer_id == carl
+    assert referral_differences(conn) == []
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_plain_sql_locks_both_users_in_id_order(pair: Pair, is_reversed: bool):
+    """The trigger waits for the first user before it locks the second."""
+    conn, other = pair
+    low, high = sorted([add_user(conn), add_user(conn)])
+    users = [high, low] if is_reversed else [low, high]
+    conn.commit()
+    lock = "SELECT FROM app.users WHERE id = %s FOR NO KEY UPDATE NOWAIT"
+    conn.execute(lock, [low])
+
+    def lock_high_and_commit() -> None:
+        conn.execute(lock, [high])
+        conn.commit()
+
+    def insert(waiting: psycopg.Connection) -> None:
+        waiting.execute(INSERT, [*users, None])
+
+    run_blocked(conn, other, insert, release=lock_high_and_commit)
+
     assert referral_differences(conn) == []
 
 
