@@ -17,6 +17,7 @@ from pyapp._core.connection import connect
 from pyapp._core.run import fetch_one
 from pyapp.errors import MaintenanceError
 from pyapp.payloads import create_payload_partitions, retire_payloads
+from tests.metering import insert_messages, new_message
 from tests.payload_months import (
     NOW,
     add_user,
@@ -27,6 +28,7 @@ from tests.payload_months import (
     write,
     write_all,
 )
+from tests.waiting import Pair, run_blocked
 
 MANY_MONTHS_AGO = NOW - timedelta(days=400)
 DEFAULT = "message_payloads_default"
@@ -156,6 +158,35 @@ def test_bill_remains_when_payloads_are_retired(
     assert archived_messages(tmp_path) == {old: f"{month}.csv.gz"}
     assert find_payloads(database) == {new: partition_of(NOW)}
     assert count_billed(database) == 2
+
+
+def test_retiring_a_month_does_not_deadlock_with_a_writer(
+    database: str, user_id: UUID, pair: Pair
+):
+    """It waits for the writer's message before it locks the payloads."""
+    writer, maintenance = pair
+    write_all(database, user_id, MANY_MONTHS_AGO)
+    create_payload_partitions(database)
+    message = new_message(user_id=user_id, finished_at=MANY_MONTHS_AGO)
+    insert_messages(writer, [message])
+
+    def write_payload_and_commit() -> None:
+        writer.execute(
+            "INSERT INTO app.message_payloads"
+            " (subject_id, message_id, finished_at, request) VALUES (%s, %s, %s, '[]')",
+            [user_id, message.id, message.finished_at],
+        )
+        writer.commit()
+
+    def retire(conn: psycopg.Connection) -> object:
+        statement = "SELECT app.retire_payload_partition(now()::date)"
+        return conn.execute(statement).fetchone()
+
+    retired = run_blocked(writer, maintenance, retire, release=write_payload_and_commit)
+
+    assert retired == (partition_of(MANY_MONTHS_AGO),)
+    count = writer.execute("SELECT count(*) FROM app.retired_payloads").fetchone()
+    assert count == (2,)
 
 
 def test_failed_archive_is_made_by_the_next_run(
