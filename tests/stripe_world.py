@@ -68,6 +68,10 @@ class StripeWorld:
         params |= {"customer": customer, "items": [{"price": price}]}
         return self.client.v1.subscriptions.create(params).id  # type: ignore[arg-type]
 
+    def create_subscription(self, price: str = "price_month") -> str:
+        """Return a subscription of a new customer that claims a new user."""
+        return self.subscribe(self.create_customer(self.create_user()), price)
+
     def change_price(self, subscription: str, *prices: str) -> None:
         """Change the price of the subscription's item, once for each of *prices*."""
         shape = self.client.v1.subscriptions.retrieve(subscription)
@@ -178,6 +182,29 @@ def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
             "UPDATE app.plans SET stripe_price_id = 'price_month' WHERE id = 'paid'"
         )
         yield StripeWorld(fake, url, conn)
+
+
+@contextmanager
+def held(
+    url: str, statement: str, *parameters: Any
+) -> Iterator[psycopg.Connection[Any]]:
+    """Execute *statement* in a transaction that stays open during the block."""
+    with connect(url) as conn:
+        conn.execute(statement.encode(), parameters)
+        yield conn
+        conn.rollback()
+
+
+def count_lock_waits(conn: psycopg.Connection[Any]) -> int:
+    """Return the number of backends that wait for a lock."""
+    return conn.execute(
+        "SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).rowcount
+
+
+class Killed(BaseException):
+    """Simulates SIGKILL: no handler catches it."""
 
 
 def make_event(

@@ -214,7 +214,7 @@ def test_stripe_sync_does_not_reveal_secrets(
     for name in ("pyapp", "pyapp.stripe", "stripe"):
         caplog.set_level(logging.DEBUG, logger=name)
     wrong = world.fake.client(WRONG_KEY)
-    world.subscribe(world.create_customer(world.create_user()))
+    world.create_subscription()
     outputs: list[str] = []
 
     deliveries = world.pop_deliveries()

@@ -77,9 +77,7 @@ def test_changes_between_pages_are_found_by_the_next_run(
 
 def test_page_never_overwrites_a_newer_concurrent_delivery(world: StripeWorld):
     """Two workers handle deliveries during each reconciliation."""
-    subscriptions = [
-        world.subscribe(world.create_customer(world.create_user())) for _ in range(8)
-    ]
+    subscriptions = [world.create_subscription() for _ in range(8)]
     world.handle_all()
 
     def deliver() -> list[str]:

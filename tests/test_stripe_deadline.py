@@ -2,12 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
 
 from pyapp._core.connection import connect
@@ -17,6 +15,8 @@ from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import (
     START,
     StripeWorld,
+    count_lock_waits,
+    held,
     make_customer,
     make_event,
     make_subscription,
@@ -31,14 +31,6 @@ PAID = {
     "customer": "cus_1",
     "parent": {"subscription_details": {"subscription": "sub_1"}},
 }
-
-
-@contextmanager
-def held(world: StripeWorld, statement: str) -> Iterator[psycopg.Connection[Any]]:
-    with connect(world.url) as conn:
-        conn.execute(statement.encode())
-        yield conn
-        conn.rollback()
 
 
 def handle(
@@ -61,13 +53,6 @@ def handle(
         return outcome, seconds
 
 
-def waiting(conn: psycopg.Connection[Any]) -> list[Any]:
-    return conn.execute(
-        "SELECT pid FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchall()
-
-
 @pytest.fixture
 def linked(world: StripeWorld) -> StripeWorld:
     world.handle_event("customer.created", make_customer("cus_1", world.create_user()))
@@ -83,9 +68,9 @@ def change() -> bytes:
 
 @pytest.mark.parametrize("lock", [LOCK_USER, LOCK_CUSTOMER])
 def test_locked_delivery_fails_and_is_stored(linked: StripeWorld, lock: str):
-    with held(linked, lock):
+    with held(linked.url, lock):
         outcome, seconds = handle(linked, change())
-        assert waiting(linked.conn) == []
+        assert count_lock_waits(linked.conn) == 0
     assert (outcome.result, outcome.is_busy, outcome.attempts) == ("failed", True, 1)
     assert seconds < 5.5
     assert [o.result for o in retry_failed_events(linked.conn)] == ["applied"]
@@ -94,8 +79,8 @@ def test_locked_delivery_fails_and_is_stored(linked: StripeWorld, lock: str):
 def test_several_locks_have_one_deadline(linked: StripeWorld):
     """The second lock is requested when the first is free, after three seconds."""
     with ExitStack() as stack:
-        first = stack.enter_context(held(linked, LOCK_CUSTOMER))
-        stack.enter_context(held(linked, LOCK_USER))
+        first = stack.enter_context(held(linked.url, LOCK_CUSTOMER))
+        stack.enter_context(held(linked.url, LOCK_USER))
         timer = threading.Timer(3, first.rollback)
         timer.start()
         outcome, seconds = handle(linked, change())
@@ -105,7 +90,7 @@ def test_several_locks_have_one_deadline(linked: StripeWorld):
 
 
 def test_delivery_waits_for_a_lock_that_is_free_in_time(linked: StripeWorld):
-    with held(linked, LOCK_CUSTOMER) as conn:
+    with held(linked.url, LOCK_CUSTOMER) as conn:
         timer = threading.Timer(2, conn.rollback)
         timer.start()
         outcome, _ = handle(linked, change())
@@ -135,9 +120,9 @@ def test_message_in_progress_blocks_only_a_new_link(world: StripeWorld):
 
 def test_event_whose_own_row_is_locked_fails(linked: StripeWorld):
     body = change()
-    with held(linked, LOCK_CUSTOMER):
+    with held(linked.url, LOCK_CUSTOMER):
         handle(linked, body)
-    with held(linked, "SELECT FROM app.stripe_events FOR UPDATE"):
+    with held(linked.url, "SELECT FROM app.stripe_events FOR UPDATE"):
         outcome, seconds = handle(linked, body)
     assert (outcome.result, outcome.is_busy, outcome.attempts) == ("failed", True, None)
     assert seconds < 6
@@ -166,7 +151,7 @@ def make_paid(world: StripeWorld) -> bytes:
 def test_lock_after_a_fetch_has_the_same_deadline(world: StripeWorld):
     body = make_paid(world)
     world.fake.faults.add("slow", path="/v1/subscriptions", seconds=2, times=None)
-    with held(world, "SELECT FROM app.users FOR UPDATE"):
+    with held(world.url, "SELECT FROM app.users FOR UPDATE"):
         outcome, seconds = handle(world, body, world.client)
     world.fake.faults.clear()
     assert (outcome.result, outcome.is_busy) == ("failed", True)

@@ -1,18 +1,16 @@
 """A failed event or object is reported by its id, and the run goes on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pyapp._core.connection import connect
 from pyapp.stripe_sync import Failure, Outcome, reconcile, replay_events
 from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.replay import retry_failed_events
 from tests.fake_stripe import TEST_KEY
-from tests.stripe_world import StripeWorld, make_customer
+from tests.stripe_world import StripeWorld, held, make_customer
 from tests.support import run_cli
 
 Change = Callable[[list[Any]], None]
@@ -48,14 +46,6 @@ class ChangedClient:
                     self.change(one)
                     shapes[place] = one[0]
         return response
-
-
-@contextmanager
-def held(world: StripeWorld, statement: str, *parameters: Any) -> Iterator[None]:
-    with connect(world.url) as conn:
-        conn.execute(statement.encode(), parameters)
-        yield
-        conn.rollback()
 
 
 def refuse(world: StripeWorld, customer: str) -> None:
@@ -119,7 +109,7 @@ def test_retry_skips_a_refused_event(world: StripeWorld):
 
 def test_retry_skips_an_event_of_a_locked_customer(world: StripeWorld):
     first, *others = fail_events(world)
-    with held(world, "SELECT app.lock_stripe_customer('cus_1')"):
+    with held(world.url, "SELECT app.lock_stripe_customer('cus_1')"):
         found = retry(world)
     assert found.pop(first) in {("failed", "QueryCanceled")}
     assert found == dict.fromkeys(others, APPLIED)
@@ -127,7 +117,9 @@ def test_retry_skips_an_event_of_a_locked_customer(world: StripeWorld):
 
 def test_retry_skips_a_locked_event(world: StripeWorld):
     first, *others = fail_events(world)
-    with held(world, "SELECT FROM app.stripe_events WHERE id = %s FOR UPDATE", first):
+    with held(
+        world.url, "SELECT FROM app.stripe_events WHERE id = %s FOR UPDATE", first
+    ):
         found = retry(world)
     assert found.pop(first)[0] == "failed"
     assert found == dict.fromkeys(others, APPLIED)
@@ -244,7 +236,7 @@ def test_replay_skips_a_malformed_event(
 def test_replay_skips_an_event_of_a_locked_customer(
     world: StripeWorld, lost: list[str]
 ):
-    with held(world, "SELECT app.lock_stripe_customer(%s)", lost[1]):
+    with held(world.url, "SELECT app.lock_stripe_customer(%s)", lost[1]):
         done = replay_events(world.conn, world.client)
     assert (done.results["applied"], done.results["failed"]) == (2, 1)
 
@@ -339,7 +331,7 @@ def test_reconciliation_skips_a_malformed_subscription(
 def test_reconciliation_skips_a_locked_customer(
     world: StripeWorld, lost: list[str], is_dry_run: bool
 ):
-    with held(world, "SELECT app.lock_stripe_customer(%s)", lost[1]):
+    with held(world.url, "SELECT app.lock_stripe_customer(%s)", lost[1]):
         reported = run(world, dry_run=is_dry_run)
     if is_dry_run:
         assert reported == []
@@ -354,7 +346,7 @@ def test_reconciliation_skips_a_locked_user(world: StripeWorld, lost: list[str])
     assert run(world) == []
     world.conn.execute("UPDATE app.users SET created_at = created_at + '1 day'")
     held_row = "SELECT FROM app.users WHERE stripe_customer_id = %s FOR UPDATE"
-    with held(world, held_row, lost[1]):
+    with held(world.url, held_row, lost[1]):
         reported = run(world)
     assert [one.object_id for one in reported] == [lost[1]]
 

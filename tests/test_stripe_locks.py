@@ -2,20 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import psycopg
 import pytest
 
-from pyapp._core.connection import connect
 from pyapp.stripe_sync import Outcome, handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.serving import Reply, Served, serving
 from tests.stripe_world import (
     START,
     StripeWorld,
+    count_lock_waits,
+    held,
     make_customer,
     make_event,
     make_subscription,
@@ -26,29 +24,10 @@ LOCKED = "cus_locked"
 OTHERS = 200
 
 
-@contextmanager
-def held(url: str, statement: str, *parameters: Any) -> Iterator[None]:
-    """Execute *statement* in a transaction that stays open and idle."""
-    with connect(url) as conn:
-        conn.execute(statement.encode(), parameters)
-        yield
-        conn.rollback()
-
-
 def handle(world: StripeWorld, body: bytes) -> Outcome:
     """Handle a delivery without the endpoint."""
     signature = sign(body, [TEST_SECRET])
     return handle_webhook(world.conn, body, signature, [TEST_SECRET])
-
-
-def waiting(conn: psycopg.Connection[Any]) -> int:
-    """Return the number of backends that wait for a lock."""
-    row = conn.execute(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def changes(customer: str, number: int) -> list[bytes]:
@@ -119,7 +98,7 @@ def test_locked_customer_does_not_delay_others(
         _, alone, _ = asyncio.run(deliver(served, [], before))
         with held(world.url, LOCKS[lock], LOCKED):
             replies, rest, health = asyncio.run(deliver(served, locked, others, rounds))
-            assert waiting(world.conn) == 0
+            assert count_lock_waits(world.conn) == 0
         statuses = {a.status for a in replies}
         stored = [event for event in world.events() if event[1] == "failed"]
         later = asyncio.run(served.post(locked[-1]))
@@ -157,7 +136,7 @@ def test_many_locked_customers_do_not_delay_others(world: StripeWorld):
     lock = held(world.url, "SELECT FROM app.users FOR UPDATE")
     with serving(world.url) as served, lock:
         replies, rest, health = asyncio.run(deliver(served, locked, others()))
-        assert waiting(world.conn) == 0
+        assert count_lock_waits(world.conn) == 0
     assert {a.status for a in rest + health} == {200}
     assert max(a.seconds for a in rest + health) < 3
     assert {a.status for a in replies} == {503}

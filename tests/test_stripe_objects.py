@@ -91,7 +91,7 @@ def test_subscription_of_an_invoice_is_fetched(world: StripeWorld):
 
 
 def test_invoice_without_client_marks_it_provisional(world: StripeWorld):
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     created, paid = world.pop_deliveries(CREATED, "invoice.paid")
     world.fake.advance(seconds=5)
     world.client.v1.subscriptions.update(subscription, {"metadata": {"a": "b"}})

@@ -26,7 +26,7 @@ DELETED = "customer.subscription.deleted"
 
 def test_second_event_of_the_same_second_is_not_lost(world: StripeWorld):
     """Event times are whole seconds, so the object is fetched."""
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     world.change_price(subscription, "price_other", "price_month", "price_year")
     *_, first, second, third = world.pop_deliveries(CREATED, UPDATED)
     for order in ([first, second, third], [third, first, second], [second, third]):
@@ -39,7 +39,7 @@ def test_second_event_of_the_same_second_is_not_lost(world: StripeWorld):
 
 
 def test_event_in_the_second_of_a_fetch_is_ambiguous(world: StripeWorld):
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     world.handle_all()
     world.fake.advance(seconds=10)
     world.change_price(subscription, "price_other", "price_year")
@@ -59,7 +59,7 @@ def test_event_in_the_second_of_a_fetch_is_ambiguous(world: StripeWorld):
 def test_without_client_a_tie_goes_by_arrival_and_is_provisional(
     world: StripeWorld,
 ):
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     world.change_price(subscription, "price_other", "price_year")
     created, first, second = world.pop_deliveries(CREATED, UPDATED)
 
@@ -152,7 +152,7 @@ def test_deleted_customer_ends_its_subscriptions(world: StripeWorld):
 
 def test_response_is_dated_by_the_start_of_its_request(world: StripeWorld):
     """A slow response may be out of date when it arrives."""
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     (paid,) = world.pop_deliveries("invoice.paid")
 
     class SlowClient:
@@ -193,7 +193,7 @@ def test_claims_of_the_same_second_are_fetched(world: StripeWorld):
 
 
 def test_failed_fetch_fails_the_event(world: StripeWorld):
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     (paid,) = world.pop_deliveries("invoice.paid")
     world.fake.faults.add("rate_limit")
     outcome = world.handle_delivery(paid, world.client)

@@ -16,6 +16,7 @@ from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
     StripeWorld,
+    count_lock_waits,
     make_checkout,
     make_customer,
     make_subscription,
@@ -45,7 +46,7 @@ class PausedClient:
 
 def test_slow_delivery_with_an_older_fetch_does_not_win(world: StripeWorld):
     """A fetch holds the lock, so the second delivery waits and fetches later."""
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     (created,) = world.pop_deliveries(CREATED)
     world.handle_delivery(created)
     world.change_price(subscription, "price_other")
@@ -64,7 +65,7 @@ def test_slow_delivery_with_an_older_fetch_does_not_win(world: StripeWorld):
         world.change_price(subscription, "price_year")
         (second,) = world.pop_deliveries(UPDATED)
         quick = pool.submit(handle, second, world.client)
-        wait_for_lock(world.conn)
+        wait_for_waiting_session(world.conn)
         client.go_on.set()
         assert [slow.result(10), quick.result(10)] == ["applied", "applied"]
     assert world.subscription_row(subscription).price_id == "price_year"
@@ -111,7 +112,7 @@ def test_page_locks_users_in_id_order(world: StripeWorld):
     with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
         create_session(conn, user_id=low)
         synced = pool.submit(sync)
-        wait_for_lock(world.conn)
+        wait_for_waiting_session(world.conn)
         create_session(conn, user_id=high)
         conn.commit()
         assert synced.result(10) == [low, high]
@@ -151,7 +152,7 @@ def test_checkout_and_a_page_do_not_deadlock(world: StripeWorld):
         checkout = pool.submit(check_out)
         assert client.fetching.wait(10)
         page = pool.submit(upsert_page)
-        wait_for_lock(world.conn)
+        wait_for_waiting_session(world.conn)
         client.go_on.set()
         assert (checkout.result(10), page.result(10)) == ("applied", [low, high])
     assert world.customer_row(customer).user_id == high
@@ -183,11 +184,10 @@ def low_and_high(world: StripeWorld) -> tuple[UUID, UUID]:
     return low, high
 
 
-def wait_for_lock(conn: psycopg.Connection[Any]) -> None:
+def wait_for_waiting_session(conn: psycopg.Connection[Any]) -> None:
     """Return once a session waits for a lock."""
     for _ in range(1000):
-        found = conn.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone()
-        if found is not None:
+        if count_lock_waits(conn):
             return
         threading.Event().wait(0.01)
     raise AssertionError("no session waits for a lock")

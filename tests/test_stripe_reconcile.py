@@ -148,9 +148,7 @@ def test_user_that_differs_from_the_mirror_is_found(world: StripeWorld):
 
 
 def test_unknown_price_is_reported_by_each_run(world: StripeWorld):
-    subscription = world.subscribe(
-        world.create_customer(world.create_user()), "price_other"
-    )
+    subscription = world.create_subscription("price_other")
     world.handle_all()
     for dry_run in (True, False, True):
         found = kinds(world.reconcile(dry_run=dry_run))

@@ -14,7 +14,7 @@ from pyapp.stripe_sync import Outcome, Replay, replay_events
 from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.replay import RESULTS
 from tests.bad_input.values import NoOffset
-from tests.stripe_world import StripeWorld, moment, stripe_world
+from tests.stripe_world import Killed, StripeWorld, moment, stripe_world
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -106,7 +106,7 @@ def test_delivery_after_a_replay_is_a_duplicate(world: StripeWorld):
 
 
 def test_replayed_event_is_stale_after_a_newer_one(world: StripeWorld):
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     world.handle_all()
     world.fake.advance(seconds=60)
     world.change_price(subscription, "price_other")
@@ -151,10 +151,6 @@ def test_invalid_since_is_refused(world: StripeWorld):
         with pytest.raises(InvalidValueError, match=message):
             run(world, since=since)
     assert world.conn.execute("SELECT FROM app.stripe_sync_runs").fetchall() == []
-
-
-class Killed(BaseException):
-    """Simulates SIGKILL: no handler catches it."""
 
 
 def kill_replay(world: StripeWorld, number: int, **options: Any) -> None:
@@ -257,7 +253,7 @@ def test_only_one_replay_runs_at_a_time(world: StripeWorld):
 
 def test_rate_limit_fails_no_event(world: StripeWorld, monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    world.subscribe(world.create_customer(world.create_user()))
+    world.create_subscription()
     world.fake.faults.add("rate_limit", path="/v1/events", retry_after=7)
     world.fake.faults.add("rate_limit", path="/v1/subscriptions/", retry_after=9)
     world.fake.faults.add("error", path="/v1/subscriptions/", status=503)
@@ -279,7 +275,7 @@ def test_outage_ends_the_replay_and_fails_no_event(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(api, "sleep", lambda _: None)
-    subscription = world.subscribe(world.create_customer(world.create_user()))
+    subscription = world.create_subscription()
     outage = world.fake.faults.add("error", skip=1, times=None)
     with pytest.raises(StripeRequestError):
         run(world)

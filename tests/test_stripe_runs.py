@@ -13,7 +13,7 @@ from pyapp.stripe_sync import Reconciliation, reconcile, runs
 from pyapp.stripe_sync import client as api
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import READONLY, SYNC
-from tests.stripe_world import StripeWorld
+from tests.stripe_world import Killed, StripeWorld
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +78,6 @@ def test_holder_of_another_role_is_named_without_its_start(world: StripeWorld):
         assert "pg_terminate_backend" in lock.describe_holder()
 
 
-class Killed(BaseException):
-    """Simulates SIGKILL: no handler catches it."""
-
-
 def kill_run(world: StripeWorld, page: int, **options: Any) -> None:
     """Begin a run, and abandon it and its session at its *page*-th page."""
     left = [page]
@@ -100,7 +96,7 @@ def test_page_that_was_rolled_back_is_repeated(
 ):
     """Ctrl-C arrives before the page's commit."""
     for _ in range(2):
-        world.subscribe(world.create_customer(world.create_user()))
+        world.create_subscription()
     world.fake.advance(seconds=2)
     update_run = runs.update_run
     calls = iter([update_run])
