@@ -59,7 +59,7 @@ def test_migrate_twice_then_check(url: str, capsys: pytest.CaptureFixture[str]) 
     assert captured.err == "error: the schemas are not equal: 1 difference\n"
 
 
-def test_rollback_says_what_is_lost_and_asks(
+def test_rollback_shows_the_loss_and_asks(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     migrate(url, count=1)
@@ -78,7 +78,7 @@ def test_rollback_says_what_is_lost_and_asks(
     assert capsys.readouterr().out == f"Nothing is applied at {name}\n"
 
 
-def test_rollback_says_something_of_every_migration_in_80_columns(
+def test_rollback_describes_each_loss_in_80_columns(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     migrate(url)
@@ -90,7 +90,7 @@ def test_rollback_says_something_of_every_migration_in_80_columns(
     assert [loss for loss in losses if len(loss) < 10 or len(loss) > 80] == []
 
 
-def test_rollback_outside_local_wants_yes(
+def test_rollback_outside_local_needs_yes(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     migrate(url, count=1)
@@ -102,7 +102,7 @@ def test_rollback_outside_local_wants_yes(
 @pytest.mark.parametrize(
     "command", ["migrate", "rollback", "check", "generate x", "maintain"]
 )
-def test_command_without_a_database_names_the_one_that_starts_it(
+def test_command_without_a_database_names_db_start(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*command.split()) == 1
@@ -111,7 +111,7 @@ def test_command_without_a_database_names_the_one_that_starts_it(
     assert error.count("\n") == 1
 
 
-def test_maintain_makes_partitions_and_retires_old_ones(
+def test_maintain_creates_and_retires_partitions(
     url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     migrate(url)
@@ -123,7 +123,7 @@ def test_maintain_makes_partitions_and_retires_old_ones(
     assert len(partitions(url)) == 3
 
 
-def test_keep_months_keeps_that_many_whole_months(url: str) -> None:
+def test_keep_months_keeps_whole_months(url: str) -> None:
     migrate(url)
     with psycopg.connect(url) as conn:
         conn.execute(
@@ -145,7 +145,7 @@ def _month_ago(url: str, months: int) -> str:
     return str(row[0])
 
 
-def test_maintenance_gives_way_to_others_and_says_so(
+def test_maintenance_reports_a_table_that_stays_locked(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate(url)

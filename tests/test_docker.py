@@ -1,4 +1,4 @@
-"""When Docker is chosen, and what it is asked, by a stand-in that records it."""
+"""When Docker is used and which calls it gets, with a fake docker program."""
 
 import shutil
 import subprocess
@@ -44,7 +44,7 @@ esac
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project, on a machine with a `docker` that answers as its files say."""
+    """Return a project on a machine whose `docker` answers from files."""
     (tmp_path / "docker-compose.yml").touch()
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -70,23 +70,23 @@ def settings(project: Path, url: str) -> Settings:
 
 
 def _calls(project: Path) -> list[str]:
-    """Return the calls but those that only look."""
+    """Return the calls that change something."""
     lines = (project / "calls").read_text().splitlines()
     looks = (" info", " compose version", " ps ", ": inspect")
     return [line for line in lines if not any(look in line for look in looks)]
 
 
 def _times_asked(project: Path) -> int:
-    """Return how many times the container's state was asked for."""
+    """Return the number of requests for the container's state."""
     lines = (project / "calls").read_text().splitlines()
     return sum(": inspect" in line and ".State.Health" in line for line in lines)
 
 
-def test_an_engine_with_compose_is_usable(project: Path) -> None:
+def test_engine_with_compose_is_usable(project: Path) -> None:
     assert docker.is_usable(project)
 
 
-def test_a_client_without_an_engine_is_not(project: Path) -> None:
+def test_client_without_an_engine_is_not_usable(project: Path) -> None:
     (project / "engine").unlink()
 
     assert not docker.is_usable(project)
@@ -94,13 +94,13 @@ def test_a_client_without_an_engine_is_not(project: Path) -> None:
         docker.up(project, local_target(URL))
 
 
-def test_a_machine_without_docker_is_not(project: Path) -> None:
+def test_machine_without_docker_is_not_usable(project: Path) -> None:
     (project / "bin" / "docker").unlink()
 
     assert not docker.is_usable(project)
 
 
-def test_an_engine_without_compose_is_not(project: Path) -> None:
+def test_engine_without_compose_is_not_usable(project: Path) -> None:
     (project / "compose").unlink()
 
     assert not docker.is_usable(project)
@@ -108,13 +108,13 @@ def test_an_engine_without_compose_is_not(project: Path) -> None:
         docker.up(project, local_target(URL))
 
 
-def test_a_project_without_a_compose_file_is_not(project: Path) -> None:
+def test_project_without_a_compose_file_is_not_usable(project: Path) -> None:
     (project / "docker-compose.yml").unlink()
 
     assert not docker.is_usable(project)
 
 
-def test_compose_serves_the_url_and_waits_for_the_healthcheck(project: Path) -> None:
+def test_compose_gets_the_url_and_healthcheck_is_awaited(project: Path) -> None:
     (project / "states").write_text("created\nstarting\nhealthy\n")
 
     docker.up(project, local_target(URL))
@@ -127,7 +127,7 @@ def test_compose_serves_the_url_and_waits_for_the_healthcheck(project: Path) -> 
 
 
 @pytest.mark.parametrize("state", ["exited", "unhealthy", "dead"])
-def test_a_container_that_does_not_come_shows_its_log(
+def test_container_that_does_not_start_shows_its_log(
     project: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     (project / "states").write_text(f"starting\n{state}\n")
@@ -143,7 +143,7 @@ def test_a_container_that_does_not_come_shows_its_log(
     )
 
 
-def test_a_container_that_stays_on_its_way_is_given_up(
+def test_container_that_never_starts_is_an_error(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "states").write_text("starting\n")
@@ -153,7 +153,7 @@ def test_a_container_that_stays_on_its_way_is_given_up(
         docker.up(project, local_target(URL))
 
 
-def test_a_container_without_a_healthcheck_has_to_run(project: Path) -> None:
+def test_container_without_a_healthcheck_must_run(project: Path) -> None:
     (project / "states").write_text("created\nrunning\n")
 
     docker.up(project, local_target(URL))
@@ -161,7 +161,7 @@ def test_a_container_without_a_healthcheck_has_to_run(project: Path) -> None:
     assert _times_asked(project) == 2
 
 
-def test_an_engine_that_hangs_is_not_usable(
+def test_hanging_engine_is_not_usable(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang(*arguments: object, timeout: float, **options: object) -> None:
@@ -174,13 +174,13 @@ def test_an_engine_that_hangs_is_not_usable(
         docker.stop(project)
 
 
-def test_a_docker_that_cannot_be_run_is_not_usable(project: Path) -> None:
+def test_broken_docker_program_is_not_usable(project: Path) -> None:
     (project / "bin" / "docker").write_text("no program")
 
     assert not docker.is_usable(project)
 
 
-def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
+def test_compose_1_is_called_as_docker_compose(project: Path) -> None:
     (project / "compose").unlink()
     _install(project / "bin" / "docker-compose")
 
@@ -203,7 +203,7 @@ def test_compose_1_is_called_by_its_own_name(project: Path) -> None:
         ),
     ],
 )
-def test_a_failure_becomes_one_line(project: Path, failure: str, line: str) -> None:
+def test_failure_is_one_line(project: Path, failure: str, line: str) -> None:
     (project / "failure").write_text(failure)
 
     with pytest.raises(LocalServerError, match=line) as caught:
@@ -231,9 +231,7 @@ def test_docker_is_chosen_when_nothing_answers_yet(project: Path) -> None:
         start(settings(project, URL))
 
 
-def test_a_volume_made_for_another_url_says_how_to_go_on(
-    project: Path, server: Server
-) -> None:
+def test_volume_of_another_url_names_the_remedy(project: Path, server: Server) -> None:
     url = server.url("absent")
 
     with pytest.raises(LocalServerError, match="restore them in DATABASE_URL"):
@@ -288,7 +286,7 @@ def test_reset_keeps_the_volume_that_holds_other_databases(
     assert _calls(project) == []
 
 
-def test_reset_by_another_port_leaves_the_container_alone(
+def test_reset_on_another_port_keeps_the_container(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -306,7 +304,7 @@ def test_reset_by_another_port_leaves_the_container_alone(
     assert _calls(project) == []
 
 
-def test_reset_of_a_container_that_does_not_come_up_asks_for_its_volume(
+def test_reset_of_a_broken_container_asks_about_its_volume(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "states").write_text("exited\n")
@@ -338,9 +336,7 @@ def test_container_on_another_port_is_not_the_server_of_the_url(
 
 
 @pytest.mark.parametrize("action", ["up", "stop", "remove"])
-def test_project_of_another_checkout_of_the_same_name_is_left_alone(
-    project: Path, action: str
-) -> None:
+def test_project_of_another_checkout_is_not_changed(project: Path, action: str) -> None:
     (project / "folder").write_text("/elsewhere/app\n")
     calls = {
         "up": lambda: docker.up(project, local_target(URL)),
@@ -354,7 +350,7 @@ def test_project_of_another_checkout_of_the_same_name_is_left_alone(
     assert _calls(project) == []
 
 
-def test_reset_unasked_needs_a_container_of_this_checkout(
+def test_reset_with_yes_needs_a_container_of_this_checkout(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "absent").touch()
@@ -371,7 +367,7 @@ def test_reset_unasked_needs_a_container_of_this_checkout(
     assert _calls(project) == []
 
 
-def test_reset_prefers_the_data_folder_that_the_checkout_has(project: Path) -> None:
+def test_reset_prefers_the_data_folder_of_the_checkout(project: Path) -> None:
     (project / "absent").touch()
     stopped = settings(project, URL)
     assert reset_kind(stopped) is Kind.DOCKER

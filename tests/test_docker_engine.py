@@ -26,7 +26,7 @@ by_both = pytest.mark.parametrize("compose", [1, 2], indirect=True)
 def compose(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Return the command of Compose 2, or of 1 if asked; there is no other then."""
+    """Return the command of Compose 2 or 1; the other is not installed then."""
     if getattr(request, "param", 2) == 2:
         monkeypatch.setenv("DOCKER_CONFIG", os.environ["COMPOSE_2"])
         return ["docker", "compose"]
@@ -39,7 +39,7 @@ def compose(
 def project(
     compose: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """Return a project's folder, entered; its container and data are removed after."""
+    """Return the folder of a project, made current; remove its container and data."""
     folder = tmp_path / f"project{free_port()}"
     folder.mkdir()
     for name in ("stack.env", "docker-compose.yml"):
@@ -52,14 +52,14 @@ def project(
 
 @pytest.fixture
 def url(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the project's DATABASE_URL, on a free port."""
+    """Return the DATABASE_URL of the project, on a free port."""
     url = f"postgresql://me:p%40ss%24word@localhost:{free_port()}/mine"
     monkeypatch.setenv("DATABASE_URL", url)
     return url
 
 
 @by_both
-def test_the_compose_file_is_valid(project: Path, compose: list[str]) -> None:
+def test_compose_file_is_valid(project: Path, compose: list[str]) -> None:
     run = subprocess.run([*compose, "config"], capture_output=True, text=True)
 
     assert (run.returncode, run.stderr) == (0, "")
@@ -67,7 +67,7 @@ def test_the_compose_file_is_valid(project: Path, compose: list[str]) -> None:
 
 
 @by_both
-def test_a_day_with_docker(url: str) -> None:
+def test_start_stop_and_reset_with_docker(url: str) -> None:
     shown = url.replace(":p%40ss%24word@", "@")
 
     code, out, err = run_cli("db", "start", "--docker")
@@ -92,7 +92,7 @@ def version(url: str) -> str:
         return conn.info.parameter_status("server_version") or ""
 
 
-def test_a_container_that_does_not_come_shows_its_log(project: Path, url: str) -> None:
+def test_container_that_does_not_start_shows_its_log(project: Path, url: str) -> None:
     file = project / "docker-compose.yml"
     text = file.read_text()
     broken = "image: postgres:18\n    command: [--no_such_setting=1]"
@@ -109,7 +109,7 @@ def test_a_container_that_does_not_come_shows_its_log(project: Path, url: str) -
     assert 'unrecognized configuration parameter "no_such_setting"' in log[-1]
 
 
-def test_a_port_taken_by_another_program_is_named(url: str) -> None:
+def test_port_of_another_program_is_named(url: str) -> None:
     port = int(url.rpartition(":")[2].partition("/")[0])
 
     with socket.create_server(("127.0.0.1", port)):

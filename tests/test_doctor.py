@@ -1,4 +1,4 @@
-"""`pyapp doctor`: each link that can break is named, with its remedy."""
+"""`pyapp doctor` names each problem and its remedy."""
 
 import io
 import shutil
@@ -28,7 +28,7 @@ LINKS = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project as a fresh clone has it, entered, its database not started."""
+    """Return the folder of a fresh clone, made current, without a database."""
     for name in ("stack.env", "docker-compose.yml", ".env.local.example"):
         shutil.copy(REPOSITORY / name, tmp_path)
     shutil.copy(REPOSITORY / ".env.local.example", tmp_path / ".env.local")
@@ -41,11 +41,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finding(project: Path, link: str) -> tuple[Level, str]:
-    """Return how *link* is, and what is said of it."""
+    """Return the level and the text of the check *link*."""
     return next((f.level, f.text) for f in examine(project) if f.link == link)
 
 
-def test_a_fresh_clone_lacks_only_its_database(project: Path) -> None:
+def test_fresh_clone_lacks_only_its_database(project: Path) -> None:
     found = {f.link: f.level for f in examine(project)}
 
     assert list(found) == LINKS
@@ -53,7 +53,7 @@ def test_a_fresh_clone_lacks_only_its_database(project: Path) -> None:
     assert set(found.values()) == {Level.OK, Level.WARNING, Level.UNKNOWN}
 
 
-def test_a_problem_ends_the_command_with_1_and_one_line_each(project: Path) -> None:
+def test_problems_are_one_line_each_and_exit_status_1(project: Path) -> None:
     code, out, err = run_cli("doctor")
 
     assert (code, err) == (1, "")
@@ -63,7 +63,7 @@ def test_a_problem_ends_the_command_with_1_and_one_line_each(project: Path) -> N
     assert "start it with: pyapp db start" in out
 
 
-def test_a_terminal_shows_it_in_its_columns(
+def test_output_is_wrapped_for_a_terminal(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = io.StringIO()
@@ -83,7 +83,7 @@ def test_a_terminal_shows_it_in_its_columns(
     assert [line for line in lines if len(line) > 80 and " " in line[29:]] == []
 
 
-def test_an_env_local_that_others_can_read_says_how_to_close_it(project: Path) -> None:
+def test_readable_env_local_is_a_warning(project: Path) -> None:
     (project / ".env.local").chmod(0o640)
     level, text = finding(project, "files")
     assert (level, text.endswith("chmod 600 .env.local")) == (Level.WARNING, True)
@@ -92,7 +92,7 @@ def test_an_env_local_that_others_can_read_says_how_to_close_it(project: Path) -
     assert finding(project, "files")[0] is Level.OK
 
 
-def test_a_missing_env_local_says_what_to_copy(
+def test_missing_env_local_names_the_file_to_copy(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / ".env.local").unlink()
@@ -108,7 +108,7 @@ def test_a_missing_env_local_says_what_to_copy(
     assert (level, "DATABASE_URL is not set" in text) == (Level.PROBLEM, True)
 
 
-def test_the_two_environments_must_agree(
+def test_the_two_environments_must_be_equal(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXT_PUBLIC_ENVIRONMENT", "production")
@@ -120,7 +120,7 @@ def test_the_two_environments_must_agree(
 
 
 @pytest.mark.parametrize("key", ["sk_live_x", "rk_live_x"])
-def test_a_live_stripe_key_is_a_problem_here_and_not_in_production(
+def test_live_stripe_key_is_a_problem_in_local_only(
     project: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("STRIPE_SECRET_KEY", key)
@@ -132,7 +132,7 @@ def test_a_live_stripe_key_is_a_problem_here_and_not_in_production(
     assert finding(project, "Stripe")[0] is not Level.PROBLEM
 
 
-def test_a_key_without_a_webhook_secret_is_a_warning(
+def test_key_without_a_webhook_secret_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_x")
@@ -141,7 +141,7 @@ def test_a_key_without_a_webhook_secret_is_a_warning(
     assert finding(project, "Stripe")[0] is Level.WARNING
 
 
-def test_the_url_is_compared_with_docker_compose_yml(
+def test_url_is_compared_with_docker_compose_yml(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert finding(project, "docker-compose.yml")[0] is Level.WARNING
@@ -153,7 +153,7 @@ def test_the_url_is_compared_with_docker_compose_yml(
     )
 
 
-def test_neither_docker_nor_the_embedded_server_is_a_problem(
+def test_no_docker_and_no_embedded_server_is_a_problem(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert finding(project, "engine")[0] is Level.OK
@@ -164,7 +164,7 @@ def test_neither_docker_nor_the_embedded_server_is_a_problem(
     assert "pip install 'pyapp[embedded]'" in text
 
 
-def test_an_old_server_is_a_problem(
+def test_old_server_is_a_problem(
     project: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)

@@ -1,4 +1,4 @@
-"""Comparisons ignore what only the server decides, and nothing else."""
+"""Comparisons ignore only what the server decides."""
 
 import psycopg
 import pytest
@@ -32,7 +32,7 @@ id uuid CONSTRAINT a NOT NULL' $$;
 """
 
 
-def test_dump_without_what_only_the_server_decides():
+def test_split_dump_drops_what_the_server_decides():
     objects = split_dump(DUMP)
 
     assert objects["TABLE app.users"] == (
@@ -64,8 +64,8 @@ def execute(url: str, statement: str) -> None:
         conn.execute(statement.encode())
 
 
-def test_option_of_the_server_is_no_difference_and_the_operators_is_one(url: str):
-    """As Debian's 15.20 stores it; other servers let a superuser write the same."""
+def test_only_options_of_the_operator_are_differences(url: str):
+    """Debian's 15.20 stores such options; elsewhere a superuser can write them."""
     execute(
         url,
         "UPDATE pg_attribute SET attoptions = ARRAY['pg_attver=' || attrelid]"
@@ -81,13 +81,13 @@ def test_option_of_the_server_is_no_difference_and_the_operators_is_one(url: str
     assert differences(url) == ["TABLE app.users"]
 
 
-def test_operators_option_alone_is_a_difference(url: str):
+def test_single_option_of_the_operator_is_a_difference(url: str):
     execute(url, "ALTER TABLE app.users ALTER COLUMN name SET (n_distinct = 5)")
     assert differences(url) == ["TABLE app.users"]
 
 
-def test_names_of_not_null_are_no_difference(url: str):
-    """As a dump from before 18 restores them: named after the partition."""
+def test_names_of_not_null_are_not_differences(url: str):
+    """A dump of a version before 18 restores names with the partition's name."""
     execute(
         url,
         "UPDATE pg_constraint SET conname = conrelid::regclass::text || conname"

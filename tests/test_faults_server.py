@@ -47,7 +47,7 @@ def url(durable_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class Writer(threading.Thread):
-    """Records messages, each confirmed, until the server is gone."""
+    """Records messages, each confirmed, until the server ends."""
 
     def __init__(self, url: str, user_id: UUID, enough: threading.Semaphore) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Writer(threading.Thread):
 
 
 def kill_all(server: EmbeddedServer) -> None:
-    """Kill every process of *server* at once, which none of them can notice."""
+    """Kill all processes of *server* at once, so that none can react."""
     running = find_postmaster(server.folder)
     assert running is not None
     with connect(server.url) as conn:
@@ -94,7 +94,7 @@ def kill_all(server: EmbeddedServer) -> None:
             continue
 
 
-def test_server_killed_under_load_keeps_what_was_confirmed(
+def test_server_killed_under_load_keeps_confirmed_messages(
     durable_server: EmbeddedServer, url: str
 ):
     with connect(url) as conn:
@@ -116,7 +116,7 @@ def test_server_killed_under_load_keeps_what_was_confirmed(
         assert err.startswith("error: no database at ")
         assert err.endswith("start it with: pyapp db start\n")
         assert durable_server.start()
-        # What a pool held is gone; whoever asks again gets a new one.
+        # The pool's connections are lost; the next request opens a new one.
         with pytest.raises(psycopg.OperationalError), connections.connection() as conn:
             conn.execute("SELECT 1")
         with connections.connection() as conn:
@@ -135,7 +135,7 @@ def test_server_killed_under_load_keeps_what_was_confirmed(
 
 
 def data_file(conn: psycopg.Connection, table: str) -> Path:
-    """Return the file of an empty table, which no process has open."""
+    """Return the file of an empty table that no process has open."""
     row = conn.execute(
         "SELECT current_setting('data_directory'), pg_relation_filepath(%s)", [table]
     ).fetchone()
@@ -144,13 +144,12 @@ def data_file(conn: psycopg.Connection, table: str) -> Path:
 
 
 @pytest.mark.parametrize("table", ["app.messages", "app.usage_daily"])
-def test_full_disk_is_told_and_leaves_nothing_half_done(
+def test_full_disk_is_an_error_without_partial_effects(
     url: str, tmp_path: Path, table: str
 ):
-    """Also where the disk is full in the middle, for the sums and not for the rows.
+    """Also if the disk is full in the middle: for the sums, after the rows.
 
-    Its file becomes /dev/full, which has room for nothing; so no right to mount is
-    needed.
+    The table's file becomes /dev/full, so no privilege to mount is needed.
     """
     log = write_log(tmp_path / "log.jsonl", *calls(3))
     arguments = ("import", "usage", log, "--user", ADA)

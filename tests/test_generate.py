@@ -1,4 +1,4 @@
-"""Migrations are drafted from schema.sql, proved both ways, and never left half done.
+"""Migrations are drafted from the SQL files and proved before they are written.
 
 On another version: pytest tests/test_generate.py --postgresql-host=... (see conftest).
 """
@@ -188,7 +188,7 @@ def test_change_is_drafted_applied_and_rolled_back(
     arguments: Any = {"schema": path, "folder": folder, "base": database}
     arguments["renames"] = RENAMES.get(name, ())
     if name == "changed_generated_expression" and version(url) < 17:
-        # There it cannot change in place, and a column made anew is the last.
+        # Before PostgreSQL 17 the column is dropped and added, so it becomes the last.
         with pytest.raises(GenerateError, match=r"would lose app\.users\.quota"):
             generate(url, name, **arguments)
         with pytest.raises(GenerateError, match=r"leaves TABLE app\.users"):
@@ -225,7 +225,7 @@ def test_change_is_drafted_applied_and_rolled_back(
         (lambda schema: schema, "nothing to do"),
     ],
 )
-def test_what_cannot_be_drafted_says_so_and_leaves_nothing(
+def test_incomplete_draft_is_reported_and_not_written(
     url: str,
     base: tuple[str, Objects],
     folder: Path,
@@ -239,7 +239,7 @@ def test_what_cannot_be_drafted_says_so_and_leaves_nothing(
     assert set(folder.iterdir()) == known
 
 
-def test_destructive_step_is_marked_and_its_loss_told(
+def test_destructive_step_is_marked_with_its_loss(
     url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
 ) -> None:
     start = SCHEMA.index("CREATE TABLE app.stripe_sync_runs")
@@ -247,14 +247,14 @@ def test_destructive_step_is_marked_and_its_loss_told(
     (path,) = generate(
         url,
         "drop_sync_runs",
-        why="Nobody reads them.",
+        why="No query reads them.",
         schema=schema(lambda text: text[:start] + text[end:]),
         folder=folder,
         base=base[0],
         allow_destructive=True,
     )
     assert path.read_text(encoding="ascii") == (
-        "-- Nobody reads them.\n\nSET LOCAL lock_timeout = '5s';\n\n"
+        "-- No query reads them.\n\nSET LOCAL lock_timeout = '5s';\n\n"
         "-- Destructive: loses app.stripe_sync_runs.\n"
         "DROP TABLE app.stripe_sync_runs;\n"
     )

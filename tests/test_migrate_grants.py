@@ -1,4 +1,4 @@
-"""A role that may not create what migrations need is told which GRANTs it needs."""
+"""If a role lacks privileges for migrations, the error has the GRANT statements."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ ROLE = 'Mi"grator'
 
 @pytest.fixture
 def owner(empty_database: str) -> Iterator[psycopg.Connection]:
-    """Return the superuser's connection to a database; a role without rights exists."""
+    """Return a superuser's connection; a role without privileges exists."""
     with psycopg.connect(empty_database, autocommit=True) as conn:
         name = conn.info.dbname
         conn.execute('DROP ROLE IF EXISTS "Mi""grator"')
@@ -36,10 +36,10 @@ def url(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-def test_migrate_names_the_grants_that_are_missing(
+def test_migrate_names_missing_grants(
     owner: psycopg.Connection, url: str, empty_database: str
 ):
-    """Run one after another, they are enough."""
+    """The statements of the error are sufficient."""
     prefix = (
         f"error: the role {ROLE} may not create what the migrations need; let the"
         " database's owner or a superuser run: "
@@ -59,10 +59,10 @@ def test_migrate_names_the_grants_that_are_missing(
     assert check(url, scratch_url=empty_database).differences == 0
 
 
-def test_owner_of_the_database_needs_the_grant_on_public_only(
+def test_database_owner_needs_a_grant_on_public_only(
     owner: psycopg.Connection, url: str
 ):
-    """Since 15 the owner of a database may create in public; here it was revoked."""
+    """Since 15 a database owner may create in public; here it was revoked."""
     owner.execute(f'ALTER DATABASE {owner.info.dbname} OWNER TO "Mi""grator"'.encode())
     owner.execute("ALTER SCHEMA public OWNER TO CURRENT_USER")
 
@@ -123,7 +123,7 @@ def test_missing_schema_public_is_named(owner: psycopg.Connection, url: str):
     assert err.endswith(' run: CREATE SCHEMA public AUTHORIZATION "Mi""grator"\n')
 
 
-def test_migrated_database_needs_no_grant_to_be_looked_at(
+def test_migrated_database_needs_no_grant_for_migrate(
     owner: psycopg.Connection, url: str, empty_database: str
 ):
     owner.execute('GRANT CREATE ON SCHEMA public TO "Mi""grator"')

@@ -1,4 +1,4 @@
-"""A merged migration never changes: migrations/SHA256SUMS holds its text."""
+"""A merged migration never changes: migrations/SHA256SUMS has its checksum."""
 
 import shutil
 import subprocess
@@ -15,14 +15,14 @@ PROGRAM = Path(__file__).parents[1] / ".ci" / "migration_sums.py"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a copy of the migrations, all of them listed."""
+    """Return a copy of the migrations, all listed in SHA256SUMS."""
     copy = Path(shutil.copytree(migrations_dir(), tmp_path / "migrations"))
     assert run(copy, "--add")[0] == 0
     return copy
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Return the exit code of the program there, and what it says."""
+    """Return the exit status and the output of the program."""
     command = [sys.executable, str(PROGRAM), *arguments]
     done = subprocess.run(
         command, cwd=folder.parent, capture_output=True, text=True, check=False
@@ -31,30 +31,30 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("file", ["0001_create_plans", "0001_create_plans.rollback"])
-def test_an_edited_or_deleted_migration_is_named(folder: Path, file: str) -> None:
+def test_edited_or_deleted_migration_is_named(folder: Path, file: str) -> None:
     path = folder / f"{file}.sql"
     assert run(folder) == (0, "")
     path.write_text(path.read_text() + "-- One more word.\n")
-    code, said = run(folder)
-    assert (code, said.split(":")[0]) == (
+    code, output = run(folder)
+    assert (code, output.split(":")[0]) == (
         1,
         f"migrations/{file}.sql has changed since it was merged",
     )
 
     path.unlink()
-    assert run(folder) == (code, said)
+    assert run(folder) == (code, output)
     assert run(folder, "--add")[1] == "migrations/SHA256SUMS: nothing added\n"
-    assert run(folder) == (code, said)
+    assert run(folder) == (code, output)
 
 
-def test_a_new_migration_is_added_by_the_command_that_its_error_names(
+def test_error_names_the_command_that_adds_a_migration(
     folder: Path,
 ) -> None:
     (folder / "9999_add_word.sql").write_text("SELECT 1;\n")
     before = (folder / "SHA256SUMS").read_text()
 
-    code, said = run(folder)
-    assert (code, said) == (
+    code, output = run(folder)
+    assert (code, output) == (
         1,
         "migrations/9999_add_word.sql is not in SHA256SUMS;"
         " when it is final: make freeze\n",
@@ -64,7 +64,7 @@ def test_a_new_migration_is_added_by_the_command_that_its_error_names(
     assert (folder / "SHA256SUMS").read_text().startswith(before)
 
 
-def test_the_list_is_no_migration(folder: Path) -> None:
+def test_sums_file_is_not_a_migration(folder: Path) -> None:
     files = {path.name for path in folder.glob("*.sql")}
 
     assert {file.path.name for file in read_migrations(folder)} < files

@@ -1,4 +1,4 @@
-"""Migrations run on yoyo's tables, survive a kill, and are known by their text."""
+"""Migrations use yoyo's tables, survive kills, and have checksums."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ from pyapp.errors import DatabaseUnavailableError, MigrationError
 
 NAMES = [file.name for file in read_migrations()]
 
-# Ends the process at once where the test says, in the migration that it says.
+# Kills the process at the given moment of the given migration.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -48,7 +48,7 @@ getattr(migrator, direction)(url, Path(folder), report=arm)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return three migrations, of which the last builds an index CONCURRENTLY."""
+    """Return three migrations; the last builds an index CONCURRENTLY."""
     for name, up, down in [
         ("0001_create_schema", "CREATE SCHEMA app;", "DROP SCHEMA app;"),
         (
@@ -81,7 +81,7 @@ def kill_run(url: str, folder: Path, direction: str, name: str, moment: str) -> 
 
 
 def yoyo(url: str, *arguments: str) -> str:
-    """Run plain yoyo, as its users do."""
+    """Run plain yoyo; return its output."""
     run = subprocess.run(
         [
             Path(sys.executable).with_name("yoyo"),
@@ -123,7 +123,7 @@ def test_plain_yoyo_and_pyapp_see_the_same_state(empty_database: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["mark_one", "commit", "reset"])
-def test_killed_migration_leaves_all_or_nothing_and_runs_again(
+def test_killed_migration_is_complete_or_absent_and_repeatable(
     empty_database: str, folder: Path, moment: str
 ) -> None:
     kill_run(empty_database, folder, "migrate", "0002_create_pages", moment)
@@ -131,14 +131,14 @@ def test_killed_migration_leaves_all_or_nothing_and_runs_again(
     assert states(empty_database, folder)["0002_create_pages"] == (
         "applied" if is_done else "pending"
     )
-    there = query(empty_database, "SELECT to_regclass('app.pages') IS NOT NULL")
-    assert there == [(is_done,)]
+    found = query(empty_database, "SELECT to_regclass('app.pages') IS NOT NULL")
+    assert found == [(is_done,)]
     migrate(empty_database, folder)
     assert pending(empty_database, folder) == []
     assert query(empty_database, "SELECT count(*) FROM app.pages") == [(1,)]
 
 
-def test_killed_rollback_leaves_all_or_nothing_and_runs_again(
+def test_killed_rollback_is_complete_or_absent_and_repeatable(
     empty_database: str, folder: Path
 ) -> None:
     migrate(empty_database, folder, count=2)
@@ -147,9 +147,7 @@ def test_killed_rollback_leaves_all_or_nothing_and_runs_again(
     assert rollback(empty_database, folder) == ["0002_create_pages"]
 
 
-def test_index_built_by_a_killed_run_is_taken_over(
-    empty_database: str, folder: Path
-) -> None:
+def test_index_built_by_a_killed_run_is_kept(empty_database: str, folder: Path) -> None:
     name = "0003_create_pages_id_idx"
     kill_run(empty_database, folder, "migrate", name, "turn")
     assert pending(empty_database, folder) == [name]
@@ -158,7 +156,9 @@ def test_index_built_by_a_killed_run_is_taken_over(
     assert rollback(empty_database, folder) == [name]
 
 
-def test_half_built_index_is_built_anew(empty_database: str, folder: Path) -> None:
+def test_invalid_index_is_dropped_and_built_again(
+    empty_database: str, folder: Path
+) -> None:
     migrate(empty_database, folder, count=2)
     query(empty_database, "INSERT INTO app.pages VALUES (1)")
     with pytest.raises(MigrationError, match=r"0003.*could not create unique index"):
@@ -172,9 +172,7 @@ def test_half_built_index_is_built_anew(empty_database: str, folder: Path) -> No
     ) == [(True,)]
 
 
-def test_lock_of_a_killed_yoyo_does_not_stop_the_next_run(
-    empty_database: str, folder: Path
-) -> None:
+def test_lock_of_a_killed_yoyo_is_removed(empty_database: str, folder: Path) -> None:
     migrate(empty_database, folder, count=1)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -182,14 +180,16 @@ def test_lock_of_a_killed_yoyo_does_not_stop_the_next_run(
     assert len(migrate(empty_database, folder)) == 2
 
 
-def test_migration_that_a_killed_yoyo_did_not_mark_says_how_to_go_on(
+def test_unmarked_migration_of_a_killed_yoyo_names_the_remedy(
     empty_database: str,
 ) -> None:
     migrate(empty_database, count=1)
     query(empty_database, (migrations_dir() / f"{NAMES[1]}.sql").read_text())
 
-    told = f"{NAMES[1]} was not applied: .* already exists .*: yoyo mark -m {NAMES[1]}$"
-    with pytest.raises(MigrationError, match=told):
+    expected = (
+        f"{NAMES[1]} was not applied: .* already exists .*: yoyo mark -m {NAMES[1]}$"
+    )
+    with pytest.raises(MigrationError, match=expected):
         migrate(empty_database)
 
     yoyo(empty_database, "mark", f"--match={NAMES[1]}")
@@ -217,7 +217,7 @@ def test_two_runs_at_once_apply_each_migration_once(
     assert sorted(applied) == [file.name for file in read_migrations(folder)]
 
 
-def test_failed_migration_says_why_in_one_line_and_leaves_nothing(
+def test_failed_migration_gives_one_line_and_leaves_nothing(
     empty_database: str, folder: Path
 ) -> None:
     write(folder, "0002_create_pages", "CREATE TABLE app.p ();\nSELECT 1 / 0;", "")
@@ -229,7 +229,7 @@ def test_failed_migration_says_why_in_one_line_and_leaves_nothing(
     assert query(empty_database, "SELECT to_regclass('app.p')") == [(None,)]
 
 
-def test_edited_and_lost_migrations_are_told_apart(
+def test_edited_and_missing_migrations_have_different_states(
     empty_database: str, folder: Path
 ) -> None:
     migrate(empty_database, folder)
@@ -270,7 +270,7 @@ def test_migration_redone_by_plain_yoyo_is_not_edited(
         ),
     ],
 )
-def test_unreadable_migration_is_named(
+def test_invalid_migration_file_is_named(
     tmp_path: Path, name: str, text: str, complaint: str
 ) -> None:
     (tmp_path / f"{name}.sql").write_text(text, encoding="utf-8")
@@ -283,7 +283,7 @@ def test_unreadable_migration_is_named(
 def test_post_apply_file_is_refused(
     empty_database: str, folder: Path, name: str
 ) -> None:
-    """Plain yoyo runs it after each apply; passing over it would lose its effect."""
+    """Plain yoyo runs it after each apply; ignoring it would lose its effect."""
     (folder / name).write_text("SELECT 1;")
 
     with pytest.raises(MigrationError, match=rf"{name} is not run by pyapp: move its"):
@@ -297,7 +297,7 @@ def test_folder_without_migrations_is_an_error(tmp_path: Path) -> None:
         read_migrations(tmp_path / "missing")
 
 
-def test_brackets_in_the_path_and_any_locale_are_no_obstacle(tmp_path: Path) -> None:
+def test_path_with_brackets_and_c_locale_work(tmp_path: Path) -> None:
     folder = tmp_path / "[a] b"
     shutil.copytree(migrations_dir(), folder)
     run = subprocess.run(
@@ -317,12 +317,12 @@ def test_brackets_in_the_path_and_any_locale_are_no_obstacle(tmp_path: Path) -> 
     assert run.stdout.split() == NAMES
 
 
-def test_migrating_without_a_healthy_database_names_the_command(folder: Path) -> None:
+def test_migrate_without_a_database_names_the_start_command(folder: Path) -> None:
     with pytest.raises(DatabaseUnavailableError, match="pyapp db start"):
         migrate("postgresql://nobody@localhost:1/none", folder)
 
 
-def test_session_that_holds_the_lock_is_named(empty_database: str) -> None:
+def test_error_names_the_session_that_holds_the_lock(empty_database: str) -> None:
     with psycopg.connect(empty_database, application_name="console") as holder:
         lock = fetch_one(
             holder, AdvisoryLock, "try_tool_lock", purpose="pyapp migrations"

@@ -24,7 +24,7 @@ ENOUGH = 30
 
 @dataclass
 class Program:
-    """Writes the picture of one user after the other, into the column it knows."""
+    """Updates the image of one user after another, in the column that it knows."""
 
     url: str
     column: str
@@ -51,7 +51,7 @@ class Program:
         self.written.put(None)
 
     def wait(self) -> None:
-        """Return once it has written some more."""
+        """Wait until it has written some more."""
         for _ in range(ENOUGH):
             self.written.get(timeout=30)
 
@@ -73,7 +73,7 @@ class Program:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return the migrations with those of the page after them."""
+    """Return the migrations, followed by those of the page."""
     folder = shutil.copytree(migrations_dir(), tmp_path / "migrations")
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     names = [name for name, _ in blocks if not name.endswith(".rollback")]
@@ -85,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_worked_example_runs_while_old_and_new_programs_write(
+def test_example_runs_while_old_and_new_programs_write(
     empty_database: str, folder: Path
 ) -> None:
     url = empty_database
@@ -128,7 +128,7 @@ def test_worked_example_runs_while_old_and_new_programs_write(
     assert dict(rows) == expected
 
 
-def test_both_programs_see_each_others_writes_between_the_steps(
+def test_old_and_new_columns_agree_between_the_steps(
     empty_database: str, folder: Path
 ) -> None:
     migrate(empty_database)

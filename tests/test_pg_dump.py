@@ -1,4 +1,4 @@
-"""Which pg_dump is taken, by stand-ins that say what real ones say."""
+"""Which pg_dump is chosen, with fake programs that print what real ones print."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ WITHOUT = "SSL support is not compiled in"
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the root of a machine without any pg_dump, and forget what was chosen."""
+    """Return the root of a machine without pg_dump; clear the cached choice."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     pattern = str(tmp_path.relative_to("/") / "postgresql" / "*" / "bin" / "pg_dump")
@@ -44,7 +44,7 @@ def install(path: Path, version: str, answer: str = ABLE, ssl: str = "it is") ->
 def server(
     monkeypatch: pytest.MonkeyPatch, major: int, *, has_ssl: bool = False
 ) -> None:
-    """Let every URL lead to a server of this version."""
+    """Make each URL reach a server of this version."""
 
     def ask(url: str) -> pg_dump._Server:
         return pg_dump._Server(url, major, has_ssl)
@@ -52,7 +52,7 @@ def server(
     monkeypatch.setattr(pg_dump, "_ask", ask)
 
 
-def test_newest_is_taken_wherever_it_is(machine: Path, monkeypatch: pytest.MonkeyPatch):
+def test_newest_pg_dump_is_chosen(machine: Path, monkeypatch: pytest.MonkeyPatch):
     server(monkeypatch, 15)
     on_path = install(machine / "bin" / "pg_dump", "16.10")
     packages = [
@@ -65,17 +65,17 @@ def test_newest_is_taken_wherever_it_is(machine: Path, monkeypatch: pytest.Monke
     assert choose_pg_dump(URL) == packages[2]
 
 
-def test_program_that_does_not_run_is_passed_over(machine: Path):
+def test_program_that_does_not_run_is_skipped(machine: Path):
     broken = install(machine / "bin" / "pg_dump", "18.6")
     broken.write_bytes(b"\x7fELF")
 
     assert list_pg_dumps() == []
 
 
-def test_folder_of_the_path_that_cannot_be_read_is_passed_over(
+def test_unreadable_folder_of_the_path_is_skipped(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Root may read every folder, so one is taken whose name is too long."""
+    """Root can read every folder, so the folder has a name that is too long."""
     program = install(machine / "bin" / "pg_dump", "18.6")
     monkeypatch.setenv("PATH", f"/{'x' * 300}:{program.parent}")
 
@@ -90,7 +90,7 @@ def test_link_to_a_program_is_listed_once(machine: Path):
     assert [program.path for program in list_pg_dumps()] == [real]
 
 
-def test_one_that_cannot_connect_gives_way_to_an_older_one(
+def test_older_pg_dump_is_used_if_the_newest_cannot_connect(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server(monkeypatch, 15)
@@ -100,10 +100,10 @@ def test_one_that_cannot_connect_gives_way_to_an_older_one(
     assert choose_pg_dump(URL) == able
 
 
-def test_encrypted_connection_stays_so_where_a_program_can(
+def test_pg_dump_with_ssl_is_preferred_for_encrypted_servers(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The newest could reach the server, too, in plain text."""
+    """The newest could also reach the server, without encryption."""
     server(monkeypatch, 15, has_ssl=True)
     install(machine / "postgresql" / "18" / "bin" / "pg_dump", "18.6", ssl=WITHOUT)
     able = install(machine / "postgresql" / "15" / "bin" / "pg_dump", "15.20")
@@ -111,7 +111,7 @@ def test_encrypted_connection_stays_so_where_a_program_can(
     assert choose_pg_dump(URL) == able
 
 
-def test_two_servers_are_dumped_by_one_program_that_reaches_both(
+def test_one_pg_dump_reaches_both_servers(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server(monkeypatch, 15)
@@ -124,7 +124,7 @@ def test_two_servers_are_dumped_by_one_program_that_reaches_both(
     assert choose_pg_dump(URL, other) == able
 
 
-def test_choice_holds_for_every_database_of_a_server(
+def test_choice_is_kept_for_all_databases_of_a_server(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server(monkeypatch, 15)
@@ -165,7 +165,7 @@ def test_choice_holds_for_every_database_of_a_server(
         ),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_missing_pg_dump_is_named_in_one_line(
     machine: Path,
     monkeypatch: pytest.MonkeyPatch,
     programs: list[tuple[str, str, str]],

@@ -1,4 +1,4 @@
-"""Paths and locales of other systems: Windows, odd folders, the C locale."""
+"""Paths and locales of other systems: Windows, unusual folders, the C locale."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ def parent() -> Iterator[Path]:
 
 
 def run(code: str, folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
-    """Return the exit code and the words of a Python that has little but *folder*."""
+    """Run Python with an almost empty environment; return status and output."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -43,7 +43,7 @@ def run(code: str, folder: Path, *arguments: str, **variables: str) -> tuple[int
 
 
 def copy_project(folder: Path) -> Path:
-    """Return *folder* with all of the project that runs."""
+    """Copy what the project needs at run time to *folder*; return it."""
     for name in ("pyapp", "sql", "migrations"):
         shutil.copytree(
             REPOSITORY / name,
@@ -67,7 +67,7 @@ def test_yoyo_gets_forward_slashes_on_windows(folder: str, source: str) -> None:
     assert source_of(PureWindowsPath(folder)) == source
 
 
-def test_a_project_in_any_folder_serves_migrates_and_checks_in_a_c_locale(
+def test_project_works_in_any_folder_and_in_the_c_locale(
     parent: Path,
 ) -> None:
     folder = copy_project(parent / "it's a [new] {app} at $HOME, naïve 日本")
@@ -90,8 +90,8 @@ def test_a_project_in_any_folder_serves_migrates_and_checks_in_a_c_locale(
         pyapp("db", "stop")
 
 
-def test_windows_has_all_but_the_embedded_server(parent: Path) -> None:
-    """Its Python has neither fcntl nor pwd, and no user numbers."""
+def test_only_the_embedded_server_is_missing_on_windows(parent: Path) -> None:
+    """Python on Windows has no fcntl, no pwd and no user numbers."""
     folder = copy_project(parent / "app")
     url = f"postgresql://pyapp:pyapp@localhost:{free_port()}/pyapp"
 

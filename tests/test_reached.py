@@ -1,4 +1,4 @@
-"""What deletes or undoes acts on the database that it names, wherever a URL leads."""
+"""reset and rollback change the database that they name."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a project's folder, entered, on a machine where no Docker answers."""
+    """Return the folder of a project, made current, on a machine without Docker."""
     folder = open_folder()
     for name in os.environ:
         if name.startswith("PG"):
@@ -63,7 +63,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize("command", ["reset --yes", "start", "stop"])
-def test_url_that_leads_elsewhere_is_refused(
+def test_url_of_another_machine_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str
 ):
     url, environment, reason = ELSEWHERE[name]
@@ -90,7 +90,7 @@ def test_url_that_leads_elsewhere_is_refused(
         ("postgresql://me:pw@localhost/mine", {}, 5432),
     ],
 )
-def test_url_that_stays_here_is_taken_with_the_port_that_libpq_uses(
+def test_local_url_gets_the_port_that_libpq_uses(
     project: Path,
     monkeypatch: pytest.MonkeyPatch,
     url: str,
@@ -107,7 +107,7 @@ def test_url_that_stays_here_is_taken_with_the_port_that_libpq_uses(
 def test_reset_through_a_forward_is_refused(
     project: Path, database: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    """As an SSH forward on localhost looks, behind which any server may be."""
+    """It looks like an SSH forward on localhost to an unknown server."""
     with Proxy(server.port) as forward:
         url = database.replace(f":{server.port}/", f":{forward.port}/")
         monkeypatch.setenv("DATABASE_URL", url)
@@ -126,10 +126,10 @@ def test_reset_through_a_forward_is_refused(
             )
 
 
-def test_reset_takes_the_database_that_libpq_reaches_by_default(
+def test_reset_deletes_the_database_that_libpq_reaches(
     project: Path, database: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    """A URL without a port means PGPORT, for the question and for the deletion."""
+    """Without a port in the URL, question and deletion use PGPORT."""
     monkeypatch.setenv("DATABASE_URL", database.replace(f":{server.port}/", "/"))
     monkeypatch.setenv("PGPORT", str(server.port))
 
@@ -140,7 +140,7 @@ def test_reset_takes_the_database_that_libpq_reaches_by_default(
     assert found == (None,)
 
 
-def test_server_that_changes_after_the_question_is_left_alone(
+def test_reset_stops_if_the_server_changed_after_the_question(
     project: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DATABASE_URL", database)
@@ -154,10 +154,10 @@ def test_server_that_changes_after_the_question_is_left_alone(
         conn.execute("SELECT FROM app.users")
 
 
-def test_rollback_names_the_server_that_it_reaches_and_keeps_to_it(
+def test_rollback_names_and_uses_one_server(
     empty_database: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of several servers, and of those that only the environment names."""
+    """Also if the URL has several servers, or the environment names them."""
     migrate(empty_database, count=1)
     name = empty_database.rpartition("/")[2]
     listed = (
@@ -183,7 +183,7 @@ def test_rollback_names_the_server_that_it_reaches_and_keeps_to_it(
     assert {s.state for s in list_migrations(empty_database)} == {"pending"}
 
 
-def test_address_that_decides_is_part_of_the_name(
+def test_address_is_named_if_a_parameter_sets_it(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ):
     url = empty_database.replace("@localhost:", "@db.example.com:")
@@ -198,14 +198,14 @@ def test_address_that_decides_is_part_of_the_name(
 
 
 @pytest.mark.parametrize("by", ["URL", "PGSERVICE"])
-def test_service_with_several_addresses_is_named_and_kept_to(
+def test_one_address_of_a_service_is_named_and_used(
     empty_database: str,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     by: str,
 ):
-    """Its hosts are names that only it resolves."""
+    """Only the service resolves its host names."""
     migrate(empty_database, count=1)
     name = empty_database.rpartition("/")[2]
     (tmp_path / "services").write_text(
@@ -236,15 +236,15 @@ def test_service_with_several_addresses_is_named_and_kept_to(
     assert {s.state for s in list_migrations(empty_database)} == {"pending"}
 
 
-def test_several_ports_are_an_error_and_no_traceback():
+def test_several_ports_are_an_error():
     with pytest.raises(ConfigError, match="several ports"):
         local_target("host=localhost port=1,2 user=a password=b dbname=c")
 
 
-def test_embedded_server_is_not_looked_for_elsewhere(
+def test_embedded_server_ignores_hosts_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its databases would be created there."""
+    """Otherwise databases would be created on that host."""
     monkeypatch.setenv("PGHOSTADDR", "10.0.0.5")
 
     with pytest.raises(LocalServerError, match=r"cannot be reached: .*PGHOSTADDR"):

@@ -1,4 +1,4 @@
-"""The distribution's PostgreSQL 15: over TLS alone, and restored into a newer one."""
+"""PostgreSQL 15 of the distribution: TLS only, and restored on a newer version."""
 
 import re
 import subprocess
@@ -45,14 +45,14 @@ def old() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def newest() -> Iterator[EmbeddedServer]:
-    """Return the wheel's server, whichever one the other tests use."""
+    """Return the server of the wheel, also if other tests use another one."""
     with temp_server() as server:
         yield server
 
 
 @pytest.fixture
 def restored(newest: EmbeddedServer) -> Iterator[str]:
-    """Return the URL of an empty database there."""
+    """Return the URL of an empty database on that server."""
     with scratch_database(newest.url) as url:
         yield url
 
@@ -66,7 +66,7 @@ def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_schema_is_compared_over_tls(
     tls: tuple[EmbeddedServer, Path], monkeypatch: pytest.MonkeyPatch, mode: str
 ):
-    """The wheel's pg_dump has no SSL, so an older one is taken that has it."""
+    """pg_dump of the wheel has no SSL, so an older one with SSL is used."""
     server, certificate = tls
     url = server.url + mode
     if "verify" in mode:
@@ -81,10 +81,10 @@ def test_schema_is_compared_over_tls(
     assert re.search(r"ok +schema +all \d+ objects", run_cli("doctor")[1])
 
 
-def test_schema_over_tls_is_compared_with_scratch_databases_elsewhere(
+def test_scratch_databases_can_be_on_another_server(
     tls: tuple[EmbeddedServer, Path], old: EmbeddedServer
 ):
-    """All sides are dumped by one program that reaches both servers."""
+    """One program that reaches both servers dumps all sides."""
     assert report_of(check(tls[0].url, scratch_url=old.url)) == []
 
 
@@ -107,7 +107,7 @@ def test_missing_pg_dump_with_ssl_is_named(
     )
 
 
-def test_old_pg_dump_is_not_new_enough(
+def test_older_pg_dump_is_refused(
     newest: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -119,7 +119,7 @@ def test_old_pg_dump_is_not_new_enough(
 
 
 def _run(program: Path, *arguments: str, text: str | None = None) -> str:
-    """Return what a client program prints; it must say nothing else."""
+    """Return the output of a client program, which must print no error."""
     run = subprocess.run(
         [program, "--no-password", *arguments],
         input=text,
@@ -145,7 +145,7 @@ def test_database_of_15_restored_by_its_own_pg_dump_is_equal(
 def test_database_of_15_restored_by_a_newer_pg_dump_is_equal(
     old: EmbeddedServer, restored: str
 ):
-    """Its options of columns are left out, because no other server knows them."""
+    """Its column options are left out, because other servers do not know them."""
     text = _run(binaries() / "pg_dump", "--no-owner", old.url)
     text = re.sub(r"\(pg_attver=\d+, ", "(", text)
     text = re.sub(r"^ALTER .+ SET \(pg_attver=\d+\);\n", "", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""`pyapp db start | stop | status | reset`, as a developer types them."""
+"""`pyapp db start | stop | status | reset`, as commands."""
 
 import shutil
 import socket
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a project's folder, entered, on a machine where no Docker answers."""
+    """Return the folder of a project, made current, on a machine without Docker."""
     folder = open_folder()
     for name in ("stack.env", "docker-compose.yml"):
         shutil.copy(REPOSITORY / name, folder)
@@ -37,14 +37,14 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def url(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Return the project's DATABASE_URL, on a free port; stop what it started."""
+    """Return the DATABASE_URL of the project, on a free port; stop its server."""
     url = f"postgresql://pyapp:pyapp@localhost:{free_port()}/pyapp"
     monkeypatch.setenv("DATABASE_URL", url)
     yield url
     run_cli("db", "stop")
 
 
-def test_a_day_with_the_local_server(project: Path, url: str) -> None:
+def test_start_status_stop_and_reset(project: Path, url: str) -> None:
     shown = url.replace(":pyapp@", "@")
 
     code, out, err = run_cli("db", "status")
@@ -137,7 +137,7 @@ def test_reset_repairs_an_incomplete_data_folder(project: Path, url: str) -> Non
     assert _tables(url) == []
 
 
-def test_reset_with_another_password_asks_for_the_whole_folder(
+def test_reset_with_another_password_asks_about_the_folder(
     project: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run_cli("db", "start")[0] == 0
@@ -153,7 +153,7 @@ def test_reset_with_another_password_asks_for_the_whole_folder(
 
 
 @pytest.mark.parametrize("answer", ["--yes", "asked"])
-def test_reset_by_another_port_leaves_the_running_server_alone(
+def test_reset_on_another_port_keeps_the_running_server(
     project: Path, url: str, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     assert run_cli("db", "start")[0] == 0
@@ -177,14 +177,14 @@ def test_reset_by_another_port_leaves_the_running_server_alone(
 
 @pytest.mark.parametrize("is_stopped", [False, True])
 @pytest.mark.parametrize("has_table", [False, True])
-def test_reset_leaves_the_other_databases_of_the_server(
+def test_reset_keeps_other_databases_of_the_server(
     project: Path,
     url: str,
     monkeypatch: pytest.MonkeyPatch,
     is_stopped: bool,
     has_table: bool,
 ) -> None:
-    """Also where the named database does not exist yet."""
+    """Also if the named database does not exist yet."""
     scratch = url.rpartition("/")[0] + "/scratch"
     assert run_cli("db", "start")[0] == 0
     with psycopg.connect(url, autocommit=True) as conn:
@@ -224,10 +224,10 @@ def test_tables_in_postgres_count_as_another_database(project: Path, url: str) -
 
 
 @pytest.mark.parametrize("by", ["URL", "PGHOSTADDR", "PGSERVICE"])
-def test_server_on_another_loopback_address_is_not_the_embedded_one(
+def test_server_on_another_loopback_address_is_not_embedded(
     project: Path, url: str, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """Both may listen on the same port."""
+    """Both can listen on the same port."""
     assert run_cli("db", "start")[0] == 0
     with psycopg.connect(url) as conn:
         conn.execute("CREATE TABLE kept ()")
@@ -263,7 +263,7 @@ def test_server_on_another_loopback_address_is_not_the_embedded_one(
     assert _tables(url) == ["kept"]
 
 
-def test_a_healthy_server_of_others_is_used_and_left_alone(
+def test_foreign_server_is_used_and_not_stopped(
     project: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
@@ -281,7 +281,7 @@ def test_a_healthy_server_of_others_is_used_and_left_alone(
         assert conn.execute("SELECT count(*) FROM app.users").fetchone() == (0,)
 
 
-def test_reset_on_a_server_of_others_takes_the_database_alone(
+def test_reset_on_a_foreign_server_deletes_one_database(
     project: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database)
@@ -305,7 +305,7 @@ def test_reset_on_a_server_of_others_takes_the_database_alone(
     assert found == (True,)
 
 
-def test_a_server_of_others_that_refuses_is_named(
+def test_foreign_server_that_refuses_is_named(
     project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", server.url("absent"))
@@ -320,7 +320,7 @@ def test_a_server_of_others_that_refuses_is_named(
     )
 
 
-def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> None:
+def test_port_of_another_program_is_named(project: Path, url: str) -> None:
     port = _port(url)
 
     with socket.create_server(("127.0.0.1", port)):
@@ -342,7 +342,7 @@ def test_a_port_taken_by_another_program_is_named(project: Path, url: str) -> No
         ("mysql://a:b@localhost/c", "is not a PostgreSQL URL"),
     ],
 )
-def test_a_url_that_cannot_be_served_is_refused(
+def test_url_of_another_machine_or_without_parts_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, url: str, reason: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
@@ -361,7 +361,7 @@ def test_docker_and_embedded_exclude_each_other(project: Path) -> None:
     assert "not both" in err
 
 
-def test_forcing_docker_without_an_engine_says_so(project: Path, url: str) -> None:
+def test_docker_option_without_an_engine_is_an_error(project: Path, url: str) -> None:
     code, _, err = run_cli("db", "start", "--docker")
 
     assert (code, err) == (
@@ -371,7 +371,7 @@ def test_forcing_docker_without_an_engine_says_so(project: Path, url: str) -> No
     )
 
 
-def test_a_missing_extra_is_one_line(
+def test_missing_extra_is_one_line(
     project: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

