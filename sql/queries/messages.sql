@@ -71,7 +71,7 @@ COPY pg_temp.staged_messages (
 -- deadlock. Users are locked as in record_message. If a message is too far ahead for
 -- messages_finished_at_not_ahead_check, nothing is recorded and its position is
 -- reported.
-WITH named AS MATERIALIZED (
+WITH locked_user AS MATERIALIZED (
     SELECT
         u.id,
         u.anonymized_at
@@ -188,7 +188,7 @@ new_payload AS (
     INNER JOIN pg_temp.staged_messages AS s ON f.position = s.position
     WHERE f.has_payload
         AND NOT EXISTS (
-            SELECT FROM named AS u
+            SELECT FROM locked_user AS u
             WHERE u.id = f.user_id AND u.anonymized_at IS NOT NULL
         )
 )
