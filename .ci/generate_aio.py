@@ -29,7 +29,7 @@ SOURCES = {
 }
 # The functions of a connection that take none.
 OPENING = {"connect", "pool"}
-AWAITED = "fetch_one|fetch_optional|fetch_all|execute|copy_rows|settle"
+AWAITED = "fetch_one|fetch_optional|fetch_all|execute|copy_rows|configure_session"
 REWRITES = [
     (r"^def ", "async def "),
     (r"\b(Connection|Pool)\b", r"Async\1"),

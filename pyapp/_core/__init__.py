@@ -1,1 +1,1 @@
-"""What runs a query: loader, runner, validation, connection and configuration."""
+"""Internals: loader and runner of queries, validation, connections, configuration."""

@@ -71,9 +71,9 @@ LEFT_TO_THE_OPERATOR: dict[str, str] = {
 # How PgBouncer before 1.20 refuses a session's options.
 POOLER_REFUSAL = "unsupported startup parameter"
 
-REPLICA_ROLE = (
-    "FATAL: session_replication_role switches triggers off for this role;"
-    " a superuser takes that back by ALTER ROLE ... RESET session_replication_role"
+TRIGGERS_OFF = (
+    "FATAL: session_replication_role turns triggers off for this role;"
+    " a superuser can undo it: ALTER ROLE ... RESET session_replication_role"
 )
 
 
@@ -95,7 +95,8 @@ def connect(
     url = url or load_settings().database_url
     try:
         conn = Connection.connect(
-            session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
+            session_conninfo(url, has_options=not is_pooled),
+            **connect_arguments(is_pooled),
         )
     except psycopg.OperationalError as exc:
         if not is_pooled and POOLER_REFUSAL in str(exc):
@@ -104,7 +105,7 @@ def connect(
     if is_pooled:
         return conn
     try:
-        settle(conn)
+        configure_session(conn)
     except BaseException as exc:
         conn.close()
         if isinstance(exc, psycopg.Error):
@@ -135,8 +136,8 @@ def pool(
     connections = Pool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=Connection,
-        kwargs=behaviour(is_pooled),
-        configure=None if is_pooled else settle,
+        kwargs=connect_arguments(is_pooled),
+        configure=None if is_pooled else configure_session,
         min_size=min_size,
         max_size=max_size,
         open=False,
@@ -149,17 +150,17 @@ def pool(
     return connections
 
 
-def settle(conn: psycopg.Connection[Any]) -> None:
+def configure_session(conn: psycopg.Connection[Any]) -> None:
     """Run the statement that sets what options cannot set."""
     try:
         conn.set_autocommit(True)
         conn.execute(session_sql(), prepare=False)
         conn.set_autocommit(False)
     except psycopg.errors.InsufficientPrivilege as exc:
-        raise psycopg.OperationalError(REPLICA_ROLE) from exc
+        raise psycopg.OperationalError(TRIGGERS_OFF) from exc
 
 
-def behaviour(is_pooled: bool) -> dict[str, Any]:
+def connect_arguments(is_pooled: bool) -> dict[str, Any]:
     """Return psycopg's arguments besides the conninfo."""
     return {"prepare_threshold": None} if is_pooled else {}
 

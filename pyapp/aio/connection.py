@@ -14,8 +14,8 @@ from psycopg_pool import PoolTimeout
 from pyapp._core.config import load_settings
 from pyapp._core.connection import (
     POOLER_REFUSAL,
-    REPLICA_ROLE,
-    behaviour,
+    TRIGGERS_OFF,
+    connect_arguments,
     session_conninfo,
     session_sql,
     unavailable,
@@ -41,7 +41,8 @@ async def connect(
     url = url or load_settings().database_url
     try:
         conn = await AsyncConnection.connect(
-            session_conninfo(url, has_options=not is_pooled), **behaviour(is_pooled)
+            session_conninfo(url, has_options=not is_pooled),
+            **connect_arguments(is_pooled),
         )
     except psycopg.OperationalError as exc:
         if not is_pooled and POOLER_REFUSAL in str(exc):
@@ -50,7 +51,7 @@ async def connect(
     if is_pooled:
         return conn
     try:
-        await settle(conn)
+        await configure_session(conn)
     except BaseException as exc:
         await conn.close()
         if isinstance(exc, psycopg.Error):
@@ -81,8 +82,8 @@ async def pool(
     connections = AsyncPool(
         session_conninfo(url, has_options=not is_pooled),
         connection_class=AsyncConnection,
-        kwargs=behaviour(is_pooled),
-        configure=None if is_pooled else settle,
+        kwargs=connect_arguments(is_pooled),
+        configure=None if is_pooled else configure_session,
         min_size=min_size,
         max_size=max_size,
         open=False,
@@ -95,11 +96,11 @@ async def pool(
     return connections
 
 
-async def settle(conn: psycopg.AsyncConnection[Any]) -> None:
+async def configure_session(conn: psycopg.AsyncConnection[Any]) -> None:
     """Run the statement that sets what options cannot set."""
     try:
         await conn.set_autocommit(True)
         await conn.execute(session_sql(), prepare=False)
         await conn.set_autocommit(False)
     except psycopg.errors.InsufficientPrivilege as exc:
-        raise psycopg.OperationalError(REPLICA_ROLE) from exc
+        raise psycopg.OperationalError(TRIGGERS_OFF) from exc
