@@ -1,10 +1,13 @@
-"""Output of the commands: lines, questions, tables and progress bars."""
+"""Output of the commands: lines, questions, JSON, tables and progress bars."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -44,6 +47,19 @@ def confirmed(question: str) -> bool:
     except typer.Abort:
         say("")
         return False
+
+
+def print_json(
+    values: Mapping[str, Any], *, decimal: Callable[[Decimal], Any] = "{:f}".format
+) -> None:
+    """Print one JSON object on one line; *decimal* converts decimal numbers."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Decimal):
+            return decimal(value)
+        return value.isoformat() if isinstance(value, date) else str(value)
+
+    typer.echo(json.dumps(values, default=convert))
 
 
 def print_table(

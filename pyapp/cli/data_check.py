@@ -1,14 +1,11 @@
 """`pyapp db check --data`: sums against the rows they are made from."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, TypeVar
 
-import typer
-
-from pyapp.cli.console import say
+from pyapp.cli.console import print_json, say
 from pyapp.data_check import (
     DataCheck,
     Drift,
@@ -34,7 +31,7 @@ def run_data_check(url: str, *, limit: int, is_repairing: bool, as_json: bool) -
     """Print what differs, and end with an error if some of it still does."""
     result = check_data(url, limit=limit, is_repairing=is_repairing)
     if as_json:
-        typer.echo(json.dumps(_as_object(result), default=_exact))
+        print_json(_as_object(result))
     else:
         for line in _lines(result):
             say(line)
@@ -65,10 +62,6 @@ def _as_object(result: DataCheck) -> dict[str, Any]:
 def _section(drift: Drift[Any]) -> dict[str, Any]:
     rows = [asdict(row) for row in drift.rows]
     return {"found": drift.found, "repaired": drift.repaired, "rows": rows}
-
-
-def _exact(value: Any) -> str:
-    return format(value, "f") if isinstance(value, Decimal) else str(value)
 
 
 def _lines(result: DataCheck) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """`pyapp quota`: quota, usage and period of one payer or of all."""
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from decimal import Decimal
 from itertools import chain
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,7 +13,7 @@ from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id
-from pyapp.cli.console import print_table, say
+from pyapp.cli.console import print_json, print_table, say
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
 from pyapp.quota import (
     Quota,
@@ -96,13 +94,7 @@ def _all(conn: Connection[Any]) -> Iterator[_Entry]:
 def _print_json(entries: Iterator[_Entry]) -> None:
     for entry in entries:
         values = {"kind": entry.kind, **entry.quota._asdict(), "email": entry.email}
-        typer.echo(json.dumps(values, default=_exact))
-
-
-def _exact(value: Any) -> str:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+        print_json(values)
 
 
 def _print_table(entries: Iterator[_Entry]) -> None:

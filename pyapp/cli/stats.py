@@ -1,10 +1,8 @@
 """`pyapp stats`: the state of the database, for a person or for a monitor."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 
 from pyapp import stats as queries
 from pyapp._core.connection import connect
-from pyapp.cli.console import console, print_table, say
+from pyapp.cli.console import console, print_json, print_table, say
 from pyapp.cli.logs import printable
 
 Connection = psycopg.Connection[Any]
@@ -76,7 +74,8 @@ def stats(
     with connect() as conn:
         answers = _ask_all(conn, within * MILLISECONDS)
     if as_json:
-        typer.echo(json.dumps(_as_object(answers), default=_exact))
+        # A monitor compares rates as numbers, which need not be exact.
+        print_json(_as_object(answers), decimal=float)
         return
     for line in _lines(answers):
         style = "red" if line.is_bad else None
@@ -114,13 +113,6 @@ def _as_object(answers: _Answers) -> dict[str, Any]:
         else:
             whole[name] = None if found is None else found._asdict()
     return whole
-
-
-def _exact(value: Any) -> Any:
-    # A monitor compares rates as numbers; exactness does not matter here.
-    if isinstance(value, Decimal):
-        return float(value)
-    return value.isoformat()
 
 
 def _lines(answers: _Answers) -> Iterator[_Line]:
