@@ -187,9 +187,9 @@ def make_twins(fake: FakeStripe, url: str, twin: str) -> Iterator[Twins]:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, text=True, cwd=ROOT
         ) as workers:
-            made = Twins(fake, url, twin, listener, workers, fake.client())
-            yield made
-            made.disconnect()
+            twins = Twins(fake, url, twin, listener, workers, fake.client())
+            yield twins
+            twins.disconnect()
 
 
 def difference(found: State, wanted: State) -> str:

@@ -109,12 +109,12 @@ def test_body_that_is_not_an_event_gets_400(
 ):
     body = BODIES[name]
     before = conn.execute(COUNTS).fetchone()
-    answer = web.post(
+    response = web.post(
         PATH, content=body, headers={"Stripe-Signature": sign(body, [TEST_SECRET])}
     )
 
-    assert answer.status_code == 400
-    assert answer.json()["error"] in {"not an event", "bad signature"}
+    assert response.status_code == 400
+    assert response.json()["error"] in {"not an event", "bad signature"}
     assert conn.execute(COUNTS).fetchone() == before
 
 
@@ -189,11 +189,11 @@ def test_endpoint_accepts_only_post(web: TestClient):
 
 
 def test_other_paths_get_404(web: TestClient):
-    answers = [
+    responses = [
         web.request(method, path, follow_redirects=False)
         for method in ("GET", "POST", "OPTIONS")
         for path in NOWHERE
     ]
 
-    assert {(a.status_code, a.text) for a in answers} == {(404, "Not Found")}
-    assert not [a for a in answers if {"server", "x-powered-by"} & a.headers.keys()]
+    assert {(r.status_code, r.text) for r in responses} == {(404, "Not Found")}
+    assert not [r for r in responses if {"server", "x-powered-by"} & r.headers.keys()]

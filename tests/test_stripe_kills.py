@@ -37,8 +37,8 @@ def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Deli
                 yield from iter(fake.deliveries.take, None)
 
         twin = create_database(durable_server, f"{name}_twin", template=name)
-        with make_twins(fake, url, twin) as made:
-            yield made, deliver()
+        with make_twins(fake, url, twin) as running:
+            yield running, deliver()
 
 
 def create_database(

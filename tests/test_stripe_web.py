@@ -46,8 +46,8 @@ def web(world: StripeWorld) -> Iterator[TestClient]:
 
 def post(web: TestClient, body: bytes, signature: str | None = None) -> tuple[int, str]:
     headers = {"Stripe-Signature": signature or sign(body, [TEST_SECRET])}
-    answer = web.post(PATH, content=body, headers=headers)
-    return answer.status_code, answer.text
+    response = web.post(PATH, content=body, headers=headers)
+    return response.status_code, response.text
 
 
 def test_unsigned_delivery_gets_400_and_is_not_stored(
@@ -56,13 +56,13 @@ def test_unsigned_delivery_gets_400_and_is_not_stored(
     caplog.set_level(logging.DEBUG)
     old = sign(BODY, [TEST_SECRET], int(time.time()) - 360)
     missing = web.post(PATH, content=BODY)
-    answers = [
+    responses = [
         post(web, BODY, sign(BODY, ["whsec_other"])),
         post(web, BODY, old),
         (missing.status_code, missing.text),
     ]
 
-    assert answers == [(400, '{"error":"bad signature"}')] * 3
+    assert responses == [(400, '{"error":"bad signature"}')] * 3
     assert world.events() == []
     for secret in (TEST_SECRET, "whsec_other", "cus_1", old):
         assert secret not in caplog.text
@@ -129,8 +129,8 @@ def test_restart_of_the_database_loses_no_delivery(world: StripeWorld):
         cut_connections(world.conn)
         assert post(web, BODY) == (200, '{"result":"applied"}')
         cut_connections(world.conn)
-        answer = web.get("/healthz")
-        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        response = web.get("/healthz")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert len(world.events()) == 1
 
 
@@ -203,8 +203,8 @@ def test_endpoint_is_mounted_in_fastapi_as_documented(
 
     headers = {"Stripe-Signature": sign(BODY, [TEST_SECRET])}
     with TestClient(names["app"]) as web:
-        answer = web.post(f"/billing{PATH}", content=BODY, headers=headers)
-        assert answer.json() == {"result": "applied"}
+        response = web.post(f"/billing{PATH}", content=BODY, headers=headers)
+        assert response.json() == {"result": "applied"}
         assert web.get("/billing/healthz").status_code == 200
     assert len(world.events()) == 1
 

@@ -96,13 +96,13 @@ def test_event_of_a_connected_account_is_ignored(world: StripeWorld):
 
 
 def test_characters_that_jsonb_refuses_are_replaced(world: StripeWorld):
-    odd = "a\0b \\u0000 \ud83d \U0001f600"
-    shape = make_customer("cus_1", world.create_user(), name=odd, email="a\0@b")
+    name = "a\0b \\u0000 \ud83d \U0001f600"
+    shape = make_customer("cus_1", world.create_user(), name=name, email="a\0@b")
     assert world.handle_event("customer.created", shape).result == "applied"
-    kept = world.conn.execute(
+    stored = world.conn.execute(
         "SELECT payload #>> '{data,object,name}' FROM app.stripe_events"
     ).fetchone()
-    assert kept == ("a\ufffdb \\u0000 \ufffd \U0001f600",)
+    assert stored == ("a\ufffdb \\u0000 \ufffd \U0001f600",)
 
 
 def test_failed_event_is_stored_and_changes_nothing(world: StripeWorld):

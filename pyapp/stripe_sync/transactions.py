@@ -103,7 +103,7 @@ def enforce_deadline(
         def execute(self, *args: Any, **options: Any) -> Any:
             left = deadline.left()
             if not left:
-                raise errors.QueryCanceled("the time for this delivery is over")
+                raise errors.QueryCanceled("the deadline of this delivery has passed")
             conn.cursor_factory = usual
             store.limit_statements(
                 conn,

@@ -39,17 +39,17 @@ def read_mirror(conn: psycopg.Connection[Any]) -> dict[str, Row]:
             name,
             name,
             user,
-            _seconds(made),
+            _seconds(created),
             as_of.timestamp(),
             flag,
             CustomerState(user, gone),
         )
-        for name, user, gone, made, as_of, flag in conn.execute(
+        for name, user, gone, created, as_of, flag in conn.execute(
             "SELECT id, user_id, is_deleted, created_at, as_of, is_provisional"
             " FROM app.stripe_customers"
         )
     ]
-    for name, customer, user, made, as_of, flag, *state in conn.execute(
+    for name, customer, user, created, as_of, flag, *state in conn.execute(
         "SELECT id, customer_id, user_id, created_at, as_of, is_provisional,"
         " status, price_id, current_period_start, current_period_end,"
         " billing_cycle_anchor, cancel_at_period_end, canceled_at"
@@ -60,7 +60,7 @@ def read_mirror(conn: psycopg.Connection[Any]) -> dict[str, Row]:
         ]
         paid = SubscriptionState(*values)
         rows.append(
-            Row(name, customer, user, _seconds(made), as_of.timestamp(), flag, paid)
+            Row(name, customer, user, _seconds(created), as_of.timestamp(), flag, paid)
         )
     return {row.id: row for row in rows}
 

@@ -57,8 +57,8 @@ class History:
     versions: dict[str, list[Version]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    shown: dict[str, tuple[str, int]] = field(default_factory=dict)
-    named: dict[str, tuple[str, int]] = field(default_factory=dict)
+    contained: dict[str, tuple[str, int]] = field(default_factory=dict)
+    referenced: dict[str, tuple[str, int]] = field(default_factory=dict)
     links: dict[str, tuple[str, UUID | None]] = field(default_factory=dict)
 
     def note(self, event: Event) -> None:
@@ -76,7 +76,7 @@ class History:
             self._add(event, name, [self.claim(customer, is_deleted)])
         elif event.type in INVOICE_TYPES:
             about = world.invoices.get(name, livemode=False).subscription
-            self.named[event.id] = about, len(self.versions[about]) - 1
+            self.referenced[event.id] = about, len(self.versions[about]) - 1
         elif event.type == CHECKOUT:
             session = world.sessions.get(name, livemode=False)
             if session.customer is not None:
@@ -105,7 +105,7 @@ class History:
 
         With a client, events that only name an object count too.
         """
-        known = self.shown | self.named if has_client else self.shown
+        known = self.contained | self.referenced if has_client else self.contained
         newest: dict[str, int] = {}
         for name, number in (known[event] for event in events if event in known):
             newest[name] = max(number, newest.get(name, -1))
@@ -118,15 +118,15 @@ class History:
         states: Iterable[SubscriptionState | CustomerState],
     ) -> None:
         self.versions[name].append(Version(event.created, tuple(states)))
-        self.shown[event.id] = name, len(self.versions[name]) - 1
+        self.contained[event.id] = name, len(self.versions[name]) - 1
 
 
 def subscription_states(subscription: Subscription) -> list[SubscriptionState]:
     """Return its state in the current API version, and in those before 2025-03-31."""
     s, items = subscription, subscription.items
-    counts = min(items, key=lambda item: item.period_end)
-    shown = [
-        (counts.price.id, counts.period_start),
+    first = min(items, key=lambda item: item.period_end)
+    rendered = [
+        (first.price.id, first.period_start),
         (items[0].price.id, max(item.period_start for item in items)),
     ]
     return [
@@ -134,10 +134,10 @@ def subscription_states(subscription: Subscription) -> list[SubscriptionState]:
             s.status,
             price,
             start,
-            counts.period_end,
+            first.period_end,
             s.anchor,
             s.cancel_at_period_end,
             s.canceled_at,
         )
-        for price, start in dict.fromkeys(shown)
+        for price, start in dict.fromkeys(rendered)
     ]

@@ -211,7 +211,7 @@ class _Simulation:
             replay = replay_events(conn, client, on_outcome=self._record, page_size=10)
         self.report.replayed = replay.seen
         kept_since = self.fake.world.kept_events_since()
-        used = self.history.shown | self.history.named | self.history.links
+        used = self.history.contained | self.history.referenced | self.history.links
         unknown = used.keys() - self.report.delivered
         left = [
             event.id
@@ -236,7 +236,7 @@ class _Simulation:
         with connect(self.url) as conn:
             known = read_mirror(conn).keys()
         for delivery in self.fake.deliveries.all:
-            name, _ = self.history.shown.get(delivery.event.id, (None, 0))
+            name, _ = self.history.contained.get(delivery.event.id, (None, 0))
             is_known = name is None or name in known
             if delivery.state == "dropped" and is_known and choose.random() < 0.5:
                 delivery.fail()
