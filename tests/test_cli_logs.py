@@ -75,7 +75,7 @@ def test_each_unit_of_work_is_one_json_record(
 
 
 @pytest.mark.parametrize("form", ["text", ""])
-def test_text_has_its_fields_after_the_message_and_only_if_configured(
+def test_text_log_is_optional_and_has_fields_after_the_message(
     form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PYAPP_LOG", form)

@@ -132,7 +132,7 @@ def test_replay_beyond_30_days_is_refused_in_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_prune_deletes_payloads_of_old_events_that_have_not_failed(
+def test_prune_keeps_payloads_of_new_and_of_failed_events(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("pyapp.cli.stripe.BATCH", 2)
