@@ -108,7 +108,7 @@ def _peak() -> float:
 def _list_pages(_url: str, client: stripe.StripeClient) -> int:
     """List the pages as the reconciliation does, and discard them."""
     return sum(
-        len(page.shapes)
+        len(page.objects)
         for object_type in OBJECT_TYPES
         for page in list_pages(client, Cursor(object_type), 100)
     )

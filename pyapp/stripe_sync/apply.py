@@ -314,10 +314,10 @@ def find_snapshot(event: Event) -> Snapshot | None:
 
 
 def read_snapshot(
-    object_type: ObjectType, shape: Mapping[str, Any], as_of: datetime
+    object_type: ObjectType, stripe_object: Mapping[str, Any], as_of: datetime
 ) -> dict[str, Any]:
     """Return an object's JSON as a snapshot row for `upsert_snapshots`."""
-    return _READERS[object_type](shape) | {"as_of": as_of.isoformat()}
+    return _READERS[object_type](stripe_object) | {"as_of": as_of.isoformat()}
 
 
 def _apply_ambiguous(

@@ -1,9 +1,9 @@
 """Read Stripe's JSON: events, and customers and subscriptions as snapshots.
 
 A snapshot is a dictionary with the columns of `app.stripe_customers` or
-`app.stripe_subscriptions` as keys; its times are ISO 8601 text. Both API shapes are
-read, before and since 2025-03-31. Missing and unknown values are passed on as they are;
-the database refuses a row without the values that it needs.
+`app.stripe_subscriptions` as keys; its times are ISO 8601 text. API versions before and
+since 2025-03-31 are read. Missing and unknown values are passed on as they are; the
+database refuses a row without the values that it needs.
 """
 
 import json
@@ -19,7 +19,7 @@ from pyapp._core.sanitize import json_text, storable_text
 from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.errors import InvalidPayloadError
 
-Json = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 # Some Python versions and PostgreSQL's default stack do not read deeper nesting.
 MAX_LEVELS = 900
@@ -38,7 +38,7 @@ class Event:
     type: str
     api_version: str | None
     created_at: datetime
-    object: Json
+    object: JsonObject
     is_ours: bool
     text: str
 
@@ -65,7 +65,7 @@ class Event:
         )
 
 
-def read_event(body: str | Json, livemode: bool | None = None) -> Event:
+def read_event(body: str | JsonObject, livemode: bool | None = None) -> Event:
     """Return the event in *body*, which is JSON text or decoded JSON.
 
     With *livemode*, an event of the other mode is not ours. `read_event` can read
@@ -78,17 +78,17 @@ def read_event(body: str | Json, livemode: bool | None = None) -> Event:
         given = body if isinstance(body, str) else json.dumps(body)
         # An event decoded by Stripe's library may contain Infinity; JSON may not.
         document, is_exact = _read_json(given, allow_constants=given is not body)
-        shape = _read_object(document)
-        text = given if is_exact and _is_storable(given) else json_text(shape)
-        version = shape.get("api_version")
+        event = _read_object(document)
+        text = given if is_exact and _is_storable(given) else json_text(event)
+        version = event.get("api_version")
         return Event(
-            id=_read_identifier(shape["id"]),
-            type=_read_identifier(shape["type"]),
+            id=_read_identifier(event["id"]),
+            type=_read_identifier(event["type"]),
             api_version=None if version is None else _read_identifier(version),
-            created_at=datetime.fromtimestamp(shape["created"], UTC),
-            object=_read_object(shape["data"]["object"]),
-            is_ours=not shape.get("account")
-            and livemode in (None, shape.get("livemode", livemode)),
+            created_at=datetime.fromtimestamp(event["created"], UTC),
+            object=_read_object(event["data"]["object"]),
+            is_ours=not event.get("account")
+            and livemode in (None, event.get("livemode", livemode)),
             text=text,
         )
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
@@ -97,48 +97,48 @@ def read_event(body: str | Json, livemode: bool | None = None) -> Event:
         ) from exc
 
 
-def read_customer(shape: Json, *, is_deleted: bool = False) -> dict[str, Any]:
+def read_customer(customer: JsonObject, *, is_deleted: bool = False) -> dict[str, Any]:
     """Return the snapshot of a customer, without `as_of`."""
-    metadata = shape.get("metadata") or {}
+    metadata = customer.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise ValueError("metadata is not an object")
     return {
-        "id": shape["id"],
+        "id": customer["id"],
         "user_id": read_user_id(metadata.get("user_id")),
-        "email": shape.get("email"),
-        "is_deleted": is_deleted or bool(shape.get("deleted")),
-        "created_at": _read_time(shape.get("created")),
+        "email": customer.get("email"),
+        "is_deleted": is_deleted or bool(customer.get("deleted")),
+        "created_at": _read_time(customer.get("created")),
     }
 
 
-def read_subscription(shape: Json) -> dict[str, Any]:
+def read_subscription(subscription: JsonObject) -> dict[str, Any]:
     """Return the snapshot of a subscription, without `as_of`.
 
     The item whose period ends first gives the period and the price. Before 2025-03-31
     the subscription had the period, not its items.
     """
-    items = (shape.get("items") or {}).get("data") or []
-    item: Json = min(items, key=_item_end, default={})
-    price = item.get("price") or item.get("plan") or shape.get("plan")
+    items = (subscription.get("items") or {}).get("data") or []
+    item: JsonObject = min(items, key=_item_end, default={})
+    price = item.get("price") or item.get("plan") or subscription.get("plan")
     return {
-        "id": shape["id"],
-        "customer_id": object_id(shape.get("customer")),
-        "status": shape.get("status"),
+        "id": subscription["id"],
+        "customer_id": object_id(subscription.get("customer")),
+        "status": subscription.get("status"),
         "price_id": object_id(price),
-        "current_period_start": _period(item, shape, "current_period_start"),
-        "current_period_end": _period(item, shape, "current_period_end"),
-        "billing_cycle_anchor": _read_time(shape.get("billing_cycle_anchor")),
-        "cancel_at_period_end": bool(shape.get("cancel_at_period_end")),
-        "canceled_at": _read_time(shape.get("canceled_at")),
-        "created_at": _read_time(shape.get("created")),
+        "current_period_start": _period(item, subscription, "current_period_start"),
+        "current_period_end": _period(item, subscription, "current_period_end"),
+        "billing_cycle_anchor": _read_time(subscription.get("billing_cycle_anchor")),
+        "cancel_at_period_end": bool(subscription.get("cancel_at_period_end")),
+        "canceled_at": _read_time(subscription.get("canceled_at")),
+        "created_at": _read_time(subscription.get("created")),
     }
 
 
-def find_invoice_subscription(shape: Json) -> str | None:
+def find_invoice_subscription(invoice: JsonObject) -> str | None:
     """Return the id of the subscription that an invoice bills, if there is one."""
-    parent = shape.get("parent") or {}
+    parent = invoice.get("parent") or {}
     details = parent.get("subscription_details") or {}
-    return object_id(details.get("subscription") or shape.get("subscription"))
+    return object_id(details.get("subscription") or invoice.get("subscription"))
 
 
 def object_id(value: Any) -> str | None:
@@ -148,22 +148,22 @@ def object_id(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def find_id(shape: Any) -> str | None:
+def find_id(listed: Any) -> str | None:
     """Return the id of a listed object; None if it has no valid id."""
-    found = object_id(shape) if isinstance(shape, Mapping) else None
+    found = object_id(listed) if isinstance(listed, Mapping) else None
     if found is None or len(found) > MAX_ID_LENGTH or storable_text(found) != found:
         return None
     return found
 
 
-def find_last_id(shapes: Sequence[Any]) -> str | None:
+def find_last_id(listed: Sequence[Any]) -> str | None:
     """Return the last valid id of the listed objects; None if there is none."""
-    return next(filter(None, map(find_id, reversed(shapes))), None)
+    return next(filter(None, map(find_id, reversed(listed))), None)
 
 
-def find_created(shape: Any) -> int | None:
+def find_created(listed: Any) -> int | None:
     """Return `created` of a listed object; None if it is not a valid time."""
-    created = shape.get("created") if isinstance(shape, Mapping) else None
+    created = listed.get("created") if isinstance(listed, Mapping) else None
     if not isinstance(created, int) or isinstance(created, bool):
         return None
     try:
@@ -240,7 +240,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def _read_object(value: Any) -> Json:
+def _read_object(value: Any) -> JsonObject:
     if not isinstance(value, Mapping):
         raise TypeError
     return dict(value)
@@ -255,7 +255,7 @@ def _read_identifier(value: Any) -> str:
     return value
 
 
-def _item_end(item: Json) -> float:
+def _item_end(item: JsonObject) -> float:
     end = item.get("current_period_end")
     if end is None:
         return float("inf")
@@ -264,9 +264,9 @@ def _item_end(item: Json) -> float:
     return end
 
 
-def _period(item: Json, shape: Json, name: str) -> str | None:
+def _period(item: JsonObject, subscription: JsonObject, name: str) -> str | None:
     value = item.get(name)
-    return _read_time(shape.get(name) if value is None else value)
+    return _read_time(subscription.get(name) if value is None else value)
 
 
 def _read_time(seconds: float | None) -> str | None:

@@ -5,7 +5,7 @@ The next page is requested while the current one is processed.
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
@@ -15,7 +15,7 @@ import stripe
 
 from pyapp.errors import StripeRequestError
 from pyapp.stripe_sync.client import StripeResponse, list_page
-from pyapp.stripe_sync.objects import find_created, find_id
+from pyapp.stripe_sync.objects import JsonObject, find_created, find_id
 from pyapp.stripe_sync.store import ObjectType
 
 OBJECT_TYPES: tuple[ObjectType, ...] = ("customers", "subscriptions")
@@ -54,7 +54,7 @@ class Page:
     """
 
     object_type: ObjectType
-    shapes: Sequence[Mapping[str, Any]]
+    objects: Sequence[JsonObject]
     as_of: datetime
     since: datetime | None
     until: datetime
@@ -120,15 +120,15 @@ def _fetch_page(
 
 
 def _read_page(cursor: Cursor, response: StripeResponse) -> Page:
-    shapes, as_of = response.data["data"], response.as_of
-    listed = [found for shape in shapes if (found := find_id(shape))]
+    objects, as_of = response.data["data"], response.as_of
+    listed = [found for one in objects if (found := find_id(one))]
     # The list may not yet contain objects created within the last second.
     newest = as_of - timedelta(seconds=1)
     until = newest if cursor.created is None else _read_time(cursor.created)
     ids = [*cursor.tail, *listed]
-    if not shapes or not response.data["has_more"]:
-        return Page(cursor.object_type, shapes, as_of, None, until, ids, cursor)
-    times = [time for shape in shapes if (time := find_created(shape)) is not None]
+    if not objects or not response.data["has_more"]:
+        return Page(cursor.object_type, objects, as_of, None, until, ids, cursor)
+    times = [time for one in objects if (time := find_created(one)) is not None]
     if not listed or not times:
         raise StripeRequestError(
             f"Stripe lists {cursor.object_type} without ids or times"
@@ -136,14 +136,14 @@ def _read_page(cursor: Cursor, response: StripeResponse) -> Page:
     created = times[-1]
     tail = [
         found
-        for shape in shapes
-        if (found := find_id(shape)) and find_created(shape) in (created, None)
+        for one in objects
+        if (found := find_id(one)) and find_created(one) in (created, None)
     ]
     if created == cursor.created:
         tail = [*cursor.tail, *tail]
     end = Cursor(cursor.object_type, listed[-1], created, tail[-_MAX_TAIL:])
     since = _read_time(created)
-    return Page(cursor.object_type, shapes, as_of, since, until, ids, end)
+    return Page(cursor.object_type, objects, as_of, since, until, ids, end)
 
 
 def _read_time(seconds: int) -> datetime:

@@ -50,7 +50,7 @@ KINDS = (
 _UNLISTED_PAGE = 100
 # SQLSTATE classes of errors about one row: data, integrity, program limits, PL/pgSQL.
 _ROW_ERRORS = frozenset({"22", "23", "54", "P0"})
-# Errors from reading an object of an unexpected shape.
+# Errors from reading an unexpected object.
 _UNREADABLE = (
     AttributeError,
     KeyError,
@@ -211,12 +211,12 @@ class _Comparison:
 
     def _read(self, page: Page) -> list[dict[str, Any]]:
         rows = []
-        for shape in page.shapes:
-            object_id = find_id(shape)
+        for listed in page.objects:
+            object_id = find_id(listed)
             try:
                 if object_id is None:
                     raise ValueError("it has no id")
-                rows.append(read_snapshot(page.object_type, shape, page.as_of))
+                rows.append(read_snapshot(page.object_type, listed, page.as_of))
             except _UNREADABLE as exc:
                 self._fail(page.object_type, object_id or "(no id)", exc)
         return rows
@@ -268,7 +268,7 @@ class _Comparison:
             self.on_failure(failure)
 
     def _finish(self, page: Page) -> None:
-        self.run.counts[page.object_type] += len(page.shapes)
+        self.run.counts[page.object_type] += len(page.objects)
         self.run.write(page.cursor.dump())
 
     def refresh_unlisted_customers(self, as_of: datetime) -> None:

@@ -29,6 +29,7 @@ from pyapp.stripe_sync.apply import (
 from pyapp.stripe_sync.client import error_summary, list_page
 from pyapp.stripe_sync.objects import (
     Event,
+    JsonObject,
     find_created,
     find_id,
     find_last_id,
@@ -41,7 +42,7 @@ from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction
 RETENTION = timedelta(days=30)
 RESULTS: tuple[Result, ...] = (*get_args(Success), "failed")
 
-Shapes = Sequence[Mapping[str, Any]]
+EventPage = Sequence[JsonObject]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +181,20 @@ def _read_since(since: datetime | None) -> int | None:
 
 
 def _process_page(
-    conn: Connection[Any], client: stripe.StripeClient, page: Shapes
+    conn: Connection[Any], client: stripe.StripeClient, page: EventPage
 ) -> Iterator[Outcome]:
-    ids = [found for shape in page if (found := find_id(shape))]
+    ids = [found for listed in page if (found := find_id(listed))]
     with own_transaction(conn):
         done = {event.id for event in store.list_done_events(conn, ids=ids)}
-    for shape in page:
-        event_id, event_type = find_id(shape) or "(no id)", "(no type)"
-        if isinstance(shape, Mapping):
-            event_type = str(shape.get("type", event_type))
+    for listed in page:
+        event_id, event_type = find_id(listed) or "(no id)", "(no type)"
+        if isinstance(listed, Mapping):
+            event_type = str(listed.get("type", event_type))
         if event_id in done:
             yield Outcome(event_id, event_type, "duplicate")
             continue
         try:
-            event = read_event(shape)
+            event = read_event(listed)
         except InvalidPayloadError as exc:
             yield Outcome(event_id, event_type, "failed", error_summary(exc))
         else:
@@ -212,10 +213,10 @@ class _Cursor:
     created: int | None = None
     without_id: int = 0
 
-    def advance(self, page: Shapes) -> "_Cursor":
+    def advance(self, page: EventPage) -> "_Cursor":
         """Return the cursor after *page*."""
-        ids = [find_id(shape) for shape in page]
-        times = [time for shape in page if (time := find_created(shape)) is not None]
+        ids = [find_id(listed) for listed in page]
+        times = [time for listed in page if (time := find_created(listed)) is not None]
         created = times[-1] if times else self.created
         after = find_last_id(page)
         if after is None:
@@ -246,7 +247,7 @@ class _Listing:
     run: ActiveRun
     until: int | None = None
 
-    def list_after(self, cursor: _Cursor) -> Shapes:
+    def list_after(self, cursor: _Cursor) -> EventPage:
         """Return the next page, its oldest event first; empty at the end."""
         listed = None
         if cursor.without_id and cursor.after is None:
@@ -256,7 +257,7 @@ class _Listing:
         if listed is None:
             # There is no cursor event, or Stripe has deleted it.
             listed = self._list_oldest(cursor)
-        page: Shapes = listed["data"][::-1]
+        page: EventPage = listed["data"][::-1]
         seen = 0
         while seen < min(cursor.without_id, len(page)) and not find_id(page[seen]):
             seen += 1
