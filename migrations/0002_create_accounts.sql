@@ -41,8 +41,7 @@ CREATE TABLE app.users (
     anonymized_at          timestamptz,
 
     CONSTRAINT users_pkey PRIMARY KEY (id),
-    CONSTRAINT users_referral_code_key UNIQUE (referral_code),
-    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id)
+    CONSTRAINT users_referral_code_key UNIQUE (referral_code)
 );
 
 COMMENT ON TABLE app.users IS
@@ -116,6 +115,12 @@ ALTER TABLE app.users
 
 -- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
+
+-- For upsert_customers, upsert_subscriptions, link_customer and list_unseen_customers.
+-- Makes a customer's user unique. Partial, because an UPDATE of a column with a full
+-- unique index waits for transactions that inserted rows which reference the user.
+CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
+WHERE stripe_customer_id IS NOT NULL;
 
 CREATE TRIGGER users_set_updated_at BEFORE UPDATE ON app.users
 FOR EACH ROW EXECUTE FUNCTION app.set_updated_at();

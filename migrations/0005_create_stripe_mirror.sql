@@ -8,16 +8,15 @@ CREATE TABLE app.stripe_events (
     api_version      text,
     event_created_at timestamptz NOT NULL,
     payload          jsonb,
-    status           text NOT NULL DEFAULT 'received',
+    status           text NOT NULL,
     attempts         integer NOT NULL DEFAULT 0,
     last_error       text,
     received_at      timestamptz NOT NULL DEFAULT now(),
     processed_at     timestamptz,
 
     CONSTRAINT stripe_events_pkey PRIMARY KEY (id),
-    CONSTRAINT stripe_events_status_known_check CHECK (
-        status IN ('received', 'applied', 'stale', 'ignored', 'failed')
-    ),
+    CONSTRAINT stripe_events_status_known_check
+        CHECK (status IN ('applied', 'stale', 'ignored', 'failed')),
     CONSTRAINT stripe_events_attempts_not_negative_check CHECK (attempts >= 0),
     CONSTRAINT stripe_events_done_has_time_check CHECK (
         (status IN ('applied', 'stale', 'ignored')) = (processed_at IS NOT NULL)
@@ -41,7 +40,7 @@ COMMENT ON COLUMN app.stripe_events.event_created_at IS
 COMMENT ON COLUMN app.stripe_events.payload IS
     'The event as delivered; NULL after its retention period.';
 COMMENT ON COLUMN app.stripe_events.status IS
-    'received, then applied, stale (older than the stored row), ignored or failed.';
+    'applied, stale (older than the stored row), ignored or failed.';
 COMMENT ON COLUMN app.stripe_events.attempts IS
     'Number of attempts to apply it.';
 COMMENT ON COLUMN app.stripe_events.last_error IS

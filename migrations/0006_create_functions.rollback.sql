@@ -6,15 +6,21 @@ DROP FUNCTION app.anonymize_user(uuid);
 DROP FUNCTION app.apply_stripe_event(
     text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
 );
-DROP FUNCTION app.upsert_stripe_snapshots(
-    text, jsonb, text, boolean, boolean, boolean
-);
-DROP FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean, boolean);
-DROP FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean, boolean);
 DROP FUNCTION app.sync_stripe_users(uuid[], boolean);
+DROP VIEW app.stripe_entitlements;
+DROP FUNCTION app.find_best_subscription(text, boolean);
+DROP FUNCTION app.find_user_customer(uuid, text);
+DROP FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean, boolean);
+DROP FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean);
+DROP FUNCTION app.upsert_stripe_customers(
+    jsonb, text, boolean, boolean, boolean
+);
+DROP FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean);
+DROP FUNCTION app.find_customer_owners(jsonb);
 DROP FUNCTION app.compare_stripe_snapshot(
     timestamptz, timestamptz, boolean, text, boolean
 );
+DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
 DROP FUNCTION app.lock_stripe_customer(text);
 DROP FUNCTION app.delete_expired_sessions(bigint);
 DROP FUNCTION app.delete_user_sessions(uuid);

@@ -134,7 +134,7 @@ TO pyapp_app;
 
 GRANT SELECT ON
 app.plans, app.users, app.stripe_events, app.stripe_customers,
-app.stripe_subscriptions, app.stripe_sync_runs
+app.stripe_subscriptions, app.stripe_entitlements, app.stripe_sync_runs
 TO pyapp_sync;
 
 GRANT UPDATE (
@@ -182,8 +182,8 @@ ON app.stripe_sync_runs TO pyapp_sync;
 
 GRANT SELECT ON
 app.plans, app.users, app.fingerprints, app.messages, app.usage_daily, app.referrals,
-app.stripe_customers, app.stripe_subscriptions, app.stripe_sync_runs,
-app.usage_drift, app.referral_drift
+app.stripe_customers, app.stripe_subscriptions, app.stripe_entitlements,
+app.stripe_sync_runs, app.usage_drift, app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

@@ -193,8 +193,7 @@ CREATE TABLE app.users (
     anonymized_at          timestamptz,
 
     CONSTRAINT users_pkey PRIMARY KEY (id),
-    CONSTRAINT users_referral_code_key UNIQUE (referral_code),
-    CONSTRAINT users_stripe_customer_id_key UNIQUE (stripe_customer_id)
+    CONSTRAINT users_referral_code_key UNIQUE (referral_code)
 );
 
 COMMENT ON TABLE app.users IS
@@ -268,6 +267,12 @@ ALTER TABLE app.users
 
 -- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
+
+-- For upsert_customers, upsert_subscriptions, link_customer and list_unseen_customers.
+-- Makes a customer's user unique. Partial, because an UPDATE of a column with a full
+-- unique index waits for transactions that inserted rows which reference the user.
+CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
+WHERE stripe_customer_id IS NOT NULL;
 
 CREATE TRIGGER users_set_updated_at BEFORE UPDATE ON app.users
 FOR EACH ROW EXECUTE FUNCTION app.set_updated_at();
@@ -869,16 +874,15 @@ CREATE TABLE app.stripe_events (
     api_version      text,
     event_created_at timestamptz NOT NULL,
     payload          jsonb,
-    status           text NOT NULL DEFAULT 'received',
+    status           text NOT NULL,
     attempts         integer NOT NULL DEFAULT 0,
     last_error       text,
     received_at      timestamptz NOT NULL DEFAULT now(),
     processed_at     timestamptz,
 
     CONSTRAINT stripe_events_pkey PRIMARY KEY (id),
-    CONSTRAINT stripe_events_status_known_check CHECK (
-        status IN ('received', 'applied', 'stale', 'ignored', 'failed')
-    ),
+    CONSTRAINT stripe_events_status_known_check
+        CHECK (status IN ('applied', 'stale', 'ignored', 'failed')),
     CONSTRAINT stripe_events_attempts_not_negative_check CHECK (attempts >= 0),
     CONSTRAINT stripe_events_done_has_time_check CHECK (
         (status IN ('applied', 'stale', 'ignored')) = (processed_at IS NOT NULL)
@@ -902,7 +906,7 @@ COMMENT ON COLUMN app.stripe_events.event_created_at IS
 COMMENT ON COLUMN app.stripe_events.payload IS
     'The event as delivered; NULL after its retention period.';
 COMMENT ON COLUMN app.stripe_events.status IS
-    'received, then applied, stale (older than the stored row), ignored or failed.';
+    'applied, stale (older than the stored row), ignored or failed.';
 COMMENT ON COLUMN app.stripe_events.attempts IS
     'Number of attempts to apply it.';
 COMMENT ON COLUMN app.stripe_events.last_error IS

@@ -52,8 +52,10 @@ FROM app.messages AS m;
 INSERT INTO app.sessions (token_hash, user_id, expires_at)
 SELECT sha256(('token' || n)::bytea), md5('user' || n)::uuid, 'infinity'
 FROM generate_series(1, 5) AS n;
-INSERT INTO app.stripe_events (id, type, event_created_at, payload)
-VALUES ('evt_1', 'invoice.paid', now(), '{"a": 1}');
+INSERT INTO app.stripe_events (
+    id, type, event_created_at, payload, status, last_error
+)
+VALUES ('evt_1', 'invoice.paid', now(), '{"a": 1}', 'failed', 'a reason');
 INSERT INTO app.stripe_customers (id, user_id, as_of)
 VALUES ('cus_1', md5('user1')::uuid, now());
 INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)

@@ -112,6 +112,14 @@ _CUSTOMER = {
     "is_deleted": False,
     "as_of": "2100-01-01T00:00:00+00:00",
 }
+_SUBSCRIPTION = {
+    "id": "sub_4",
+    "customer_id": "cus_4",
+    "status": "active",
+    "cancel_at_period_end": False,
+    "created_at": "2026-01-01T00:00:00+00:00",
+    "as_of": "2100-01-01T00:00:00+00:00",
+}
 
 # Values of parameters that have another meaning in one query.
 _SPECIAL: dict[str, dict[str, Any]] = {
@@ -136,5 +144,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "apply_event": {"id": "evt_new", "snapshot": Jsonb(_CUSTOMER)},
     "update_run": {"id": 7},
     "upsert_fingerprint": {"fingerprint_id": uuid4()},
-    "upsert_snapshots": {"snapshots": Jsonb([_CUSTOMER])},
+    "upsert_customers": {"snapshots": Jsonb([_CUSTOMER])},
+    "upsert_subscriptions": {"snapshots": Jsonb([_SUBSCRIPTION])},
 }

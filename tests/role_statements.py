@@ -141,5 +141,6 @@ EVERYTHING = (
     "SELECT id, status, last_error FROM app.stripe_events",
     "SELECT * FROM app.stripe_customers",
     "SELECT * FROM app.stripe_subscriptions",
+    "SELECT * FROM app.stripe_entitlements",
     "SELECT * FROM app.stripe_sync_runs",
 )

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
-from pyapp.stripe_sync import store
-from pyapp.stripe_sync.apply import read_snapshot, sync_affected_users
+from pyapp.stripe_sync.apply import (
+    read_snapshot,
+    sync_affected_users,
+    upsert_snapshots,
+)
 from pyapp.stripe_sync.store import ObjectType, UpsertResult
 from tests.stripe_world import (
     START,
@@ -24,11 +27,11 @@ def upsert_page(
     *shapes: dict[str, Any],
     match_email: bool = False,
 ) -> list[UpsertResult]:
-    upserted = store.upsert_snapshots(
+    upserted = upsert_snapshots(
         world.conn,
-        object_type=object_type,
-        snapshots=[read_snapshot(object_type, shape, LATER) for shape in shapes],
-        source="page",
+        object_type,
+        [read_snapshot(object_type, shape, LATER) for shape in shapes],
+        "page",
         can_fetch=True,
         match_email=match_email,
     )

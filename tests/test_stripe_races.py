@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from pyapp._core.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
 from pyapp.stripe_sync.apply import read_snapshot
-from pyapp.stripe_sync.store import sync_users, upsert_snapshots
+from pyapp.stripe_sync.store import sync_users, upsert_customers
+from pyapp.users import set_user_profile
 from tests.fake_stripe import TEST_SECRET, Delivery
 from tests.stripe_world import (
     START,
@@ -110,12 +112,34 @@ def test_page_locks_users_in_id_order(world: StripeWorld):
             return [user.id for user in sync_users(conn, user_ids=[low, high])]
 
     with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
-        create_session(conn, user_id=low)
+        rename(conn, low)
         synced = pool.submit(sync)
         wait_for_waiting_session(world.conn)
-        create_session(conn, user_id=high)
+        rename(conn, high)
         conn.commit()
         assert synced.result(10) == [low, high]
+
+
+@pytest.mark.parametrize("kind", ["customer.updated", "checkout.session.completed"])
+def test_link_does_not_deadlock_with_a_sign_in(world: StripeWorld, kind: str):
+    """A new session locks its user by a foreign key; a link does not wait for that."""
+    ada, bob = low_and_high(world)
+    world.handle_event("customer.created", make_customer("cus_1", ada))
+    shape = (
+        make_customer("cus_1", bob)
+        if kind == "customer.updated"
+        else make_checkout("cus_2", bob)
+    )
+
+    with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
+        for user_id in (bob, ada):
+            create_session(conn, user_id=user_id)
+        linked = pool.submit(world.handle_event, kind, shape, START + 1)
+        assert linked.result(20).result == "applied"
+        for user_id in (bob, ada):
+            rename(conn, user_id)
+        conn.commit()
+    assert world.get_user(bob).stripe_customer_id == shape.get("customer", "cus_1")
 
 
 def test_checkout_and_a_page_do_not_deadlock(world: StripeWorld):
@@ -139,12 +163,8 @@ def test_checkout_and_a_page_do_not_deadlock(world: StripeWorld):
             read_snapshot("customers", shape, moment(START)) for shape in shapes
         ]
         with connect(world.url) as conn:
-            upserted = upsert_snapshots(
-                conn,
-                object_type="customers",
-                snapshots=snapshots,
-                source="page",
-                can_fetch=True,
+            upserted = upsert_customers(
+                conn, snapshots=snapshots, source="page", can_fetch=True
             )
             return [one.user_id for one in upserted]
 
@@ -182,6 +202,10 @@ def low_and_high(world: StripeWorld) -> tuple[UUID, UUID]:
             [user_id, f"{user_id}@example.com"],
         )
     return low, high
+
+
+def rename(conn: psycopg.Connection[Any], user_id: UUID) -> None:
+    set_user_profile(conn, user_id=user_id, name="New", image_url=None)
 
 
 def wait_for_waiting_session(conn: psycopg.Connection[Any]) -> None:

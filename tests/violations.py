@@ -29,8 +29,9 @@ SETUP = f"""
     VALUES ('{ADA}', '{BOB}', 'completed', 500, now());
     INSERT INTO app.sessions (token_hash, user_id, expires_at)
     VALUES (sha256('token'), '{ADA}', 'infinity');
-    INSERT INTO app.stripe_events (id, type, event_created_at, payload)
-    VALUES ('evt_1', 'invoice.paid', now(), '{{}}');
+    INSERT INTO app.stripe_events (
+        id, type, event_created_at, payload, status, last_error
+    ) VALUES ('evt_1', 'invoice.paid', now(), '{{}}', 'failed', 'a reason');
     INSERT INTO app.stripe_customers (id, as_of) VALUES ('cus_1', now());
     INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
     VALUES ('sub_1', 'cus_1', 'active', now(), now());
@@ -123,6 +124,8 @@ def event(**values: str) -> str:
         "type": "'invoice.paid'",
         "event_created_at": "now()",
         "payload": "'{}'",
+        "status": "'failed'",
+        "last_error": "'a reason'",
         **values,
     }
     return insert("stripe_events", **columns)
@@ -154,7 +157,7 @@ VIOLATIONS = {
         UPDATE app.users AS u SET referral_code = a.referral_code
         FROM app.users AS a WHERE a.id = '{ADA}' AND u.id = '{BOB}'
     """,
-    "users_stripe_customer_id_key": user("stripe_customer_id = 'cus_ada'"),
+    "users_stripe_customer_id_idx": user("stripe_customer_id = 'cus_ada'"),
     "users_lower_email_idx": user("email = 'ADA@example.com'"),
     "users_email_shape_check": user("email = 'bob at example.com'"),
     "users_anonymized_is_empty_check": user("anonymized_at = now()"),
@@ -253,7 +256,7 @@ VIOLATIONS = {
     "stripe_events_status_known_check": event(status="'done'"),
     "stripe_events_attempts_not_negative_check": event(attempts="-1"),
     "stripe_events_done_has_time_check": event(status="'applied'"),
-    "stripe_events_failed_has_error_check": event(status="'failed'"),
+    "stripe_events_failed_has_error_check": event(last_error="NULL"),
     "stripe_events_open_has_payload_check": event(payload="NULL"),
     "stripe_customers_pkey": insert("stripe_customers", id="'cus_1'", as_of="now()"),
     "stripe_customers_user_id_fkey": insert(

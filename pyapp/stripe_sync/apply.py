@@ -36,7 +36,7 @@ from pyapp.stripe_sync.objects import (
     read_subscription,
     read_user_id,
 )
-from pyapp.stripe_sync.store import ObjectType, SyncedUser, UpsertResult
+from pyapp.stripe_sync.store import ObjectType, Source, SyncedUser, UpsertResult
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -331,7 +331,9 @@ def _apply_ambiguous(
         conn, client, snapshot.object_type, snapshot.row["id"], event.created_at
     )
     if not upserted:
-        upserted = _upsert(conn, snapshot, "event")
+        (upserted,) = upsert_snapshots(
+            conn, snapshot.object_type, [snapshot.row], "event"
+        )
         sync_affected_users(conn, [upserted])
     return "applied" if upserted.result == "applied" else "stale"
 
@@ -404,9 +406,43 @@ def refresh_object(
     if response is None:
         return None
     as_of = max(response.as_of, not_before or response.as_of)
-    snapshot = Snapshot(object_type, read_snapshot(object_type, response.data, as_of))
-    return _upsert(
-        conn, snapshot, "object", match_email=match_email, is_dry_run=is_dry_run
+    (upserted,) = upsert_snapshots(
+        conn,
+        object_type,
+        [read_snapshot(object_type, response.data, as_of)],
+        "object",
+        match_email=match_email,
+        is_dry_run=is_dry_run,
+    )
+    return upserted
+
+
+def upsert_snapshots(
+    conn: Connection[Any],
+    object_type: ObjectType,
+    snapshots: Sequence[Mapping[str, Any]],
+    source: Source,
+    *,
+    can_fetch: bool = False,
+    match_email: bool = False,
+    is_dry_run: bool = False,
+) -> list[UpsertResult]:
+    """Upsert snapshots of one type: `upsert_customers` or `upsert_subscriptions`."""
+    if object_type == "customers":
+        return store.upsert_customers(
+            conn,
+            snapshots=snapshots,
+            source=source,
+            can_fetch=can_fetch,
+            match_email=match_email,
+            is_dry_run=is_dry_run,
+        )
+    return store.upsert_subscriptions(
+        conn,
+        snapshots=snapshots,
+        source=source,
+        can_fetch=can_fetch,
+        is_dry_run=is_dry_run,
     )
 
 
@@ -435,25 +471,4 @@ def _refresh_and_sync(
     upserted = refresh_object(conn, client, object_type, object_id, not_before)
     if upserted is not None:
         sync_affected_users(conn, [upserted])
-    return upserted
-
-
-def _upsert(
-    conn: Connection[Any],
-    snapshot: Snapshot,
-    source: Literal["event", "object"],
-    *,
-    match_email: bool = False,
-    is_dry_run: bool = False,
-) -> UpsertResult:
-    """Upsert one snapshot; a tie is resolved without fetching."""
-    (upserted,) = store.upsert_snapshots(
-        conn,
-        object_type=snapshot.object_type,
-        snapshots=[snapshot.row],
-        source=source,
-        can_fetch=False,
-        match_email=match_email,
-        is_dry_run=is_dry_run,
-    )
     return upserted

@@ -17,6 +17,7 @@ from pyapp.stripe_sync.apply import (
     read_snapshot,
     refresh_object,
     sync_affected_users,
+    upsert_snapshots,
 )
 from pyapp.stripe_sync.client import (
     affects_all_objects,
@@ -228,11 +229,11 @@ class _Comparison:
         if not self.is_dry_run:
             customers = [_customer_id(page, row) for row in rows]
             store.lock_customers(self.conn, ids=customers)
-        upserted = store.upsert_snapshots(
+        upserted = upsert_snapshots(
             self.conn,
-            object_type=page.object_type,
-            snapshots=rows,
-            source="page",
+            page.object_type,
+            rows,
+            "page",
             can_fetch=True,
             match_email=self.match_email,
             is_dry_run=self.is_dry_run,
@@ -379,12 +380,8 @@ class _Comparison:
             return
         if object_type == "customers":
             row = {"id": object_id, "is_deleted": True, "as_of": as_of.isoformat()}
-            upserted = store.upsert_snapshots(
-                self.conn,
-                object_type=object_type,
-                snapshots=[row],
-                source="object",
-                can_fetch=False,
+            upserted = store.upsert_customers(
+                self.conn, snapshots=[row], source="object", can_fetch=False
             )
             sync_affected_users(self.conn, upserted)
             return

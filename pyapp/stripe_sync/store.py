@@ -133,7 +133,7 @@ class EventId(NamedTuple):
 class StoredEvent(NamedTuple):
     """A stored event without its payload.
 
-    `status` is received, applied, stale, ignored or failed.
+    `status` is applied, stale, ignored or failed.
     """
 
     id: str
@@ -169,10 +169,9 @@ def lock_customers(conn: Connection[Any], *, ids: Sequence[str]) -> int:
     return execute(conn, "lock_customers", ids=list(ids))
 
 
-def upsert_snapshots(
+def upsert_customers(
     conn: Connection[Any],
     *,
-    object_type: ObjectType,
     snapshots: Sequence[Mapping[str, Any]],
     source: Source,
     can_fetch: bool,
@@ -188,12 +187,34 @@ def upsert_snapshots(
     return fetch_all(
         conn,
         UpsertResult,
-        "upsert_snapshots",
-        object_type=object_type,
+        "upsert_customers",
         snapshots=json_text(list(snapshots)),
         source=source,
         can_fetch=can_fetch,
         match_email=match_email,
+        is_dry_run=is_dry_run,
+    )
+
+
+def upsert_subscriptions(
+    conn: Connection[Any],
+    *,
+    snapshots: Sequence[Mapping[str, Any]],
+    source: Source,
+    can_fetch: bool,
+    is_dry_run: bool = False,
+) -> list[UpsertResult]:
+    """Upsert snapshots of subscriptions as `upsert_customers` those of customers.
+
+    No link changes: `released_user_id` and `proposed_user_id` are None.
+    """
+    return fetch_all(
+        conn,
+        UpsertResult,
+        "upsert_subscriptions",
+        snapshots=json_text(list(snapshots)),
+        source=source,
+        can_fetch=can_fetch,
         is_dry_run=is_dry_run,
     )
 

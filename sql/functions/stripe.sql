@@ -1,9 +1,55 @@
+-- The Stripe mirror, and what users get from it. Snapshots of customers and
+-- subscriptions are compared with the stored rows and upserted. The view
+-- app.stripe_entitlements says what each user should have; app.sync_stripe_users writes
+-- it. Bodies in BEGIN ATOMIC are inlined into the statements that use them.
+-- LEFT JOIN LATERAL ... LIMIT 1 looks rows up one by one, also in a plan that was made
+-- while the table was empty.
+-- noqa: disable=RF02,RF03,AM03,AM06,AM09
+
+-- ---------------------------------------------------------------------------
+-- Locks and order
+-- ---------------------------------------------------------------------------
+
 CREATE OR REPLACE FUNCTION app.lock_stripe_customer(customer_id text)
 RETURNS void LANGUAGE sql
 RETURN pg_advisory_xact_lock(hashtextextended(customer_id, 0));
 
 COMMENT ON FUNCTION app.lock_stripe_customer(text) IS
-    'Until the transaction ends nobody else changes what is known of the customer.';
+    'Takes a transaction-level advisory lock on the customer.';
+
+CREATE OR REPLACE FUNCTION app.lock_snapshot_users(snapshots jsonb, match_email boolean)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    -- In id order, and before rows are written whose foreign keys lock users too.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = ANY(ARRAY(
+        SELECT unnest(ARRAY[
+            (v.snapshot ->> 'user_id')::uuid,
+            (SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = n.id),
+            (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = n.id),
+            (
+                SELECT p.id
+                FROM app.users AS p
+                WHERE match_email AND lower(p.email) = lower(v.snapshot ->> 'email')
+            )
+        ])
+        FROM jsonb_array_elements(snapshots) AS v (snapshot)
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(v.snapshot ->> 'customer_id', v.snapshot ->> 'id') AS id
+        ) AS n
+    ))
+    ORDER BY u.id
+    FOR NO KEY UPDATE;
+END;
+$$;
+
+COMMENT ON FUNCTION app.lock_snapshot_users(jsonb, boolean) IS
+    'Locks in id order all users that the customers in snapshots have, had or may get.';
 
 CREATE OR REPLACE FUNCTION app.compare_stripe_snapshot(
     seen_at timestamptz,
@@ -15,7 +61,7 @@ CREATE OR REPLACE FUNCTION app.compare_stripe_snapshot(
 RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
     WHEN known_at IS NULL OR source = 'object' THEN 'applied'
-    -- What was fetched is known since the request, and was told up to a second later.
+    -- A fetched object is as of its request, and may show changes of the next second.
     WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
     WHEN is_settled AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
         THEN 'applied'
@@ -29,240 +75,212 @@ END;
 COMMENT ON FUNCTION app.compare_stripe_snapshot(
     timestamptz, timestamptz, boolean, text, boolean
 ) IS
-    'applied, stale or ambiguous: newer counts, and in the same second what is the same.';
+    'Compares snapshot times: applied, stale or ambiguous (same second, new content).';
 
--- What follows keeps its plans, also those made while the tables were empty: it goes by
--- the indexes, and what it joins is looked up row by row, LIMIT 1, whatever their size.
--- Without hash joins users are written in the order of their ids.
+-- ---------------------------------------------------------------------------
+-- Customers
+-- ---------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION app.sync_stripe_users(
-    user_ids uuid[], is_dry_run boolean DEFAULT FALSE
-)
+-- A link is kept until a snapshot names another user. An e-mail address proposes a user
+-- only if the user has no customer and no other snapshot belongs to the user.
+CREATE OR REPLACE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (
-    id uuid,
-    customer_id text,
-    subscription_id text,
-    differences text[],
-    has_unknown_price boolean
+    id text,
+    is_deleted boolean,
+    created_at timestamptz,
+    as_of timestamptz,
+    is_known boolean,
+    known_user_id uuid,
+    was_deleted boolean,
+    known_created_at timestamptz,
+    known_as_of timestamptz,
+    was_provisional boolean,
+    holder_id uuid,
+    owner_id uuid,
+    is_relinked boolean,
+    proposed_user_id uuid
 )
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_hashjoin = off
-AS $$
-#variable_conflict use_column
-BEGIN
-    -- Two customers of one user have two locks; here their transactions queue up, and
-    -- the statement below sees what the first one did.
-    IF NOT is_dry_run THEN
-        PERFORM u.id
-        FROM app.users AS u
-        WHERE u.id = ANY(user_ids)
-        ORDER BY u.id
-        FOR NO KEY UPDATE;
-    END IF;
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH given AS (
+        SELECT DISTINCT ON (v.id) v.*
+        FROM jsonb_to_recordset(snapshots) AS v (
+            id text,
+            user_id uuid,
+            email text,
+            is_deleted boolean,
+            created_at timestamptz,
+            as_of timestamptz
+        )
+        ORDER BY v.id
+    ),
 
-    RETURN QUERY
-    WITH mirrored AS (
-        SELECT
-            held.id,
-            held,
-            COALESCE(customer.id, held.stripe_customer_id) AS customer_id,
-            COALESCE(customer.created_at, held.created_at) AS created_at,
-            best.id AS subscription_id,
-            best.price_id,
-            -- Deleting a customer cancels what it has, if the news of it came or not.
-            CASE
-                WHEN customer.is_deleted AND best.status <> 'incomplete_expired'
-                    THEN 'canceled'
-                ELSE best.status
-            END AS status,
-            best.billing_cycle_anchor AS anchor,
-            best.current_period_start AS period_start,
-            best.current_period_end AS period_end
-        FROM app.users AS held
-        -- A live customer, of those one with an active subscription, for a checkout may
-        -- have made another one; then the one that he has, else the first.
+    owned AS MATERIALIZED (
+        SELECT -- noqa: ST06
+            g.id,
+            g.email,
+            g.is_deleted,
+            g.created_at,
+            g.as_of,
+            known.id IS NOT NULL AS is_known,
+            known.user_id AS known_user_id,
+            known.is_deleted AS was_deleted,
+            known.created_at AS known_created_at,
+            known.as_of AS known_as_of,
+            known.is_provisional AS was_provisional,
+            holder.id AS holder_id,
+            COALESCE(claimant.id, known.user_id, holder.id) AS owner_id,
+            claimant.id IS NOT NULL
+            AND (claimant.id IS DISTINCT FROM known.user_id) AS is_relinked
+        FROM given AS g
         LEFT JOIN LATERAL (
-            SELECT
-                c.id,
-                c.is_deleted,
-                c.created_at
-            FROM (
-                SELECT
-                    k.id,
-                    k.is_deleted,
-                    k.created_at
-                FROM app.stripe_customers AS k
-                WHERE k.user_id = held.id
-                UNION ALL
-                -- The one that he has may not have been seen yet.
-                SELECT
-                    held.stripe_customer_id AS id,
-                    FALSE AS is_deleted,
-                    NULL AS created_at
-                WHERE held.stripe_customer_id IS NOT NULL
-                    AND NOT EXISTS (
-                        SELECT
-                        FROM app.stripe_customers AS k
-                        WHERE k.id = held.stripe_customer_id
-                    )
-            ) AS c
-            ORDER BY
-                c.is_deleted,
-                EXISTS (
-                    SELECT
-                    FROM app.stripe_subscriptions AS s
-                    WHERE s.customer_id = c.id AND app.is_active_status(s.status)
-                ) DESC,
-                c.id = held.stripe_customer_id DESC NULLS LAST,
-                c.created_at,
-                c.id
+            SELECT c.*
+            FROM app.stripe_customers AS c
+            WHERE c.id = g.id
             LIMIT 1
-        ) AS customer ON TRUE
-        -- An active subscription, and of those the one that is paid longest.
+        ) AS known ON TRUE
         LEFT JOIN LATERAL (
-            SELECT s.*
-            FROM app.stripe_subscriptions AS s
-            WHERE s.customer_id = COALESCE(customer.id, held.stripe_customer_id)
-            ORDER BY
-                app.is_active_status(s.status) DESC,
-                s.current_period_end DESC NULLS LAST,
-                s.created_at DESC,
-                s.id
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.id = g.user_id
             LIMIT 1
-        ) AS best ON TRUE
-        WHERE held.id = ANY(user_ids)
-    ),
-
-    priced AS (
-        SELECT
-            m.*,
-            plan.monthly_credits AS plan_credits,
-            app.is_active_status(m.status) AS is_active,
-            CASE
-                WHEN NOT app.is_active_status(m.status) THEN 'kept'
-                -- Paid up to the next boundary of Stripe's anchor: the quota's month.
-                WHEN m.period_end = app.get_period_end(m.anchor, m.period_start)
-                    THEN 'anchored'
-                WHEN m.period_end - m.period_start
-                    BETWEEN interval '28 days' AND interval '31 days'
-                    THEN 'paid'
-                -- More than a month is paid, or less: the quota resets monthly.
-                ELSE 'monthly'
-            END AS cycle
-        FROM mirrored AS m
-        LEFT JOIN app.plans AS plan ON m.price_id = plan.stripe_price_id
-    ),
-
-    anchored AS (
-        SELECT
-            p.*,
-            CASE p.cycle
-                WHEN 'kept' THEN (p.held).quota_anchor
-                WHEN 'anchored' THEN p.anchor
-                WHEN 'paid' THEN p.period_end
-                ELSE COALESCE(p.anchor, p.period_end, (p.held).quota_anchor)
-            END AS new_anchor
-        FROM priced AS p
-    ),
-
-    wanted AS MATERIALIZED (
-        SELECT
-            a.id,
-            a.held,
-            a.customer_id,
-            a.created_at,
-            a.subscription_id,
-            a.price_id,
-            a.status,
-            COALESCE(
-                CASE WHEN a.is_active THEN a.plan_credits END,
-                (SELECT p.monthly_credits FROM app.plans AS p WHERE p.id = 'free'),
-                (a.held).base_quota
-            ) AS base_quota,
-            a.new_anchor AS quota_anchor,
-            CASE
-                WHEN a.cycle IN ('anchored', 'paid') THEN a.period_end
-                -- A lapsed reset on the same boundaries means the next one already.
-                WHEN a.cycle = 'monthly'
-                    AND (
-                        a.new_anchor <> (a.held).quota_anchor
-                        OR (a.held).next_quota_reset > now()
-                    )
-                    THEN app.get_period_end(a.new_anchor, now())
-                ELSE (a.held).next_quota_reset
-            END AS next_quota_reset,
-            a.is_active AND a.plan_credits IS NULL AS has_unknown_price
-        FROM anchored AS a
-    ),
-
-    compared AS MATERIALIZED (
-        SELECT
-            w.*,
-            array_remove(ARRAY[
-                CASE
-                    WHEN w.customer_id IS DISTINCT FROM (w.held).stripe_customer_id
-                        THEN 'unlinked'
-                END,
-                CASE WHEN w.created_at <> (w.held).created_at THEN 'created_at' END,
-                CASE
-                    WHEN (w.subscription_id, w.status)
-                        IS DISTINCT FROM (
-                            (w.held).stripe_subscription_id,
-                            (w.held).subscription_status
-                        )
-                        THEN 'status'
-                END,
-                CASE
-                    WHEN (w.price_id, w.base_quota)
-                        IS DISTINCT FROM (
-                            (w.held).stripe_price_id, (w.held).base_quota
-                        )
-                        THEN 'price'
-                END,
-                CASE
-                    WHEN (w.quota_anchor, w.next_quota_reset)
-                        IS DISTINCT FROM (
-                            (w.held).quota_anchor, (w.held).next_quota_reset
-                        )
-                        THEN 'period'
-                END
-            ], NULL) AS differences
-        FROM wanted AS w
-        -- A changed key is a stronger lock, which is taken in the order of ids as well.
-        ORDER BY w.id
-    ),
-
-    synced AS (
-        UPDATE app.users AS u
-        SET
-            stripe_customer_id = c.customer_id,
-            created_at = c.created_at,
-            stripe_subscription_id = c.subscription_id,
-            stripe_price_id = c.price_id,
-            subscription_status = c.status,
-            base_quota = c.base_quota,
-            quota_anchor = c.quota_anchor,
-            next_quota_reset = c.next_quota_reset
-        FROM compared AS c
-        WHERE u.id = c.id AND c.differences <> '{}' AND NOT is_dry_run
+        ) AS claimant ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.stripe_customer_id = g.id
+            LIMIT 1
+        ) AS holder ON TRUE
     )
 
     SELECT
-        c.id,
-        c.customer_id,
-        c.subscription_id,
-        c.differences,
-        COALESCE(c.has_unknown_price, FALSE)
-    FROM compared AS c
-    ORDER BY c.id;
+        o.id,
+        o.is_deleted,
+        o.created_at,
+        o.as_of,
+        o.is_known,
+        o.known_user_id,
+        o.was_deleted,
+        o.known_created_at,
+        o.known_as_of,
+        o.was_provisional,
+        o.holder_id,
+        o.owner_id,
+        o.is_relinked,
+        proposed.id AS proposed_user_id
+    FROM owned AS o
+    LEFT JOIN LATERAL (
+        SELECT u.id
+        FROM app.users AS u
+        WHERE
+            o.owner_id IS NULL
+            AND lower(u.email) = lower(o.email)
+            AND u.stripe_customer_id IS NULL
+            AND NOT EXISTS (
+                SELECT
+                FROM owned AS other
+                WHERE other.owner_id = u.id
+            )
+        LIMIT 1
+    ) AS proposed ON TRUE;
 END;
-$$;
 
-COMMENT ON FUNCTION app.sync_stripe_users(uuid[], boolean) IS
-    'Gives users what their customers and the best subscriptions say, and tells it.';
+COMMENT ON FUNCTION app.find_customer_owners(jsonb) IS
+    'Customer snapshots, their stored rows, the users they have and may get by e-mail.';
+
+CREATE OR REPLACE FUNCTION app.compare_stripe_customers(
+    snapshots jsonb,
+    source text,
+    can_fetch boolean,
+    match_email boolean
+)
+RETURNS TABLE (
+    id text,
+    user_id uuid,
+    is_deleted boolean,
+    created_at timestamptz,
+    as_of timestamptz,
+    is_provisional boolean,
+    result text,
+    differences text[],
+    released_user_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH resolved AS (
+        SELECT
+            o.id,
+            o.as_of,
+            o.is_known,
+            o.known_user_id,
+            o.was_deleted,
+            o.known_created_at,
+            o.known_as_of,
+            o.was_provisional,
+            o.holder_id,
+            o.is_relinked,
+            o.proposed_user_id,
+            o.is_deleted,
+            COALESCE(o.created_at, o.known_created_at) AS created_at,
+            COALESCE(
+                o.owner_id, CASE WHEN match_email THEN o.proposed_user_id END
+            ) AS user_id,
+            -- An event does not revive a customer; pages list no deleted customers.
+            o.is_deleted OR (o.was_deleted IS TRUE AND source = 'event') AS is_gone,
+            o.was_deleted IS TRUE AND NOT o.is_deleted AND source <> 'event'
+                AS is_revived
+        FROM app.find_customer_owners(snapshots) AS o
+    )
+
+    SELECT -- noqa: ST06
+        r.id,
+        r.user_id,
+        r.is_gone AS is_deleted,
+        r.created_at,
+        r.as_of,
+        COALESCE(
+            source = 'event'
+            AND r.known_created_at IS NOT NULL
+            AND date_trunc('second', r.as_of) = date_trunc('second', r.known_as_of)
+            AND (r.was_provisional OR r.is_relinked),
+            FALSE
+        ) AS is_provisional,
+        CASE
+            -- Only the id is known, from a checkout: any snapshot is newer.
+            WHEN r.known_created_at IS NULL THEN 'applied'
+            -- A deletion is final.
+            WHEN r.is_deleted AND NOT r.was_deleted THEN 'applied'
+            ELSE app.compare_stripe_snapshot(
+                r.as_of,
+                r.known_as_of,
+                NOT r.is_relinked
+                AND NOT r.is_revived
+                AND NOT (r.was_provisional AND source = 'page'),
+                source,
+                can_fetch
+            )
+        END AS result,
+        array_remove(ARRAY[
+            CASE WHEN NOT r.is_known OR r.is_revived THEN 'missing_here' END,
+            CASE WHEN r.is_gone AND NOT r.was_deleted THEN 'missing_there' END,
+            CASE
+                WHEN r.is_known AND r.created_at IS DISTINCT FROM r.known_created_at
+                    THEN 'created_at'
+            END,
+            CASE
+                WHEN NOT r.is_gone AND r.user_id IS NULL THEN 'unlinked'
+                WHEN r.is_known AND r.user_id IS DISTINCT FROM r.known_user_id
+                    THEN 'unlinked'
+            END
+        ], NULL) AS differences,
+        CASE WHEN r.holder_id <> r.user_id THEN r.holder_id END AS released_user_id,
+        r.proposed_user_id
+    FROM resolved AS r;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean) IS
+    'Customer rows as the snapshots would make them, each with its result.';
 
 CREATE OR REPLACE FUNCTION app.upsert_stripe_customers(
     snapshots jsonb,
@@ -283,152 +301,39 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
-SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
+    IF NOT is_dry_run THEN
+        PERFORM app.lock_snapshot_users(snapshots, match_email);
+    END IF;
+
     RETURN QUERY
-    WITH given AS (
-        SELECT DISTINCT ON (v.id) v.*
-        FROM jsonb_to_recordset(snapshots) AS v (
-            id text,
-            user_id uuid,
-            email text,
-            is_deleted boolean,
-            created_at timestamptz,
-            as_of timestamptz
-        )
-        ORDER BY v.id
+    WITH compared AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_customers(
+            snapshots, source, can_fetch, match_email
+        ) AS c
     ),
 
-    -- Whoever is linked stays so until another is named.
-    claimed AS MATERIALIZED (
-        SELECT
-            g.id,
-            g.email,
-            known.id IS NOT NULL AS is_known,
-            g.is_deleted,
-            -- No event revives a customer; what Stripe lists is not deleted.
-            g.is_deleted
-            OR (known.is_deleted IS TRUE AND source = 'event') AS is_gone,
-            known.is_deleted AS was_deleted,
-            COALESCE(g.created_at, known.created_at) AS created_at,
-            known.created_at AS known_created_at,
-            g.as_of,
-            known.as_of AS known_as_of,
-            known.is_provisional AS was_provisional,
-            known.user_id AS known_user_id,
-            holder.id AS holder_id,
-            COALESCE(claimant.id, known.user_id, holder.id) AS owner_id,
-            claimant.id IS NULL
-            OR claimant.id IS NOT DISTINCT FROM known.user_id AS is_same
-        FROM given AS g
-        LEFT JOIN LATERAL (
-            SELECT c.*
-            FROM app.stripe_customers AS c
-            WHERE c.id = g.id
-            LIMIT 1
-        ) AS known ON TRUE
-        LEFT JOIN LATERAL (
-            SELECT u.id
-            FROM app.users AS u
-            WHERE u.id = g.user_id
-            LIMIT 1
-        ) AS claimant ON TRUE
-        LEFT JOIN LATERAL (
-            SELECT u.id
-            FROM app.users AS u
-            WHERE u.stripe_customer_id = g.id
-            LIMIT 1
-        ) AS holder ON TRUE
+    newer AS MATERIALIZED (
+        SELECT c.*
+        FROM compared AS c
+        WHERE c.result = 'applied' AND NOT is_dry_run
     ),
 
-    -- E-mail links only if told so, and nobody who has a customer or is named by one.
-    owned AS (
-        SELECT
-            c.*,
-            c.was_deleted IS TRUE AND NOT c.is_gone AS is_revived,
-            proposed.id AS proposed_user_id,
-            COALESCE(
-                c.owner_id, CASE WHEN match_email THEN proposed.id END
-            ) AS user_id
-        FROM claimed AS c
-        LEFT JOIN LATERAL (
-            SELECT u.id
-            FROM app.users AS u
-            WHERE c.owner_id IS NULL
-                AND lower(u.email) = lower(c.email)
-                AND u.stripe_customer_id IS NULL
-                AND NOT u.id IN (
-                    SELECT o.owner_id
-                    FROM claimed AS o
-                    WHERE o.owner_id IS NOT NULL
-                )
-            LIMIT 1
-        ) AS proposed ON TRUE
-    ),
-
-    judged AS MATERIALIZED (
-        SELECT
-            o.*,
-            -- What is known by name only takes any snapshot, and a deletion always counts.
-            CASE
-                WHEN o.known_created_at IS NULL THEN 'applied'
-                WHEN o.is_deleted AND NOT o.was_deleted THEN 'applied'
-                ELSE app.compare_stripe_snapshot(
-                    o.as_of,
-                    o.known_as_of,
-                    o.is_same
-                    AND NOT o.is_revived
-                    AND NOT (o.was_provisional AND source = 'page'),
-                    source,
-                    can_fetch
-                )
-            END AS result,
-            COALESCE(
-                source = 'event'
-                AND o.known_created_at IS NOT NULL
-                AND date_trunc('second', o.as_of) = date_trunc('second', o.known_as_of)
-                AND (o.was_provisional OR NOT o.is_same),
-                FALSE
-            ) AS is_provisional,
-            array_remove(ARRAY[
-                CASE WHEN NOT o.is_known OR o.is_revived THEN 'missing_here' END,
-                CASE WHEN o.is_gone AND NOT o.was_deleted THEN 'missing_there' END,
-                CASE
-                    WHEN o.is_known
-                        AND o.created_at IS DISTINCT FROM o.known_created_at
-                        THEN 'created_at'
-                END,
-                CASE
-                    WHEN NOT o.is_gone AND o.user_id IS NULL THEN 'unlinked'
-                    WHEN o.is_known AND o.user_id IS DISTINCT FROM o.known_user_id
-                        THEN 'unlinked'
-                END
-            ], NULL) AS differences
-        FROM owned AS o
-    ),
-
-    kept AS MATERIALIZED (
-        SELECT
-            j.*,
-            CASE WHEN j.holder_id <> j.user_id THEN j.holder_id END AS released_user_id
-        FROM judged AS j
-        WHERE j.result = 'applied' AND NOT is_dry_run
-    ),
-
-    put AS (
+    upserted AS (
         INSERT INTO app.stripe_customers AS c (
             id, user_id, is_deleted, created_at, as_of, is_provisional
         )
         SELECT
-            k.id,
-            k.user_id,
-            k.is_gone,
-            k.created_at,
-            k.as_of,
-            k.is_provisional
-        FROM kept AS k
+            n.id,
+            n.user_id,
+            n.is_deleted,
+            n.created_at,
+            n.as_of,
+            n.is_provisional
+        FROM newer AS n
         ON CONFLICT (id) DO UPDATE
         SET
             user_id = excluded.user_id,
@@ -440,62 +345,66 @@ BEGIN
 
     moved AS (
         UPDATE app.stripe_subscriptions AS s
-        SET user_id = k.user_id
-        FROM kept AS k
-        WHERE s.customer_id = k.id AND s.user_id IS DISTINCT FROM k.user_id
+        SET user_id = n.user_id
+        FROM newer AS n
+        WHERE s.customer_id = n.id
+            AND s.customer_id = ANY(ARRAY(SELECT o.id FROM newer AS o))
+            AND s.user_id IS DISTINCT FROM n.user_id
     ),
 
-    -- A customer has one user: he who loses it lets go before the other takes it.
+    -- A customer has one user: clear the old link before sync_stripe_users sets the new.
     released AS (
         UPDATE app.users AS u
         SET stripe_customer_id = NULL
-        FROM (
-            SELECT k.released_user_id AS id
-            FROM kept AS k
-            ORDER BY k.released_user_id
-        ) AS r
-        WHERE u.id = r.id
+        WHERE u.id = ANY(ARRAY(SELECT n.released_user_id FROM newer AS n))
     )
 
     SELECT
-        j.id,
-        j.result,
-        j.differences,
-        j.user_id,
-        k.released_user_id,
-        j.proposed_user_id
-    FROM judged AS j
-    LEFT JOIN kept AS k ON j.id = k.id
-    ORDER BY j.id;
+        c.id,
+        c.result,
+        c.differences,
+        c.user_id,
+        n.released_user_id,
+        c.proposed_user_id
+    FROM compared AS c
+    LEFT JOIN newer AS n ON c.id = n.id
+    ORDER BY c.id;
 END;
 $$;
 
-COMMENT ON FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean, boolean) IS
-    'Judges snapshots of customers, their user_id a claim, and keeps those that count.';
+COMMENT ON FUNCTION app.upsert_stripe_customers(
+    jsonb, text, boolean, boolean, boolean
+) IS
+    'Upserts customer snapshots newer than the stored rows; returns a result for each.';
 
-CREATE OR REPLACE FUNCTION app.upsert_stripe_subscriptions(
-    snapshots jsonb,
-    source text,
-    can_fetch boolean,
-    is_dry_run boolean
+-- ---------------------------------------------------------------------------
+-- Subscriptions
+-- ---------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION app.compare_stripe_subscriptions(
+    snapshots jsonb, source text, can_fetch boolean
 )
-RETURNS TABLE (id text, result text, differences text[], user_id uuid)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
-    WITH given AS (
-        SELECT DISTINCT ON (v.id) v.*
-        FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, snapshots) AS v
-        ORDER BY v.id
-    ),
-
-    compared AS MATERIALIZED (
-        SELECT
+RETURNS TABLE (
+    id text,
+    customer_id text,
+    user_id uuid,
+    status text,
+    price_id text,
+    current_period_start timestamptz,
+    current_period_end timestamptz,
+    billing_cycle_anchor timestamptz,
+    cancel_at_period_end boolean,
+    canceled_at timestamptz,
+    created_at timestamptz,
+    as_of timestamptz,
+    is_provisional boolean,
+    result text,
+    differences text[]
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH compared AS (
+        SELECT DISTINCT ON (g.id)
             g.*,
             known.as_of AS known_as_of,
             known.is_provisional AS was_provisional,
@@ -511,20 +420,22 @@ BEGIN
                     CASE
                         WHEN g.price_id IS DISTINCT FROM known.price_id THEN 'price'
                     END,
+                    -- One by one: a restored dump of a row comparison looks different.
                     CASE
-                        WHEN (
-                            g.current_period_start, g.current_period_end,
-                            g.billing_cycle_anchor, g.cancel_at_period_end
-                        ) IS DISTINCT FROM (
-                            known.current_period_start, known.current_period_end,
-                            known.billing_cycle_anchor, known.cancel_at_period_end
-                        )
+                        WHEN g.current_period_start
+                            IS DISTINCT FROM known.current_period_start
+                            OR g.current_period_end
+                            IS DISTINCT FROM known.current_period_end
+                            OR g.billing_cycle_anchor
+                            IS DISTINCT FROM known.billing_cycle_anchor
+                            OR g.cancel_at_period_end
+                            IS DISTINCT FROM known.cancel_at_period_end
                             THEN 'period'
                     END,
                     CASE WHEN g.created_at <> known.created_at THEN 'created_at' END
                 ], NULL)
             END AS differences
-        FROM given AS g
+        FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, snapshots) AS g
         LEFT JOIN LATERAL (
             SELECT s.*
             FROM app.stripe_subscriptions AS s
@@ -543,48 +454,88 @@ BEGIN
             WHERE u.stripe_customer_id = g.customer_id
             LIMIT 1
         ) AS holder ON TRUE
+        ORDER BY g.id
+    )
+
+    SELECT -- noqa: ST06
+        c.id,
+        c.customer_id,
+        c.owner_id AS user_id,
+        c.status,
+        c.price_id,
+        c.current_period_start,
+        c.current_period_end,
+        c.billing_cycle_anchor,
+        c.cancel_at_period_end,
+        c.canceled_at,
+        c.created_at,
+        c.as_of,
+        COALESCE(
+            source = 'event'
+            AND date_trunc('second', c.as_of) = date_trunc('second', c.known_as_of)
+            AND (c.was_provisional OR c.differences <> '{}'),
+            FALSE
+        ) AS is_provisional,
+        app.compare_stripe_snapshot(
+            c.as_of,
+            c.known_as_of,
+            c.differences = '{}' AND NOT (c.was_provisional AND source = 'page'),
+            source,
+            can_fetch
+        ) AS result,
+        c.differences
+    FROM compared AS c;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean) IS
+    'Subscription rows as the snapshots would make them, each with its result.';
+
+CREATE OR REPLACE FUNCTION app.upsert_stripe_subscriptions(
+    snapshots jsonb,
+    source text,
+    can_fetch boolean,
+    is_dry_run boolean
+)
+RETURNS TABLE (id text, result text, differences text[], user_id uuid)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT is_dry_run THEN
+        PERFORM app.lock_snapshot_users(snapshots, FALSE);
+    END IF;
+
+    RETURN QUERY
+    WITH compared AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_subscriptions(snapshots, source, can_fetch) AS c
     ),
 
-    judged AS MATERIALIZED (
-        SELECT
-            c.*,
-            app.compare_stripe_snapshot(
-                c.as_of,
-                c.known_as_of,
-                c.differences = '{}' AND NOT (c.was_provisional AND source = 'page'),
-                source,
-                can_fetch
-            ) AS result
-        FROM compared AS c
-    ),
-
-    put AS (
+    upserted AS (
         INSERT INTO app.stripe_subscriptions AS s (
             id, customer_id, user_id, status, price_id, current_period_start,
             current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
             created_at, as_of, is_provisional
         )
         SELECT
-            j.id,
-            j.customer_id,
-            j.owner_id,
-            j.status,
-            j.price_id,
-            j.current_period_start,
-            j.current_period_end,
-            j.billing_cycle_anchor,
-            j.cancel_at_period_end,
-            j.canceled_at,
-            j.created_at,
-            j.as_of,
-            COALESCE(
-                source = 'event'
-                AND date_trunc('second', j.as_of) = date_trunc('second', j.known_as_of)
-                AND (j.was_provisional OR j.differences <> '{}'),
-                FALSE
-            ) AS is_provisional
-        FROM judged AS j
-        WHERE j.result = 'applied' AND NOT is_dry_run
+            c.id,
+            c.customer_id,
+            c.user_id,
+            c.status,
+            c.price_id,
+            c.current_period_start,
+            c.current_period_end,
+            c.billing_cycle_anchor,
+            c.cancel_at_period_end,
+            c.canceled_at,
+            c.created_at,
+            c.as_of,
+            c.is_provisional
+        FROM compared AS c
+        WHERE c.result = 'applied' AND NOT is_dry_run
         ON CONFLICT (id) DO UPDATE
         SET
             customer_id = excluded.customer_id,
@@ -602,33 +553,236 @@ BEGIN
     )
 
     SELECT
-        j.id,
-        j.result,
-        j.differences,
-        j.owner_id AS user_id
-    FROM judged AS j
-    ORDER BY j.id;
+        c.id,
+        c.result,
+        c.differences,
+        c.user_id
+    FROM compared AS c
+    ORDER BY c.id;
 END;
 $$;
 
 COMMENT ON FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean, boolean) IS
-    'Judges snapshots of subscriptions, and keeps those that count.';
+    'Upserts subscription snapshots newer than the stored rows; a result for each.';
 
-CREATE OR REPLACE FUNCTION app.upsert_stripe_snapshots(
-    object_type text,
-    snapshots jsonb,
-    source text,
-    can_fetch boolean,
-    match_email boolean DEFAULT FALSE,
-    is_dry_run boolean DEFAULT FALSE
+-- ---------------------------------------------------------------------------
+-- Entitlements
+-- ---------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION app.find_user_customer(user_id uuid, linked_id text)
+RETURNS TABLE (id text, is_deleted boolean, created_at timestamptz)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        c.id,
+        c.is_deleted,
+        c.created_at
+    FROM (
+        SELECT
+            m.id,
+            m.is_deleted,
+            m.created_at
+        FROM app.stripe_customers AS m
+        WHERE m.user_id = find_user_customer.user_id
+        UNION ALL
+        -- The linked customer may not be in the mirror yet.
+        SELECT
+            linked_id AS id,
+            FALSE AS is_deleted,
+            NULL AS created_at
+        WHERE linked_id IS NOT NULL
+            AND NOT EXISTS (
+                SELECT
+                FROM app.stripe_customers AS m
+                WHERE m.id = linked_id
+            )
+    ) AS c
+    ORDER BY
+        c.is_deleted,
+        EXISTS (
+            SELECT
+            FROM app.stripe_subscriptions AS s
+            WHERE s.customer_id = c.id AND app.is_active_status(s.status)
+        ) DESC,
+        c.id = linked_id DESC NULLS LAST,
+        c.created_at,
+        c.id
+    LIMIT 1;
+END;
+
+COMMENT ON FUNCTION app.find_user_customer(uuid, text) IS
+    'The user''s customer that counts: live, then subscribed, then linked, oldest.';
+
+CREATE OR REPLACE FUNCTION app.find_best_subscription(
+    customer_id text, is_customer_deleted boolean
 )
 RETURNS TABLE (
     id text,
-    result text,
+    price_id text,
+    status text,
+    is_active boolean,
+    quota_anchor timestamptz,
+    next_quota_reset timestamptz
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    WITH best AS (
+        SELECT
+            s.id,
+            s.price_id,
+            s.billing_cycle_anchor AS anchor,
+            s.current_period_start AS period_start,
+            s.current_period_end AS period_end,
+            -- Deleting a customer cancels its subscriptions, even if no event says so.
+            CASE
+                WHEN is_customer_deleted AND s.status <> 'incomplete_expired'
+                    THEN 'canceled'
+                ELSE s.status
+            END AS status
+        FROM app.stripe_subscriptions AS s
+        WHERE s.customer_id = find_best_subscription.customer_id
+        ORDER BY
+            app.is_active_status(s.status) DESC,
+            s.current_period_end DESC NULLS LAST,
+            s.created_at DESC,
+            s.id
+        LIMIT 1
+    ),
+
+    -- The quota follows a paid period that ends on Stripe's anchor or lasts a month.
+    paid AS (
+        SELECT
+            b.id,
+            b.price_id,
+            b.anchor,
+            b.period_end,
+            b.status,
+            app.is_active_status(b.status) AS is_active,
+            b.period_end = app.get_period_end(b.anchor, b.period_start) AS is_on_anchor,
+            b.period_end - b.period_start
+                BETWEEN interval '28 days' AND interval '31 days' AS is_month
+        FROM best AS b
+        LIMIT ALL
+    )
+
+    SELECT
+        p.id,
+        p.price_id,
+        p.status,
+        p.is_active,
+        CASE
+            WHEN NOT p.is_active THEN NULL
+            WHEN p.is_on_anchor THEN p.anchor
+            WHEN p.is_month THEN p.period_end
+            ELSE COALESCE(p.anchor, p.period_end)
+        END AS quota_anchor,
+        CASE
+            WHEN p.is_active AND (p.is_on_anchor OR p.is_month) THEN p.period_end
+        END AS next_quota_reset
+    FROM paid AS p;
+END;
+
+COMMENT ON FUNCTION app.find_best_subscription(text, boolean) IS
+    'The customer''s subscription that counts: active first, then the latest end.';
+
+CREATE OR REPLACE VIEW app.stripe_entitlements WITH (security_invoker = TRUE) AS
+SELECT -- noqa: ST06
+    u.id,
+    e.stripe_customer_id,
+    e.created_at,
+    e.stripe_subscription_id,
+    e.stripe_price_id,
+    e.subscription_status,
+    e.base_quota,
+    e.quota_anchor,
+    e.next_quota_reset,
+    e.has_unknown_price,
+    array_remove(ARRAY[
+        CASE
+            WHEN e.stripe_customer_id IS DISTINCT FROM u.stripe_customer_id
+                THEN 'unlinked'
+        END,
+        CASE WHEN e.created_at <> u.created_at THEN 'created_at' END,
+        CASE
+            WHEN (e.stripe_subscription_id, e.subscription_status)
+                IS DISTINCT FROM (u.stripe_subscription_id, u.subscription_status)
+                THEN 'status'
+        END,
+        CASE
+            WHEN (e.stripe_price_id, e.base_quota)
+                IS DISTINCT FROM (u.stripe_price_id, u.base_quota)
+                THEN 'price'
+        END,
+        CASE
+            WHEN (e.quota_anchor, e.next_quota_reset)
+                IS DISTINCT FROM (u.quota_anchor, u.next_quota_reset)
+                THEN 'period'
+        END
+    ], NULL) AS differences
+FROM app.users AS u
+LEFT JOIN LATERAL app.find_user_customer(u.id, u.stripe_customer_id) AS customer ON TRUE
+LEFT JOIN LATERAL app.find_best_subscription(
+    COALESCE(customer.id, u.stripe_customer_id), customer.is_deleted
+) AS best ON TRUE
+LEFT JOIN app.plans AS plan ON best.price_id = plan.stripe_price_id
+LEFT JOIN app.plans AS free ON free.id = 'free'
+CROSS JOIN LATERAL ( -- noqa: ST05
+    SELECT -- noqa: ST06
+        COALESCE(customer.id, u.stripe_customer_id) AS stripe_customer_id,
+        COALESCE(customer.created_at, u.created_at) AS created_at,
+        best.id AS stripe_subscription_id,
+        best.price_id AS stripe_price_id,
+        best.status AS subscription_status,
+        COALESCE(
+            CASE WHEN best.is_active THEN plan.monthly_credits END,
+            free.monthly_credits,
+            u.base_quota
+        ) AS base_quota,
+        COALESCE(best.quota_anchor, u.quota_anchor) AS quota_anchor,
+        CASE
+            WHEN best.next_quota_reset IS NOT NULL THEN best.next_quota_reset
+            -- A lapsed reset on an unchanged anchor already means the next boundary.
+            WHEN best.is_active
+                AND (best.quota_anchor <> u.quota_anchor OR u.next_quota_reset > now())
+                THEN app.get_period_end(
+                    COALESCE(best.quota_anchor, u.quota_anchor), now()
+                )
+            ELSE u.next_quota_reset
+        END AS next_quota_reset,
+        COALESCE(best.is_active AND plan.id IS NULL, FALSE) AS has_unknown_price
+    LIMIT ALL
+) AS e;
+
+COMMENT ON VIEW app.stripe_entitlements IS
+    'What each user should have by the Stripe mirror; differences: what users lacks.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_customer_id IS
+    'The customer that counts: live, then subscribed, then linked; NULL if none.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_subscription_id IS
+    'Its best subscription: active first, then latest period end; NULL if none.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_price_id IS
+    'Price of the subscription; NULL if there is none or it has no price.';
+COMMENT ON COLUMN app.stripe_entitlements.subscription_status IS
+    'Stripe''s status; canceled if the customer is deleted; NULL if no subscription.';
+COMMENT ON COLUMN app.stripe_entitlements.base_quota IS
+    'Credits a period: of the plan that the price buys if active, else of free.';
+COMMENT ON COLUMN app.stripe_entitlements.quota_anchor IS
+    'Periods begin at the anchor plus whole months in UTC; kept if not active.';
+COMMENT ON COLUMN app.stripe_entitlements.next_quota_reset IS
+    'When the period ends; kept if not active; NULL if it never resets.';
+COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS
+    'Whether the subscription is active and its price buys no plan.';
+COMMENT ON COLUMN app.stripe_entitlements.differences IS
+    'What differs from users: unlinked, created_at, status, price, period.';
+
+CREATE OR REPLACE FUNCTION app.sync_stripe_users(
+    user_ids uuid[], is_dry_run boolean DEFAULT FALSE
+)
+RETURNS TABLE (
+    id uuid,
+    customer_id text,
+    subscription_id text,
     differences text[],
-    user_id uuid,
-    released_user_id uuid,
-    proposed_user_id uuid
+    has_unknown_price boolean
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -637,51 +791,58 @@ SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- Those whom the customers belong to, did, or may: in one order, before a row that
-    -- refers to them is written, whose foreign key would share their lock otherwise.
+    -- Transactions of two customers of one user queue here: the statement below sees
+    -- what the first one committed.
     IF NOT is_dry_run THEN
         PERFORM u.id
         FROM app.users AS u
-        WHERE u.id = ANY(ARRAY(
-            SELECT unnest(ARRAY[
-                (v.snapshot ->> 'user_id')::uuid,
-                (SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = n.id),
-                (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = n.id),
-                (
-                    SELECT p.id
-                    FROM app.users AS p
-                    WHERE match_email AND lower(p.email) = lower(v.snapshot ->> 'email')
-                )
-            ])
-            FROM jsonb_array_elements(snapshots) AS v (snapshot)
-            CROSS JOIN LATERAL (
-                SELECT COALESCE(v.snapshot ->> 'customer_id', v.snapshot ->> 'id') AS id
-            ) AS n
-        ))
+        WHERE u.id = ANY(user_ids)
         ORDER BY u.id
         FOR NO KEY UPDATE;
     END IF;
-    IF object_type = 'customers' THEN
-        RETURN QUERY
-        SELECT p.*
-        FROM app.upsert_stripe_customers(
-            snapshots, source, can_fetch, match_email, is_dry_run
-        ) AS p;
-    ELSIF object_type = 'subscriptions' THEN
-        RETURN QUERY
-        SELECT
-            p.*,
-            NULL::uuid,
-            NULL::uuid
-        FROM app.upsert_stripe_subscriptions(snapshots, source, can_fetch, is_dry_run) AS p;
-    END IF;
+
+    RETURN QUERY
+    WITH entitled AS MATERIALIZED (
+        SELECT e.*
+        FROM app.stripe_entitlements AS e
+        WHERE e.id = ANY(user_ids)
+    ),
+
+    synced AS (
+        UPDATE app.users AS u
+        SET
+            stripe_customer_id = e.stripe_customer_id,
+            created_at = e.created_at,
+            stripe_subscription_id = e.stripe_subscription_id,
+            stripe_price_id = e.stripe_price_id,
+            subscription_status = e.subscription_status,
+            base_quota = e.base_quota,
+            quota_anchor = e.quota_anchor,
+            next_quota_reset = e.next_quota_reset
+        FROM entitled AS e
+        WHERE u.id = e.id
+            AND u.id = ANY(user_ids)
+            AND e.differences <> '{}'
+            AND NOT is_dry_run
+    )
+
+    SELECT
+        e.id,
+        e.stripe_customer_id AS customer_id,
+        e.stripe_subscription_id AS subscription_id,
+        e.differences,
+        e.has_unknown_price
+    FROM entitled AS e
+    ORDER BY e.id;
 END;
 $$;
 
-COMMENT ON FUNCTION app.upsert_stripe_snapshots(
-    text, jsonb, text, boolean, boolean, boolean
-) IS
-    'Judges snapshots of customers or of subscriptions, and keeps those that count.';
+COMMENT ON FUNCTION app.sync_stripe_users(uuid[], boolean) IS
+    'Updates users from the Stripe mirror; returns the differences.';
+
+-- ---------------------------------------------------------------------------
+-- Events
+-- ---------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION app.apply_stripe_event(
     id text,
@@ -699,10 +860,11 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
+    snapshots jsonb := jsonb_build_array(snapshot);
     result text := 'ignored';
-    judged record;
+    owner_ids uuid[];
 BEGIN
-    -- What the lock waits for must be seen after it.
+    -- Statements after the lock must see what its last holder committed.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'app.apply_stripe_event needs READ COMMITTED'
             USING ERRCODE = 'object_not_in_prerequisite_state';
@@ -710,28 +872,27 @@ BEGIN
     PERFORM app.lock_stripe_customer(lock_key);
     IF EXISTS (
         SELECT FROM app.stripe_events AS e
-        WHERE e.id = apply_stripe_event.id
-            AND e.status IN ('applied', 'stale', 'ignored')
+        WHERE e.id = apply_stripe_event.id AND e.status <> 'failed'
     ) THEN
         RETURN 'duplicate';
     END IF;
 
-    IF object_type IS NOT NULL THEN
-        SELECT p.* INTO judged
-        FROM app.upsert_stripe_snapshots(
-            object_type, jsonb_build_array(snapshot), 'event', can_fetch
-        ) AS p;
-        result := judged.result;
-        IF result = 'ambiguous' THEN
-            RETURN result;
-        END IF;
-        IF result = 'applied' THEN
-            PERFORM u.id
-            FROM app.sync_stripe_users(
-                ARRAY[judged.released_user_id, judged.user_id]
-            ) AS u;
-        END IF;
+    IF object_type = 'customers' THEN
+        SELECT c.result, ARRAY[c.released_user_id, c.user_id] INTO result, owner_ids
+        FROM app.upsert_stripe_customers(snapshots, 'event', can_fetch, FALSE, FALSE)
+            AS c;
+    ELSIF object_type IS NOT NULL THEN
+        SELECT s.result, ARRAY[s.user_id] INTO result, owner_ids
+        FROM app.upsert_stripe_subscriptions(snapshots, 'event', can_fetch, FALSE)
+            AS s;
     END IF;
+    IF result = 'ambiguous' THEN
+        RETURN result;
+    END IF;
+    IF result = 'applied' THEN
+        PERFORM FROM app.sync_stripe_users(owner_ids);
+    END IF;
+
     INSERT INTO app.stripe_events AS e (
         id, type, api_version, event_created_at, payload, status, attempts, processed_at
     )
@@ -745,7 +906,7 @@ BEGIN
         payload = excluded.payload,
         attempts = e.attempts + 1,
         processed_at = excluded.processed_at
-    WHERE e.status IN ('received', 'failed');
+    WHERE e.status = 'failed';
     RETURN result;
 END;
 $$;
@@ -753,4 +914,5 @@ $$;
 COMMENT ON FUNCTION app.apply_stripe_event(
     text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
 ) IS
-    'Enters an event once, with the snapshot it gives; of an ambiguous one it says so only.';
+    'Records and applies an event once; ambiguous, with nothing recorded, if its object'
+    ' must be fetched.';

@@ -1,5 +1,5 @@
 -- name: find_customer :optional
--- As Stripe was last seen to have it.
+-- The mirrored customer, deleted or not.
 SELECT
     c.id,
     c.user_id,
@@ -11,7 +11,7 @@ FROM app.stripe_customers AS c
 WHERE c.id = :id;
 
 -- name: lock_customers :rowcount
--- Until the transaction ends, in one order, so that nobody waits the other way round.
+-- Until the transaction ends; in id order, so that two transactions do not deadlock.
 WITH ordered AS (
     SELECT DISTINCT i.id
     FROM unnest(:ids::text[]) AS i (id)
@@ -21,9 +21,25 @@ WITH ordered AS (
 SELECT app.lock_stripe_customer(o.id) AS lock
 FROM ordered AS o;
 
+-- name: upsert_customers :many
+-- The caller holds the customers' locks, and calls sync_users afterwards.
+SELECT
+    c.id,
+    c.result,
+    c.differences,
+    c.user_id,
+    c.released_user_id,
+    c.proposed_user_id
+FROM app.upsert_stripe_customers(
+    :snapshots::jsonb, :source, :can_fetch, :match_email, :is_dry_run
+) AS c
+ORDER BY c.id
+LIMIT jsonb_array_length(:snapshots::jsonb);
+
 -- name: link_customer :optional
--- A checkout names its user; whoever is linked already stays. No row: nothing to link,
--- and nobody is locked: who stays may be, and a page locks both in the order of ids.
+-- Links the user that a checkout names. No row: the customer has a user already. The
+-- named user is not locked then: the linked user may be locked already, and a page
+-- locks both in id order.
 WITH named AS MATERIALIZED (
     SELECT u.id
     FROM app.users AS u
@@ -68,8 +84,9 @@ SELECT
 FROM linked AS l;
 
 -- name: list_unlisted_customers :many
--- Live here, created in the span that a page covers, and not on it: deleted in Stripe,
--- unless the page was cut within a second. Newest first; `after_id` goes on.
+-- Live customers created in a page's time span and not listed on the page: deleted in
+-- Stripe, unless the page ends within a second. Newest first; the next page starts at
+-- `until` and `after_id` of the last row.
 SELECT
     c.id,
     c.id AS customer_id,
@@ -88,7 +105,7 @@ ORDER BY c.created_at DESC, c.id DESC
 LIMIT :limit;
 
 -- name: list_name_only_customers :many
--- Known by a checkout only; a listing that had them would have filled them in.
+-- Customers known only by a checkout. A listed customer has a creation time.
 SELECT
     c.id,
     c.id AS customer_id,
@@ -102,7 +119,7 @@ ORDER BY c.id
 LIMIT :limit;
 
 -- name: list_unseen_customers :many
--- Held by a user, as from before there was a mirror, and in no listing since.
+-- Customers that users are linked to and that are not mirrored.
 SELECT
     u.stripe_customer_id AS id,
     u.stripe_customer_id AS customer_id,

@@ -1,7 +1,7 @@
 -- name: apply_event :one
--- All of it in one statement: that is a transaction too. If it is ambiguous, nothing is
--- done, for Stripe has to be asked while the customer is locked. The limit of each wait
--- for a lock is set in the same statement, because another one would cost a round trip.
+-- One statement, which is a transaction by itself. An ambiguous event is not recorded:
+-- its object has to be fetched under the customer's lock. lock_timeout is set in the
+-- same statement, because another statement would cost a round trip.
 WITH limited AS MATERIALIZED (
     SELECT
         set_config(
@@ -24,8 +24,7 @@ SELECT
 FROM limited;
 
 -- name: limit_statements :one
--- Until the transaction ends: the time of each of its statements, and the time that one
--- waits for a lock. NULL leaves the limit as it is.
+-- Sets the transaction's statement_timeout and lock_timeout; NULL keeps the limit.
 SELECT
     set_config(
         'statement_timeout',
@@ -44,10 +43,10 @@ SELECT
     ) AS lock_timeout;
 
 -- name: insert_event :optional
--- Takes the lock on the event's customer until the transaction ends, then the event,
--- as if it were applied already: whatever fails afterwards takes this row with it.
--- No row: it is done. The lock is taken before the row, so nobody waits the other way.
-WITH held AS MATERIALIZED (
+-- Locks the event's customer, then records the event as applied; a later failure rolls
+-- the row back. No row: the event was processed before. The customer is always locked
+-- before the event's row, so that two deliveries do not deadlock.
+WITH locked AS MATERIALIZED (
     SELECT
         app.lock_stripe_customer(:lock_key) AS lock,
         set_config('TimeZone', 'UTC', TRUE) AS time_zone
@@ -65,24 +64,24 @@ SELECT
     'applied' AS status,
     1 AS attempts,
     now() AS processed_at
-FROM held
+FROM locked
 ON CONFLICT (id) DO UPDATE
 SET
     status = excluded.status,
     payload = excluded.payload,
     attempts = e.attempts + 1,
     processed_at = excluded.processed_at
-WHERE e.status IN ('received', 'failed')
+WHERE e.status = 'failed'
 RETURNING e.id, e.attempts;
 
 -- name: mark_event :rowcount
--- When applying it has shown that it was stale, or not needed.
+-- Sets the status of an event that turned out to be stale, or not needed.
 UPDATE app.stripe_events AS e
 SET status = :status
 WHERE e.id = :id;
 
 -- name: upsert_failed_event :optional
--- Another delivery of it may have succeeded since this one was rolled back: no row.
+-- No row: another delivery of the event was applied since this one was rolled back.
 INSERT INTO app.stripe_events AS e (
     id, type, api_version, event_created_at, payload, status, attempts, last_error
 )
@@ -101,11 +100,11 @@ SET
     status = 'failed',
     attempts = e.attempts + 1,
     last_error = excluded.last_error
-WHERE e.status IN ('received', 'failed')
+WHERE e.status = 'failed'
 RETURNING e.id, e.attempts;
 
 -- name: list_events :many
--- Newest first; `before` and `before_id` are the last row of the page before.
+-- Newest first; `before` and `before_id` are of the previous page's last row.
 SELECT
     e.id,
     e.type,
@@ -122,7 +121,7 @@ ORDER BY e.received_at DESC, e.id DESC
 LIMIT :limit;
 
 -- name: list_failed_events :many
--- Oldest first, the order in which they are tried again.
+-- Oldest first: the order of retries.
 SELECT
     e.id,
     e.type,
@@ -143,13 +142,13 @@ ORDER BY e.event_created_at, e.id
 LIMIT :limit;
 
 -- name: find_event_payload :optional
--- NULL once the retention of payloads has ended.
+-- NULL after the retention period of payloads.
 SELECT e.payload::text AS payload
 FROM app.stripe_events AS e
 WHERE e.id = :id;
 
 -- name: list_done_events :many
--- Which of these need not be looked at again.
+-- The events that are already processed, of those given.
 SELECT e.id
 FROM app.stripe_events AS e
 INNER JOIN unnest(:ids::text[]) AS i (id) ON e.id = i.id
@@ -158,7 +157,7 @@ ORDER BY e.id
 LIMIT cardinality(:ids::text[]);
 
 -- name: delete_event_payloads :rowcount
--- The event itself stays, so that it takes effect once for ever.
+-- The event's row is kept, so that a repeated delivery has no effect.
 UPDATE app.stripe_events AS e
 SET payload = NULL
 WHERE

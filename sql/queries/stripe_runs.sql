@@ -1,5 +1,5 @@
 -- name: get_mirror_size :one
--- What a reconciliation has to expect.
+-- Numbers of mirrored objects, for the progress of a reconciliation.
 WITH customers AS (
     SELECT count(*) AS customers
     FROM app.stripe_customers
@@ -17,9 +17,9 @@ FROM customers AS c
 CROSS JOIN subscriptions AS s;
 
 -- name: try_lock_runs :one
--- One run of a kind at a time; the lock ends with the session, even a killed one. If
--- another session holds it, the other columns identify that session, if the role may
--- see it.
+-- Allows one run of a kind at a time. The lock ends with the session, even if it is
+-- killed. If another session holds it, the other columns identify that session, if the
+-- role may see it.
 WITH tried AS MATERIALIZED (
     SELECT
         k.key,
@@ -54,14 +54,14 @@ LEFT JOIN LATERAL (
 ) AS holder ON TRUE;
 
 -- name: unlock_runs :one
--- The counterpart of try_lock_runs.
+-- Releases the lock of try_lock_runs.
 SELECT
     pg_advisory_unlock(
         hashtextextended('stripe_sync_runs ' || :kind, 0)
     ) AS is_held;
 
 -- name: find_resumable_run :optional
--- The newest, if it did not get to its end and its beginning is not too long ago.
+-- The newest run, if it did not complete and started after `started_after`.
 WITH newest AS (
     SELECT
         r.id,
@@ -87,13 +87,13 @@ WHERE
     AND n.started_at > :started_after;
 
 -- name: insert_run :one
--- A run begins.
+-- Records the start of a run.
 INSERT INTO app.stripe_sync_runs AS r (kind, is_dry_run)
 VALUES (:kind, :is_dry_run)
 RETURNING r.id, r.cursor, r.counts, r.started_at;
 
 -- name: update_run :rowcount
--- How far a run has got; without an outcome it goes on.
+-- Saves the progress of a run; without an outcome, the run is still running.
 UPDATE app.stripe_sync_runs AS r
 SET
     cursor = :cursor,
@@ -104,7 +104,7 @@ SET
 WHERE r.id = :id;
 
 -- name: mark_abandoned_runs :rowcount
--- Whoever holds the lock knows that nobody else runs.
+-- The caller holds the lock, so no other run of the kind is alive.
 UPDATE app.stripe_sync_runs AS r
 SET outcome = 'failed', last_error = 'it was killed', finished_at = now()
 WHERE r.kind = :kind AND r.outcome = 'running' AND r.id <> :id;

@@ -1,5 +1,5 @@
 -- name: find_subscription :optional
--- As Stripe was last seen to have it.
+-- The mirrored subscription, ended or not.
 SELECT
     s.id,
     s.customer_id,
@@ -17,8 +17,23 @@ SELECT
 FROM app.stripe_subscriptions AS s
 WHERE s.id = :id;
 
+-- name: upsert_subscriptions :many
+-- As upsert_customers; a subscription changes no link.
+SELECT
+    s.id,
+    s.result,
+    s.differences,
+    s.user_id,
+    NULL::uuid AS released_user_id,
+    NULL::uuid AS proposed_user_id
+FROM app.upsert_stripe_subscriptions(
+    :snapshots::jsonb, :source, :can_fetch, :is_dry_run
+) AS s
+ORDER BY s.id
+LIMIT jsonb_array_length(:snapshots::jsonb);
+
 -- name: mark_subscription_provisional :rowcount
--- An event has named the subscription without saying how it is now.
+-- For an event that names the subscription and contains no snapshot of it.
 UPDATE app.stripe_subscriptions AS s
 SET is_provisional = TRUE
 WHERE
@@ -26,7 +41,7 @@ WHERE
     AND date_trunc('second', s.as_of) <= :as_of::timestamptz;
 
 -- name: mark_subscription_missing :optional
--- Stripe knows nothing of it any more, as when the data of a test account are deleted.
+-- For a subscription that Stripe does not have, as after a test account was cleared.
 UPDATE app.stripe_subscriptions AS s
 SET
     status = 'canceled',
@@ -36,7 +51,7 @@ WHERE s.id = :id
 RETURNING s.id, s.user_id;
 
 -- name: list_unlisted_subscriptions :many
--- The same for subscriptions; those that have ended here need no second look.
+-- As list_unlisted_customers, without subscriptions that have ended.
 SELECT
     s.id,
     s.customer_id,
