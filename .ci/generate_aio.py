@@ -1,8 +1,8 @@
-"""Writes pyapp/aio/<topic>.py: the functions of pyapp/<topic>.py for asyncio.
+"""Generates pyapp/aio from the sync modules.
 
 `make aio` writes the files; with --check, as in `make lint`, it fails if one is stale.
-A generated module holds the functions that use a connection. It imports row classes,
-constants and other functions from the sync module.
+A generated module has the functions that use a connection, and the classes of
+connections and pools. It imports everything else from the sync module.
 """
 
 import argparse
@@ -13,27 +13,41 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOPICS = [
-    "fingerprints",
-    "messages",
-    "plans",
-    "quota",
-    "referrals",
-    "sessions",
-    "stats",
-    "users",
-]
-SOURCES = {
-    **{topic: f"pyapp/{topic}.py" for topic in TOPICS},
-    "connection": "pyapp/_core/connection.py",
-}
-# The functions of a connection that take none.
-OPENING = {"connect", "pool"}
+SOURCES = (
+    "pyapp/fingerprints.py",
+    "pyapp/messages.py",
+    "pyapp/plans.py",
+    "pyapp/quota.py",
+    "pyapp/referrals.py",
+    "pyapp/sessions.py",
+    "pyapp/stats.py",
+    "pyapp/users.py",
+    "pyapp/_core/connection.py",
+    "pyapp/_core/connection_types.py",
+)
+# Functions and classes that are generated although they take no connection.
+OPENING = {"connect", "pool", "Connection", "Pool"}
+# Methods that psycopg's pool for asyncio does not have.
+SYNC_ONLY = {"__del__"}
+METHODS = (
+    "wait|cancel_safe|commit|rollback|transaction|__aexit__"
+    "|open|close|getconn|putconn|check|drain|resize"
+)
 AWAITED = "fetch_one|fetch_optional|fetch_all|execute|copy_rows|configure_session"
 REWRITES = [
     (r"^def ", "async def "),
-    (r"\b(Connection|Pool)\b", r"Async\1"),
+    (r"\b(Connection|Pool|ConnectionPool|Transaction)\b", r"Async\1"),
+    (r"\bIterator\b", "AsyncIterator"),
+    (r"\bcontextmanager\b", "asynccontextmanager"),
+    (r"__exit__", "__aexit__"),
+    (rf"^    def ({METHODS})\(", r"    async def \1("),
+    (rf"(?<!with )(super\(\)|self)\.({METHODS})\(", r"await \1.\2("),
+    (r"\bwith super\(\)", "async with super()"),
     (r"pyapp\._core\.run\b", "pyapp._core.run_async"),
+    (
+        r"from pyapp\._core\.connection_types import Async",
+        "from pyapp.aio.connection_types import Async",
+    ),
     (r"\bwith connect\(", "async with await connect("),
     (r"\breturn connect\(", "return await connect("),
     (r"\bwith atomic\(", "async with atomic("),
@@ -49,10 +63,10 @@ def generate(source: str) -> str:
     text = (ROOT / source).read_text(encoding="utf-8")
     tree = ast.parse(text)
     lines = text.splitlines(keepends=True)
-    functions = [node for node in tree.body if uses_connection(node)]
+    generated = [node for node in tree.body if uses_connection(node)]
     used = {
         name.id
-        for node in functions
+        for node in generated
         for name in ast.walk(node)
         if isinstance(name, ast.Name)
     }
@@ -63,15 +77,14 @@ def generate(source: str) -> str:
             node.names = [a for a in node.names if (a.asname or a.name) in used]
             if node.names:
                 imports.append(ast.unparse(node))
-        elif node not in functions:
+        elif node not in generated:
             defined += [name for name in defined_names(node) if name in used]
     module = source.removesuffix(".py").replace("/", ".")
-    parts = [f'"""{ast.get_docstring(tree)}"""', *imports]
+    parts = ["".join(lines[: tree.body[0].end_lineno]), *imports]
     if defined:
         parts.append(f"from {module} import {', '.join(defined)}")
-    for node in functions:
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        parts.append("".join(lines[first - 1 : node.end_lineno]))
+    for node in generated:
+        parts.append("".join(source_lines(node, lines)))
     code = "\n\n".join(parts)
     for pattern, replacement in REWRITES:
         code = re.sub(pattern, replacement, code, flags=re.MULTILINE)
@@ -80,20 +93,30 @@ def generate(source: str) -> str:
 
 
 def uses_connection(node: ast.stmt) -> bool:
-    """Return whether *node* is a function that takes or opens a connection."""
-    if not isinstance(node, ast.FunctionDef):
-        return False
-    first = [argument.arg for argument in node.args.args[:1]]
-    return first == ["conn"] or node.name in OPENING
+    """Return whether *node* takes or opens a connection, or is a connection's class."""
+    if isinstance(node, ast.FunctionDef):
+        first = [argument.arg for argument in node.args.args[:1]]
+        return first == ["conn"] or node.name in OPENING
+    return isinstance(node, ast.ClassDef) and node.name in OPENING
+
+
+def source_lines(node: ast.stmt, lines: list[str]) -> list[str]:
+    """Return the lines of *node*, without the methods that only the sync class has."""
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+    last = node.end_lineno
+    for part in getattr(node, "body", []):
+        if getattr(part, "name", None) in SYNC_ONLY:
+            return lines[first - 1 : part.lineno - 1] + lines[part.end_lineno : last]
+    return lines[first - 1 : last]
 
 
 def defined_names(node: ast.stmt) -> list[str]:
     """Return the names that a statement of a module defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return [node.name]
-    if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    return []
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def formatted(code: str) -> str:
@@ -117,8 +140,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     is_check = parser.parse_args().check
     stale = []
-    for topic, source in SOURCES.items():
-        path = ROOT / "pyapp" / "aio" / f"{topic}.py"
+    for source in SOURCES:
+        path = ROOT / "pyapp" / "aio" / Path(source).name
         text = generate(source)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(path.relative_to(ROOT).as_posix())

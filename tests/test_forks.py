@@ -20,7 +20,8 @@ import pytest
 
 from pyapp import aio
 from pyapp._core.connection import connect, pool
-from pyapp._core.connection_types import AsyncConnection, AsyncPool, Connection, Pool
+from pyapp._core.connection_types import Connection, Pool
+from pyapp.aio.connection_types import AsyncConnection, AsyncPool
 from pyapp.errors import ForkedConnectionError
 from pyapp.users import create_user, find_user_by_email, get_user
 

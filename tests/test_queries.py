@@ -36,7 +36,7 @@ FUNCTIONS = find_functions()
 TOPICS = [
     module.name
     for module in pkgutil.iter_modules(pyapp.aio.__path__)
-    if module.name != "connection"
+    if not module.name.startswith("connection")
 ]
 # Columns that are nullable in the catalog and never NULL in the query.
 NEVER_NULL = {

@@ -155,7 +155,7 @@ def _sync_pipeline(conn: Connection[Any]) -> None:
             pass
 
 
-# What both runners need.
+# Shared with run_async.
 
 
 def statement(query: str) -> str:
@@ -164,7 +164,7 @@ def statement(query: str) -> str:
 
 
 def row_maker(row: Callable[..., R]) -> RowMaker[R]:
-    """Return what makes a row of a sequence of values."""
+    """Return the function that makes a row of a sequence of values."""
     make: RowMaker[R] | None = getattr(row, "_make", None)
     return make or (lambda values: row(*values))
 

@@ -1,7 +1,7 @@
 """Runs named queries on the caller's AsyncConnection; the functions are those of `run`.
 
 A task may be cancelled at any moment. No effect of a cancelled call can be committed:
-what cannot be undone alone aborts the transaction.
+where the call cannot be undone alone, the transaction is aborted.
 """
 
 import asyncio
@@ -110,7 +110,7 @@ async def atomic(
         return
     await _sync_pipeline(conn)
     is_first = status(conn) == TransactionStatus.IDLE
-    block = None
+    is_nested, block = conn in _in_block, None
     _in_block.add(conn)
     try:
         if is_first and not conn.autocommit:
@@ -126,7 +126,8 @@ async def atomic(
         check_connection(conn, exc)
         raise
     finally:
-        _in_block.discard(conn)
+        if not is_nested:
+            _in_block.discard(conn)
 
 
 async def _run(

@@ -3,7 +3,8 @@
 
 Options at the start of a session override the defaults of a role, a database and a
 server, set by ALTER ROLE, ALTER DATABASE and postgresql.conf. RESET and DISCARD ALL
-return to the options. Results and stored values do not depend on those defaults."""
+return to the options. Results and stored values do not depend on those defaults.
+"""
 
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyapp._core.connection import (
     session_sql,
     unavailable,
 )
-from pyapp._core.connection_types import AsyncConnection, AsyncPool
+from pyapp.aio.connection_types import AsyncConnection, AsyncPool
 
 
 async def connect(

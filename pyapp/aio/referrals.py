@@ -2,7 +2,8 @@
 """Referrals: users who refer new users, and the credits granted to both.
 
 Users are found by the code in their link. An anonymized user can neither refer nor be
-referred; credits granted before stay."""
+referred; credits granted before stay.
+"""
 
 from datetime import datetime
 from decimal import Decimal
