@@ -171,7 +171,7 @@ def no_id(shapes: list[Any]) -> None:
     del shapes[0]["id"]
 
 
-def odd_id(shapes: list[Any]) -> None:
+def invalid_id(shapes: list[Any]) -> None:
     shapes[0]["id"] = "evt_\0"
 
 
@@ -191,17 +191,17 @@ def null_object(shapes: list[Any]) -> None:
     shapes[0] = None
 
 
-def infinite(shapes: list[Any]) -> None:
+def infinite_time(shapes: list[Any]) -> None:
     shapes[0]["created"] = float("inf")
 
 
 CHANGES = [
     no_id,
-    odd_id,
+    invalid_id,
     null_object,
     far_future,
     text_time,
-    infinite,
+    infinite_time,
 ]
 
 

@@ -54,7 +54,7 @@ def create_database(
 def test_delivery_is_atomic_when_worker_or_server_is_killed(
     durable_server: EmbeddedServer, twins: tuple[Twins, Iterator[Delivery]]
 ):
-    """At any moment from the start until shortly after the end."""
+    """The kill comes at any moment from the start until shortly after the end."""
     choose = Random(SEED)
     crashes = choose.sample(range(DELIVERIES), 2)
     world, deliveries = twins
