@@ -145,7 +145,7 @@ def test_failed_archive_names_the_payloads_left_and_the_remedy(
     month = f"message_payloads_{OLD - timedelta(days=40):%Y%m}"
     assert code == 1
     assert err.count("\n") == 1
-    assert f"{month}: left in app.retired_payloads" in err
+    assert f"{month} is left in app.retired_payloads" in err
     code, out, _ = run_cli(*command, str(tmp_path))
     assert code == 0
     assert f"Payload partitions dropped: {month}, " in out
@@ -221,7 +221,7 @@ def test_no_month_is_detached_while_an_erasure_is_open(
     with connect(database) as conn:
         anonymize_user(conn, user_id=users[0])
 
-        with pytest.raises(MaintenanceError, match="stayed locked"):
+        with pytest.raises(MaintenanceError, match="kept message_payloads locked"):
             retire_payloads(database, keep_months=1, archive_folder=tmp_path)
 
         conn.commit()
