@@ -97,7 +97,7 @@ def test_repair_waits_for_a_referral_and_counts_it(pair: Pair):
     assert referral_totals(writer, ada) == [(2, 1000)]
 
 
-def test_wrong_sums_are_found_and_repaired_under_concurrent_writers(database: str):
+def test_wrong_sums_are_repaired_under_concurrent_writers(database: str):
     """Correct sums are never reported, and all sums are exact in the end."""
     with connect(database) as conn:
         users = [add_user(conn, referral_limit=1000) for _ in range(3)]

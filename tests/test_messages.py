@@ -355,7 +355,7 @@ def test_fingerprint_pays_without_a_user(conn: psycopg.Connection):
     assert (message.user_id, message.fingerprint_id) == (None, fingerprint)
 
 
-def test_payer_of_a_bulk_is_the_callers_unless_the_message_names_one(
+def test_message_of_a_bulk_may_name_another_payer(
     conn: psycopg.Connection, user_id: UUID
 ):
     other, fingerprint = add_user(conn), add_fingerprint(conn)

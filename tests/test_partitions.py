@@ -229,7 +229,7 @@ def test_expired_payloads_of_the_default_partition_are_retired(
     assert count_billed(database) == 60
 
 
-def test_failed_archive_of_the_default_partition_is_made_by_the_next_run(
+def test_failed_archive_of_default_rows_is_made_by_the_next_run(
     database: str, user_id: UUID, tmp_path: Path
 ):
     write_every_month(database, user_id, 30)

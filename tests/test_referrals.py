@@ -241,7 +241,7 @@ def test_cancelled_referral_is_deleted_and_grants_nothing(
     assert credits_of(conn, ada, bob) == [0, 0]
 
 
-def test_anonymizing_ends_pending_referrals_and_keeps_completed_ones(
+def test_anonymizing_ends_only_pending_referrals(
     conn: psycopg.Connection, ada: UUID, bob: UUID
 ):
     eve, dan = add_user(conn), add_user(conn)
