@@ -1,4 +1,4 @@
-"""What the tests of docs/backup.md share: a database, and the page's own commands."""
+"""A filled database and the commands of docs/backup.md, for tests."""
 
 import os
 import re
@@ -20,7 +20,7 @@ INSERT INTO app.users (id, email, referral_limit)
 SELECT md5('user' || n)::uuid, 'user' || n || '@example.com', 100
 FROM generate_series(1, 20) AS n;
 INSERT INTO app.fingerprints (id, sig_hash)
-SELECT md5('device' || n)::uuid, 'hash' FROM generate_series(1, 5) AS n;
+SELECT md5('fingerprint' || n)::uuid, 'hash' FROM generate_series(1, 5) AS n;
 UPDATE app.plans SET stripe_price_id = 'price_1' WHERE id = 'paid';
 INSERT INTO app.plans (id, monthly_credits) VALUES ('team', 1e6);
 INSERT INTO app.referrals (referrer_id, referred_id, status, credits)
@@ -36,15 +36,15 @@ INSERT INTO app.messages (
     credits
 )
 SELECT
-    p.id, md5('message' || n)::uuid, p.user_id, p.device_id,
+    p.id, md5('message' || n)::uuid, p.user_id, p.fingerprint_id,
     now() - n * interval '17 hours', n, 1, 2, 3, 'm', n * 0.000001, n * 0.00012
 FROM generate_series(1, 300) AS n
 CROSS JOIN LATERAL (
-    SELECT id, id AS user_id, NULL::uuid AS device_id
+    SELECT id, id AS user_id, NULL::uuid AS fingerprint_id
     FROM app.users WHERE id = md5('user' || n % 20 + 1)::uuid AND n % 7 > 0
     UNION ALL
     SELECT id, NULL, id FROM app.fingerprints
-    WHERE id = md5('device' || n % 5 + 1)::uuid AND n % 7 = 0
+    WHERE id = md5('fingerprint' || n % 5 + 1)::uuid AND n % 7 = 0
 ) AS p;
 INSERT INTO app.message_payloads (subject_id, message_id, finished_at, request)
 SELECT m.subject_id, m.id, m.finished_at, '[{"role": "user"}]'
@@ -62,7 +62,7 @@ INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of
 VALUES ('sub_1', 'cus_1', 'active', now(), now());
 INSERT INTO app.stripe_sync_runs (kind) VALUES ('reconcile'), ('replay');
 """
-# Where the messages' rows are, by their partition, is not part of a restore.
+# Partitions are left out: a restore may put rows into other ones.
 TABLES = """
     SELECT c.relname FROM pg_class AS c
     WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p')

@@ -129,6 +129,58 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
         ),
         ["messages_user_id_idx IS 'Ours.';", "users_pkey ON app.users IS 'Theirs.';"],
     ),
+    "changed_type": (
+        replace("attempts         integer", "attempts         bigint"),
+        [
+            "-- May rewrite app.stripe_events under an ACCESS EXCLUSIVE lock.",
+            "ALTER COLUMN attempts SET DATA TYPE bigint;",
+        ],
+    ),
+    "changed_default_and_not_null": (
+        replace(
+            "is_dry_run  boolean NOT NULL DEFAULT FALSE",
+            "is_dry_run  boolean DEFAULT TRUE",
+        ),
+        ["is_dry_run SET DEFAULT TRUE;", "is_dry_run DROP NOT NULL;"],
+    ),
+    "new_not_null": (
+        replace("cursor      text,", "cursor      text NOT NULL,"),
+        ["-- Reads all of app.stripe_sync_runs", "cursor SET NOT NULL;"],
+    ),
+    "new_foreign_key_and_index": (
+        add(
+            "ALTER TABLE app.stripe_events ADD COLUMN user_id uuid;\n"
+            "ALTER TABLE app.stripe_events ADD CONSTRAINT stripe_events_user_id_fkey"
+            " FOREIGN KEY (user_id) REFERENCES app.users (id) ON DELETE RESTRICT;\n"
+            "CREATE INDEX stripe_events_user_id_idx ON app.stripe_events (user_id);"
+        ),
+        [
+            "ADD COLUMN user_id uuid;",
+            "NOT VALID;",
+            "VALIDATE CONSTRAINT stripe_events_user_id_fkey;",
+            "CREATE INDEX CONCURRENTLY stripe_events_user_id_idx",
+        ],
+    ),
+    "new_unique_constraint": (
+        add(
+            "ALTER TABLE app.plans ADD CONSTRAINT plans_credits_key"
+            " UNIQUE (monthly_credits, id);"
+        ),
+        ["ADD CONSTRAINT plans_credits_key UNIQUE (monthly_credits, id);"],
+    ),
+    "new_type": (
+        add("CREATE TYPE app.mood AS ENUM ('good', 'bad');"),
+        ["CREATE TYPE app.mood AS ENUM", "DROP TYPE app.mood;"],
+    ),
+    "index_of_a_partitioned_table": (
+        add(
+            "CREATE INDEX message_payloads_x_idx ON app.message_payloads (message_id);"
+        ),
+        [
+            "-- Blocks writes to app.message_payloads while the index is built.",
+            "CREATE INDEX message_payloads_x_idx ON app.message_payloads",
+        ],
+    ),
     "renamed_column": (
         replace("email_verified_at", "email_checked_at"),
         ["ALTER TABLE app.users RENAME COLUMN email_verified_at TO email_checked_at;"],
@@ -196,9 +248,9 @@ def test_change_is_drafted_applied_and_rolled_back(
         assert set(folder.iterdir()) == known
         return
     written = generate(url, name, **arguments)
-    text = "".join(file.read_text(encoding="ascii") for file in written)
+    text = "".join(part for file in written for part in read_pair(file))
     assert [part for part in expected if part not in text] == []
-    assert text.count("lock_timeout = '5s'") + text.count(": false") == len(written)
+    assert text.count("lock_timeout = '5s'") + text.count(": false") == 2 * len(written)
     with (
         scratch_database(url, template=database) as applied,
         scratch_database(url) as wanted,
