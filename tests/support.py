@@ -25,6 +25,22 @@ from pyapp.devtools.server.embedded import EmbeddedServer
 # The programs of the oldest supported version, from Debian's package.
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
+# A refused call must not change this row.
+ROW_COUNTS = """
+    SELECT
+        (SELECT count(*) FROM app.users),
+        (SELECT count(*) FROM app.fingerprints),
+        (SELECT count(*) FROM app.sessions),
+        (SELECT count(*) FROM app.messages),
+        (SELECT count(*) FROM app.message_payloads),
+        (SELECT sum(messages) FROM app.usage_daily),
+        (SELECT count(*) FROM app.referrals),
+        (SELECT count(stripe_price_id) FROM app.plans),
+        (SELECT count(*) FROM app.stripe_events),
+        (SELECT count(*) FROM app.stripe_sync_runs),
+        (SELECT max(updated_at) FROM app.users)
+"""
+
 
 @dataclass(frozen=True)
 class Server:

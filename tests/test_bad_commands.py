@@ -12,8 +12,7 @@ from pyapp._core.connection import connect
 from pyapp.cli import main
 from pyapp.users import create_user
 from tests.bad_input.commands import CASES, list_options
-from tests.bad_input.rows import COUNTS
-from tests.support import run_cli
+from tests.support import ROW_COUNTS, run_cli
 
 MAX_LENGTH = 600  # characters of an error
 SWITCHES = [option for option in list_options() if option.is_switch]
@@ -37,7 +36,7 @@ def list_faults(
     conn: psycopg.Connection[Any], case: str, words: list[str]
 ) -> Iterator[str]:
     """Yield the faults in the way a command ends."""
-    before = conn.execute(COUNTS).fetchone()
+    before = conn.execute(ROW_COUNTS).fetchone()
     try:
         code, out, err = run_cli(*words)
     except Exception as exc:
@@ -49,7 +48,7 @@ def list_faults(
         yield f"{case}: shows the password"
     if code == 0:
         return
-    if conn.execute(COUNTS).fetchone() != before:
+    if conn.execute(ROW_COUNTS).fetchone() != before:
         yield f"{case}: changed the database"
     lines = err.splitlines()
     if len(lines) != 1 or not err.startswith("error: ") or len(err) > MAX_LENGTH:

@@ -36,8 +36,8 @@ from tests.bad_input.functions import (
     message_fields,
     public_parameters,
 )
-from tests.bad_input.rows import COUNTS
 from tests.bad_input.values import TEN_MEGABYTES, TEXTS, WRONG_TYPES
+from tests.support import ROW_COUNTS
 
 MOST = 200  # characters of a message
 CALL: Any = {"model": "m", "cost": Decimal("0.5")}
@@ -68,7 +68,7 @@ def shortcomings(
     conn: psycopg.Connection[Any], fitting: Arguments, parameter: Parameter
 ) -> Iterator[str]:
     """Yield each fault with the value of *parameter* that causes it."""
-    before = conn.execute(COUNTS).fetchone()
+    before = conn.execute(ROW_COUNTS).fetchone()
     conn.execute("SAVEPOINT untouched")
     for name, value in parameter.values():
         case = f"{parameter.name}, {name}"
@@ -77,7 +77,7 @@ def shortcomings(
             text = str(result)
             if not text.isprintable() or len(text) > MOST:
                 yield f"{case}: its message is {text[:MOST]!a}"
-            if is_sent and conn.execute(COUNTS).fetchone() != before:
+            if is_sent and conn.execute(ROW_COUNTS).fetchone() != before:
                 yield f"{case}: refused, but rows have changed"
         elif isinstance(result, Exception):
             yield f"{case}: {type(result).__name__}: {result}"

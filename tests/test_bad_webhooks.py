@@ -25,9 +25,9 @@ from tests.bad_input.events import (
     bad_events,
     event_paths,
 )
-from tests.bad_input.rows import COUNTS
 from tests.bad_input.values import WRONG_TYPES
 from tests.fake_stripe import TEST_SECRET, sign
+from tests.support import ROW_COUNTS
 
 REFUSALS = (InvalidPayloadError, InvalidSignatureError)
 PATH = "/stripe/webhook"
@@ -108,14 +108,14 @@ def test_body_that_is_not_an_event_gets_400(
     conn: psycopg.Connection[Any], web: TestClient, name: str
 ):
     body = BODIES[name]
-    before = conn.execute(COUNTS).fetchone()
+    before = conn.execute(ROW_COUNTS).fetchone()
     response = web.post(
         PATH, content=body, headers={"Stripe-Signature": sign(body, [TEST_SECRET])}
     )
 
     assert response.status_code == 400
     assert response.json()["error"] in {"not an event", "bad signature"}
-    assert conn.execute(COUNTS).fetchone() == before
+    assert conn.execute(ROW_COUNTS).fetchone() == before
 
 
 def test_last_of_equal_keys_counts(
@@ -153,13 +153,13 @@ def test_last_of_equal_keys_counts(
     ],
 )
 def test_malformed_signature_is_refused(conn: psycopg.Connection[Any], signature: str):
-    before = conn.execute(COUNTS).fetchone()
+    before = conn.execute(ROW_COUNTS).fetchone()
     with pytest.raises(InvalidSignatureError) as caught:
         handle_webhook(conn, b"{}", signature, [TEST_SECRET])
 
     assert str(caught.value).isprintable()
     assert TEST_SECRET not in str(caught.value)
-    assert conn.execute(COUNTS).fetchone() == before
+    assert conn.execute(ROW_COUNTS).fetchone() == before
 
 
 @pytest.mark.parametrize("secrets", ["", " ", [], [""], [TEST_SECRET, ""]])
