@@ -189,7 +189,7 @@ def test_calls_work_in_a_pipeline_of_the_caller(shared_database: str):
     run(shared_database, test)
 
 
-def test_cancelled_call_leaves_the_connection_to_its_block(database: str):
+def test_connection_is_usable_after_a_cancelled_call(database: str):
     """A deadline ends the call, its block rolls back, and the next one works."""
     with psycopg.connect(database) as holder:
         user = add_user(holder)
@@ -214,7 +214,7 @@ def test_cancelled_call_leaves_the_connection_to_its_block(database: str):
         run(database, test)
 
 
-def test_tasks_redeem_one_code_at_once(database: str):
+def test_concurrent_tasks_do_not_exceed_the_referral_limit(database: str):
     with connect(database) as conn:
         owner, *users = (add_user(conn) for _ in range(13))
         row = conn.execute(
