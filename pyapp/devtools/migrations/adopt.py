@@ -41,6 +41,8 @@ from pyapp.devtools.server.pg_dump import choose_pg_dump
 from pyapp.errors import MigrationError, SchemaCheckError
 
 LOCK_WAIT_MS = 5000
+# In a dump: commands of psql, and a setting that servers before 17 do not know.
+_NOT_RESTORED = ("\\", "SET transaction_timeout")
 SCHEMA, LIVE = "the SQL files", "the database"
 # Objects that CREATE OR REPLACE can replace.
 _REPLACED = re.compile(r"^CREATE (FUNCTION|VIEW|TRIGGER) ")
@@ -164,8 +166,7 @@ def _replace_marks(backend: Backend, files: list[MigrationFile]) -> None:
 
 
 def _restore(url: str, dump: str) -> None:
-    # A backslash begins a command of psql.
-    lines = (line for line in dump.splitlines() if not line.startswith("\\"))
+    lines = (line for line in dump.splitlines() if not line.startswith(_NOT_RESTORED))
     with connect(url) as conn:
         conn.execute("\n".join(lines).encode())
 
