@@ -91,6 +91,21 @@ def test_python_files_have_at_most_500_lines():
     assert not [str(path) for path, count in lines.items() if count > 500]
 
 
+def test_sql_functions_have_at_most_80_lines():
+    """Blank lines and comments are not counted."""
+    body = re.compile(
+        r"^(?:AS \$\$|BEGIN ATOMIC)$(.*?)^END;$", re.DOTALL | re.MULTILINE
+    )
+    bodies = [
+        [line for line in found[1].splitlines() if re.match(r"\s*[^\s-]", line)]
+        for path in (sql_dir() / "schema.sql", *sql_dir().glob("functions/*.sql"))
+        for found in body.finditer(path.read_text("utf-8"))
+    ]
+
+    assert len(bodies) > 20
+    assert not [lines[:3] for lines in bodies if len(lines) > 80]
+
+
 def test_stack_env_is_local():
     lines = read("stack.env").splitlines()
 
