@@ -26,7 +26,7 @@ from pyapp.messages import (
     record_message,
 )
 from pyapp.referrals import list_referrals
-from pyapp.stripe_sync.store import list_events, list_failed_events
+from pyapp.stripe_sync.events import list_events, list_failed_events
 from pyapp.users import create_user, get_user, set_user_profile
 from tests.bad_input.functions import (
     Arguments,

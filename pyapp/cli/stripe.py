@@ -29,13 +29,13 @@ from pyapp.stripe_sync import (
 )
 from pyapp.stripe_sync.apply import Result
 from pyapp.stripe_sync.client import find_livemode
-from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
-from pyapp.stripe_sync.store import (
+from pyapp.stripe_sync.events import (
     StoredEvent,
     delete_event_payloads,
     list_events,
     list_failed_events,
 )
+from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 
 BATCH = 1000
 # The exit status of a dry run that finds differences; 1 is for errors.

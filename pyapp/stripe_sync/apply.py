@@ -18,7 +18,7 @@ import stripe
 from psycopg import Connection
 
 from pyapp.errors import StripeRequestError
-from pyapp.stripe_sync import store
+from pyapp.stripe_sync import events, store
 from pyapp.stripe_sync.client import (
     DeadlineClient,
     StripeApi,
@@ -195,7 +195,7 @@ def apply_directly(
     snapshot = find_snapshot(event) if is_used else None
 
     def apply() -> Success | Literal["ambiguous"]:
-        return store.apply_event(
+        return events.apply_event(
             conn,
             id=event.id,
             type=event.type,
@@ -242,7 +242,7 @@ def apply_with_fetch(
         stripe.StripeError: Stripe refused, or is unavailable.
     """
     with own_transaction(conn), enforce_deadline(conn, deadline, lock_wait):
-        attempt = store.insert_event(
+        attempt = events.insert_event(
             conn,
             id=event.id,
             type=event.type,
@@ -261,7 +261,7 @@ def apply_with_fetch(
         else:
             result = _apply_checkout(conn, client, event)
         if result != "applied":
-            store.mark_event(conn, id=event.id, status=result)
+            events.mark_event(conn, id=event.id, status=result)
         return result
 
 
@@ -274,9 +274,9 @@ def record_failure(
     without `attempts` if another transaction holds the event's row.
     """
 
-    def upsert(payload: str) -> store.EventAttempt | None:
+    def upsert(payload: str) -> events.EventAttempt | None:
         with own_transaction(conn), enforce_deadline(conn, deadline):
-            return store.upsert_failed_event(
+            return events.upsert_failed_event(
                 conn,
                 id=event.id,
                 type=event.type,

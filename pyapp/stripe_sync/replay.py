@@ -17,7 +17,7 @@ from psycopg import Connection
 
 from pyapp._core.validation import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
-from pyapp.stripe_sync import store
+from pyapp.stripe_sync import events
 from pyapp.stripe_sync.apply import (
     USED_TYPES,
     Outcome,
@@ -126,7 +126,7 @@ def retry_failed_events(
     after, after_id = None, None
     while True:
         with own_transaction(conn):
-            failed = store.list_failed_events(
+            failed = events.list_failed_events(
                 conn, after=after, after_id=after_id, limit=page
             )
         if not failed:
@@ -139,11 +139,11 @@ def retry_failed_events(
 def _retry(
     conn: Connection[Any],
     client: stripe.StripeClient | None,
-    failed: store.StoredEvent,
+    failed: events.StoredEvent,
     livemode: bool | None,
 ) -> Outcome:
     with own_transaction(conn):
-        stored = store.find_event_payload(conn, id=failed.id)
+        stored = events.find_event_payload(conn, id=failed.id)
     if stored is None:
         return Outcome(failed.id, failed.type, "failed", "it was deleted")
     if stored.payload is None:
@@ -185,7 +185,7 @@ def _process_page(
 ) -> Iterator[Outcome]:
     ids = [found for listed in page if (found := find_id(listed))]
     with own_transaction(conn):
-        done = {event.id for event in store.list_done_events(conn, ids=ids)}
+        done = {event.id for event in events.list_done_events(conn, ids=ids)}
     for listed in page:
         event_id, event_type = find_id(listed) or "(no id)", "(no type)"
         if isinstance(listed, Mapping):

@@ -17,7 +17,7 @@ from psycopg import Connection, errors
 from psycopg.pq import TransactionStatus
 
 from pyapp.errors import OpenTransactionError
-from pyapp.stripe_sync import store
+from pyapp.stripe_sync import events
 
 # Seconds within which a delivery is answered; Stripe gives up after about ten.
 DELIVERY_TIMEOUT = 5.0
@@ -105,7 +105,7 @@ def enforce_deadline(
             if not left:
                 raise errors.QueryCanceled("the deadline of this delivery has passed")
             conn.cursor_factory = usual
-            store.limit_statements(
+            events.limit_statements(
                 conn,
                 statement_milliseconds=milliseconds(left),
                 lock_milliseconds=lock_milliseconds,
@@ -122,7 +122,7 @@ def enforce_deadline(
 
 def limit_lock_waits(conn: Connection[Any]) -> None:
     """Wait at most DELIVERY_TIMEOUT for each lock, until the transaction ends."""
-    store.limit_statements(
+    events.limit_statements(
         conn,
         statement_milliseconds=None,
         lock_milliseconds=milliseconds(DELIVERY_TIMEOUT),
