@@ -89,7 +89,6 @@ RETURNS TABLE (
     is_deleted boolean,
     created_at timestamptz,
     as_of timestamptz,
-    is_known boolean,
     known_user_id uuid,
     was_deleted boolean,
     known_created_at timestamptz,
@@ -122,7 +121,6 @@ BEGIN ATOMIC
             g.is_deleted,
             g.created_at,
             g.as_of,
-            known.id IS NOT NULL AS is_known,
             known.user_id AS known_user_id,
             known.is_deleted AS was_deleted,
             known.created_at AS known_created_at,
@@ -158,7 +156,6 @@ BEGIN ATOMIC
         o.is_deleted,
         o.created_at,
         o.as_of,
-        o.is_known,
         o.known_user_id,
         o.was_deleted,
         o.known_created_at,
@@ -212,7 +209,6 @@ BEGIN ATOMIC
         SELECT
             o.id,
             o.as_of,
-            o.is_known,
             o.known_user_id,
             o.was_deleted,
             o.known_created_at,
@@ -262,15 +258,17 @@ BEGIN ATOMIC
             )
         END AS result,
         array_remove(ARRAY[
-            CASE WHEN NOT r.is_known OR r.is_revived THEN 'missing_here' END,
+            CASE WHEN r.known_as_of IS NULL OR r.is_revived THEN 'missing_here' END,
             CASE WHEN r.is_gone AND NOT r.was_deleted THEN 'missing_there' END,
             CASE
-                WHEN r.is_known AND r.created_at IS DISTINCT FROM r.known_created_at
+                WHEN r.created_at IS DISTINCT FROM r.known_created_at
+                    AND r.known_as_of IS NOT NULL
                     THEN 'created_at'
             END,
             CASE
                 WHEN NOT r.is_gone AND r.user_id IS NULL THEN 'unlinked'
-                WHEN r.is_known AND r.user_id IS DISTINCT FROM r.known_user_id
+                WHEN r.user_id IS DISTINCT FROM r.known_user_id
+                    AND r.known_as_of IS NOT NULL
                     THEN 'unlinked'
             END
         ], NULL) AS differences,
@@ -406,42 +404,36 @@ BEGIN ATOMIC
     WITH compared AS (
         SELECT DISTINCT ON (g.id)
             g.*,
-            known.as_of AS known_as_of,
-            known.is_provisional AS was_provisional,
+            k.as_of AS known_as_of,
+            k.is_provisional AS was_provisional,
             COALESCE(customer.user_id, holder.id) AS owner_id,
-            CASE
-                WHEN known.id IS NULL THEN ARRAY['missing_here']
-                ELSE array_remove(ARRAY[
-                    CASE
-                        WHEN (g.status, g.canceled_at)
-                            IS DISTINCT FROM (known.status, known.canceled_at)
-                            THEN 'status'
-                    END,
-                    CASE
-                        WHEN g.price_id IS DISTINCT FROM known.price_id THEN 'price'
-                    END,
-                    -- One by one: a restored dump of a row comparison looks different.
-                    CASE
-                        WHEN g.current_period_start
-                            IS DISTINCT FROM known.current_period_start
-                            OR g.current_period_end
-                            IS DISTINCT FROM known.current_period_end
-                            OR g.billing_cycle_anchor
-                            IS DISTINCT FROM known.billing_cycle_anchor
-                            OR g.cancel_at_period_end
-                            IS DISTINCT FROM known.cancel_at_period_end
-                            THEN 'period'
-                    END,
-                    CASE WHEN g.created_at <> known.created_at THEN 'created_at' END
-                ], NULL)
-            END AS differences
+            -- A restored dump of a comparison of longer rows has another text.
+            array_remove(ARRAY[
+                CASE
+                    WHEN (g.status, g.canceled_at)
+                        IS DISTINCT FROM (k.status, k.canceled_at)
+                        THEN 'status'
+                END,
+                CASE WHEN g.price_id IS DISTINCT FROM k.price_id THEN 'price' END,
+                CASE
+                    WHEN (g.current_period_start, g.current_period_end)
+                        IS DISTINCT FROM (k.current_period_start, k.current_period_end)
+                        THEN 'period'
+                    WHEN (g.billing_cycle_anchor, g.cancel_at_period_end)
+                        IS DISTINCT FROM (
+                            k.billing_cycle_anchor, k.cancel_at_period_end
+                        )
+                        THEN 'period'
+                END,
+                CASE WHEN g.created_at <> k.created_at THEN 'created_at' END
+            ], NULL) AS changes
         FROM jsonb_populate_recordset(NULL::app.stripe_subscriptions, snapshots) AS g
         LEFT JOIN LATERAL (
             SELECT s.*
             FROM app.stripe_subscriptions AS s
             WHERE s.id = g.id
             LIMIT 1
-        ) AS known ON TRUE
+        ) AS k ON TRUE
         LEFT JOIN LATERAL (
             SELECT c.user_id
             FROM app.stripe_customers AS c
@@ -473,17 +465,20 @@ BEGIN ATOMIC
         COALESCE(
             source = 'event'
             AND date_trunc('second', c.as_of) = date_trunc('second', c.known_as_of)
-            AND (c.was_provisional OR c.differences <> '{}'),
+            AND (c.was_provisional OR c.changes <> '{}'),
             FALSE
         ) AS is_provisional,
         app.compare_stripe_snapshot(
             c.as_of,
             c.known_as_of,
-            c.differences = '{}' AND NOT (c.was_provisional AND source = 'page'),
+            c.changes = '{}' AND NOT (c.was_provisional AND source = 'page'),
             source,
             can_fetch
         ) AS result,
-        c.differences
+        CASE
+            WHEN c.known_as_of IS NULL THEN ARRAY['missing_here']
+            ELSE c.changes
+        END AS differences
     FROM compared AS c;
 END;
 
