@@ -1,9 +1,9 @@
 """Overhead of the Python layer: each function against its SQL by bare psycopg.
 
 `python -m bench.functions` prints the table; ratios are valid within one run. Each
-call is measured as the first of its transaction and inside an open one, where a guarded
-call takes a savepoint. Bare psycopg gets prepared parameters and returns tuples; its
-savepoint is `conn.transaction()`.
+call is measured as the first of its transaction and inside an open one, where a call
+that a rule may refuse takes a savepoint. Bare psycopg gets prepared parameters and
+returns tuples; its savepoint is `conn.transaction()`.
 """
 
 import gc
@@ -45,7 +45,7 @@ class Figures:
     """Median microseconds of one case, first in its transaction and inside one."""
 
     name: str
-    is_guarded: bool
+    has_savepoint: bool
     bare_first: float
     first: float
     bare_inside: float
@@ -70,7 +70,7 @@ def sent_by(
 
 def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
     """Run all contestants in turn; each call is rolled back before the next."""
-    sql, parameters, is_guarded = sent_by(conn, case)
+    sql, parameters, has_savepoint = sent_by(conn, case)
 
     def bare() -> None:
         cursor = conn.execute(sql, parameters)
@@ -98,7 +98,7 @@ def measure(conn: psycopg.Connection[Any], case: Case, rounds: int) -> Figures:
             seconds.append(time.perf_counter() - began)
             conn.rollback()
     medians = [statistics.median(seconds) * 1e6 for seconds in samples]
-    return Figures(case.function.__name__, is_guarded, *medians)
+    return Figures(case.function.__name__, has_savepoint, *medians)
 
 
 def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
@@ -200,14 +200,14 @@ def main() -> int:
             conn.execute(schema_text().encode())
         found = list(measure_functions(server.url))
     for figures in found:
-        floor = figures.in_savepoint if figures.is_guarded else figures.bare_inside
+        floor = figures.in_savepoint if figures.has_savepoint else figures.bare_inside
         table.add_row(
-            f"{figures.name}{' (guarded)' if figures.is_guarded else ''}",
+            f"{figures.name}{' (savepoint)' if figures.has_savepoint else ''}",
             f"{figures.bare_first:.0f}",
             f"{figures.first:.0f}",
             f"{figures.first / figures.bare_first:.2f}x",
             f"{figures.bare_inside:.0f}",
-            f"{figures.in_savepoint:.0f}" if figures.is_guarded else "",
+            f"{figures.in_savepoint:.0f}" if figures.has_savepoint else "",
             f"{figures.inside:.0f}",
             f"{figures.inside / floor:.2f}x",
         )

@@ -29,7 +29,7 @@ def measure_overhead(url: str, rounds: int) -> Iterator[Measure]:
 
 def _floor(figures: Figures) -> float:
     """Return the time of bare psycopg inside a transaction."""
-    return figures.in_savepoint if figures.is_guarded else figures.bare_inside
+    return figures.in_savepoint if figures.has_savepoint else figures.bare_inside
 
 
 def _ratio(figures: Figures) -> float:
