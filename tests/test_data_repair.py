@@ -170,7 +170,7 @@ def test_locked_row_is_left_for_the_next_repair(
         code, out, err = run_cli("db", "check", "--data", "--repair")
 
         assert (code, "repaired: " in out) == (1, False)
-        assert "other transactions hold the rows: 1; repair again" in out
+        assert "other transactions have locked the rows: 1; repair" in out
         assert "1 sum not equal" in err
 
     assert run_cli("db", "check", "--data", "--repair")[0] == 0

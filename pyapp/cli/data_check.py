@@ -1,4 +1,4 @@
-"""`pyapp db check --data`: sums against the rows they are made from."""
+"""`pyapp db check --data`: stored sums compared with their rows."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from pyapp.data_check import (
 from pyapp.errors import DataDriftError
 
 R = TypeVar("R")
-# 80 columns in all.
+# At most 80 columns.
 _DAY = "{:<36}  {:<10}  {:<17}  {:>11}"
 _USER = "{:<36}  {:<16}  {:>11}  {:>11}"
 _SHORT = {
@@ -28,7 +28,7 @@ _SHORT = {
 
 
 def run_data_check(url: str, *, limit: int, is_repairing: bool, as_json: bool) -> None:
-    """Print what differs, and end with an error if some of it still does."""
+    """Print the differences; raise an error if some remain."""
     result = check_data(url, limit=limit, is_repairing=is_repairing)
     if as_json:
         print_json(_as_object(result))
@@ -48,7 +48,7 @@ def run_data_check(url: str, *, limit: int, is_repairing: bool, as_json: bool) -
 
 
 def _as_object(result: DataCheck) -> dict[str, Any]:
-    """Return what `--json` prints; its keys are promised in docs/operations.md."""
+    """Return the JSON object; docs/operations.md documents its keys."""
     return {
         "compared": {"days": result.days, "users": result.users},
         "usage": _section(result.usage),
@@ -85,8 +85,8 @@ def _lines(result: DataCheck) -> Iterator[str]:
         )
     if result.locked.found:
         yield (
-            f"not repaired, because other transactions hold the rows:"
-            f" {result.locked.found:,}; repair again when these have ended"
+            f"not repaired, because other transactions have locked the rows:"
+            f" {result.locked.found:,}; repair again when they have ended"
         )
     repaired = result.usage.repaired + result.referrals.repaired
     if repaired:

@@ -96,7 +96,7 @@ class StructureDrafter:
 
     def _drop_triggers_and_constraints(self) -> Iterator[Step]:
         before, after = self.old.objects, self.new.objects
-        kept = set(self._kept_tables())
+        kept = self._kept_tables()
         for title in reversed(before):
             found = re.match(r"(TRIGGER|(?:FK )?CONSTRAINT) app\.(\w+) (\w+)$", title)
             if not found or found[2] not in kept or before[title] == after.get(title):
