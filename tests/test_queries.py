@@ -6,6 +6,7 @@ import pkgutil
 import re
 import typing
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import psycopg
@@ -15,6 +16,7 @@ from psycopg.rows import TupleRow
 import pyapp
 import pyapp.aio
 from pyapp._core.queries import QUERIES, TOOL_QUERIES, Query
+from pyapp.messages import NewMessage
 from tests.query_parity import (
     PYTHON_TYPES,
     Column,
@@ -127,6 +129,14 @@ def test_columns_and_fields_of_the_tools_agree(conn: psycopg.Connection[TupleRow
             assert [*names] == [column.name for column in columns], call
 
     assert undescribed == NEED_OTHER_TABLES
+
+
+def test_new_message_has_the_columns_of_its_copy_in_their_order():
+    columns = QUERIES["copy_staged_messages"].source.partition("(")[2].partition(")")[0]
+    position, subject_id, *others = re.findall(r"\w+", columns)
+
+    assert (position, subject_id) == ("position", "subject_id")
+    assert others == [field.name for field in fields(NewMessage)]
 
 
 @every_query
