@@ -20,7 +20,7 @@ from pyapp.devtools.checks.schema_diff import (
     read_objects,
 )
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.generate.migration_files import Draft, Piece, assemble
+from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
 from pyapp.devtools.generate.routines import draft_routines
 from pyapp.devtools.generate.sources import Sources, read_sources
 from pyapp.devtools.generate.steps import (
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Workshop:
+class _Context:
     """What drafts are made from, and the server on which they are proved."""
 
     server: str
@@ -52,6 +52,7 @@ class _Workshop:
     renames: Sequence[Rename]
 
     def hint(self) -> str:
+        """Return advice if a dropped column may have been renamed."""
         return rename_hint(self.old.objects, self.new.objects)
 
 
@@ -96,20 +97,22 @@ def generate(
             "the reason must be one line of ASCII, because it becomes a comment"
         )
     why = why or f"{name.replace('_', ' ').capitalize()}."
-    with _workshop(url, renames, schema, folder, base) as shop:
-        pieces = _converge(shop, name, why, allow_destructive)
-    return _write(shop.folder, pieces)
+    with _prepare(url, renames, schema, folder, base) as context:
+        migrations = _find_draft(context, name, why, allow_destructive)
+    return _write(context.folder, migrations)
 
 
 @contextlib.contextmanager
-def _workshop(
+def _prepare(
     url: str,
     renames: Sequence[Rename],
     schema: Path | None,
     folder: Path | None,
     base: str | None,
-) -> Iterator[_Workshop]:
+) -> Iterator[_Context]:
     folder = folder or migrations_dir()
+    migrated = read_sources(file.text for file in read_migrations(folder))
+    written = read_sources([schema_text(schema)])
     with contextlib.ExitStack() as stack:
         if base is None:
             base = stack.enter_context(scratch_database(url))
@@ -126,16 +129,15 @@ def _workshop(
             start = stack.enter_context(scratch_database(url, template=base))
             _rename(start, renames)
             objects = read_objects(start)
-        migrated = read_sources(file.text for file in read_migrations(folder))
         with connect(url) as conn:
             version = conn.info.server_version
-        yield _Workshop(
+        yield _Context(
             server=url,
             version=version,
             base=base,
             before=before,
             old=Side(objects, migrated),
-            new=Side(after, read_sources([schema_text(schema)])),
+            new=Side(after, written),
             folder=folder,
             renames=renames,
         )
@@ -152,44 +154,44 @@ def _rename(url: str, renames: Sequence[Rename]) -> None:
                 ) from exc
 
 
-def _converge(
-    shop: _Workshop, name: str, why: str, allow_destructive: bool
-) -> list[Piece]:
+def _find_draft(
+    context: _Context, name: str, why: str, allow_destructive: bool
+) -> list[NewMigration]:
     """Return the migrations of the first draft that is proved."""
     failures: dict[str, _Failure] = {}
-    for draft in _drafts(shop):
+    for draft in _drafts(context):
         if draft.losses and not allow_destructive:
             raise GenerateError(
-                f"this would lose {', '.join(draft.losses)}: {shop.hint()}add"
+                f"this would lose {', '.join(draft.losses)}: {context.hint()}add"
                 " --allow-destructive to lose it"
             )
         key = repr(draft)
         if key in failures:
             continue
-        result = _try(shop, name, why, draft)
+        result = _try(context, name, why, draft)
         if not isinstance(result, _Failure):
             return result
         failures[key] = result
     best = min(failures.values(), key=lambda failure: failure.left)
     raise GenerateError(
-        f"no complete draft, and nothing is written: {best.reason}; {shop.hint()}change"
-        " tables and functions in two steps, or write the migration by hand",
+        f"no complete draft, and nothing is written: {best.reason}; {context.hint()}"
+        "change tables and functions in two steps, or write the migration by hand",
         draft=best.draft,
     )
 
 
-def _drafts(shop: _Workshop) -> Iterator[Draft]:
+def _drafts(context: _Context) -> Iterator[Draft]:
     """Yield the drafts to try: with the text of the files first, tables first."""
-    bare = [Side(side.objects, Sources()) for side in (shop.old, shop.new)]
-    for old, new in ((shop.old, shop.new), (bare[0], bare[1])):
-        can_set = shop.version >= 170000
+    bare = [Side(side.objects, Sources()) for side in (context.old, context.new)]
+    for old, new in ((context.old, context.new), (bare[0], bare[1])):
+        can_set = context.version >= 170000
         up = StructureDrafter(old, new, can_set_expression=can_set).draft()
         back = StructureDrafter(
             new, old, is_online=False, can_set_expression=can_set
         ).draft()
         structure = (
-            [rename.step() for rename in shop.renames] + up,
-            back + [rename.undo() for rename in reversed(shop.renames)],
+            [rename.step() for rename in context.renames] + up,
+            back + [rename.undo() for rename in reversed(context.renames)],
         )
         for is_recreating in (False, True):
             routines = (
@@ -200,20 +202,25 @@ def _drafts(shop: _Workshop) -> Iterator[Draft]:
                 yield Draft(structure, routines, is_first)
 
 
-def _try(shop: _Workshop, name: str, why: str, draft: Draft) -> list[Piece] | _Failure:
+def _try(
+    context: _Context, name: str, why: str, draft: Draft
+) -> list[NewMigration] | _Failure:
     """Return the proved migrations of *draft*, completed by the comments it left."""
     while True:
-        pieces = assemble(name, why, draft)
-        text = "\n".join(f"-- INCOMPLETE: {piece.name}\n{piece.up}" for piece in pieces)
+        migrations = assemble(name, why, draft)
+        text = "\n".join(
+            f"-- INCOMPLETE: {migration.name}\n{migration.up}"
+            for migration in migrations
+        )
         try:
-            left, undone = _prove(shop, pieces)
+            left, undone = _prove(context, migrations)
         except MigrationError as exc:
-            return _Failure(len(shop.new.objects), str(exc), text)
+            return _Failure(len(context.new.objects), str(exc), text)
         if not left and not undone:
-            return pieces
+            return migrations
         (up, down), (more_up, more_down) = draft.structure, draft.routines
-        up = _missing(left, shop.new.sources, up + more_up)
-        down = _missing(undone, shop.old.sources, down + more_down)
+        up = _missing(left, context.new.sources, up + more_up)
+        down = _missing(undone, context.old.sources, down + more_down)
         if not up and not down:
             where = "it leaves" if left else "its rollback leaves"
             titles = ", ".join(d.title for d in (left or undone)[:5])
@@ -231,22 +238,22 @@ def _missing(
 
 
 def _prove(
-    shop: _Workshop, pieces: list[Piece]
+    context: _Context, migrations: list[NewMigration]
 ) -> tuple[list[Difference], list[Difference]]:
-    """Return the differences after applying *pieces*, and after rolling them back."""
-    loses_column = any("DROP COLUMN" in piece.up for piece in pieces)
+    """Return the differences after applying *migrations* and after their rollback."""
+    loses_column = any("DROP COLUMN" in migration.up for migration in migrations)
     with (
-        scratch_database(shop.server, template=shop.base) as proof,
+        scratch_database(context.server, template=context.base) as proof,
         tempfile.TemporaryDirectory() as temporary,
     ):
         folder = Path(temporary, "migrations")
-        shutil.copytree(shop.folder, folder)
-        _write(folder, pieces)
-        dumps = [shop.before]
-        for _ in pieces:
+        shutil.copytree(context.folder, folder)
+        _write(folder, migrations)
+        dumps = [context.before]
+        for _ in migrations:
             migrate(proof, folder, count=1)
             dumps.append(read_objects(proof))
-        if left := compare("", dumps[-1], "", shop.new.objects).differences:
+        if left := compare("", dumps[-1], "", context.new.objects).differences:
             return left, []
         for wanted in reversed(dumps[:-1]):
             rollback(proof, folder)
@@ -258,15 +265,15 @@ def _prove(
     return [], []
 
 
-def _write(folder: Path, pieces: list[Piece]) -> list[Path]:
-    """Write *pieces* after the last migration of *folder*; return their paths."""
+def _write(folder: Path, migrations: list[NewMigration]) -> list[Path]:
+    """Write *migrations* after the last migration of *folder*; return their paths."""
     first = int(read_migrations(folder)[-1].name[:4]) + 1
     paths = []
-    for number, piece in enumerate(pieces, first):
-        path = folder / f"{number:04}_{piece.name}.sql"
-        path.write_text(piece.up, encoding="ascii", newline="\n")
+    for number, migration in enumerate(migrations, first):
+        path = folder / f"{number:04}_{migration.name}.sql"
+        path.write_text(migration.up, encoding="ascii", newline="\n")
         path.with_suffix(".rollback.sql").write_text(
-            piece.down, encoding="ascii", newline="\n"
+            migration.down, encoding="ascii", newline="\n"
         )
         paths.append(path)
     return paths

@@ -11,7 +11,7 @@ _ADDED = re.compile(r"ALTER TABLE (?P<table>\S+)\s+ADD CONSTRAINT (?P<name>\w+)"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class NewMigration:
     """One migration and its rollback; `name` has no number yet."""
 
     name: str
@@ -41,7 +41,7 @@ class Draft:
         return replace(self, routines=routines)
 
 
-def assemble(name: str, why: str, draft: Draft) -> list[Piece]:
+def assemble(name: str, why: str, draft: Draft) -> list[NewMigration]:
     """Return the migrations of *draft*, in order.
 
     Functions and views have a migration of their own.
@@ -55,13 +55,15 @@ def assemble(name: str, why: str, draft: Draft) -> list[Piece]:
     return routines + structure if draft.has_routines_first else structure + routines
 
 
-def _lay_out_routines(name: str, why: str, up: list[Step], down: list[Step]) -> Piece:
-    return Piece(name, _file(why, up), _file("Loses nothing.", down))
+def _lay_out_routines(
+    name: str, why: str, up: list[Step], down: list[Step]
+) -> NewMigration:
+    return NewMigration(name, _file(why, up), _file("Loses nothing.", down))
 
 
 def _lay_out_structure(
     name: str, why: str, up: list[Step], down: list[Step]
-) -> list[Piece]:
+) -> list[NewMigration]:
     """Return the migrations of the steps for tables.
 
     Indexes of existing tables are dropped and built CONCURRENTLY, each in its own file,
@@ -78,21 +80,21 @@ def _lay_out_structure(
     back = [step for step in down if step.kind in ("change", "comment")]
     rebuilt = {step.name: step for step in down if step.kind == "build index"}
 
-    pieces = [
-        _lone(f"drop_{step.name}", why, step, rebuilt[step.name])
+    migrations = [
+        _outside_transaction(f"drop_{step.name}", why, step, rebuilt[step.name])
         for step in up
         if step.kind == "drop index"
     ]
-    if changes or (back and not pieces and not built):
+    if changes or (back and not migrations and not built):
         lost = [step.loses for step in changes if step.loses]
-        pieces.append(
-            Piece(
+        migrations.append(
+            NewMigration(
                 name, _file(why, changes), _file(_loss(back, lost), back, marks=False)
             )
         )
     has_main = bool(changes)
-    pieces += [
-        _lone(
+    migrations += [
+        _outside_transaction(
             f"create_{step.name}",
             why,
             step,
@@ -102,8 +104,8 @@ def _lay_out_structure(
     ]
     if late:
         checks = [step.name for step in late if step.kind == "validate"]
-        pieces.append(
-            Piece(
+        migrations.append(
+            NewMigration(
                 f"validate_{checks[0] if len(checks) == 1 else name}"
                 if checks
                 else f"comment_{name}",
@@ -116,10 +118,10 @@ def _lay_out_structure(
                 _file("Loses nothing.", _undo_late(up, late)),
             )
         )
-    if not has_main and pieces:
-        first = pieces[0]
-        pieces[0] = Piece(name, first.up, first.down)
-    return pieces
+    if not has_main and migrations:
+        first = migrations[0]
+        migrations[0] = NewMigration(name, first.up, first.down)
+    return migrations
 
 
 def _is_late(step: Step, built: set[str]) -> bool:
@@ -145,9 +147,9 @@ def _undo_late(up: list[Step], late: list[Step]) -> list[Step]:
     return steps
 
 
-def _lone(name: str, why: str, step: Step, back: Step) -> Piece:
+def _outside_transaction(name: str, why: str, step: Step, back: Step) -> NewMigration:
     """Return the migration of one statement outside a transaction."""
-    return Piece(
+    return NewMigration(
         name,
         f"-- {why}\n-- transactional: false\n\n{step.sql}\n",
         f"-- Loses nothing.\n-- transactional: false\n\n{concurrent(back.sql)}\n",
