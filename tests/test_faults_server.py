@@ -168,7 +168,7 @@ def test_full_disk_is_an_error_without_partial_effects(
     stopped, error = err.splitlines()
     assert stopped.startswith("stopped: 0 new messages were recorded;")
     assert error.startswith("error: the database's disk is full (could not extend file")
-    assert error.endswith("free some space, and run it again")
+    assert error.endswith("free some space and run it again")
     with connect(url) as conn:
         counts = conn.execute(
             "SELECT (SELECT count(*) FROM app.messages), count(*) FROM app.usage_daily"
