@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from pyapp.devtools.checks.schema_diff import check, load_schema
+from pyapp.devtools.migrations import adopt as adoption
 from pyapp.devtools.migrations.adopt import adopt
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
@@ -233,6 +235,25 @@ def test_drift_of_a_schema_built_by_psql_is_shown(
     assert "differs from the SQL files in INDEX app.messages_client_id_idx" in err
     assert "CREATE INDEX messages_client_id_idx" in out + err
     assert list_migrations(empty_database)[0].state == "pending"
+
+
+def test_change_during_the_proof_is_refused(
+    earlier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove = adoption._prove
+
+    def prove_late(*arguments: Any) -> list[str]:
+        statements = prove(*arguments)
+        execute(earlier, "CREATE INDEX extra_idx ON app.users (name)")
+        return statements
+
+    monkeypatch.setattr(adoption, "_prove", prove_late)
+    before = marks(earlier)
+
+    with pytest.raises(MigrationError, match="changed during the proof"):
+        adopt(earlier)
+
+    assert marks(earlier) == before
 
 
 def test_empty_database_has_nothing_to_adopt(empty_database: str) -> None:

@@ -61,9 +61,9 @@ def adopt(
 ) -> list[str]:
     """Mark the migrations of *folder* at *url*; return their names, none if marked.
 
-    The proof uses scratch databases on the server of *scratch_url*, else of *url*. All
-    rows are kept. Objects of an earlier history that only their name or text changes
-    are replaced.
+    The proof uses scratch databases on the server of *scratch_url*, else of *url*. For
+    the earlier history, functions, views, triggers and comments that differ are
+    replaced, and sql/adopt.sql is run. All rows are kept.
 
     Raises:
         MigrationError: the database has no schema, or other migrations.
