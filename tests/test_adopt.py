@@ -1,5 +1,6 @@
 """`pyapp db adopt` marks migrations on a database that was built in another way."""
 
+import gzip
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from pyapp.errors import MigrationError, SchemaCheckError
 from tests.backups import rows_of
 from tests.support import run_cli
 
-EARLIER = Path(__file__).parent / "data" / "earlier_history.sql"
+# A dump by pg_dump --inserts, of a database with migrations 0001 to 0021 and some rows.
+EARLIER = Path(__file__).parent / "data" / "earlier_history.sql.gz"
 NAMES = [file.name for file in read_migrations()]
 KILLED = """
 import os, signal, sys
@@ -36,7 +38,7 @@ adopt(sys.argv[1])
 @pytest.fixture
 def earlier(empty_database: str) -> str:
     """Return a database with rows and all migrations of the earlier history."""
-    execute(empty_database, EARLIER.read_text(encoding="utf-8"))
+    execute(empty_database, gzip.decompress(EARLIER.read_bytes()).decode())
     return empty_database
 
 
