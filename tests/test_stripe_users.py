@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from pyapp.quota import get_user_quota
+from pyapp.stripe_sync.store import sync_users
 from tests.stripe_world import (
     START,
     StripeWorld,
@@ -165,6 +166,25 @@ def test_inactive_subscription_does_not_move_the_period(world):
     for n, status in enumerate(["incomplete", "unpaid", "canceled", "paused"]):
         subscribe(world, f"sub_{n}", status=status)
         assert world.quota_period(user_id) == before
+
+
+def test_view_shows_what_the_next_sync_writes(world, user_id):
+    """Plain SQL has changed the mirror; its sync is still to come."""
+    subscribe(world)
+    world.conn.execute("UPDATE app.stripe_subscriptions SET status = 'unpaid'")
+    statement = (
+        "SELECT e.id, e.subscription_status, e.base_quota, e.differences"
+        " FROM app.stripe_entitlements AS e WHERE e.differences <> '{}'"
+    )
+    assert world.conn.execute(statement).fetchall() == [
+        (user_id, "unpaid", 2500, ["status", "price"])
+    ]
+
+    (synced,) = sync_users(world.conn, user_ids=[user_id])
+    assert synced.differences == ["status", "price"]
+    user = world.get_user(user_id)
+    assert (user.subscription_status, user.base_quota) == ("unpaid", 2500)
+    assert world.conn.execute(statement).fetchall() == []
 
 
 def test_unchanged_subscription_does_not_write_the_user(world, user_id):
