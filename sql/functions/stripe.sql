@@ -1,9 +1,16 @@
 -- The Stripe mirror, and what users get from it. Snapshots of customers and
 -- subscriptions are compared with the stored rows and upserted. The view
 -- app.stripe_entitlements says what each user should have; app.sync_stripe_users writes
--- it. Bodies in BEGIN ATOMIC are inlined into the statements that use them.
--- LEFT JOIN LATERAL ... LIMIT 1 looks rows up one by one, also in a plan that was made
--- while the table was empty.
+-- it.
+--
+-- Bodies in BEGIN ATOMIC are inlined into the statements that use them. Statements have
+-- generic plans (plan_cache_mode), because planning one takes longer than running it. A
+-- session may make a plan while the tables are empty and use it when they are large, so
+-- a plan has to look rows up by an index, one by one: by enable_seqscan = off, LATERAL
+-- with LIMIT 1, and = ANY (array). LIMIT ALL is an optimization fence: the expressions
+-- of its subquery are evaluated once.
+
+-- The linter takes parameters for columns without a table.
 -- noqa: disable=RF02,RF03,AM03,AM06,AM09
 
 -- ---------------------------------------------------------------------------
@@ -24,7 +31,7 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 AS $$
 BEGIN
-    -- In id order, and before rows are written whose foreign keys lock users too.
+    -- Before rows are written whose foreign keys lock the same users in another order.
     PERFORM u.id
     FROM app.users AS u
     WHERE u.id = ANY(ARRAY(
@@ -81,8 +88,8 @@ COMMENT ON FUNCTION app.compare_stripe_snapshot(
 -- Customers
 -- ---------------------------------------------------------------------------
 
--- A link is kept until a snapshot names another user. An e-mail address proposes a user
--- only if the user has no customer and no other snapshot belongs to the user.
+-- A customer keeps its user until a snapshot names another one. An e-mail address
+-- proposes a user who has no customer and to whom no other snapshot belongs.
 CREATE OR REPLACE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (
     id text,
@@ -222,7 +229,7 @@ BEGIN ATOMIC
             COALESCE(
                 o.owner_id, CASE WHEN match_email THEN o.proposed_user_id END
             ) AS user_id,
-            -- An event does not revive a customer; pages list no deleted customers.
+            -- A page or a fetched object revives a deleted customer; an event does not.
             o.is_deleted OR (o.was_deleted IS TRUE AND source = 'event') AS is_gone,
             o.was_deleted IS TRUE AND NOT o.is_deleted AND source <> 'event'
                 AS is_revived
@@ -644,7 +651,7 @@ BEGIN ATOMIC
         LIMIT 1
     ),
 
-    -- The quota follows a paid period that ends on Stripe's anchor or lasts a month.
+    -- The quota's period is the paid one if that ends on Stripe's anchor or is a month.
     paid AS (
         SELECT
             b.id,
@@ -665,6 +672,7 @@ BEGIN ATOMIC
         p.price_id,
         p.status,
         p.is_active,
+        -- NULL: the user keeps its anchor and its reset.
         CASE
             WHEN NOT p.is_active THEN NULL
             WHEN p.is_on_anchor THEN p.anchor
