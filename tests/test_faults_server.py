@@ -1,6 +1,6 @@
 """A server that is killed under load, and one whose disk is full.
 
-It is a server of this file's own, which keeps what was confirmed.
+The tests use their own server, which keeps confirmed messages.
 """
 
 import os
@@ -66,7 +66,7 @@ class Writer(threading.Thread):
             self.error = exc
 
     def record(self, conn: psycopg.Connection) -> None:
-        """Record what is in doubt, and commit."""
+        """Record the message whose commit is in doubt, and commit."""
         record_message(
             conn,
             id=self.doubtful,
