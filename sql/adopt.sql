@@ -28,6 +28,11 @@ ALTER TABLE app.stripe_events
         CHECK (status IN ('applied', 'stale', 'ignored', 'failed'));
 
 -- Renamed.
+UPDATE app.stripe_sync_runs AS r
+SET cursor = replace(
+    replace(r.cursor, '"noun":', '"object_type":'), '"nameless":', '"without_id":'
+)
+WHERE r.cursor IS NOT NULL;
 DROP TRIGGER users_end_unproved_sessions ON app.users;
 DROP FUNCTION app.end_unproved_sessions();
 ALTER TABLE app.users

@@ -212,7 +212,7 @@ def make_event(
 ) -> bytes:
     """Return the JSON of an event; *fields* replace its own."""
     event = {
-        "id": f"evt_made{next(NUMBERS)}",
+        "id": f"evt_made{next(NUMBERS):06}",
         "object": "event",
         "api_version": stripe.api_version,
         "created": created,

@@ -1,6 +1,7 @@
 """`pyapp db adopt` marks migrations on a database that was built in another way."""
 
 import gzip
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pyapp.devtools.migrations.adopt import adopt
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
 from pyapp.errors import MigrationError, SchemaCheckError
+from pyapp.stripe_sync.pages import Cursor
+from pyapp.stripe_sync.replay import EventCursor
 from tests.backups import rows_of
 from tests.support import run_cli
 
@@ -79,6 +82,23 @@ def test_earlier_history_is_brought_over_with_its_rows(earlier: str) -> None:
         for comparison in check(earlier).comparisons
         for difference in comparison.differences
     ] == []
+
+
+def test_interrupted_run_is_resumed_after_the_adoption(earlier: str) -> None:
+    listed = {"noun": "subscriptions", "after": "sub_1", "created": 5, "tail": []}
+    replayed = {"since": None, "after": "evt_1", "created": 5, "nameless": 2}
+    insert = "INSERT INTO app.stripe_sync_runs (kind, cursor) VALUES (%s, %s)"
+    with psycopg.connect(earlier) as conn:
+        conn.execute(insert, ["reconcile", json.dumps(listed)])
+        conn.execute(insert, ["replay", json.dumps(replayed)])
+    adopt(earlier)
+    with psycopg.connect(earlier) as conn:
+        cursors = conn.execute(
+            "SELECT r.cursor FROM app.stripe_sync_runs AS r ORDER BY r.id DESC LIMIT 2"
+        ).fetchall()
+    (replay_text,), (reconcile_text,) = cursors
+    assert Cursor.load(reconcile_text) == Cursor("subscriptions", "sub_1", 5, [])
+    assert EventCursor.load(replay_text, None) == EventCursor(None, "evt_1", 5, 2)
 
 
 def test_adopted_database_rolls_back_and_migrates(earlier: str) -> None:

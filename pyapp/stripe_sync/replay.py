@@ -83,7 +83,7 @@ def replay_events(
     """
     first = _read_since(since)
     with start_run(conn, "replay") as run:
-        cursor = _Cursor.load(run.cursor, first)
+        cursor = EventCursor.load(run.cursor, first)
         if cursor.after is None:
             run.restart()
         listing = _Listing(client, page_size, run)
@@ -202,7 +202,7 @@ def _process_page(
 
 
 @dataclass(frozen=True, slots=True)
-class _Cursor:
+class EventCursor:
     """The position of a replay from *since* on: after event *after*.
 
     That event was created at *created*; *without_id* events after it had no valid id.
@@ -213,7 +213,7 @@ class _Cursor:
     created: int | None = None
     without_id: int = 0
 
-    def advance(self, page: EventPage) -> "_Cursor":
+    def advance(self, page: EventPage) -> "EventCursor":
         """Return the cursor after *page*."""
         ids = [find_id(listed) for listed in page]
         times = [time for listed in page if (time := find_created(listed)) is not None]
@@ -223,13 +223,13 @@ class _Cursor:
             return replace(
                 self, created=created, without_id=self.without_id + len(page)
             )
-        return _Cursor(self.since, after, created, ids[::-1].index(after))
+        return EventCursor(self.since, after, created, ids[::-1].index(after))
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
-    def load(cls, text: str | None, since: int | None) -> "_Cursor":
+    def load(cls, text: str | None, since: int | None) -> "EventCursor":
         """Return the cursor in *text* if it includes *since*, else a new one."""
         saved = cls(**json.loads(text)) if text else cls(since)
         is_included = saved.since is None or (
@@ -247,7 +247,7 @@ class _Listing:
     run: ActiveRun
     until: int | None = None
 
-    def list_after(self, cursor: _Cursor) -> EventPage:
+    def list_after(self, cursor: EventCursor) -> EventPage:
         """Return the next page, its oldest event first; empty at the end."""
         listed = None
         if cursor.without_id and cursor.after is None:
@@ -265,7 +265,7 @@ class _Listing:
             return page[seen:]
         raise StripeRequestError("Stripe lists only events without ids")
 
-    def _list_oldest(self, cursor: _Cursor) -> Mapping[str, Any]:
+    def _list_oldest(self, cursor: EventCursor) -> Mapping[str, Any]:
         since = cursor.since if cursor.created is None else cursor.created
         page = self._list(since)
         if page is None:
