@@ -140,11 +140,6 @@ class _Compared:
     users: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Repaired:
-    is_repaired: bool
-
-
 def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck:
     """Compare the sums at *url* with their rows; keep the first *limit* of each kind.
 
@@ -198,7 +193,7 @@ def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
     try:
         with conn.transaction():
             execute(conn, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
-            fetch_one(conn, _Repaired, name, **key)
+            execute(conn, name, **key)
     except psycopg.errors.LockNotAvailable:
         return False
     return True

@@ -51,18 +51,8 @@ class _Month:
 
 
 @dataclass(frozen=True, slots=True)
-class _Created:
-    created: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Partition:
     name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    is_there: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +82,10 @@ def create_payload_partitions(
     created = 0
     with _maintaining(url) as conn:
         missing = fetch_all(conn, _Month, "list_missing_months", **window)
-        is_aside = fetch_one(conn, _Found, "find_waiting_table").is_there
+        is_aside = fetch_one(conn, bool, "find_waiting_table")
         if missing and not is_aside:
-            many = fetch_one(conn, _Found, "has_many_waiting", most=MOST_UNDER_LOCK)
-            if is_aside := many.is_there:
+            is_aside = fetch_one(conn, bool, "has_many_waiting", most=MOST_UNDER_LOCK)
+            if is_aside:
                 created += _patiently(conn, partial(_put_aside, conn))
                 missing = fetch_all(conn, _Month, "list_missing_months", **window)
         if is_aside:
@@ -125,7 +115,7 @@ def retire_payloads(
     """
     retired: list[str] = []
     with _maintaining(url) as conn:
-        if fetch_one(conn, _Found, "find_retired_table").is_there:
+        if fetch_one(conn, bool, "find_retired_table"):
             retired.append(_drop(conn, archive_folder))
         while name := _patiently(conn, partial(_detach, conn, keep_months)):
             _drop(conn, archive_folder, name)
@@ -154,9 +144,7 @@ def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
-    return fetch_one(
-        conn, _Created, "create_payload_partition", first_day=first_day
-    ).created
+    return fetch_one(conn, int, "create_payload_partition", first_day=first_day)
 
 
 def _put_aside(conn: psycopg.Connection[Any]) -> int:
@@ -187,7 +175,7 @@ def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
 
 
 def _has_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
-    return fetch_one(conn, _Found, "has_expired_payloads", months=keep_months).is_there
+    return fetch_one(conn, bool, "has_expired_payloads", months=keep_months)
 
 
 def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:

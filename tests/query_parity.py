@@ -39,6 +39,7 @@ PYTHON_TYPES: dict[str, set[type]] = {
     "int4": {int},
     "int8": {int},
     "interval": {timedelta},
+    "name": {str},
     "numeric": {Decimal},
     "text": {str},
     "timestamptz": {datetime},

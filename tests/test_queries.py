@@ -1,5 +1,6 @@
 """Queries, functions and rows agree with each other and with the database."""
 
+import builtins
 import importlib
 import inspect
 import pkgutil
@@ -118,14 +119,18 @@ def test_columns_and_fields_of_the_tools_agree(conn: psycopg.Connection[TupleRow
             query = TOOL_QUERIES.get(call.query)
             if query is None or call.row is None:
                 continue
-            row = getattr(module, call.row)
-            names = getattr(row, "_fields", None) or row.__dataclass_fields__
+            row = getattr(module, call.row, None) or getattr(builtins, call.row)
             try:
                 with conn.transaction():
                     _, columns = describe(conn, query)
             except AssertionError:
                 undescribed.add(query.name)
                 continue
+            if row.__module__ == "builtins":
+                (column,) = columns
+                assert row in PYTHON_TYPES[column.type], call
+                continue
+            names = getattr(row, "_fields", None) or row.__dataclass_fields__
             assert [*names] == [column.name for column in columns], call
 
     assert undescribed == NEED_OTHER_TABLES

@@ -67,6 +67,11 @@ def load_log_format(root: Path | None = None) -> LogFormat | None:
     return _log_format(read_values(root or find_root()))
 
 
+def is_live_key(key: str) -> bool:
+    """Tell whether *key* is a live-mode key of Stripe."""
+    return key.startswith(("sk_live_", "rk_live_"))
+
+
 @functools.cache
 def configured_margin() -> Decimal:
     """Return PYAPP_MARGIN; it is read once and cached for the life of the process.

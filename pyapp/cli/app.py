@@ -14,7 +14,7 @@ from pyapp.errors import PyappError
 # The help and the modules of each group. A module is imported only if the command line
 # begins with its group, because the imports of one command would slow down all others.
 GROUPS = {
-    "db": ("The local server and its schema.", ("db", "schema", "docs")),
+    "db": ("The local server and its schema.", ("db", "schema")),
     "import": ("Usage logs.", ("usage",)),
     "users": ("Accounts.", ("users",)),
     "stripe": ("Webhooks, replay and reconciliation.", ("stripe",)),

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import stripe
 
-from pyapp._core.config import Settings
+from pyapp._core.config import Settings, is_live_key
 from pyapp._core.retry import retry
 from pyapp.errors import ConfigError, StripeRequestError
 
@@ -61,7 +61,7 @@ def make_client(settings: Settings) -> stripe.StripeClient:
     key = settings.stripe_api_key
     if not key:
         raise ConfigError("STRIPE_SECRET_KEY is not set; put it into .env.local")
-    if settings.environment == "local" and is_live(key):
+    if settings.environment == "local" and is_live_key(key):
         raise ConfigError(
             "STRIPE_SECRET_KEY is a live key and ENVIRONMENT is local; use a test key"
         )
@@ -73,11 +73,6 @@ def make_client(settings: Settings) -> stripe.StripeClient:
     )
 
 
-def is_live(key: str) -> bool:
-    """Return True if *key* is a live-mode key."""
-    return key.startswith(("sk_live_", "rk_live_"))
-
-
 def find_livemode(settings: Settings) -> bool | None:
     """Return the mode whose events are processed: True live, False test, None both.
 
@@ -85,7 +80,7 @@ def find_livemode(settings: Settings) -> bool | None:
     test events only, and other environments process both.
     """
     if settings.stripe_api_key:
-        return is_live(settings.stripe_api_key)
+        return is_live_key(settings.stripe_api_key)
     return False if settings.environment == "local" else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
-from pyapp._core.config import Settings, load_settings, read_values
+from pyapp._core.config import Settings, is_live_key, load_settings, read_values
 from pyapp._core.connection import connect, is_local
 from pyapp.devtools.checks import schema_diff
 from pyapp.devtools.migrations import migrator
@@ -19,7 +19,6 @@ from pyapp.devtools.server.local import readable_version, status
 from pyapp.errors import PyappError
 
 OLDEST, NEWEST = 15, 18
-LIVE_KEYS = ("sk_live_", "rk_live_")
 
 
 class Level(StrEnum):
@@ -91,7 +90,7 @@ def _environment(values: dict[str, str]) -> Finding:
 
 def _stripe(values: dict[str, str]) -> Finding:
     key = values.get("STRIPE_SECRET_KEY", "")
-    if key.startswith(LIVE_KEYS) and values.get("ENVIRONMENT") == "local":
+    if is_live_key(key) and values.get("ENVIRONMENT") == "local":
         return Finding(
             "Stripe",
             Level.PROBLEM,

@@ -6,21 +6,14 @@ large database.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import TupleRow, tuple_row
 
 from pyapp._core.queries import QUERIES, Query, sql_dir
 from pyapp._core.run import execute, fetch_one
 from pyapp.errors import QueryFileError
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    statement: str
 
 
 def read_plans() -> dict[str, list[str]]:
@@ -73,7 +66,7 @@ def explain_query(
         raise QueryFileError(f"{query.name} has no parameter {names}; it has {known}")
     given = [values.get(name) for name in query.parameters]
     mode = "force_custom_plan" if values else "force_generic_plan"
-    fetch_one(conn, _Text, "set_plan_mode", mode=mode)
+    execute(conn, "set_plan_mode", mode=mode)
     _run(conn, "format_prepare", statement=_numbered(query))
     plan = _run(conn, "format_explain", is_analyzed=is_analyzed, values=given)
     lines = [line for (line,) in plan]
@@ -85,8 +78,8 @@ def _run(
     conn: psycopg.Connection[Any], name: str, **parameters: Any
 ) -> psycopg.Cursor[TupleRow]:
     """Run the statement that the query *name* returns."""
-    text = fetch_one(conn, _Text, name, **parameters)
-    return conn.cursor(row_factory=tuple_row).execute(sql.SQL(text.statement))
+    statement = fetch_one(conn, str, name, **parameters)
+    return conn.cursor(row_factory=tuple_row).execute(statement.encode())
 
 
 def _numbered(query: Query) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -13,11 +12,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pyapp._core.connection import connect, session_conninfo
 from pyapp._core.run import fetch_all, fetch_one
 from pyapp.errors import SchemaCheckError
-
-
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    statement: str
 
 
 @contextlib.contextmanager
@@ -34,9 +28,9 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
     name = f"pyapp_scratch_{int(time.time())}_{secrets.token_hex(4)}"
     with connect(url) as conn:
         conn.autocommit = True
-        for old in fetch_all(conn, _Statement, "list_old_scratches"):
+        for old in fetch_all(conn, str, "list_old_scratches"):
             with contextlib.suppress(psycopg.Error):
-                conn.execute(old.statement.encode())
+                conn.execute(old.encode())
         try:
             _create(conn, name, template)
             yield make_conninfo(session_conninfo(url), dbname=name)
@@ -65,5 +59,4 @@ def _create(
 def _run(
     conn: psycopg.Connection[tuple[object, ...]], query: str, name: str, **others: Any
 ) -> None:
-    statement = fetch_one(conn, _Statement, query, name=name, **others).statement
-    conn.execute(statement.encode())
+    conn.execute(fetch_one(conn, str, query, name=name, **others).encode())

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 
@@ -46,10 +46,6 @@ _NOT_RESTORED = ("\\", "SET transaction_timeout")
 SCHEMA, LIVE = "the SQL files", "the database"
 # Objects that CREATE OR REPLACE can replace.
 _REPLACED = re.compile(r"^CREATE (FUNCTION|VIEW|TRIGGER) ")
-
-
-class _Function(NamedTuple):
-    name: str
 
 
 def adopt(
@@ -103,11 +99,11 @@ def _require_whole_history(applied: dict[str, Any]) -> None:
 
 def _require_known_functions(conn: psycopg.Connection[Any]) -> None:
     """Refuse to overwrite functions that were changed by hand."""
-    if changed := fetch_all(conn, _Function, "list_changed_functions"):
-        names = ", ".join(function.name for function in changed)
+    if changed := fetch_all(conn, str, "list_changed_functions"):
         raise SchemaCheckError(
-            f"functions differ from those of {EARLIER_HISTORY[-1]}: {names}; restore"
-            " them, then run pyapp db adopt again; nothing was changed"
+            f"functions differ from those of {EARLIER_HISTORY[-1]}:"
+            f" {', '.join(changed)}; restore them, then run pyapp db adopt again;"
+            " nothing was changed"
         )
 
 

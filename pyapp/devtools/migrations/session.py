@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from yoyo import internalmigrations
@@ -28,14 +28,6 @@ from pyapp.devtools.migrations.history import (
 )
 from pyapp.devtools.server.urls import is_on_this_machine
 from pyapp.errors import MigrationError
-
-
-class _Grant(NamedTuple):
-    statement: str
-
-
-class _Holder(NamedTuple):
-    pid: int
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
@@ -148,16 +140,15 @@ def _require_grants(
     has_all = tables.has_lock and tables.has_migrations and tables.has_checksums
     grants = fetch_all(
         conn,
-        _Grant,
+        str,
         "list_missing_grants",
         is_missing_tables=not has_all,
         is_building=is_building,
     )
     if grants:
-        statements = "; ".join(grant.statement for grant in grants)
         raise MigrationError(
             f"the role {conn.info.user} may not create what the migrations need; let"
-            f" the database's owner or a superuser run: {statements}"
+            f" the database's owner or a superuser run: {'; '.join(grants)}"
         )
 
 
@@ -167,8 +158,8 @@ def _wait_for_yoyo(conn: psycopg.Connection[Any], patience: float) -> None:
     A run of pyapp leaves no such row, because it never commits one.
     """
     deadline = time.monotonic() + patience
-    while holders := fetch_all(conn, _Holder, "list_yoyo_locks"):
-        pid = holders[0].pid
+    while holders := fetch_all(conn, int, "list_yoyo_locks"):
+        pid = holders[0]
         others = read_bookkeeping(conn).other_clients
         if not others or (is_on_this_machine(conn) and not _is_alive(pid)):
             execute(conn, "delete_yoyo_lock")

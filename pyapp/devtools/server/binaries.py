@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psycopg.conninfo import conninfo_to_dict
-
 from pyapp.errors import LocalServerError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -141,30 +139,6 @@ def as_account(account: pwd.struct_passwd | None) -> dict[str, Any]:
         options |= {"user": account.pw_uid, "group": account.pw_gid}
         options |= {"extra_groups": [], "cwd": "/"}
     return options
-
-
-def run_client(program: str, url: str, *arguments: str) -> None:
-    """Run createdb or dropdb on the server of *url*."""
-    parts = conninfo_to_dict(url)
-    options = as_account(None)
-    options["env"] |= {
-        f"PG{name.upper()}": str(parts[name])
-        for name in ("host", "port", "user", "password")
-        if name in parts
-    }
-    run = subprocess.run(
-        [
-            binaries() / program,
-            "--no-password",
-            "--maintenance-db=postgres",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        **options,
-    )
-    if run.returncode:
-        raise LocalServerError(f"{program} failed: {last_line(run)}")
 
 
 def _copy_wheel(original: Path, copy: Path) -> None:

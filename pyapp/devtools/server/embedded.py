@@ -19,13 +19,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from pyapp._core.connection import unavailable
 from pyapp._core.database_url import find_elsewhere
+from pyapp._core.run import fetch_one
 from pyapp.devtools.server.binaries import (
     IS_UNIX,
     as_account,
@@ -33,7 +35,6 @@ from pyapp.devtools.server.binaries import (
     make_folder,
     owner_name,
     remove_folder,
-    run_client,
     server_account,
     server_binaries,
 )
@@ -228,7 +229,7 @@ class EmbeddedServer:
                 reason = str(exc)
                 is_transient = any(word in reason for word in TRANSIENT)
                 if 'FATAL:  database "' in reason:
-                    run_client("createdb", self.url, self.database)
+                    self._create_database()
                 elif "password authentication failed" in reason:
                     raise LocalServerError(
                         f"the server in {self.folder} was created with another user or"
@@ -237,6 +238,11 @@ class EmbeddedServer:
                 elif not is_transient or time.monotonic() > deadline:
                     raise unavailable(self.url, exc) from exc
                 time.sleep(0.1)
+
+    def _create_database(self) -> None:
+        url = make_conninfo(self.url, dbname="postgres")
+        with psycopg.connect(url, autocommit=True, connect_timeout=5) as conn:
+            run_formatted(conn, "format_create_database", self.database)
 
     def _stop(self, mode: str) -> None:
         if self._pg_ctl("stop", f"--mode={mode}") != 0:
@@ -278,6 +284,17 @@ class EmbeddedServer:
 
     def _program(self, name: str, account: pwd.struct_passwd | None) -> Path:
         return (self.programs or server_binaries(account)) / name
+
+
+def run_formatted(conn: psycopg.Connection[Any], query: str, database: str) -> None:
+    """Run the statement that *query* returns for *database*."""
+    statement = fetch_one(conn, str, query, name=database)
+    try:
+        conn.execute(statement.encode())
+    except psycopg.Error as exc:
+        raise LocalServerError(
+            f"{statement} failed: {exc.diag.message_primary or exc}"
+        ) from exc
 
 
 def require_unix() -> None:

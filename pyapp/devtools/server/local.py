@@ -23,6 +23,7 @@ from pyapp.devtools.server.embedded import (
     EmbeddedServer,
     find_postmaster,
     port_is_free,
+    run_formatted,
 )
 from pyapp.devtools.server.urls import (
     Target,
@@ -252,16 +253,6 @@ def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    statement: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Database:
-    name: str
-
-
 def _require_port(settings: Settings, target: Target, kind: Kind) -> None:
     """Refuse to delete the data of a server of this checkout on another port."""
     if kind is Kind.EMBEDDED:
@@ -300,8 +291,7 @@ def _find_others(
             raise
         except (LocalServerError, DatabaseUnavailableError):
             return None
-        found = fetch_all(conn, _Database, "list_other_databases", name=target.database)
-        return tuple(database.name for database in found)
+        return tuple(fetch_all(conn, str, "list_other_databases", name=target.database))
 
 
 @contextlib.contextmanager
@@ -360,8 +350,7 @@ def _maintenance(
 
 def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
     """Return the statement that drops *database*, quoted for the shell."""
-    found = fetch_one(conn, _Statement, "format_drop_database", name=database)
-    return shlex.quote(found.statement)
+    return shlex.quote(fetch_one(conn, str, "format_drop_database", name=database))
 
 
 def _recreate_server(settings: Settings, target: Target, kind: Kind) -> None:
@@ -380,13 +369,7 @@ def _recreate_database(target: Target, kind: Kind) -> None:
     """Delete only the database of *target*, and create it again."""
     with _maintenance(target, kind) as conn:
         for query in ("format_drop_database", "format_create_database"):
-            found = fetch_one(conn, _Statement, query, name=target.database)
-            try:
-                conn.execute(found.statement.encode())
-            except psycopg.Error as exc:
-                raise LocalServerError(
-                    f"{found.statement} failed: {exc.diag.message_primary or exc}"
-                ) from exc
+            run_formatted(conn, query, target.database)
 
 
 def _start_embedded(embedded: EmbeddedServer) -> None:
