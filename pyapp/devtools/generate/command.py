@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -22,13 +22,13 @@ from pyapp.devtools.checks.schema_diff import (
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
 from pyapp.devtools.generate.routines import draft_routines
-from pyapp.devtools.generate.sources import Sources, read_sources
+from pyapp.devtools.generate.sources import Sources
 from pyapp.devtools.generate.steps import (
     Rename,
     Side,
     Step,
-    comment_removals,
     comment_steps,
+    read_side,
 )
 from pyapp.devtools.generate.structure import StructureDrafter, rename_hint
 from pyapp.devtools.migrations.files import read_migrations
@@ -111,8 +111,7 @@ def _prepare(
     base: str | None,
 ) -> Iterator[_Context]:
     folder = folder or migrations_dir()
-    migrated = read_sources(file.text for file in read_migrations(folder))
-    written = read_sources([schema_text(schema)])
+    migrated = [file.text for file in read_migrations(folder)]
     with contextlib.ExitStack() as stack:
         if base is None:
             base = stack.enter_context(scratch_database(url))
@@ -136,8 +135,8 @@ def _prepare(
             version=version,
             base=base,
             before=before,
-            old=Side(objects, migrated),
-            new=Side(after, written),
+            old=read_side(objects, migrated),
+            new=read_side(after, [schema_text(schema)]),
             folder=folder,
             renames=renames,
         )
@@ -182,8 +181,10 @@ def _find_draft(
 
 def _drafts(context: _Context) -> Iterator[Draft]:
     """Yield the drafts to try: with the text of the files first, tables first."""
-    bare = [Side(side.objects, Sources()) for side in (context.old, context.new)]
-    for old, new in ((context.old, context.new), (bare[0], bare[1])):
+    bare_old, bare_new = (
+        replace(side, sources=side.dumped) for side in (context.old, context.new)
+    )
+    for old, new in ((context.old, context.new), (bare_old, bare_new)):
         can_set = context.version >= 170000
         up = StructureDrafter(old, new, can_set_expression=can_set).draft()
         back = StructureDrafter(
@@ -232,7 +233,7 @@ def _missing(
     differences: list[Difference], sources: Sources, known: list[Step]
 ) -> list[Step]:
     """Return the steps for comments that differ, without those already tried."""
-    steps = comment_steps(differences, sources) + comment_removals(differences)
+    steps = comment_steps(differences, sources)
     texts = {step.sql for step in known}
     return [step for step in steps if step.sql not in texts]
 

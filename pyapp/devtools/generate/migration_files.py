@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from pyapp.devtools.generate.steps import Step, concurrent
+from pyapp.devtools.generate.steps import Step, concurrent, remove_comment
 
 _TIMEOUT = "SET LOCAL lock_timeout = '5s';"
 _INDEX_COMMENT = re.compile(r"COMMENT app\.INDEX (\w+)")
@@ -136,8 +136,7 @@ def _undo_late(up: list[Step], late: list[Step]) -> list[Step]:
     steps = []
     for step in reversed(late):
         if step.kind == "comment":
-            target = step.sql[step.sql.index("COMMENT ON") :].split(" IS")[0]
-            steps.append(Step(f"{target} IS NULL;", "comment"))
+            steps.append(Step(remove_comment(step.sql), "comment"))
             continue
         definition = added[step.name].sql
         found = _ADDED.search(definition)

@@ -48,10 +48,11 @@ def draft_routines(
         if name and before.get(title) != after[title]:
             changed.setdefault(name, False)
     drops.sort(key=lambda step: not step.sql.startswith("DROP VIEW"))
-    order = {name: n for n, name in enumerate(new.sources.routines)}
-    names = sorted(changed, key=lambda name: order.get(name, len(order)))
     return drops + [
-        step for name in names for step in _define(new, name, changed[name])
+        step
+        for name in new.sources.routines
+        if name in changed
+        for step in _define(new, name, changed[name])
     ]
 
 
@@ -70,17 +71,7 @@ def _define(side: Side, name: str, is_changed: bool) -> Iterator[Step]:
 
     Only its comments unless *is_changed*.
     """
-    group = side.sources.routines.get(name)
-    if group is None:
-        for title, text in side.objects.items():
-            found = _ROUTINE.match(title)
-            if name in (
-                found and found["name"],
-                commented_routine(title, side.objects),
-            ):
-                yield Step(_or_replace(text))
-        return
-    for key, statement in group.items():
+    for key, statement in side.sources.routines[name].items():
         if is_changed or key[0] == "COMMENT":
             yield Step(replace(statement, text=_or_replace(statement.text)).render())
 

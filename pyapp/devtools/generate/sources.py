@@ -13,7 +13,6 @@ from pyapp.errors import GenerateError, MissingExtraError
 
 # A comment that follows a semicolon on its line belongs to that statement.
 _TRAILING = re.compile(r";(?P<comment> *--[^\n]*)?")
-_NOT_VALID = re.compile(r"\s+NOT VALID$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,16 @@ class Sources:
     constraints: dict[Key, str] = field(default_factory=dict)
     tables: dict[str, list[Statement]] = field(default_factory=dict)
     routines: dict[str, dict[Key, Statement]] = field(default_factory=dict)
+
+    def completed_by(self, other: "Sources") -> "Sources":
+        """Return these objects, followed by those that only *other* has."""
+        return Sources(
+            self.objects | other.objects | self.objects,
+            self.columns | other.columns | self.columns,
+            self.constraints | other.constraints | self.constraints,
+            self.tables | other.tables | self.tables,
+            self.routines | other.routines | self.routines,
+        )
 
 
 def read_sources(texts: Iterable[str]) -> Sources:
@@ -172,7 +181,7 @@ def _add_parts(
             name, rest = _part_at(text, part.location - start).split(maxsplit=1)
             sources.columns[table, name] = f"{name} {rest}"
         elif kind == "Constraint" and part.conname:
-            constraint = _NOT_VALID.sub("", _part_at(text, part.location - start))
+            constraint = _part_at(text, part.location - start)
             sources.constraints[table, part.conname] = constraint
 
 

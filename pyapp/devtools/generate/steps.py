@@ -1,12 +1,18 @@
 """Statements of a migration, and how they are written."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import Difference
-from pyapp.devtools.generate.sources import Sources, comment_key, parse
+from pyapp.devtools.generate.sources import (
+    Sources,
+    comment_key,
+    parse,
+    read_sources,
+)
 
 Kind = Literal["change", "comment", "drop index", "build index", "validate"]
 
@@ -46,40 +52,47 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two schemas: its objects in a dump, and their text in the files."""
+    """One of the two schemas: its objects in a dump, and their text.
+
+    `sources` has the text of the files, and that of the dump for all that the files do
+    not define. `dumped` has the text of the dump only, to compare two sides.
+    """
 
     objects: Objects
     sources: Sources
+    dumped: Sources
 
 
-def comment_steps(differences: list[Difference], sources: Sources) -> list[Step]:
-    """Return the statements that set the comments of the right side."""
+def read_side(objects: Objects, texts: Iterable[str]) -> Side:
+    """Return the schema with *objects*, which the files with *texts* define."""
+    dumped = read_sources(objects.values())
+    return Side(objects, read_sources(texts).completed_by(dumped), dumped)
+
+
+def comment_steps(differences: Iterable[Difference], sources: Sources) -> list[Step]:
+    """Return the statements that set the comments of the right side.
+
+    Comments that only the left side has are removed. Only a proof shows which of their
+    objects still exist.
+    """
     steps = []
     for difference in differences:
-        if difference.title.startswith("COMMENT ") and difference.right is not None:
+        if not difference.title.startswith("COMMENT "):
+            continue
+        if difference.right is None:
+            text = remove_comment(difference.left or "")
+        else:
             (raw,) = parse(difference.right)
             source = sources.objects.get(("COMMENT", *comment_key(raw.stmt)))
             text = source.render() if source else difference.right
-            steps.append(Step(text, "comment", difference.title))
+        steps.append(Step(text, "comment", difference.title))
     return steps
 
 
-def comment_removals(differences: list[Difference]) -> list[Step]:
-    """Return the statements that remove the comments that only the left side has.
-
-    Only a proof shows which of their objects still exist.
-    """
-    return [
-        Step(
-            re.split(r"\sIS\s", difference.left, maxsplit=1)[0] + " IS NULL;",
-            "comment",
-            difference.title,
-        )
-        for difference in differences
-        if difference.title.startswith("COMMENT ")
-        and difference.left is not None
-        and difference.right is None
-    ]
+def remove_comment(text: str) -> str:
+    """Return the statement that removes the comment that *text* sets."""
+    start = text.index("COMMENT ON")
+    return re.split(r"\sIS\s", text[start:], maxsplit=1)[0] + " IS NULL;"
 
 
 def drop(title: str) -> str:

@@ -27,6 +27,9 @@ from pyapp.devtools.generate.steps import (
 # Objects whose statements in a dump create them, and that DROP removes by name.
 _SIMPLE = ("AGGREGATE", "DOMAIN", "SEQUENCE", "STATISTICS", "TYPE")
 _PLAN = re.compile(r"VALUES \((?P<id>'.*'), (?P<credits>[^,]+)\);$")
+_NOT_VALID = re.compile(r"\s+NOT VALID$")
+# Constraints that can be added first and validated later.
+_VALIDATED = re.compile(r"CONSTRAINT \w+\s+(CHECK|FOREIGN KEY)\b")
 _GENERATED = re.compile(r"GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
 
 
@@ -34,17 +37,10 @@ _GENERATED = re.compile(r"GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
 class _Column:
     """A column as a dump defines it."""
 
-    definition: str
     type: str
     default: str | None
     generated: str | None
     is_required: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    columns: dict[str, _Column]
-    checks: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +73,10 @@ class StructureDrafter:
         differences = compare("", self.old.objects, "", self.new.objects).differences
         steps += _change_rows(differences)
         known = {step.sql for step in steps}
+        kept = (d for d in differences if d.right is not None)
         return steps + [
             step
-            for step in comment_steps(differences, self.new.sources)
+            for step in comment_steps(kept, self.new.sources)
             if step.sql not in known
             and not commented_routine(step.name, self.new.objects)
         ]
@@ -95,27 +92,19 @@ class StructureDrafter:
         ]
 
     def _drop_triggers_and_constraints(self) -> Iterator[Step]:
-        before, after = self.old.objects, self.new.objects
         kept = self._kept_tables()
-        for title in reversed(before):
-            found = re.match(r"(TRIGGER|(?:FK )?CONSTRAINT) app\.(\w+) (\w+)$", title)
-            if not found or found[2] not in kept or before[title] == after.get(title):
+        for title, text in reversed(self.old.objects.items()):
+            found = re.match(r"TRIGGER app\.(\w+) (\w+)$", title)
+            if found and found[1] in kept and self.new.objects.get(title) != text:
+                yield Step(f"DROP TRIGGER {found[2]} ON app.{found[1]};")
+        wanted = self.new.dumped.constraints
+        for (table, name), definition in reversed(self.old.dumped.constraints.items()):
+            if table not in kept or wanted.get((table, name)) == definition:
                 continue
-            if found[1] == "TRIGGER":
-                yield Step(f"DROP TRIGGER {found[3]} ON app.{found[2]};")
-            else:
-                yield self._drop_constraint(found[2], found[3], title in after)
-        for table in kept:
-            old, new = self._both(table)
-            for name, check in old.checks.items():
-                if new.checks.get(name) != check:
-                    yield self._drop_constraint(table, name, name in new.checks)
-
-    def _drop_constraint(self, table: str, name: str, is_replaced: bool) -> Step:
-        text = alter_table(table, f"DROP CONSTRAINT {name}")
-        if self.is_online and is_replaced:
-            text = f"-- Replaced below.\n-- squawk-ignore ban-drop-constraint\n{text}"
-        return Step(text)
+            sql = alter_table(table, f"DROP CONSTRAINT {name}")
+            if self.is_online and (table, name) in wanted:
+                sql = f"-- Replaced below.\n-- squawk-ignore ban-drop-constraint\n{sql}"
+            yield Step(sql)
 
     def _drop_indexes(self) -> Iterator[Step]:
         for title, text in self.old.objects.items():
@@ -146,33 +135,27 @@ class StructureDrafter:
 
     def _create_tables(self) -> Iterator[Step]:
         """Create new tables in the order of the files, with all about them."""
-        new = [
-            title
-            for title in self.new.objects
-            if title.startswith("TABLE app.") and title not in self.old.objects
-        ]
-        known = self.new.sources.tables
-        for table in known:
-            if f"TABLE app.{table}" in new:
-                for statement in known[table]:
+        for table, statements in self.new.sources.tables.items():
+            title = f"TABLE app.{table}"
+            if title in self.new.objects and title not in self.old.objects:
+                for statement in statements:
                     text = statement.render()
                     yield Step(text.replace("INDEX CONCURRENTLY", "INDEX"))
-        for title in new:
-            if title.removeprefix("TABLE app.") not in known:
-                yield Step(self.new.objects[title])
 
     def _alter_columns(self, table: str) -> Iterator[Step]:
-        old, new = self._both(table)
-        for name, column in old.columns.items():
-            if name not in new.columns:
+        title = f"TABLE app.{table}"
+        old = _read_columns(self.old.objects[title])
+        new = _read_columns(self.new.objects[title])
+        for name, column in old.items():
+            if name not in new:
                 yield self._drop_column(table, name)
-            elif self._is_remade(column, new.columns[name]):
+            elif self._is_remade(column, new[name]):
                 yield self._drop_column(table, name)
-                yield self._add_column(table, name, new.columns[name])
+                yield self._add_column(table, name, new[name])
             else:
-                yield from self._alter_column(table, name, column, new.columns[name])
-        for name, column in new.columns.items():
-            if name not in old.columns:
+                yield from self._alter_column(table, name, column, new[name])
+        for name, column in new.items():
+            if name not in old:
                 yield self._add_column(table, name, column)
 
     def _is_remade(self, old: _Column, new: _Column) -> bool:
@@ -187,8 +170,7 @@ class StructureDrafter:
         return Step(alter_table(table, f"DROP COLUMN {name}"), loses=loses)
 
     def _add_column(self, table: str, name: str, column: _Column) -> Step:
-        source = self.new.sources.columns.get((table, name))
-        source = source or f"{name} {column.definition}"
+        source = self.new.sources.columns[table, name]
         note = ""
         if column.generated:
             note = f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock."
@@ -206,8 +188,7 @@ class StructureDrafter:
             note = f"May rewrite app.{table} under an ACCESS EXCLUSIVE lock."
             actions.append((f"SET DATA TYPE {new.type}", note))
         if old.generated != new.generated and new.generated is not None:
-            source = self.new.sources.columns.get((table, name), "")
-            found = _GENERATED.search(source)
+            found = _GENERATED.search(self.new.sources.columns[table, name])
             expression = found[1] if found else f"({new.generated})"
             note = (
                 f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock; PostgreSQL 17."
@@ -225,28 +206,15 @@ class StructureDrafter:
             yield Step(alter_table(table, f"ALTER COLUMN {name} {action}"), note=note)
 
     def _add_constraints(self) -> Iterator[Step]:
-        before, after = self.old.objects, self.new.objects
         kept = self._kept_tables()
-        for table in kept:
-            old, new = self._both(table)
-            for name, check in new.checks.items():
-                if old.checks.get(name) != check:
-                    yield from self._add_constraint(table, name, check, is_late=True)
-        for title, text in after.items():
-            found = re.match(r"((?:FK )?CONSTRAINT) app\.(\w+) (\w+)$", title)
-            if found and found[2] in kept and before.get(title) != text:
-                definition = text.partition("ADD ")[2].removesuffix(";")
-                is_foreign = found[1] == "FK CONSTRAINT"
-                yield from self._add_constraint(
-                    found[2], found[3], definition, is_late=is_foreign
-                )
+        for key, definition in self.new.dumped.constraints.items():
+            if key[0] in kept and self.old.dumped.constraints.get(key) != definition:
+                yield from self._add_constraint(*key)
 
-    def _add_constraint(
-        self, table: str, name: str, definition: str, *, is_late: bool
-    ) -> Iterator[Step]:
-        source = self.new.sources.constraints.get((table, name), definition)
+    def _add_constraint(self, table: str, name: str) -> Iterator[Step]:
+        source = _NOT_VALID.sub("", self.new.sources.constraints[table, name])
         text = alter_table(table, f"ADD {source}")
-        if not is_late or not self.is_online:
+        if not self.is_online or not _VALIDATED.match(source):
             yield Step(text)
             return
         # Validated in a later transaction, under a lock that allows writes.
@@ -261,8 +229,7 @@ class StructureDrafter:
                 continue
             if title.startswith("INDEX app."):
                 table, name = _index_table(text), title.removeprefix("INDEX app.")
-                source = self.new.sources.objects.get(("INDEX", name))
-                sql = source.render() if source else text
+                sql = self.new.sources.objects["INDEX", name].render()
                 if table in kept and self._is_partitioned(table):
                     note = f"Blocks writes to app.{table} while the index is built."
                     yield Step(sql.replace(" ON ONLY ", " ON "), note=note)
@@ -270,8 +237,7 @@ class StructureDrafter:
                     yield Step(concurrent(sql), "build index", name)
             elif title.startswith("TRIGGER app."):
                 key = ("TRIGGER", *title.removeprefix("TRIGGER app.").split())
-                source = self.new.sources.objects.get(key)
-                yield Step(source.render() if source else text)
+                yield Step(self.new.sources.objects[key].render())
 
     def _create_others(self) -> Iterator[Step]:
         for title, text in self.new.objects.items():
@@ -290,11 +256,6 @@ class StructureDrafter:
 
     def _is_partitioned(self, table: str) -> bool:
         return "PARTITION BY" in self.new.objects.get(f"TABLE app.{table}", "")
-
-    def _both(self, table: str) -> tuple[_Table, _Table]:
-        title = f"TABLE app.{table}"
-        old, new = self.old.objects[title], self.new.objects[title]
-        return _read_table(old), _read_table(new)
 
 
 def _change_rows(differences: Sequence[Difference]) -> list[Step]:
@@ -320,27 +281,23 @@ def _index_table(create_index: str) -> str:
     return found[1] if found else ""
 
 
-def _read_table(text: str) -> _Table:
-    """Read the CREATE TABLE of a dump, which has one column or check on each line."""
+def _read_columns(create_table: str) -> dict[str, _Column]:
+    """Return the columns that the CREATE TABLE of a dump defines, by name."""
     from pglast.stream import RawStream
 
-    columns, checks = {}, {}
-    node = parse(text)[0].stmt
-    for part in node.tableElts or ():
-        line = text[part.location : text.index("\n", part.location)].removesuffix(",")
+    columns = {}
+    for part in parse(create_table)[0].stmt.tableElts or ():
         if type(part).__name__ == "Constraint":
-            checks[part.conname] = line
             continue
         found: dict[str, Any] = {c.contype.name: c for c in part.constraints or ()}
         default, generated = found.get("CONSTR_DEFAULT"), found.get("CONSTR_GENERATED")
         columns[part.colname] = _Column(
-            definition=line.partition(" ")[2],
             type=RawStream()(part.typeName),
             default=RawStream()(default.raw_expr) if default else None,
             generated=RawStream()(generated.raw_expr) if generated else None,
             is_required="CONSTR_NOTNULL" in found,
         )
-    return _Table(columns, checks)
+    return columns
 
 
 def rename_hint(before: Objects, after: Objects) -> str:
@@ -348,7 +305,7 @@ def rename_hint(before: Objects, after: Objects) -> str:
     for title in before:
         if not title.startswith("TABLE app.") or title not in after:
             continue
-        old, new = (list(_read_table(side[title]).columns) for side in (before, after))
+        old, new = (list(_read_columns(side[title])) for side in (before, after))
         if len(old) != len(new):
             continue
         table = title.removeprefix("TABLE app.")
