@@ -17,7 +17,7 @@ from bench import overhead, reading, reconciling, report, retention, stripe, wri
 from bench.load import load
 from bench.measures import Measure
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.server.temp_server import temp_server
+from tests.temp_server import temp_server
 
 RESULTS = Path(__file__).parent / "results"
 MIN_SIZE = 10_000

@@ -26,7 +26,7 @@ import pyapp
 from pyapp._core import run
 from pyapp._core.connection import connect
 from pyapp._core.queries import QUERIES, schema_text
-from pyapp.devtools.server.temp_server import temp_server
+from tests.temp_server import temp_server
 
 Function = Callable[..., Any]
 ROUNDS = 300

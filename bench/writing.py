@@ -13,7 +13,7 @@ import psycopg
 from bench.contest import Contestant, measure_rate, pgbench_command
 from bench.load import query
 from bench.measures import Measure, at_least, at_most, in_turn
-from pyapp.devtools.server.temp_server import open_folder
+from tests.temp_server import open_folder
 
 COPIED = 100_000
 

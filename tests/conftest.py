@@ -34,9 +34,9 @@ from pyapp._core.config import configured_margin, configured_referral_bonus
 from pyapp._core.connection import connect
 from pyapp._core.queries import schema_files
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import temp_server
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
+from tests.temp_server import temp_server
 from tests.tls_server import find_programs
 from tests.waiting import Pair
 

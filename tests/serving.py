@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pyapp.devtools.server.embedded import free_port
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
+from tests.temp_server import free_port
 
 PATH = "/stripe/webhook"
 _START = """

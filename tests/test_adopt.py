@@ -185,7 +185,7 @@ def test_commands_name_the_earlier_history(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", earlier)
     _, out, _ = run_cli("db", "status")
-    assert "0001_create_plans: of an earlier history: pyapp db adopt\n" in out
+    assert "0001_create_plans: of an earlier history; run: pyapp db adopt\n" in out
     assert states(earlier)["0021_drop_messages_fingerprint_id_idx"] == "earlier"
 
     code, out, _ = run_cli("db", "adopt")

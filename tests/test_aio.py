@@ -17,7 +17,6 @@ from psycopg.rows import dict_row
 import pyapp
 from pyapp import aio
 from pyapp._core.connection import connect
-from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import (
     DatabaseUnavailableError,
     EmailTakenError,
@@ -29,6 +28,7 @@ from pyapp.errors import (
 from pyapp.messages import NewMessage
 from pyapp.users import find_user_by_email
 from tests.metering import add_user, new_message
+from tests.temp_server import free_port
 
 Test = Callable[[AsyncConnection[Any]], Awaitable[None]]
 

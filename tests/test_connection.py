@@ -9,9 +9,9 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from pyapp._core.connection import connect, pool
-from pyapp.devtools.server.embedded import free_port
 from pyapp.errors import ConfigError, DatabaseUnavailableError
 from pyapp.users import create_user, list_users
+from tests.temp_server import free_port
 
 IDLE, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.UNKNOWN
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from pyapp.cli.data_check import _signed
+from pyapp.cli.data_check import _fitted
 from pyapp.data_check import check_data
 from pyapp.messages import record_messages
 from tests.metering import (
@@ -228,7 +228,7 @@ def test_count_above_the_limit_is_reported_with_the_remedy(
     ],
 )
 def test_amount_fits_its_column(value: str, shown: str):
-    assert _signed(Decimal(value)) == shown
+    assert _fitted(Decimal(value), "+") == shown
     assert len(shown) <= 11
 
 

@@ -10,7 +10,6 @@ from pyapp._core.config import Settings
 from pyapp._core.connection import connect
 from pyapp._core.database_url import redact_url
 from pyapp.devtools.server import docker
-from pyapp.devtools.server.embedded import free_port
 from pyapp.devtools.server.local import (
     Kind,
     embedded_server,
@@ -19,10 +18,10 @@ from pyapp.devtools.server.local import (
     start,
     stop,
 )
-from pyapp.devtools.server.temp_server import temp_server
 from pyapp.devtools.server.urls import local_target
 from pyapp.errors import LocalServerError
 from tests.support import Server, run_cli
+from tests.temp_server import free_port, temp_server
 
 URL = "postgresql://me:p%40ss@localhost:6543/mine"
 STAND_IN = """#!/bin/sh

@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp.devtools.server.embedded import free_port
 from tests.support import run_cli
+from tests.temp_server import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 

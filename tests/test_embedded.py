@@ -16,9 +16,9 @@ import psycopg
 import pytest
 
 from pyapp.devtools.server import binaries
-from pyapp.devtools.server.embedded import EmbeddedServer, free_port, port_is_free
-from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder, temp_server
+from pyapp.devtools.server.embedded import EmbeddedServer, port_is_free
 from pyapp.errors import LocalServerError, MissingExtraError
+from tests.temp_server import TEMP_SETTINGS, free_port, open_folder, temp_server
 
 AS_ROOT = os.geteuid() == 0
 

@@ -18,12 +18,11 @@ from pyapp._core.queries import migrations_dir
 from pyapp.devtools.migrations import files
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
-from pyapp.devtools.server.embedded import free_port
-from pyapp.devtools.server.temp_server import open_folder
 from pyapp.users import create_user
 from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.metering import usage_differences
 from tests.support import run_cli
+from tests.temp_server import free_port, open_folder
 from tests.usage_import import ADA, calls, write_log
 from tests.waiting import locked, wait_for_waiter
 

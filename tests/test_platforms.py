@@ -9,8 +9,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from pyapp.devtools.migrations.files import source_of
-from pyapp.devtools.server.embedded import free_port
-from pyapp.devtools.server.temp_server import open_folder
+from tests.temp_server import free_port, open_folder
 
 REPOSITORY = Path(__file__).parents[1]
 MAIN = "import sys; from pyapp.cli import main; main(sys.argv[1:])"

@@ -19,8 +19,6 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pyapp._core.connection import SETTINGS, connect, pool
 from pyapp.devtools.server.binaries import as_account, server_account
-from pyapp.devtools.server.embedded import free_port
-from pyapp.devtools.server.temp_server import open_folder
 from pyapp.errors import PyappError
 from pyapp.messages import record_messages
 from pyapp.quota import get_user_quota
@@ -28,6 +26,7 @@ from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user
 from tests.metering import new_message, record_one
 from tests.support import find_pgbouncer
+from tests.temp_server import free_port, open_folder
 
 SESSIONS = 2
 CLIENTS = 6

@@ -13,11 +13,11 @@ from pyapp._core.database_url import redact_url
 from pyapp.devtools.migrations.migrator import list_migrations, migrate
 from pyapp.devtools.server import local
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import open_folder
 from pyapp.devtools.server.urls import is_on_this_machine, local_target, name_reached
 from pyapp.errors import ConfigError, LocalServerError
 from tests.proxy import Proxy
 from tests.support import Server, run_cli
+from tests.temp_server import open_folder
 
 LOCAL = "postgresql://me:pw@localhost:5432/mine"
 SERVICE = "[other]\nhostaddr=10.0.0.5\nport=6000\n"

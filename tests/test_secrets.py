@@ -19,8 +19,7 @@ from starlette.testclient import TestClient
 
 from pyapp._core.connection import connect, pool
 from pyapp.devtools.server import pg_dump
-from pyapp.devtools.server.embedded import EmbeddedServer, free_port
-from pyapp.devtools.server.temp_server import open_folder
+from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import (
     handle_webhook,
@@ -33,6 +32,7 @@ from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, FakeStripe
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, recorded_commands, run_cli
+from tests.temp_server import free_port, open_folder
 
 ROOT = Path(__file__).parents[1]
 # Letters only, so that quoting does not change them.

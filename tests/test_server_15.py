@@ -16,9 +16,9 @@ from pyapp.devtools.server import pg_dump
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
-from pyapp.devtools.server.temp_server import temp_server
 from pyapp.errors import SchemaCheckError
 from tests.support import DEBIAN_15, run_cli
+from tests.temp_server import temp_server
 from tests.test_schema_check import report_of
 from tests.tls_server import tls_server
 

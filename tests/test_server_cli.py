@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from pyapp._core.database_url import redact_url
-from pyapp.devtools.server.embedded import EmbeddedServer, free_port, port_is_free
-from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder
+from pyapp.devtools.server.embedded import EmbeddedServer, port_is_free
 from pyapp.errors import DatabaseUnavailableError
 from tests.support import Server, run_cli
+from tests.temp_server import TEMP_SETTINGS, free_port, open_folder
 
 REPOSITORY = Path(__file__).parents[1]
 

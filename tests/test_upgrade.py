@@ -11,9 +11,9 @@ from pyapp.data_check import check_data
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import temp_server
 from tests.backups import commands_of, fill, rows_of, run
 from tests.support import DEBIAN_15, Server
+from tests.temp_server import temp_server
 
 
 def create_database(started: EmbeddedServer, name: str) -> str:

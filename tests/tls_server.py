@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyapp.devtools.server.binaries import server_account
-from pyapp.devtools.server.embedded import EmbeddedServer, free_port
-from pyapp.devtools.server.temp_server import TEMP_SETTINGS, open_folder
+from pyapp.devtools.server.embedded import EmbeddedServer
 from tests.support import DEBIAN_15
+from tests.temp_server import TEMP_SETTINGS, free_port, open_folder
 
 ACCESS = "hostssl all all all scram-sha-256\n"
 

@@ -76,7 +76,7 @@ def _lines(result: DataCheck) -> Iterator[str]:
     if result.raised.found:
         yield "More referral credits than granted, given by hand and kept:"
         yield _USER.format("user", "users", "kept", "granted")
-        yield from _rows(result.raised, _raised_lines)
+        yield from _rows(result.raised, _credit_lines)
         yield ""
     for user in result.over_limit.rows:
         yield (
@@ -125,7 +125,7 @@ def _day_lines(row: UsageDrift) -> Iterator[str]:
         first = "credits"
     elif row.recorded_messages is None:
         what = "no messages"
-    off = _signed(differences.get(first, Decimal(0)))
+    off = _fitted(differences.get(first, Decimal(0)), "+")
     yield _DAY.format(str(row.subject_id), f"{row.day}", what, off)
 
 
@@ -134,24 +134,15 @@ def _user_lines(row: ReferralDrift) -> Iterator[str]:
         counts = (row.kept_count, row.completed_count)
         yield _USER.format(str(row.user_id), "referral_count", *counts)
     if row.kept_credits < row.granted_credits:
-        amounts = (_amount(row.kept_credits), _amount(row.granted_credits))
-        yield _USER.format(str(row.user_id), "referral_credits", *amounts)
+        yield from _credit_lines(row)
 
 
-def _raised_lines(row: ReferralDrift) -> Iterator[str]:
-    amounts = (_amount(row.kept_credits), _amount(row.granted_credits))
+def _credit_lines(row: ReferralDrift) -> Iterator[str]:
+    amounts = (_fitted(row.kept_credits), _fitted(row.granted_credits))
     yield _USER.format(str(row.user_id), "referral_credits", *amounts)
 
 
-def _amount(value: Decimal) -> str:
-    return _fitted(value, "")
-
-
-def _signed(value: Decimal) -> str:
-    return _fitted(value, "+")
-
-
-def _fitted(value: Decimal, sign: str) -> str:
+def _fitted(value: Decimal, sign: str = "") -> str:
     """Return *value* in at most 11 characters: exact, rounded, or as a power of ten."""
     exact = format(value, f"{sign},f")
     if "." in exact:

@@ -19,7 +19,7 @@ from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
 from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
-from pyapp.devtools.migrations.migrator import State
+from pyapp.devtools.migrations.migrator import MEANINGS
 from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
 from pyapp.payloads import create_payload_partitions, retire_payloads
@@ -29,14 +29,6 @@ log = logging.getLogger("pyapp.sessions")
 
 SWEEP = 10_000
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
-MEANINGS: dict[State, str] = {
-    "applied": "applied",
-    "edited": "its text has changed since it was applied: restore it,"
-    " and write a new migration",
-    "earlier": "of an earlier history: pyapp db adopt",
-    "pending": "pending: pyapp db migrate",
-    "unknown": "applied, without a file here",
-}
 
 
 def register(app: typer.Typer) -> None:

@@ -6,8 +6,8 @@ import sys
 from pyapp._core.connection import connect
 from pyapp._core.queries import schema_text
 from pyapp.devtools.checks.scratch_database import scratch_database
-from pyapp.devtools.server.temp_server import temp_server
 from tests.simulation.run import Report, SimulationError, simulate
+from tests.temp_server import temp_server
 
 HEAD = (
     "seed  events  applied  stale  duplicate  ignored  failed  runs  replayed  seconds"

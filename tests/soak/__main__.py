@@ -15,11 +15,11 @@ from uuid import UUID
 from pyapp._core.connection import connect
 from pyapp._core.queries import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
-from pyapp.devtools.server.temp_server import temp_server
 from tests.soak import clients
 from tests.soak.account import Account, make_fake, open_account
 from tests.soak.ledger import BrokenRuleError, Client, Ledger
 from tests.soak.rules import find_broken
+from tests.temp_server import temp_server
 
 MAINTAIN = "from pyapp.cli import main; main(['db', 'maintain'])"
 Work = Callable[[Client], None]

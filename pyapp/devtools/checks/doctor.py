@@ -179,16 +179,11 @@ def _migrations(url: str) -> Finding:
         statuses = migrator.list_migrations(url)
     except PyappError as exc:
         return Finding(link, Level.PROBLEM, str(exc))
-    for state, remedy in (
-        ("earlier", "of an earlier history; run: pyapp db adopt"),
-        ("edited", "edited after it was applied; restore its text"),
-        ("unknown", "applied without a file here; check out the version that has it"),
-        ("pending", "not applied; run: pyapp db migrate"),
-    ):
+    for state, meaning in migrator.MEANINGS.items():
         names = [status.name for status in statuses if status.state == state]
-        if names:
+        if names and state != "applied":
             more = f" and {len(names) - 1} more" if names[1:] else ""
-            return Finding(link, Level.PROBLEM, f"{names[0]}{more}: {remedy}")
+            return Finding(link, Level.PROBLEM, f"{names[0]}{more}: {meaning}")
     return Finding(link, Level.OK, f"all {len(statuses)} are applied")
 
 

@@ -43,7 +43,16 @@ _THERE_ALREADY = (
     psycopg.errors.DuplicateTable,
 )
 
-State = Literal["applied", "edited", "earlier", "pending", "unknown"]
+State = Literal["earlier", "edited", "unknown", "pending", "applied"]
+# What each state means and what to do, the most urgent first.
+MEANINGS: dict[State, str] = {
+    "earlier": "of an earlier history; run: pyapp db adopt",
+    "edited": "its text has changed since it was applied; restore it, and write a new"
+    " migration",
+    "unknown": "applied without a file here; check out the version that has it",
+    "pending": "pending; run: pyapp db migrate",
+    "applied": "applied",
+}
 Report = Callable[[MigrationFile], None]
 
 
@@ -199,10 +208,7 @@ def _run(
             report(file)
         began = time.monotonic()
         with _explained(file, verb):
-            if verb == "applied":
-                _apply(backend, file)
-            else:
-                _roll_back(backend, file)
+            _run_one(backend, file, "apply" if verb == "applied" else "rollback")
         backend.reset()
         seconds = round(time.monotonic() - began, 3)
         log.info(
@@ -211,30 +217,26 @@ def _run(
     return [file.name for file in files]
 
 
-def _apply(backend: Backend, file: MigrationFile) -> None:
-    if not file.is_transactional and _is_open(backend, file.text):
-        file.step.process_steps(backend, "apply")
+def _run_one(
+    backend: Backend, file: MigrationFile, operation: Literal["apply", "rollback"]
+) -> None:
+    is_applying = operation == "apply"
+    text = file.text if is_applying else file.rollback_text
+    if not file.is_transactional and _is_open(backend, text):
+        file.step.process_steps(backend, operation)
     with backend.turn():
-        if backend.is_applied(file.step):  # by plain yoyo, after the list was read
+        # Plain yoyo may have done it after the list was read.
+        if backend.is_applied(file.step) == is_applying:
             return
-        backend.mark_one(file.step, log=False)
-        backend.log_migration(file.step, "apply")
-        record_checksum(backend, file)
+        if is_applying:
+            backend.mark_one(file.step, log=False)
+            record_checksum(backend, file)
+        else:
+            backend.unmark_one(file.step, log=False)
+            execute(backend.connection, "delete_checksum", name=file.name)
+        backend.log_migration(file.step, operation)
         if file.is_transactional:
-            file.step.process_steps(backend, "apply")
-
-
-def _roll_back(backend: Backend, file: MigrationFile) -> None:
-    if not file.is_transactional and _is_open(backend, file.rollback_text):
-        file.step.process_steps(backend, "rollback")
-    with backend.turn():
-        if not backend.is_applied(file.step):
-            return
-        backend.unmark_one(file.step, log=False)
-        backend.log_migration(file.step, "rollback")
-        execute(backend.connection, "delete_checksum", name=file.name)
-        if file.is_transactional:
-            file.step.process_steps(backend, "rollback")
+            file.step.process_steps(backend, operation)
 
 
 def _is_open(backend: Backend, text: str) -> bool:

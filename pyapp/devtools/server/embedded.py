@@ -360,12 +360,6 @@ def _is_postgres(pid: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def port_is_free(port: int) -> bool:
     """Tell whether *port* is free on each loopback address.
 

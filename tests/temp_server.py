@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from pyapp.devtools.server.binaries import can_enter, server_account, system_folder
-from pyapp.devtools.server.embedded import EmbeddedServer, free_port
+from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.errors import LocalServerError
 
 # The data need not survive a power cut, and no query is worth compiling.
@@ -56,6 +57,12 @@ def open_folder() -> Path:
         return new
     new.rmdir()
     return system_folder("temp-")
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _sweep(place: Path) -> None:
