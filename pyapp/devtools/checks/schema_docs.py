@@ -221,7 +221,7 @@ def _functions(catalog: Catalog) -> Iterator[str]:
         ("Function", "Returns", "Description"),
         (
             (
-                _code(f"{function.name}({_arguments(function.arguments)})"),
+                _code(f"{function.name}({_short(function.arguments)})"),
                 _short(function.result),
                 function.comment or "",
             )
@@ -230,14 +230,10 @@ def _functions(catalog: Catalog) -> Iterator[str]:
     )
 
 
-def _arguments(arguments: str) -> str:
+def _short(types: str) -> str:
     for long, short in _TYPES.items():
-        arguments = arguments.replace(long, short)
-    return arguments
-
-
-def _short(type_name: str) -> str:
-    return _TYPES.get(type_name, type_name)
+        types = types.replace(long, short)
+    return types
 
 
 def _of(name: str, things: Iterable[Any]) -> Iterator[Any]:
