@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from datetime import UTC
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -179,6 +180,37 @@ def test_text_is_stored_with_replaced_characters(tmp_path):
     message = only(tmp_path, line)
     assert message.client_id == "a\ufffdb\ufffd"
     assert message.client_request_id == "r" * 255
+
+
+@pytest.mark.parametrize(
+    ("line", "id"),
+    [
+        (
+            changed(SESSION, message__id="msg_a\0b"),
+            "b8ced46c-c937-591c-a728-e0030f9c3c59",
+        ),
+        (
+            changed(SESSION, message__id="msg_a\ud800b"),
+            "b8ced46c-c937-591c-a728-e0030f9c3c59",
+        ),
+        (
+            changed(SESSION, message__id="msg_a\ufffdb"),
+            "379de7cc-440b-58e7-9221-edee8a97cb4d",
+        ),
+        (
+            changed(SESSION, message__id="gen\0", requestId="r\0"),
+            "60d8d00a-4e08-5ccc-a7d0-48633f86643a",
+        ),
+        (
+            changed(SESSION, message__id=None, requestId="r\0\udfffq"),
+            "0cfadb47-20ab-51f6-a604-428367cefa95",
+        ),
+        (changed(CHAT, id="c\0d"), "bf2f80fe-e0ff-5e15-88fc-f04f6f34cd41"),
+    ],
+)
+def test_invalid_characters_give_the_ids_of_earlier_imports(tmp_path, line, id):
+    """The ids are those of imports that replaced such characters by "?"."""
+    assert only(tmp_path, line).id == UUID(id)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -74,13 +75,30 @@ def text(value: object) -> str | None:
     return storable_text(value).strip() or None if isinstance(value, str) else None
 
 
-def first_text(parts: list[Object], keys: tuple[str, ...]) -> str | None:
+def hashed_text(value: object) -> str | None:
+    """Return *value* as `text` does, with "?" for the invalid characters.
+
+    The UUIDs of messages are computed from this text. Another replacement would change
+    them, and a log that was imported before would be billed again.
+    """
+    if not isinstance(value, str):
+        return None
+    replaced = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
+    return replaced.strip() or None
+
+
+def first_text(
+    parts: list[Object],
+    keys: tuple[str, ...],
+    clean: Callable[[object], str | None] = text,
+) -> str | None:
     """Return the first text at one of *keys*, from the outermost part inwards.
 
-    It is truncated to the maximum length of an id.
+    *clean* replaces its invalid characters. It is truncated to the maximum length of an
+    id.
     """
     for part in parts:
         for key in keys:
-            if key in part and (found := text(part[key])) is not None:
+            if key in part and (found := clean(part[key])) is not None:
                 return found[:MAX_ID_LENGTH]
     return None

@@ -20,6 +20,7 @@ from pyapp.usage_import.fields import (
     cost,
     count,
     first_text,
+    hashed_text,
     inner,
     moment,
     number,
@@ -114,15 +115,14 @@ def read_response(line: Object) -> ModelResponse | None:
     passes = tuple(_openai(usage) if shape == "openai" else _anthropic(usage))
     if sum(counts.total for counts in passes) > MAX_INTEGER:
         raise BadUsageError("more tokens than a call can have")
-    request_id = first_text(chain, _REQUESTS)
     return ModelResponse(
-        id=_identity(shape, response, request_id),
+        id=_identity(shape, chain),
         model=model,
         passes=passes,
         context=_context(line, response, usage),
         finished_at=_time(chain),
         client_id=first_text(chain, _CLIENTS),
-        client_request_id=request_id,
+        client_request_id=first_text(chain, _REQUESTS),
         cost=_cost(line, usage),
         latency_ms=_latency(response),
         is_sidechain=line.get("isSidechain") is True,
@@ -228,13 +228,15 @@ def _openai(usage: Object) -> list[Counts]:
     return [Counts(fresh, written, read, output, audio)]
 
 
-def _identity(shape: str, response: Object, request_id: str | None) -> UUID:
+def _identity(shape: str, chain: list[Object]) -> UUID:
     """Return an id that is the same in every log of the response.
 
     Anthropic's ids are unique, and a subagent's log may repeat one with another request
     id. Other servers' ids are short or sequential, so a second value is added.
     """
-    name = text(response.get("id"))
+    response = chain[-1]
+    name = hashed_text(response.get("id"))
+    request_id = first_text(chain, _REQUESTS, hashed_text)
     if name is None and request_id is None:
         raise BadUsageError("no id: repeats of the response could not be detected")
     second: object = request_id
