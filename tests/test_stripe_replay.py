@@ -182,6 +182,28 @@ def test_killed_replay_resumes_at_its_page(world: StripeWorld):
     assert len(world.events()) == 9
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "{",
+        "[]",
+        '{"since": null, "after": "evt_1", "created": 5, "nameless": 2}',
+        '{"since": null, "after": 5}',
+        '{"since": "yesterday"}',
+    ],
+)
+def test_replay_with_an_unreadable_cursor_starts_again(
+    world: StripeWorld, caplog: pytest.LogCaptureFixture, cursor: str
+):
+    lost = lose_customers(world, 8)
+    kill_replay(world, 5)
+    world.conn.execute("UPDATE app.stripe_sync_runs SET cursor = %s", [cursor])
+    done, outcomes = run(world, page_size=3)
+    assert (done.is_resumed, done.seen) == (False, 8)
+    assert [one.event_id for one in outcomes] == lost
+    assert "saved cursor is unreadable" in caplog.text
+
+
 def test_replay_of_a_longer_time_does_not_resume_a_shorter(world: StripeWorld):
     lost = lose_customers(world, 8)
     since = moment(world.fake.clock.now - 4)

@@ -155,6 +155,29 @@ def test_run_resumes_after_its_cursor_was_deleted(world: StripeWorld):
     assert world.reconcile() == []
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "{",
+        "null",
+        '{"noun": "customers", "after": null, "created": null, "tail": []}',
+        '{"object_type": "invoices"}',
+        '{"object_type": "customers", "after": 5}',
+    ],
+)
+def test_run_with_an_unreadable_cursor_starts_again(
+    world: StripeWorld, caplog: pytest.LogCaptureFixture, cursor: str
+):
+    for _ in range(8):
+        world.create_customer(world.create_user())
+    world.fake.advance(seconds=2)
+    kill_run(world, 1)
+    world.conn.execute("UPDATE app.stripe_sync_runs SET cursor = %s", [cursor])
+    done = reconcile(world.conn, world.client, page_size=3)
+    assert (done.is_resumed, done.seen["customers"]) == (False, 8)
+    assert "saved cursor is unreadable" in caplog.text
+
+
 def test_retry_after_is_respected(world: StripeWorld, waits: list[float]):
     world.create_subscribed_user()
     world.fake.faults.add("rate_limit", times=2, retry_after=7)

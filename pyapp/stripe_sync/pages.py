@@ -40,9 +40,20 @@ class Cursor:
         return json.dumps(asdict(self))
 
     @classmethod
-    def load(cls, text: str | None) -> "Cursor":
-        """Return the cursor in *text*, the start of the first list for None."""
-        return cls(**json.loads(text)) if text else cls()
+    def load(cls, text: str) -> "Cursor":
+        """Return the cursor in *text*.
+
+        Raises: TypeError or ValueError, if it cannot be read.
+        """
+        saved = cls(**json.loads(text))
+        if not (
+            saved.object_type in OBJECT_TYPES
+            and isinstance(saved.after, str | None)
+            and isinstance(saved.created, int | None)
+            and isinstance(saved.tail, list)
+        ):
+            raise ValueError("not the cursor of a list")
+        return saved
 
 
 @dataclass(frozen=True, slots=True)

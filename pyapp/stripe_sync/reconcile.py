@@ -144,7 +144,7 @@ def reconcile(
         with own_transaction(conn):
             size = store.get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}
-        cursor = Cursor.load(run.cursor)
+        cursor = run.load_cursor(Cursor.load, Cursor())
         for object_type in OBJECT_TYPES[OBJECT_TYPES.index(cursor.object_type) :]:
             for page in list_pages(client, cursor, page_size):
                 work.compare_page(page)

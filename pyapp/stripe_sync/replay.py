@@ -83,7 +83,9 @@ def replay_events(
     """
     first = _read_since(since)
     with start_run(conn, "replay") as run:
-        cursor = EventCursor.load(run.cursor, first)
+        cursor = run.load_cursor(
+            lambda text: EventCursor.load(text, first), EventCursor(first)
+        )
         if cursor.after is None:
             run.restart()
         listing = _Listing(client, page_size, run)
@@ -229,9 +231,19 @@ class EventCursor:
         return json.dumps(asdict(self))
 
     @classmethod
-    def load(cls, text: str | None, since: int | None) -> "EventCursor":
-        """Return the cursor in *text* if it includes *since*, else a new one."""
-        saved = cls(**json.loads(text)) if text else cls(since)
+    def load(cls, text: str, since: int | None) -> "EventCursor":
+        """Return the cursor in *text* if it includes *since*, else a new one.
+
+        Raises: TypeError or ValueError, if it cannot be read.
+        """
+        saved = cls(**json.loads(text))
+        if not (
+            isinstance(saved.since, int | None)
+            and isinstance(saved.after, str | None)
+            and isinstance(saved.created, int | None)
+            and isinstance(saved.without_id, int)
+        ):
+            raise ValueError("not the cursor of a replay")
         is_included = saved.since is None or (
             since is not None and saved.since <= since
         )

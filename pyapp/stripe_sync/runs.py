@@ -3,11 +3,11 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from psycopg import Connection
 from psycopg.types.json import Json
@@ -20,6 +20,8 @@ from pyapp.stripe_sync.store import ObjectType
 from pyapp.stripe_sync.transactions import limit_lock_waits, own_transaction
 
 log = logging.getLogger("pyapp.stripe")
+
+C = TypeVar("C")
 
 Kind = Literal["reconcile", "replay"]
 # The pages of an older run are out of date.
@@ -69,6 +71,24 @@ class ActiveRun:
         """Discard the cursor and the counts."""
         self.cursor, self.is_resumed = None, False
         self.counts.clear()
+
+    def load_cursor(self, load: Callable[[str], C], start: C) -> C:
+        """Return the saved cursor, *start* if there is none.
+
+        If *load* cannot read it, as after a change of its format, the run restarts:
+        otherwise each attempt to resume the run would fail.
+        """
+        if self.cursor is None:
+            return start
+        try:
+            return load(self.cursor)
+        except (TypeError, ValueError) as exc:
+            log.warning(
+                "saved cursor is unreadable; the run starts from the beginning",
+                extra={"run_id": self.id, "error": error_summary(exc)},
+            )
+            self.restart()
+            return start
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
