@@ -794,7 +794,7 @@ COMMENT ON FUNCTION app.compare_stripe_snapshot(
 -- ---------------------------------------------------------------------------
 
 -- A customer keeps its user until a snapshot names another one. An e-mail address
--- proposes a user who has no customer and to whom no other snapshot belongs.
+-- proposes a user who has neither a customer nor another of the snapshots.
 CREATE OR REPLACE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (
     id text,
