@@ -192,7 +192,7 @@ def _repair(conn: psycopg.Connection[Any], name: str, **key: Any) -> bool:
     """Repair one row in its own transaction; return False if it stays locked."""
     try:
         with conn.transaction():
-            execute(conn, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
+            execute(conn, "set_lock_timeout", milliseconds=LOCK_WAIT_MS)
             execute(conn, name, **key)
     except psycopg.errors.LockNotAvailable:
         return False

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from psycopg import Connection
 
 from pyapp._core.new_messages import JSON, message_values, staged_rows
-from pyapp._core.new_messages import NewMessage as NewMessage
+from pyapp._core.new_messages import NewMessage as NewMessage  # re-exported
 from pyapp._core.run import (
     atomic,
     copy_rows,
@@ -118,7 +118,7 @@ class DailyUsage(NamedTuple):
     credits: Decimal
 
 
-class _Outcome(NamedTuple):
+class _RecordMessageRow(NamedTuple):
     is_user_known: bool
     is_fingerprint_known: bool
     is_ahead: bool
@@ -128,7 +128,7 @@ class _Outcome(NamedTuple):
     credits: Decimal
 
 
-class _Outcomes(NamedTuple):
+class _RecordMessagesRow(NamedTuple):
     recorded: int
     duplicates: int
     cost: Decimal
@@ -197,7 +197,7 @@ def record_message(
         response=response,
     )
     values = message_values(message, margin=margin)
-    recorded = fetch_one(conn, _Outcome, "record_message", **values)
+    recorded = fetch_one(conn, _RecordMessageRow, "record_message", **values)
     if recorded.is_ahead:
         raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
     if not recorded.is_user_known:
@@ -232,7 +232,7 @@ def record_messages(
         execute(conn, "delete_staged_messages")
         rows = staged_rows(messages, user_id, fingerprint_id, margin)
         copy_rows(conn, "copy_staged_messages", rows)
-        recorded = fetch_one(conn, _Outcomes, "record_messages")
+        recorded = fetch_one(conn, _RecordMessagesRow, "record_messages")
         if recorded.ahead_position is not None:
             where = f"message {recorded.ahead_position}"
             raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
@@ -283,7 +283,7 @@ def list_messages(
     before_id: UUID | None = None,
     limit: int = 100,
 ) -> list[Message]:
-    """Return *limit* messages of a payer, the latest to finish first.
+    """Return up to *limit* messages of a payer, the latest to finish first.
 
     For the next page, *before* and *before_id* are the last row's `finished_at` and
     `id`; *before* alone selects the messages that finished before that instant.
@@ -345,7 +345,10 @@ def list_daily_usage(
     last_day: date,
     limit: int = 1000,
 ) -> list[DailyUsage]:
-    """Return a payer's days with messages in order, both days included, in UTC."""
+    """Return up to *limit* days in UTC with messages of a payer, in order.
+
+    *first_day* and *last_day* are included.
+    """
     return fetch_all(
         conn,
         DailyUsage,

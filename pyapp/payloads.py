@@ -23,7 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 ATTEMPTS = 20
 # Seconds to wait for another run of maintenance to end.
-PATIENCE = 5.0
+LOCK_WAIT = 5.0
 # A pending lock request blocks writers, so most waits are short. An autovacuum only
 # cancels itself for a session that has waited for deadlock_timeout, one second, so the
 # last waits are longer.
@@ -86,12 +86,12 @@ def create_payload_partitions(
         if missing and not is_aside:
             is_aside = fetch_one(conn, bool, "has_many_waiting", most=MOST_UNDER_LOCK)
             if is_aside:
-                created += _patiently(conn, _put_aside)
+                created += _retry_locked(conn, _put_aside)
                 missing = fetch_all(conn, _Month, "list_missing_months", **window)
         if is_aside:
             missing += fetch_all(conn, _Month, "list_waiting_months", **window)
         for month in missing:
-            created += _patiently(conn, _create, month.first_day)
+            created += _retry_locked(conn, _create, month.first_day)
             log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
         if is_aside:
             _move_waiting(conn)
@@ -117,13 +117,13 @@ def retire_payloads(
     with _maintaining(url) as conn:
         if fetch_one(conn, bool, "find_retired_table"):
             retired.append(_drop(conn, archive_folder))
-        while name := _patiently(conn, _detach, keep_months):
+        while name := _retry_locked(conn, _detach, keep_months):
             _drop(conn, archive_folder, name)
             retired.append(name)
         is_left = _has_expired(conn, keep_months)
         # Expired payloads that writers add during this run are left to the next.
         while is_left:
-            _patiently(conn, execute, "create_retired_table")
+            _retry_locked(conn, execute, "create_retired_table")
             with _reporting_what_is_left("a part of the default partition"):
                 is_left = _move_expired(conn, keep_months)
             retired.append(_drop(conn, archive_folder))
@@ -135,7 +135,7 @@ def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
     """Yield an autocommit connection that holds the lock of maintenance."""
     with connect(url) as conn:
         conn.autocommit = True
-        lock = take_lock(conn, "pyapp maintenance", PATIENCE)
+        lock = take_lock(conn, "pyapp maintenance", LOCK_WAIT)
         if not lock.is_held:
             raise MaintenanceError(
                 f"another maintenance runs: {lock.describe_holder()}"
@@ -159,9 +159,9 @@ def _put_aside(conn: psycopg.Connection[Any]) -> int:
 
 def _move_waiting(conn: psycopg.Connection[Any]) -> None:
     """Move the detached payloads to their months, and drop the empty table."""
-    while _patiently(conn, _move_batch):
+    while _retry_locked(conn, _move_batch):
         pass
-    _patiently(conn, execute, "drop_waiting_payloads")
+    _retry_locked(conn, execute, "drop_waiting_payloads")
 
 
 def _move_batch(conn: psycopg.Connection[Any]) -> int:
@@ -182,7 +182,7 @@ def _move_expired(conn: psycopg.Connection[Any], keep_months: int) -> bool:
     """Move expired payloads to retired_payloads; return whether more are left."""
     limits = {"months": keep_months, "rows": BATCH}
     return all(
-        _patiently(conn, execute, "move_expired_payloads", **limits) == BATCH
+        _retry_locked(conn, execute, "move_expired_payloads", **limits) == BATCH
         for _ in range(0, RETIRED_AT_ONCE, BATCH)
     )
 
@@ -195,12 +195,12 @@ def _drop(
     Returns *name*, else a name with its months.
     """
     with _reporting_what_is_left(name or "the detached month"):
-        _patiently(conn, execute, "delete_erased_payloads")
+        _retry_locked(conn, execute, "delete_erased_payloads")
         months = fetch_one(conn, _Partition, "find_retired_months").name
         name = name or months or "retired_payloads"
         # An empty table makes no file.
         if archive_folder is None or months is None:
-            _patiently(conn, execute, "drop_retired_payloads")
+            _retry_locked(conn, execute, "drop_retired_payloads")
         else:
             _archive(conn, archive_folder, name)
     fields = {"partition": name, "is_archived": archive_folder is not None}
@@ -229,10 +229,10 @@ def _archive(conn: psycopg.Connection[Any], folder: Path, name: str) -> None:
     """
     for _ in range(COPIES_WITHOUT_LOCK):
         with draft_archive(conn, folder, name) as archive:
-            if _patiently(conn, _publish, archive):
+            if _retry_locked(conn, _publish, archive):
                 return
         log.info("archive copied again after an erasure", extra={"partition": name})
-    _patiently(conn, _archive_under_lock, folder, name)
+    _retry_locked(conn, _archive_under_lock, folder, name)
 
 
 def _publish(conn: psycopg.Connection[Any], archive: Archive) -> bool:
@@ -253,19 +253,19 @@ def _archive_under_lock(conn: psycopg.Connection[Any], folder: Path, name: str) 
         execute(conn, "drop_retired_payloads")
 
 
-def _patiently(
+def _retry_locked(
     conn: psycopg.Connection[Any],
     work: Callable[Concatenate[psycopg.Connection[Any], P], T],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Run *work* in a transaction that waits for no lock for long, until it gets it."""
+    """Run *work* in a transaction of short waits for locks; retry if they time out."""
 
     def run(attempt: int) -> T:
         is_late = attempt >= ATTEMPTS - LONG_WAITS
         with conn.transaction():
             wait = LONG_WAIT_MS if is_late else SHORT_WAIT_MS
-            execute(conn, "limit_lock_wait", milliseconds=wait)
+            execute(conn, "set_lock_timeout", milliseconds=wait)
             return work(conn, *args, **kwargs)
 
     try:

@@ -7,7 +7,7 @@ from psycopg import Connection
 
 from pyapp._core.run import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import check_id, shown, validated
+from pyapp._core.validation import shown, storable_id, validated
 from pyapp.errors import PlanNotFoundError
 
 
@@ -21,7 +21,7 @@ class Plan(NamedTuple):
 
 @validated
 def list_plans(conn: Connection[Any], *, limit: int = 100) -> list[Plan]:
-    """Return *limit* plans, the smallest first."""
+    """Return up to *limit* plans, those with the fewest credits first."""
     return fetch_all(conn, Plan, "list_plans", limit=limit)
 
 
@@ -49,7 +49,7 @@ def set_plan_price(
         PlanNotFoundError: there is no such plan.
         PriceTakenError: the price buys another plan.
     """
-    price_id = check_id("stripe_price_id", stripe_price_id)
+    price_id = storable_id("stripe_price_id", stripe_price_id)
     with atomic(conn):
         return fetch_one(
             conn,

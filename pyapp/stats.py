@@ -121,9 +121,9 @@ class TimeLimit(NamedTuple):
 
 @validated
 def limit_time(conn: Connection[Any], *, milliseconds: int) -> TimeLimit:
-    """Limit each later statement of this transaction to so much time; 0 is no limit.
+    """Set statement_timeout for the rest of the transaction; 0 means no limit.
 
-    A statement that takes longer raises psycopg's QueryCanceled.
+    Waits for locks count. A statement that takes longer raises psycopg's QueryCanceled.
     """
     return fetch_one(conn, TimeLimit, "limit_time", milliseconds=milliseconds)
 
@@ -166,7 +166,7 @@ def get_server_state(conn: Connection[Any]) -> ServerState:
 
 @validated
 def list_table_sizes(conn: Connection[Any], *, limit: int = 100) -> list[TableSize]:
-    """Return *limit* tables, the largest with its indexes first."""
+    """Return up to *limit* tables, the largest with its indexes first."""
     return fetch_all(conn, TableSize, "list_table_sizes", limit=limit)
 
 
@@ -174,5 +174,5 @@ def list_table_sizes(conn: Connection[Any], *, limit: int = 100) -> list[TableSi
 def list_unused_indexes(
     conn: Connection[Any], *, limit: int = 100
 ) -> list[UnusedIndex]:
-    """Return *limit* indexes without scans, the largest first, except keys."""
+    """Return up to *limit* indexes without scans, the largest first, except keys."""
     return fetch_all(conn, UnusedIndex, "list_unused_indexes", limit=limit)

@@ -88,7 +88,7 @@ def find_user_by_email(conn: Connection[Any], *, email: str) -> User | None:
 def list_users(
     conn: Connection[Any], *, after: UUID | None = None, limit: int = 100
 ) -> list[User]:
-    """Return *limit* users by id, anonymized ones included.
+    """Return up to *limit* users by id, anonymized ones included.
 
     For the next page, *after* is the last row's `id`.
     """

@@ -343,7 +343,7 @@ def test_one_maintenance_runs_at_a_time(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Two runs could drop a month that only one of them has archived."""
-    monkeypatch.setattr(payloads, "PATIENCE", 0.1)
+    monkeypatch.setattr(payloads, "LOCK_WAIT", 0.1)
     with connect(database) as other:
         lock = fetch_one(
             other, AdvisoryLock, "try_tool_lock", purpose="pyapp maintenance"

@@ -15,9 +15,9 @@ from pyapp._core.validation import (
     Check,
     argument_checks,
     check_amount,
-    check_id,
     check_text,
     shown,
+    storable_id,
 )
 from pyapp.errors import InvalidValueError, UnknownModelError
 from pyapp.pricing import credits_for_cost, price_usage
@@ -126,8 +126,8 @@ def _json(name: str, value: Any) -> str | None:
 _CHECKS: Mapping[str, Check] = {
     **argument_checks(NewMessage),
     "model": _model,
-    "client_id": check_id,
-    "client_request_id": check_id,
+    "client_id": storable_id,
+    "client_request_id": storable_id,
     "request": _json,
     "response": _json,
 }

@@ -40,7 +40,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 # Seconds that a cancelled call gives the server to answer.
-_PATIENCE = 5.0
+_CANCEL_TIMEOUT = 5.0
 # The connections that are in an atomic block.
 _in_block: "weakref.WeakSet[AsyncConnection[Any]]" = weakref.WeakSet()
 
@@ -237,9 +237,9 @@ async def _finish(
             await asyncio.wait(pending, timeout=left)
         except asyncio.CancelledError as exc:
             if cancelled is None:
-                until = time.monotonic() + _PATIENCE
+                until = time.monotonic() + _CANCEL_TIMEOUT
                 if stops and not task.done():
-                    cancel = conn.cancel_safe(timeout=_PATIENCE)
+                    cancel = conn.cancel_safe(timeout=_CANCEL_TIMEOUT)
                     pending.add(asyncio.ensure_future(cancel))
             cancelled = exc
     if cancelled is None:

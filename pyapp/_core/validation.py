@@ -151,8 +151,11 @@ def check_cursor(name: str, time: datetime | None, id: object) -> None:
         raise InvalidValueError(f"{name}_id needs {name}: give both of the last row")
 
 
-def check_id(name: str, value: Any) -> str | None:
-    """Return an id chosen by another system, as storable text short enough to index."""
+def storable_id(name: str, value: Any) -> str | None:
+    """Return an id chosen by another system, with invalid characters replaced.
+
+    An id that is too long for an index is refused; None stays None.
+    """
     if value is None:
         return None
     text = storable_text(check_text(name, value))

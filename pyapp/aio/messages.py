@@ -36,8 +36,8 @@ from pyapp.messages import (
     RecordedMessage,
     RecordedMessages,
     Usage,
-    _Outcome,
-    _Outcomes,
+    _RecordMessageRow,
+    _RecordMessagesRow,
 )
 
 
@@ -102,7 +102,7 @@ async def record_message(
         response=response,
     )
     values = message_values(message, margin=margin)
-    recorded = await fetch_one(conn, _Outcome, "record_message", **values)
+    recorded = await fetch_one(conn, _RecordMessageRow, "record_message", **values)
     if recorded.is_ahead:
         raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
     if not recorded.is_user_known:
@@ -137,7 +137,7 @@ async def record_messages(
         await execute(conn, "delete_staged_messages")
         rows = staged_rows(messages, user_id, fingerprint_id, margin)
         await copy_rows(conn, "copy_staged_messages", rows)
-        recorded = await fetch_one(conn, _Outcomes, "record_messages")
+        recorded = await fetch_one(conn, _RecordMessagesRow, "record_messages")
         if recorded.ahead_position is not None:
             where = f"message {recorded.ahead_position}"
             raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
@@ -188,7 +188,7 @@ async def list_messages(
     before_id: UUID | None = None,
     limit: int = 100,
 ) -> list[Message]:
-    """Return *limit* messages of a payer, the latest to finish first.
+    """Return up to *limit* messages of a payer, the latest to finish first.
 
     For the next page, *before* and *before_id* are the last row's `finished_at` and
     `id`; *before* alone selects the messages that finished before that instant.
@@ -253,7 +253,10 @@ async def list_daily_usage(
     last_day: date,
     limit: int = 1000,
 ) -> list[DailyUsage]:
-    """Return a payer's days with messages in order, both days included, in UTC."""
+    """Return up to *limit* days in UTC with messages of a payer, in order.
+
+    *first_day* and *last_day* are included.
+    """
     return await fetch_all(
         conn,
         DailyUsage,

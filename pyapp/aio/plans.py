@@ -7,14 +7,14 @@ from psycopg import AsyncConnection
 
 from pyapp._core.run_async import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import check_id, shown, validated
+from pyapp._core.validation import shown, storable_id, validated
 from pyapp.errors import PlanNotFoundError
 from pyapp.plans import Plan
 
 
 @validated
 async def list_plans(conn: AsyncConnection[Any], *, limit: int = 100) -> list[Plan]:
-    """Return *limit* plans, the smallest first."""
+    """Return up to *limit* plans, those with the fewest credits first."""
     return await fetch_all(conn, Plan, "list_plans", limit=limit)
 
 
@@ -42,7 +42,7 @@ async def set_plan_price(
         PlanNotFoundError: there is no such plan.
         PriceTakenError: the price buys another plan.
     """
-    price_id = check_id("stripe_price_id", stripe_price_id)
+    price_id = storable_id("stripe_price_id", stripe_price_id)
     async with atomic(conn):
         return await fetch_one(
             conn,

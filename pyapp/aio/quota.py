@@ -64,7 +64,7 @@ async def list_user_quotas(
     after: UUID | None = None,
     limit: int = 100,
 ) -> list[UserQuota]:
-    """Return the quotas of *limit* users by id, anonymized ones included.
+    """Return the quotas of up to *limit* users by id, anonymized ones included.
 
     For the next page, *after* is the last row's `subject_id`.
     """
@@ -81,7 +81,7 @@ async def list_fingerprint_quotas(
     after: UUID | None = None,
     limit: int = 100,
 ) -> list[Quota]:
-    """Return the quotas of *limit* fingerprints by id.
+    """Return the quotas of up to *limit* fingerprints by id.
 
     For the next page, *after* is the last row's `subject_id`.
     """

@@ -147,7 +147,7 @@ async def list_referrals(
     before_id: UUID | None = None,
     limit: int = 100,
 ) -> list[Referral]:
-    """Return *limit* referrals that the user has made, the newest first.
+    """Return up to *limit* referrals that the user has made, the newest first.
 
     For the next page, *before* and *before_id* are the last row's `created_at` and
     `referred_id`; *before* alone selects the referrals made before that instant.

@@ -22,9 +22,9 @@ from pyapp.stats import (
 
 @validated
 async def limit_time(conn: AsyncConnection[Any], *, milliseconds: int) -> TimeLimit:
-    """Limit each later statement of this transaction to so much time; 0 is no limit.
+    """Set statement_timeout for the rest of the transaction; 0 means no limit.
 
-    A statement that takes longer raises psycopg's QueryCanceled.
+    Waits for locks count. A statement that takes longer raises psycopg's QueryCanceled.
     """
     return await fetch_one(conn, TimeLimit, "limit_time", milliseconds=milliseconds)
 
@@ -69,7 +69,7 @@ async def get_server_state(conn: AsyncConnection[Any]) -> ServerState:
 async def list_table_sizes(
     conn: AsyncConnection[Any], *, limit: int = 100
 ) -> list[TableSize]:
-    """Return *limit* tables, the largest with its indexes first."""
+    """Return up to *limit* tables, the largest with its indexes first."""
     return await fetch_all(conn, TableSize, "list_table_sizes", limit=limit)
 
 
@@ -77,5 +77,5 @@ async def list_table_sizes(
 async def list_unused_indexes(
     conn: AsyncConnection[Any], *, limit: int = 100
 ) -> list[UnusedIndex]:
-    """Return *limit* indexes without scans, the largest first, except keys."""
+    """Return up to *limit* indexes without scans, the largest first, except keys."""
     return await fetch_all(conn, UnusedIndex, "list_unused_indexes", limit=limit)

@@ -58,7 +58,7 @@ async def find_user_by_email(conn: AsyncConnection[Any], *, email: str) -> User 
 async def list_users(
     conn: AsyncConnection[Any], *, after: UUID | None = None, limit: int = 100
 ) -> list[User]:
-    """Return *limit* users by id, anonymized ones included.
+    """Return up to *limit* users by id, anonymized ones included.
 
     For the next page, *after* is the last row's `id`.
     """

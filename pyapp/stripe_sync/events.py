@@ -23,8 +23,8 @@ class EventResult(NamedTuple):
     result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
 
 
-class StatementLimits(NamedTuple):
-    """The limits of the transaction, in the server's notation."""
+class Timeouts(NamedTuple):
+    """The timeouts of the transaction, in the server's notation."""
 
     statement_timeout: str
     lock_timeout: str
@@ -102,20 +102,20 @@ def apply_event(
     )
 
 
-def limit_statements(
+def set_timeouts(
     conn: Connection[Any],
     *,
     statement_milliseconds: int | None,
     lock_milliseconds: int | None,
-) -> StatementLimits:
-    """Limit each statement until the transaction ends; return the limits.
+) -> Timeouts:
+    """Set statement_timeout and lock_timeout for the rest of the transaction.
 
-    0 is no limit; None keeps the current one.
+    0 means no limit; None keeps the current one. Both are returned.
     """
     return fetch_one(
         conn,
-        StatementLimits,
-        "limit_statements",
+        Timeouts,
+        "set_timeouts",
         statement_milliseconds=statement_milliseconds,
         lock_milliseconds=lock_milliseconds,
     )

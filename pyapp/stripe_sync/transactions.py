@@ -105,7 +105,7 @@ def enforce_deadline(
             if not left:
                 raise errors.QueryCanceled("the deadline of this delivery has passed")
             conn.cursor_factory = usual
-            events.limit_statements(
+            events.set_timeouts(
                 conn,
                 statement_milliseconds=milliseconds(left),
                 lock_milliseconds=lock_milliseconds,
@@ -122,7 +122,7 @@ def enforce_deadline(
 
 def limit_lock_waits(conn: Connection[Any]) -> None:
     """Wait at most DELIVERY_TIMEOUT for each lock, until the transaction ends."""
-    events.limit_statements(
+    events.set_timeouts(
         conn,
         statement_milliseconds=None,
         lock_milliseconds=milliseconds(DELIVERY_TIMEOUT),

@@ -1,5 +1,6 @@
--- name: limit_lock_wait :one
--- A pending ACCESS EXCLUSIVE lock blocks later lock requests, so waits are short.
+-- name: set_lock_timeout :one
+-- Until the transaction ends. A pending ACCESS EXCLUSIVE lock blocks later lock
+-- requests, so waits are short.
 SELECT set_config('lock_timeout', :milliseconds::text, TRUE) AS setting;
 
 -- name: list_missing_months :many

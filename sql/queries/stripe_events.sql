@@ -23,7 +23,7 @@ SELECT
     ) AS result
 FROM limited;
 
--- name: limit_statements :one
+-- name: set_timeouts :one
 -- Sets the transaction's statement_timeout and lock_timeout; NULL keeps the limit.
 SELECT
     set_config(

@@ -82,7 +82,7 @@ def adopt(
     with migration_session(url, is_adopting=True) as backend:
         _require_unchanged(url, dump, program, backend, applied)
         with _explained(), backend.turn():
-            execute(backend.connection, "limit_lock_wait", milliseconds=LOCK_WAIT_MS)
+            execute(backend.connection, "set_lock_timeout", milliseconds=LOCK_WAIT_MS)
             _run(backend.connection, statements)
             _replace_marks(backend, files)
     return [file.name for file in files]
