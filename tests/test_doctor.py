@@ -13,7 +13,7 @@ from pyapp.devtools.migrations.migrator import migrate
 from tests.support import run_cli
 
 REPOSITORY = Path(__file__).parents[1]
-LINKS = [
+CHECKS = [
     "files",
     "environment",
     "Stripe",
@@ -40,15 +40,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def finding(project: Path, link: str) -> tuple[Level, str]:
-    """Return the level and the text of the check *link*."""
-    return next((f.level, f.text) for f in examine(project) if f.link == link)
+def finding(project: Path, name: str) -> tuple[Level, str]:
+    """Return the level and the text of the check *name*."""
+    return next((f.level, f.text) for f in examine(project) if f.name == name)
 
 
 def test_fresh_clone_lacks_only_its_database(project: Path) -> None:
-    found = {f.link: f.level for f in examine(project)}
+    found = {f.name: f.level for f in examine(project)}
 
-    assert list(found) == LINKS
+    assert list(found) == CHECKS
     assert found.pop("database") is Level.PROBLEM
     assert set(found.values()) == {Level.OK, Level.WARNING, Level.UNKNOWN}
 
@@ -76,9 +76,9 @@ def test_output_is_wrapped_for_a_terminal(
     run_cli("doctor")
 
     lines = screen.getvalue().splitlines()
-    expected = " ".join(f"{f.level} {f.link} {f.text}" for f in examine(project))
+    expected = " ".join(f"{f.level} {f.name} {f.text}" for f in examine(project))
     assert " ".join(lines).split() == expected.split()
-    assert len(lines) > len(LINKS)
+    assert len(lines) > len(CHECKS)
     # A path may be longer than a line, and then stands alone.
     assert [line for line in lines if len(line) > 80 and " " in line[29:]] == []
 
@@ -186,7 +186,7 @@ def test_pending_migrations_and_drift_are_problems(
     with psycopg.connect(empty_database) as conn:
         conn.execute("CREATE INDEX planted ON app.users (name)")
 
-    found = {f.link: (f.level, f.text) for f in examine(project)}
+    found = {f.name: (f.level, f.text) for f in examine(project)}
     assert found["migrations"][0] is Level.OK
     assert found["schema"] == (
         Level.PROBLEM,

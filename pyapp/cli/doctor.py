@@ -21,7 +21,7 @@ def doctor() -> None:
     problems = 0
     for finding in examine(find_root()):
         problems += finding.level is Level.PROBLEM
-        head = f"{finding.level:8} {finding.link:18}"
+        head = f"{finding.level:8} {finding.name:18}"
         for line in _lines(finding.text, len(head) + 2):
             say(f"{head}  {line}")
             head = " " * len(head)
