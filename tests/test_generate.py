@@ -16,7 +16,8 @@ from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.command import generate
-from pyapp.devtools.generate.steps import Rename
+from pyapp.devtools.generate.steps import Rename, read_side
+from pyapp.devtools.generate.structure import StructureDrafter
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import GenerateError
 from tests.support import Server
@@ -289,6 +290,23 @@ def test_incomplete_draft_is_reported_and_not_written(
     with pytest.raises(GenerateError, match=complaint):
         generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
     assert set(folder.iterdir()) == known
+
+
+def test_object_that_no_file_defines_is_drafted_from_the_dump(
+    url: str, base: tuple[str, Objects]
+) -> None:
+    database, before = base
+    with scratch_database(url, template=database) as copy:
+        with psycopg.connect(copy) as conn:
+            conn.execute(NOTES.encode())
+        wanted = read_objects(copy)
+    steps = StructureDrafter(read_side(before, []), read_side(wanted, [])).draft()
+
+    with scratch_database(url, template=database) as copy:
+        with psycopg.connect(copy) as conn:
+            for step in steps:
+                conn.execute(step.sql.encode())
+        assert read_objects(copy) == wanted
 
 
 def test_destructive_step_is_marked_with_its_loss(

@@ -32,12 +32,6 @@ SHOWN_BROKEN_LINES = 20
 
 
 @dataclass(frozen=True)
-class _Payer:
-    user_id: UUID | None = None
-    fingerprint_id: UUID | None = None
-
-
-@dataclass(frozen=True)
 class _Latest:
     finished_at: datetime
 
@@ -127,12 +121,13 @@ def _check_files(files: list[Path]) -> None:
 
 def _find_payer(
     conn: psycopg.Connection[Any], user: str | None, fingerprint_id: UUID | None
-) -> _Payer:
+) -> dict[str, UUID | None]:
+    """Return the payer as an argument of record_messages."""
     if user is not None:
-        return _Payer(user_id=find_user(conn, user).id)
+        return {"user_id": find_user(conn, user).id}
     # A fingerprint needs no account; its first call creates it.
     upsert_fingerprint(conn, fingerprint_id=fingerprint_id)
-    return _Payer(fingerprint_id=fingerprint_id)
+    return {"fingerprint_id": fingerprint_id}
 
 
 def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
@@ -152,20 +147,14 @@ def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
 def _record(
     conn: psycopg.Connection[Any],
     messages: Iterator[NewMessage],
-    payer: _Payer,
+    payer: dict[str, UUID | None],
     margin: Decimal,
     tally: _Tally,
 ) -> None:
     """Record *messages* in batches, and commit each."""
     conn.commit()
     while batch := list(itertools.islice(messages, BATCH)):
-        result = record_messages(
-            conn,
-            batch,
-            user_id=payer.user_id,
-            fingerprint_id=payer.fingerprint_id,
-            margin=margin,
-        )
+        result = record_messages(conn, batch, margin=margin, **payer)
         conn.commit()
         tally.recorded += result.recorded
         tally.duplicates += result.duplicates

@@ -53,7 +53,7 @@ class _Context:
 
     def hint(self) -> str:
         """Return advice if a dropped column may have been renamed."""
-        return rename_hint(self.old.objects, self.new.objects)
+        return rename_hint(self.old, self.new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pyapp.devtools.checks.dumps import Objects
@@ -50,7 +51,7 @@ class Rename:
         return Rename(self.table, self.new, self.old).step()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Side:
     """One of the two schemas: its objects in a dump, and their text.
 
@@ -61,6 +62,15 @@ class Side:
     objects: Objects
     sources: Sources
     dumped: Sources
+
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """The CREATE TABLE of each table by its name."""
+        return {
+            title.removeprefix("TABLE app."): text
+            for title, text in self.objects.items()
+            if title.startswith("TABLE app.")
+        }
 
 
 def read_side(objects: Objects, texts: Iterable[str]) -> Side:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import Difference, compare
 from pyapp.devtools.generate.routines import commented_routine
 from pyapp.devtools.generate.sources import parse
@@ -84,11 +83,10 @@ class StructureDrafter:
     def _kept_tables(self) -> list[str]:
         """Return the tables on both sides that change for themselves."""
         return [
-            title.removeprefix("TABLE app.")
-            for title in self.new.objects
-            if title.startswith("TABLE app.")
-            and title in self.old.objects
-            and title.replace("TABLE app.", "TABLE ATTACH app.") not in self.new.objects
+            table
+            for table in self.new.tables
+            if table in self.old.tables
+            and f"TABLE ATTACH app.{table}" not in self.new.objects
         ]
 
     def _drop_triggers_and_constraints(self) -> Iterator[Step]:
@@ -124,28 +122,21 @@ class StructureDrafter:
 
     def _drop_tables(self) -> Iterator[Step]:
         """Drop tables before those that they refer to."""
-        gone = [
-            title.removeprefix("TABLE app.")
-            for title in self.old.objects
-            if title.startswith("TABLE app.") and title not in self.new.objects
-        ]
-        order = {table: n for n, table in enumerate(self.old.sources.tables)}
-        for table in sorted(gone, key=lambda name: order.get(name, 0), reverse=True):
-            yield Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
+        for table in reversed(self.old.sources.tables):
+            if table in self.old.tables and table not in self.new.tables:
+                yield Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
 
     def _create_tables(self) -> Iterator[Step]:
         """Create new tables in the order of the files, with all about them."""
         for table, statements in self.new.sources.tables.items():
-            title = f"TABLE app.{table}"
-            if title in self.new.objects and title not in self.old.objects:
+            if table in self.new.tables and table not in self.old.tables:
                 for statement in statements:
                     text = statement.render()
                     yield Step(text.replace("INDEX CONCURRENTLY", "INDEX"))
 
     def _alter_columns(self, table: str) -> Iterator[Step]:
-        title = f"TABLE app.{table}"
-        old = _read_columns(self.old.objects[title])
-        new = _read_columns(self.new.objects[title])
+        old = _read_columns(self.old.tables[table])
+        new = _read_columns(self.new.tables[table])
         for name, column in old.items():
             if name not in new:
                 yield self._drop_column(table, name)
@@ -255,7 +246,7 @@ class StructureDrafter:
         return title.startswith(_SIMPLE) and not is_owned
 
     def _is_partitioned(self, table: str) -> bool:
-        return "PARTITION BY" in self.new.objects.get(f"TABLE app.{table}", "")
+        return "PARTITION BY" in self.new.tables.get(table, "")
 
 
 def _change_rows(differences: Sequence[Difference]) -> list[Step]:
@@ -300,15 +291,14 @@ def _read_columns(create_table: str) -> dict[str, _Column]:
     return columns
 
 
-def rename_hint(before: Objects, after: Objects) -> str:
+def rename_hint(before: Side, after: Side) -> str:
     """Return advice if a column has another name in the same place."""
-    for title in before:
-        if not title.startswith("TABLE app.") or title not in after:
+    for table in before.tables:
+        if table not in after.tables:
             continue
-        old, new = (list(_read_columns(side[title])) for side in (before, after))
+        old, new = (list(_read_columns(side.tables[table])) for side in (before, after))
         if len(old) != len(new):
             continue
-        table = title.removeprefix("TABLE app.")
         for was, now in zip(old, new, strict=True):
             if was != now and was not in new and now not in old:
                 return f"if it is a new name, --rename {table}.{was}={now}; else "
