@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,19 @@ from typing import Any
 import psycopg
 import pytest
 
+from pyapp._core.queries import migrations_dir, sql_dir
+from pyapp.devtools.checks.dumps import dump_objects
 from pyapp.devtools.checks.schema_diff import check, load_schema
 from pyapp.devtools.migrations import adopt as adoption
 from pyapp.devtools.migrations.adopt import adopt
 from pyapp.devtools.migrations.files import read_migrations
-from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
+from pyapp.devtools.migrations.history import SQUASHED
+from pyapp.devtools.migrations.migrator import (
+    list_migrations,
+    migrate,
+    pending,
+    rollback,
+)
 from pyapp.errors import MigrationError, SchemaCheckError
 from pyapp.stripe_sync.pages import Cursor
 from pyapp.stripe_sync.replay import EventCursor
@@ -25,6 +35,16 @@ from tests.support import run_cli
 # A dump by pg_dump --inserts, of a database with migrations 0001 to 0021 and some rows.
 EARLIER = Path(__file__).parent / "data" / "earlier_history.sql.gz"
 NAMES = [file.name for file in read_migrations()]
+LATER = """
+SET LOCAL lock_timeout = '5s';
+
+ALTER TABLE app.users ADD COLUMN nickname text;
+COMMENT ON COLUMN app.users.nickname IS 'Name in chats; NULL if not set.';
+CREATE INDEX users_nickname_idx ON app.users (nickname);
+CREATE OR REPLACE FUNCTION app.is_active_status(status text)
+RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN coalesce(status IN ('active', 'trialing', 'past_due', 'paused'), FALSE);
+"""
 KILLED = """
 import os, signal, sys
 from pyapp.devtools.migrations import session
@@ -68,7 +88,7 @@ def test_earlier_history_is_brought_over_with_its_rows(earlier: str) -> None:
     before = rows_of(earlier)
     assert all(before.values())
 
-    assert adopt(earlier) == NAMES
+    assert adopt(earlier) == list(SQUASHED)
 
     # The status received is gone; its event is retried as a failed one.
     (event,) = before["stripe_events"]
@@ -76,12 +96,56 @@ def test_earlier_history_is_brought_over_with_its_rows(earlier: str) -> None:
         event.replace("received,0,,", 'failed,0,"it was never applied",')
     ]
     assert rows_of(earlier) == before
+    assert pending(earlier) == NAMES[len(SQUASHED) :]
+    migrate(earlier)
     assert states(earlier) == dict.fromkeys(NAMES, "applied")
     assert [
         difference.title
         for comparison in check(earlier).comparisons
         for difference in comparison.differences
     ] == []
+
+
+def test_squashed_migrations_are_the_first_of_the_folder() -> None:
+    assert NAMES[: len(SQUASHED)] == list(SQUASHED)
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> tuple[Path, Path]:
+    """Return migrations with one more, and SQL files with the same change."""
+    folder, schema = tmp_path / "migrations", tmp_path / "sql"
+    shutil.copytree(migrations_dir(), folder)
+    shutil.copytree(sql_dir(), schema)
+    (folder / "9000_add_nickname.sql").write_text(f"-- Chats show it.\n{LATER}")
+    (folder / "9000_add_nickname.rollback.sql").write_text(
+        "ALTER TABLE app.users DROP COLUMN nickname;\n"
+    )
+    # The last of the files.
+    (schema / "functions" / "zz_later.sql").write_text(LATER)
+    return folder, schema
+
+
+def test_migrations_after_the_squash_stay_pending(
+    earlier: str, later: tuple[Path, Path]
+) -> None:
+    folder, schema = later
+
+    assert adopt(earlier, folder=folder, schema=schema) == list(SQUASHED)
+
+    assert migrate(earlier, folder)[-1:] == ["9000_add_nickname"]
+    assert check(earlier, folder=folder, schema=schema).differences == 0
+
+
+def test_all_migrations_of_a_schema_built_by_psql_are_marked(
+    empty_database: str, later: tuple[Path, Path]
+) -> None:
+    folder, schema = later
+    load_schema(empty_database, schema)
+
+    marked = adopt(empty_database, folder=folder, schema=schema)
+
+    assert marked == [*NAMES, "9000_add_nickname"]
+    assert check(empty_database, folder=folder, schema=schema).differences == 0
 
 
 def test_interrupted_run_is_resumed_after_the_adoption(earlier: str) -> None:
@@ -105,15 +169,17 @@ def test_adopted_database_rolls_back_and_migrates(earlier: str) -> None:
     adopt(earlier)
     before = rows_of(earlier)
 
-    assert rollback(earlier) == NAMES[-1:]
-    assert migrate(earlier) == NAMES[-1:]
+    assert rollback(earlier) == [SQUASHED[-1]]
+    assert migrate(earlier, names=SQUASHED) == [SQUASHED[-1]]
 
     assert rows_of(earlier) == before
+    migrate(earlier)
     assert check(earlier).differences == 0
 
 
 def test_new_functions_keep_their_privileges_from_public(earlier: str) -> None:
     adopt(earlier)
+    migrate(earlier)
 
     with psycopg.connect(earlier) as conn:
         adopted = conn.execute(PUBLIC_FUNCTIONS).fetchall()
@@ -152,7 +218,8 @@ def test_killed_adoption_changes_nothing_and_can_be_repeated(
 
     assert run.returncode == -signal.SIGKILL
     assert (rows_of(earlier), marks(earlier)) == before
-    assert adopt(earlier) == NAMES
+    assert adopt(earlier) == list(SQUASHED)
+    migrate(earlier)
     assert check(earlier).differences == 0
 
 
@@ -206,42 +273,110 @@ def test_part_of_the_earlier_history_is_refused(earlier: str) -> None:
     assert marks(earlier) == before
 
 
-@pytest.mark.parametrize(
-    ("drift", "title"),
-    [
-        ("CREATE INDEX extra_idx ON app.users (name)", "INDEX app.extra_idx"),
-        ("ALTER TABLE app.sessions ADD COLUMN extra text", "TABLE app.sessions"),
-        ("CREATE FUNCTION app.extra() RETURNS int RETURN 1", r"FUNCTION app\.extra"),
-        (
-            "CREATE TRIGGER extra BEFORE UPDATE ON app.users"
-            " FOR EACH ROW EXECUTE FUNCTION app.set_updated_at()",
-            "TRIGGER app.users extra",
-        ),
-    ],
-)
+# Changes by hand: of objects that the squash leaves alone, and of those it changes.
+DRIFT = {
+    "CREATE INDEX extra_idx ON app.users (name)": "INDEX app.extra_idx",
+    "DROP INDEX app.messages_client_id_idx": "INDEX app.messages_client_id_idx",
+    "ALTER TABLE app.sessions ADD COLUMN extra text": "TABLE app.sessions",
+    "ALTER TABLE app.users ALTER referral_limit SET DEFAULT 9": "TABLE app.users",
+    "ALTER TABLE app.stripe_events ALTER status SET DEFAULT 'failed'": (
+        "TABLE app.stripe_events"
+    ),
+    "ALTER TABLE app.users DROP CONSTRAINT users_stripe_customer_id_key": (
+        "CONSTRAINT app.users users_stripe_customer_id_key"
+    ),
+    "ALTER TABLE app.messages DISABLE TRIGGER messages_add_usage": (
+        "TRIGGER app.messages messages_add_usage"
+    ),
+    "ALTER TABLE app.usage_daily DISABLE TRIGGER usage_daily_no_truncate": (
+        "TRIGGER app.usage_daily usage_daily_no_truncate"
+    ),
+    "DROP TRIGGER users_set_updated_at ON app.users": (
+        "TRIGGER app.users users_set_updated_at"
+    ),
+    "CREATE TRIGGER extra BEFORE UPDATE ON app.users"
+    " FOR EACH ROW EXECUTE FUNCTION app.set_updated_at()": "TRIGGER app.users extra",
+    "CREATE OR REPLACE TRIGGER messages_add_usage AFTER INSERT ON app.messages"
+    " FOR EACH ROW WHEN (new.cost > 0) EXECUTE FUNCTION app.add_usage()": (
+        "TRIGGER app.messages messages_add_usage"
+    ),
+    "CREATE OR REPLACE TRIGGER usage_daily_kept_by_trigger"
+    " BEFORE INSERT OR DELETE OR UPDATE ON app.usage_daily FOR EACH STATEMENT"
+    " WHEN (pg_trigger_depth() = 0)"
+    " EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes it')": (
+        "TRIGGER app.usage_daily usage_daily_kept_by_trigger"
+    ),
+    "CREATE FUNCTION app.extra() RETURNS int RETURN 1": "FUNCTION app.extra()",
+    "CREATE FUNCTION app.add_usage(n int) RETURNS int RETURN n": (
+        "FUNCTION app.add_usage(integer)"
+    ),
+    "CREATE FUNCTION app.find_customer_owners(jsonb) RETURNS int RETURN 1": (
+        "FUNCTION app.find_customer_owners(jsonb)"
+    ),
+    "DROP FUNCTION app.take_stripe_event": "FUNCTION app.take_stripe_event",
+    "CREATE OR REPLACE FUNCTION app.is_active_status(status text) RETURNS boolean"
+    " LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN"
+    " coalesce(status IN ('active', 'trialing', 'past_due', 'unpaid'), FALSE)": (
+        "FUNCTION app.is_active_status(text)"
+    ),
+    "CREATE OR REPLACE FUNCTION app.set_updated_at() RETURNS trigger LANGUAGE plpgsql"
+    " SET search_path = pg_catalog, pg_temp AS $$ BEGIN RETURN NEW; END; $$": (
+        "FUNCTION app.set_updated_at()"
+    ),
+    "CREATE OR REPLACE FUNCTION app.add_usage() RETURNS trigger LANGUAGE plpgsql"
+    " SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
+    " AS $$ BEGIN RETURN NULL; END; $$": "FUNCTION app.add_usage()",
+    "ALTER FUNCTION app.delete_session(bytea) SET statement_timeout = '1s'": (
+        "FUNCTION app.delete_session(bytea)"
+    ),
+    "ALTER FUNCTION app.anonymize_user(uuid) SET statement_timeout = '1s'": (
+        "FUNCTION app.anonymize_user(uuid)"
+    ),
+    "ALTER FUNCTION app.delete_session(bytea) SECURITY INVOKER": (
+        "FUNCTION app.delete_session(bytea)"
+    ),
+    "ALTER FUNCTION app.grant_referral_credits() SECURITY INVOKER": (
+        "FUNCTION app.grant_referral_credits()"
+    ),
+    "ALTER FUNCTION app.get_period_end(timestamptz, timestamptz) STABLE": (
+        "FUNCTION app.get_period_end(timestamp with time zone,"
+    ),
+    "ALTER FUNCTION app.repair_usage_day(uuid, date) PARALLEL SAFE": (
+        "FUNCTION app.repair_usage_day(uuid, date)"
+    ),
+    "CREATE OR REPLACE VIEW app.referral_drift AS SELECT d.* FROM (SELECT"
+    " u.id AS user_id, u.referral_limit, u.referral_count AS kept_count,"
+    " u.referral_credits AS kept_credits, 0::bigint AS completed_count,"
+    " 0::numeric AS granted_credits FROM app.users AS u) AS d": (
+        "VIEW app.referral_drift"
+    ),
+    "ALTER VIEW app.usage_drift SET (security_invoker = FALSE)": "VIEW app.usage_drift",
+}
+
+
+@pytest.mark.parametrize(("drift", "title"), DRIFT.items(), ids=[*DRIFT])
 def test_drift_is_named_and_nothing_is_changed(
     earlier: str, drift: str, title: str
 ) -> None:
     execute(earlier, drift)
-    before = marks(earlier)
+    before = dump_objects(earlier), marks(earlier)
 
-    with pytest.raises(SchemaCheckError, match=f"{title}.*nothing was changed"):
+    with pytest.raises(
+        SchemaCheckError, match=f" in .*{re.escape(title)}.*nothing was changed"
+    ):
         adopt(earlier)
 
-    assert marks(earlier) == before
+    assert (dump_objects(earlier), marks(earlier)) == before
     assert states(earlier)["0021_drop_messages_fingerprint_id_idx"] == "earlier"
 
 
-def test_function_changed_by_hand_is_not_overwritten(earlier: str) -> None:
-    execute(
-        earlier,
-        "CREATE OR REPLACE FUNCTION app.set_updated_at() RETURNS trigger"
-        " LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp"
-        " AS $$ BEGIN RETURN NEW; END; $$",
-    )
+def test_comments_changed_by_hand_are_replaced(earlier: str) -> None:
+    execute(earlier, "COMMENT ON COLUMN app.users.email IS 'Ours.'")
 
-    with pytest.raises(SchemaCheckError, match=r"functions differ .*: set_updated_at;"):
-        adopt(earlier)
+    adopt(earlier)
+
+    migrate(earlier)
+    assert check(earlier).differences == 0
 
 
 def test_drift_of_a_schema_built_by_psql_is_shown(
@@ -262,14 +397,14 @@ def test_drift_of_a_schema_built_by_psql_is_shown(
 def test_change_during_the_proof_is_refused(
     earlier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prove = adoption._prove
+    prove = adoption._prove_earlier
 
     def prove_late(*arguments: Any) -> list[str]:
         statements = prove(*arguments)
         execute(earlier, "CREATE INDEX extra_idx ON app.users (name)")
         return statements
 
-    monkeypatch.setattr(adoption, "_prove", prove_late)
+    monkeypatch.setattr(adoption, "_prove_earlier", prove_late)
     before = marks(earlier)
 
     with pytest.raises(MigrationError, match="changed during the proof"):
@@ -295,4 +430,4 @@ def test_waiting_for_a_lock_ends_and_changes_nothing(
             adopt(earlier)
 
     assert marks(earlier) == before
-    assert adopt(earlier) == NAMES
+    assert adopt(earlier) == list(SQUASHED)

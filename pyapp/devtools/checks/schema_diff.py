@@ -15,6 +15,7 @@ from pyapp._core.queries import schema_files
 from pyapp._core.run import fetch_all
 from pyapp.devtools.checks.dumps import Objects, dump_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.migrator import (
     MigrationStatus,
     list_migrations,
@@ -97,13 +98,10 @@ def check(
         raise SchemaCheckError("no server to build the schema on: give a URL")
     statuses: list[MigrationStatus] = []
     if url is not None:
+        with connect(url) as conn:
+            refuse_earlier(conn)
         _remember(url, folder)
         statuses = list_migrations(url, folder)
-        if any(status.state == "earlier" for status in statuses):
-            raise MigrationError(
-                "the database has migrations of an earlier history; bring it over with:"
-                " pyapp db adopt"
-            )
     applied = [s.name for s in statuses if s.state in ("applied", "edited")]
     wrong = [status for status in statuses if status.state != "applied"]
     program = choose_pg_dump(*(target for target in (server, url) if target))

@@ -1,14 +1,15 @@
 """Marks migrations as applied on a database that was built in another way.
 
-That is a database built from the SQL files by psql, or one with all migrations of the
-earlier history, whose functions, triggers and comments are first replaced by today's.
-Both are proved on a copy of the structure before anything is changed; then the change
-and the marks are one transaction, so a killed run leaves all or nothing.
+A database built from the SQL files by psql gets the marks of all migrations. One with
+all migrations of the earlier history gets what the squashed migrations changed, and
+their marks. Both are proved on a copy of the structure before anything is changed; then
+the change and the marks are one transaction, so a killed run leaves all or nothing.
 """
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import psycopg
 
 from pyapp._core.connection import connect
 from pyapp._core.queries import sql_dir
-from pyapp._core.run import execute, fetch_all
+from pyapp._core.run import execute
 from pyapp.devtools.checks.dumps import (
     Objects,
     dump_objects,
@@ -24,14 +25,18 @@ from pyapp.devtools.checks.dumps import (
     dump_schema,
     split_dump,
 )
-from pyapp.devtools.checks.schema_diff import Comparison, compare, load_schema
+from pyapp.devtools.checks.schema_diff import compare, load_schema
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.migrations.files import MigrationFile, read_migrations
 from pyapp.devtools.migrations.history import (
+    CHANGED_OBJECTS,
     EARLIER_HISTORY,
+    NEW_OBJECTS,
+    SQUASHED,
     is_earlier,
     read_applied,
 )
+from pyapp.devtools.migrations.migrator import migrate
 from pyapp.devtools.migrations.session import (
     Backend,
     migration_session,
@@ -43,9 +48,10 @@ from pyapp.errors import MigrationError, SchemaCheckError
 LOCK_WAIT_MS = 5000
 # In a dump: commands of psql, and a setting that servers before 17 do not know.
 _NOT_RESTORED = ("\\", "SET transaction_timeout")
-SCHEMA, LIVE = "the SQL files", "the database"
+LIVE = "the database"
 # Objects that CREATE OR REPLACE can replace.
 _REPLACED = re.compile(r"^CREATE (FUNCTION|VIEW|TRIGGER) ")
+_REVOKED = re.compile(r"^REVOKE \w+ ON (FUNCTION app\.\w+)\(.*;$", re.MULTILINE)
 
 
 def adopt(
@@ -57,33 +63,43 @@ def adopt(
 ) -> list[str]:
     """Mark the migrations of *folder* at *url*; return their names, none if marked.
 
-    The proof uses scratch databases on the server of *scratch_url*, else of *url*. For
-    the earlier history, functions, views, triggers and comments that differ are
-    replaced, and sql/adopt.sql is run. All rows are kept.
+    The proof uses scratch databases on the server of *scratch_url*, else of *url*. On a
+    database of the earlier history, sql/adopt.sql is run, the functions, views,
+    triggers and comments that the squash changed are replaced, and only the squashed
+    migrations are marked; later ones stay pending. All rows are kept.
 
     Raises:
+        ConfigError, DatabaseUnavailableError: *url* or *scratch_url* is not usable.
         MigrationError: the database has no schema, or other migrations.
         SchemaCheckError: its structure is another one; the message says what differs.
     """
     files = read_migrations(folder)
+    if scratch_url is not None:
+        connect(scratch_url).close()  # reports an invalid value before any other result
     with connect(url) as conn:
         applied, checksums = read_applied(conn)
-        is_bridged = is_earlier(applied, checksums)
-        if is_bridged:
-            _require_whole_history(applied)
-            _require_known_functions(conn)
+    is_bridged = is_earlier(applied, checksums)
     if applied and not is_bridged:
         return []
-    program = choose_pg_dump(*{scratch_url or url, url})
+    server = scratch_url or url
+    program = choose_pg_dump(*{server, url})
     dump = dump_schema(url, program)
     if not dump:
         raise MigrationError("there is no schema to adopt; run: pyapp db migrate")
-    statements = _prove(scratch_url or url, dump, schema, program, is_bridged)
+    statements: list[str] = []
+    if is_bridged:
+        _require_whole_history(applied)
+        _require_known_objects(split_dump(dump))
+        files = [file for file in files if file.name in SQUASHED]
+        statements = _prove_earlier(server, dump, folder, program)
+    else:
+        _prove_built(server, dump, schema, program)
     with migration_session(url, is_adopting=True) as backend:
         _require_unchanged(url, dump, program, backend, applied)
         with _explained(), backend.turn():
             execute(backend.connection, "set_lock_timeout", milliseconds=LOCK_WAIT_MS)
-            _run(backend.connection, statements)
+            for statement in statements:
+                backend.connection.execute(statement.encode())
             _replace_marks(backend, files)
     return [file.name for file in files]
 
@@ -97,50 +113,99 @@ def _require_whole_history(applied: dict[str, Any]) -> None:
         )
 
 
-def _require_known_functions(conn: psycopg.Connection[Any]) -> None:
-    """Refuse to overwrite functions that were changed by hand."""
-    if changed := fetch_all(conn, str, "list_changed_functions"):
-        raise SchemaCheckError(
-            f"functions differ from those of {EARLIER_HISTORY[-1]}:"
-            f" {', '.join(changed)}; restore them, then run pyapp db adopt again;"
-            " nothing was changed"
-        )
+def _require_known_objects(present: Objects) -> None:
+    """Refuse to replace or drop objects that were changed by hand."""
+    found = {
+        title: hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+        for title, text in present.items()
+    }
+    wrong = [
+        title
+        for title, checksum in found.items()
+        if CHANGED_OBJECTS.get(_name(title), checksum) != checksum
+    ]
+    names = {_name(title) for title in found}
+    wrong += [name for name in CHANGED_OBJECTS if name not in names]
+    if wrong:
+        raise _refusal(f"migration {EARLIER_HISTORY[-1]}", wrong)
 
 
-def _prove(
-    server: str, dump: str, schema: Path | None, program: Path, is_bridged: bool
-) -> list[str]:
-    """Return the statements that make a copy of *dump* equal to the SQL files."""
-    statements: list[str] = []
+def _prove_built(server: str, dump: str, schema: Path | None, program: Path) -> None:
+    """Refuse a database whose structure *dump* is not that of the SQL files."""
     with scratch_database(server) as copy, scratch_database(server) as built:
         load_schema(built, schema)
-        expected = dump_objects(built, program)
         _restore(copy, dump)
-        if is_bridged:
-            renames = (sql_dir() / "adopt.sql").read_text(encoding="utf-8")
-            with _explained(), connect(copy) as conn:
-                _run(conn, [renames])
-            present = dump_objects(copy, program)
-            privileges = dump_privileges(built, program)
-            statements = [renames, *_replacements(present, expected, privileges)]
-            with _explained(), connect(copy) as conn:
-                _run(conn, statements[1:])
-        result = compare(SCHEMA, expected, LIVE, dump_objects(copy, program))
-    if result.differences:
-        raise _describe(result)
-    return statements
+        _require_equal("the SQL files", built, copy, program)
+
+
+def _prove_earlier(
+    server: str, dump: str, folder: Path | None, program: Path
+) -> list[str]:
+    """Return the statements that turn *dump* into what the squashed migrations build.
+
+    They replace only objects that the squash changed. Any other difference is refused.
+    """
+    changes = (sql_dir() / "adopt.sql").read_text(encoding="utf-8")
+    with scratch_database(server) as copy, scratch_database(server) as built:
+        migrate(built, folder, names=SQUASHED)
+        _restore(copy, dump)
+        with _explained(), connect(copy) as conn:
+            conn.execute(changes.encode())
+        statements = list(
+            _replacements(
+                dump_objects(copy, program),
+                dump_objects(built, program),
+                dump_privileges(built, program),
+            )
+        )
+        with connect(copy) as conn:
+            conn.autocommit = True
+            for statement in statements:
+                # Without its object it fails, and the comparison names the object.
+                with contextlib.suppress(psycopg.ProgrammingError):
+                    conn.execute(statement.encode())
+        _require_equal("migrations 0001 to 0006", built, copy, program)
+    return [changes, *statements]
 
 
 def _replacements(present: Objects, expected: Objects, acls: Objects) -> Iterator[str]:
-    """Yield the statements for functions, views, triggers and comments that differ."""
+    """Yield the statements for what the squash changed, and for all comments."""
     for title, text in expected.items():
-        if present.get(title) != text:
-            if _REPLACED.match(text):
-                yield _REPLACED.sub(r"CREATE OR REPLACE \1 ", text)
-            elif title.startswith("COMMENT "):
-                yield text
+        name = _name(title)
+        is_new = name in NEW_OBJECTS and title not in present
+        if present.get(title) == text:
+            continue
+        if title.startswith("COMMENT "):
+            yield text
+        elif (is_new or name in CHANGED_OBJECTS) and _REPLACED.match(text):
+            yield _REPLACED.sub(r"CREATE OR REPLACE \1 ", text)
     for text in acls.values():
-        yield from re.findall(r"^REVOKE .+;$", text, re.MULTILINE)
+        for revoke in _REVOKED.finditer(text):
+            if revoke[1] in NEW_OBJECTS:
+                yield revoke[0]
+
+
+def _name(title: str) -> str:
+    """Return the title of an object in a dump without a function's arguments."""
+    return title.partition("(")[0]
+
+
+def _require_equal(label: str, built: str, copy: str, program: Path) -> None:
+    """Refuse the structure *copy* if it differs from *built*, which *label* names."""
+    expected, found = (dump_objects(url, program) for url in (built, copy))
+    result = compare(label, expected, LIVE, found)
+    if result.differences:
+        error = _refusal(label, [difference.title for difference in result.differences])
+        error.add_note("\n".join(line for _, line in result.report()))
+        raise error
+
+
+def _refusal(label: str, titles: list[str]) -> SchemaCheckError:
+    more = f" and {len(titles) - 5} more" if titles[5:] else ""
+    return SchemaCheckError(
+        f"the database differs from {label} in {', '.join(titles[:5])}{more}:"
+        " make it equal, then run pyapp db adopt again; nothing was changed"
+    )
 
 
 def _require_unchanged(
@@ -167,23 +232,7 @@ def _restore(url: str, dump: str) -> None:
         conn.execute("\n".join(lines).encode())
 
 
-def _run(conn: psycopg.Connection[Any], statements: list[str]) -> None:
-    for statement in statements:
-        conn.execute(statement.encode())
-
-
-def _describe(result: Comparison) -> SchemaCheckError:
-    titles = [difference.title for difference in result.differences]
-    more = f" and {len(titles) - 5} more" if titles[5:] else ""
-    error = SchemaCheckError(
-        f"the database differs from the SQL files in {', '.join(titles[:5])}{more}:"
-        " make it equal, then run pyapp db adopt again; nothing was changed"
-    )
-    error.add_note("\n".join(line for _, line in result.report()))
-    return error
-
-
-@contextmanager
+@contextlib.contextmanager
 def _explained() -> Iterator[None]:
     try:
         yield

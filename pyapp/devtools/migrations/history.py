@@ -33,6 +33,66 @@ EARLIER_HISTORY = (
     "0020_end_sessions_and_referrals",
     "0021_drop_messages_fingerprint_id_idx",
 )
+# The migrations that replace them.
+SQUASHED = (
+    "0001_create_plans",
+    "0002_create_accounts",
+    "0003_create_messages",
+    "0004_create_referrals",
+    "0005_create_stripe_mirror",
+    "0006_create_functions",
+)
+# The objects of the earlier history that adoption replaces, changes or drops, with the
+# MD5 of their statements in a dump, which is the same with PostgreSQL 15 and 18. Any
+# other object that differs was changed by hand, and is refused.
+CHANGED_OBJECTS = {
+    "CONSTRAINT app.users users_stripe_customer_id_key": (
+        "bcc2f0fc1d0b3a032dd5b2688a293a20"
+    ),
+    "FUNCTION app.add_usage": "22f10d27dc018895354e765ecb2e7e46",
+    "FUNCTION app.anonymize_user": "e6bf9b2dd93db0d566aae4535bb7a7b8",
+    "FUNCTION app.create_payload_partitions": "fd19da84eeb1f9a9a200330949f2b776",
+    "FUNCTION app.end_unproved_sessions": "96c69ca4a0ade1edee814a16c0ecf5d0",
+    "FUNCTION app.grant_referral_credits": "462669d0df19f69afa8ace4bb83b20d8",
+    "FUNCTION app.judge_stripe_view": "7ad26c4d8cc5e9adb42e7fc9da9c227b",
+    "FUNCTION app.put_stripe_customers": "13f1deae344f2467c8b5832457933fdc",
+    "FUNCTION app.put_stripe_subscriptions": "471af31202ed4f4dfa5a5d62c4c0f0a5",
+    "FUNCTION app.put_stripe_views": "427ab992703f78b5c0d80166db0377c7",
+    "FUNCTION app.refuse_user_id": "4f891020d9a0e770267676932335b190",
+    "FUNCTION app.repair_referral_totals": "36a23109dc87c4a1ef9c2f8b17835b9c",
+    "FUNCTION app.repair_usage_day": "172c0e0727bca798d3da9b343c5486fc",
+    "FUNCTION app.retire_payload_partition": "94d3da6dc8dc2e59e6e9dea58335ca91",
+    "FUNCTION app.sync_stripe_users": "22ed9efe57327bd42d226a79326b91a2",
+    "FUNCTION app.take_stripe_event": "1566ea3385fb06f56841b1d0c06c9187",
+    "TABLE app.stripe_events": "59a60939120e47ccb763a0ffa37e75a0",
+    "TRIGGER app.usage_daily usage_daily_kept_by_trigger": (
+        "496df5ee0e7ea022d5e3ec83c2f48550"
+    ),
+    "TRIGGER app.usage_daily usage_daily_no_truncate": (
+        "d84ee54d714b2820286281fa27d45163"
+    ),
+    "TRIGGER app.users users_end_unproved_sessions": "ceba9cebc14cad697fd1e66b6a64d81d",
+    "VIEW app.referral_drift": "0174e00b894697ab0df1c59e72bd1bd6",
+}
+# The functions, views and triggers that adoption adds.
+NEW_OBJECTS = frozenset(
+    {
+        "FUNCTION app.apply_stripe_event",
+        "FUNCTION app.compare_stripe_customers",
+        "FUNCTION app.compare_stripe_snapshot",
+        "FUNCTION app.compare_stripe_subscriptions",
+        "FUNCTION app.end_unverified_sessions",
+        "FUNCTION app.find_best_subscription",
+        "FUNCTION app.find_customer_owners",
+        "FUNCTION app.find_user_customer",
+        "FUNCTION app.lock_snapshot_users",
+        "FUNCTION app.record_message",
+        "FUNCTION app.upsert_stripe_customers",
+        "FUNCTION app.upsert_stripe_subscriptions",
+        "TRIGGER app.users users_end_unverified_sessions",
+        "VIEW app.stripe_entitlements",
+    }
+)
 # The first five have the same names in both histories; this text only the earlier one.
 _EARLIER_CHECKSUM = "d5ba73dd317718ed6355bbd1f59a400bd2b720c1b8460a3b58ef227f809349f9"
 
@@ -86,12 +146,13 @@ def is_earlier(applied: Collection[str], checksums: Mapping[str, str]) -> bool:
     )
 
 
-def refuse_earlier(applied: Collection[str], checksums: Mapping[str, str]) -> None:
+def refuse_earlier(conn: psycopg.Connection[Any]) -> None:
     """Refuse a database with migrations of the earlier history.
 
     Raises:
         MigrationError: it has some.
     """
+    applied, checksums = read_applied(conn)
     if is_earlier(applied, checksums):
         raise MigrationError(
             f"the database has migrations of an earlier history, up to {max(applied)};"

@@ -164,8 +164,8 @@ def list_rollbacks(
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        applied, checksums = read_applied(conn)
-    refuse_earlier(applied, checksums)
+        refuse_earlier(conn)
+        applied, _ = read_applied(conn)
     return _rollback_order(applied, files)[:count]
 
 

@@ -22,7 +22,6 @@ from pyapp._core.run import execute, fetch_all
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import (
     Bookkeeping,
-    read_applied,
     read_bookkeeping,
     refuse_earlier,
 )
@@ -113,7 +112,7 @@ def migration_session(
         tables = read_bookkeeping(conn)
         _require_grants(conn, tables, is_building)
         if not is_adopting:
-            refuse_earlier(*read_applied(conn))
+            refuse_earlier(conn)
         if not tables.has_lock:
             backend.create_lock_table()
         _wait_for_yoyo(conn, patience=10)
