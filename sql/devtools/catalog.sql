@@ -2,7 +2,6 @@
 -- Tables and views without partitions.
 SELECT
     t.relname AS name,
-    t.relkind = 'v' AS is_view,
     obj_description(t.oid, 'pg_class') AS comment,
     pg_get_partkeydef(t.oid) AS partition_key
 FROM pg_class AS t

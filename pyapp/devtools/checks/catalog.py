@@ -11,7 +11,6 @@ class Table(NamedTuple):
     """A table or view; `partition_key` is None unless it is partitioned."""
 
     name: str
-    is_view: bool
     comment: str | None
     partition_key: str | None
 

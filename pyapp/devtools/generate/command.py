@@ -43,7 +43,7 @@ class _Context:
     """What drafts are made from, and the server on which they are proved."""
 
     server: str
-    version: int
+    can_set_expression: bool
     base: str
     before: Objects
     old: Side
@@ -129,10 +129,10 @@ def _prepare(
             _rename(start, renames)
             objects = read_objects(start)
         with connect(url) as conn:
-            version = conn.info.server_version
+            can_set_expression = conn.info.server_version >= 170000
         yield _Context(
             server=url,
-            version=version,
+            can_set_expression=can_set_expression,
             base=base,
             before=before,
             old=read_side(objects, migrated),
@@ -185,7 +185,7 @@ def _drafts(context: _Context) -> Iterator[Draft]:
         replace(side, sources=side.dumped) for side in (context.old, context.new)
     )
     for old, new in ((context.old, context.new), (bare_old, bare_new)):
-        can_set = context.version >= 170000
+        can_set = context.can_set_expression
         up = StructureDrafter(old, new, can_set_expression=can_set).draft()
         back = StructureDrafter(
             new, old, is_online=False, can_set_expression=can_set

@@ -92,7 +92,6 @@ def _lay_out_structure(
                 name, _file(why, changes), _file(_loss(back, lost), back, marks=False)
             )
         )
-    has_main = bool(changes)
     migrations += [
         _outside_transaction(
             f"create_{step.name}",
@@ -103,25 +102,21 @@ def _lay_out_structure(
         for step in built
     ]
     if late:
-        checks = [step.name for step in late if step.kind == "validate"]
-        migrations.append(
-            NewMigration(
-                f"validate_{checks[0] if len(checks) == 1 else name}"
-                if checks
-                else f"comment_{name}",
-                _file(
-                    "Validates the rows in its own transaction, while others write."
-                    if checks
-                    else "Comments on the new indexes.",
-                    late,
-                ),
-                _file("Loses nothing.", _undo_late(up, late)),
-            )
-        )
-    if not has_main and migrations:
-        first = migrations[0]
-        migrations[0] = NewMigration(name, first.up, first.down)
+        migrations.append(_lay_out_late(name, up, late))
+    if not changes and migrations:
+        migrations[0] = replace(migrations[0], name=name)
     return migrations
+
+
+def _lay_out_late(name: str, up: list[Step], late: list[Step]) -> NewMigration:
+    back = _file("Loses nothing.", _undo_late(up, late))
+    checks = [step.name for step in late if step.kind == "validate"]
+    if not checks:
+        text = _file("Comments on the new indexes.", late)
+        return NewMigration(f"comment_{name}", text, back)
+    why = "Validates the rows in its own transaction, while others write."
+    validated = checks[0] if len(checks) == 1 else name
+    return NewMigration(f"validate_{validated}", _file(why, late), back)
 
 
 def _is_late(step: Step, built: set[str]) -> bool:
