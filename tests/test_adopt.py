@@ -12,8 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import typer
 
 from pyapp._core.queries import migrations_dir, sql_dir
+from pyapp.cli.app import make_app
 from pyapp.devtools.checks.dumps import dump_objects
 from pyapp.devtools.checks.schema_diff import check, load_schema
 from pyapp.devtools.migrations import adopt as adoption
@@ -30,6 +32,7 @@ from pyapp.errors import MigrationError, SchemaCheckError
 from pyapp.stripe_sync.pages import Cursor
 from pyapp.stripe_sync.replay import EventCursor
 from tests.backups import rows_of
+from tests.role_logins import role_logins
 from tests.support import run_cli
 
 # A dump by pg_dump --inserts, of a database with migrations 0001 to 0021 and some rows.
@@ -232,19 +235,65 @@ def test_second_adoption_changes_nothing(earlier: str) -> None:
     assert marks(earlier) == before
 
 
-@pytest.mark.parametrize("command", ["migrate", "rollback --yes", "check"])
-def test_other_commands_refuse_the_earlier_history(
-    earlier: str, monkeypatch: pytest.MonkeyPatch, command: str
+# Commands that only start, stop or describe a server, or work on files.
+WITHOUT_SCHEMA = {"start", "stop", "status", "reset", "erase-archived"}
+REFUSING = (
+    "migrate",
+    "rollback --yes",
+    "check",
+    "check --data",
+    "generate add_nickname",
+    "maintain",
+    "docs",
+    "docs --check",
+    "plan find_user_by_email",
+    "roles",
+)
+
+
+def test_each_command_refuses_or_does_not_need_the_schema() -> None:
+    app: Any = typer.main.get_command(make_app())
+    names = set(app.commands["db"].commands)
+    assert names - WITHOUT_SCHEMA - {"adopt"} == {text.split()[0] for text in REFUSING}
+
+
+@pytest.mark.parametrize("command", REFUSING)
+def test_commands_refuse_the_earlier_history(
+    earlier: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", earlier)
     monkeypatch.setenv("ENVIRONMENT", "local")
+    monkeypatch.chdir(tmp_path)
     before = rows_of(earlier), marks(earlier)
 
-    code, _, err = run_cli("db", *command.split())
+    code, out, err = run_cli("db", *command.split())
 
-    assert (code, err.count("\n")) == (1, 1)
+    assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.endswith("pyapp db adopt\n")
     assert (rows_of(earlier), marks(earlier)) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_role_that_may_not_read_the_marks_can_use_the_schema(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(empty_database)
+    with role_logins(empty_database) as logins:
+        monkeypatch.setenv("DATABASE_URL", logins["pyapp_readonly"])
+        code, _, err = run_cli("db", "plan", "list_users")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("scratch", ["nope", "postgresql://localhost:1/none"])
+def test_scratch_server_is_checked_if_there_is_nothing_to_adopt(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch, scratch: str
+) -> None:
+    migrate(empty_database)
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+
+    code, out, err = run_cli("db", "adopt", "--scratch", scratch)
+
+    assert (code, out, err.count("\n")) == (1, "", 1)
 
 
 def test_commands_name_the_earlier_history(

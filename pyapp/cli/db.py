@@ -11,7 +11,7 @@ from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError
 from pyapp.cli.console import confirmed, say
-from pyapp.cli.schema import say_migrations
+from pyapp.cli.schema import say_migrations, schema_url
 from pyapp.devtools.checks import query_plans
 from pyapp.devtools.checks.schema_docs import render_schema
 from pyapp.devtools.server import local as server
@@ -78,7 +78,7 @@ def docs(
     settings = load_settings()
     path = output or settings.root / "docs" / "schema.md"
     name = path.relative_to(settings.root) if output is None else path
-    with connect(settings.database_url) as conn:
+    with connect(schema_url()) as conn:
         page = render_schema(conn)
     try:
         is_fresh = path.is_file() and path.read_bytes() == page.encode()
@@ -106,7 +106,7 @@ def plan(
     """Show the plan of a query: the generic plan, or the plan for given values."""
     found = query_plans.find_query(query)
     given = dict(_assignment(value) for value in values or ())
-    with connect(load_settings().database_url) as conn:
+    with connect(schema_url()) as conn:
         try:
             lines = query_plans.explain_query(conn, found, given, is_analyzed=analyze)
         except psycopg.DataError as exc:
@@ -128,6 +128,6 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def apply_roles() -> None:
     """Create or update the roles of sql/roles.sql."""
-    with connect(load_settings().database_url) as conn:
+    with connect(schema_url()) as conn:
         roles.apply_roles(conn)
     say(f"{', '.join(roles.ROLES)} are up to date; grant one of them to each login")

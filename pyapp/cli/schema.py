@@ -1,10 +1,12 @@
 """`pyapp db migrate | rollback | check | generate | maintain | erase-archived`."""
 
+import contextlib
 import logging
 import re
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
 import typer
 
 from pyapp import payload_archives as archives
@@ -19,6 +21,7 @@ from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
 from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
+from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.migrator import MEANINGS
 from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
@@ -45,9 +48,25 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def schema_url(url: str | None = None) -> str:
+    """Return *url*, else DATABASE_URL, for a command that works on the schema.
+
+    Raises:
+        MigrationError: the database has migrations of the earlier history.
+    """
+    url = url or load_settings().database_url
+    # A role that may not read the marks may still use the schema.
+    with (
+        contextlib.suppress(psycopg.errors.InsufficientPrivilege),
+        connect(url) as conn,
+    ):
+        refuse_earlier(conn)
+    return url
+
+
 def migrate() -> None:
     """Apply pending migrations, and create payload partitions ahead of time."""
-    url = load_settings().database_url
+    url = schema_url()
     applied = migrator.migrate(url, report=lambda file: say(f"Applying {file.name}"))
     created = create_payload_partitions(url)
     for status in migrator.list_migrations(url):
@@ -67,7 +86,7 @@ def rollback(
     """Roll back the last migration, after showing which data is lost."""
     settings = load_settings()
     number = None if everything else count
-    with connect(settings.database_url) as conn:
+    with connect(schema_url()) as conn:
         database = name_reached(settings.database_url, conn)
     url = database.url
     files = migrator.list_rollbacks(url, count=number)
@@ -99,7 +118,7 @@ def adopt(
 ) -> None:
     """Mark migrations on a database built by psql or by the earlier migrations.
 
-    Its structure is first proved equal to the SQL files. All data is kept.
+    Its structure is first proved on a copy. All data is kept.
     """
     url = load_settings().database_url
     marked = adopt_migrations(url, scratch_url=scratch)
@@ -108,7 +127,9 @@ def adopt(
         return
     for name in marked:
         say(f"Marked {name}")
-    say("The schema equals the SQL files; run pyapp db roles if roles use it")
+    if migrator.pending(url):
+        say("Apply the later migrations with: pyapp db migrate")
+    say("If roles use the schema, update them with: pyapp db roles")
 
 
 def check(
@@ -137,16 +158,17 @@ def check(
     ] = False,
 ) -> None:
     """Compare the SQL files, the migrations and a live database; or check its data."""
-    url = url or load_settings().database_url
     if data:
         if scratch is not None:
             raise typer.BadParameter("--scratch cannot be used with --data")
         most = 20 if limit is None else limit
-        run_data_check(url, limit=most, is_repairing=repair, as_json=as_json)
+        run_data_check(
+            schema_url(url), limit=most, is_repairing=repair, as_json=as_json
+        )
         return
     if repair or as_json or limit is not None:
         raise typer.BadParameter("--repair, --limit and --json need --data")
-    result = check_schema(url, scratch_url=scratch)
+    result = check_schema(schema_url(url), scratch_url=scratch)
     if not result.differences:
         say(
             "the SQL files, the migrations and the live database are equal:"
@@ -179,7 +201,7 @@ def generate(
     renames = [_read_rename(text) for text in rename or []]
     try:
         paths = draft_migration(
-            load_settings().database_url,
+            schema_url(),
             name,
             why=why,
             renames=renames,
@@ -212,7 +234,7 @@ def maintain(
     """Create payload partitions, delete expired sessions, retire old payloads."""
     if archive is not None and keep_months is None:
         raise typer.BadParameter("--archive needs --keep-months")
-    url = load_settings().database_url
+    url = schema_url()
     created = create_payload_partitions(url, keep_months=keep_months)
     say(f"Payload partitions created: {created}")
     say(f"Expired sessions deleted: {_sweep_sessions(url)}")

@@ -23,7 +23,6 @@ from pyapp.devtools.migrations.history import (
     EARLIER_HISTORY,
     is_earlier,
     read_applied,
-    refuse_earlier,
 )
 from pyapp.devtools.migrations.session import (
     Backend,
@@ -164,7 +163,6 @@ def list_rollbacks(
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        refuse_earlier(conn)
         applied, _ = read_applied(conn)
     return _rollback_order(applied, files)[:count]
 
