@@ -44,10 +44,10 @@ class Archive:
         Raises:
             ArchiveError: the folder cannot be written.
         """
-        with _reported(self.folder):
+        with _translated_errors(self.folder):
             path = _link(self.temporary, self.folder, self.name)
         try:
-            with _reported(self.folder):
+            with _translated_errors(self.folder):
                 _sync_folder(self.folder)
             yield path
         except BaseException:
@@ -70,10 +70,10 @@ def draft_archive(
     """
     temporary: Path | None = None
     try:
-        with _reported(folder):
+        with _translated_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
-            with _reported(folder):
+        with _locked(folder):
+            with _translated_errors(folder):
                 handle, created = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
                 temporary = Path(created)
                 with os.fdopen(handle, "wb") as file:
@@ -105,7 +105,7 @@ def erase_archived(folder: Path, subject_id: UUID) -> Erasure:
         ArchiveError: another run uses the folder.
     """
     result = Erasure({}, {})
-    with _alone_in(folder):
+    with _locked(folder):
         for path in sorted(folder.glob(f"{PREFIX}*.csv.gz")):
             try:
                 count = _rewrite(path, str(subject_id))
@@ -118,7 +118,7 @@ def erase_archived(folder: Path, subject_id: UUID) -> Erasure:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Lock *folder* against other runs, and remove the copies of killed runs.
 
     Raises:
@@ -132,7 +132,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             raise ArchiveError(
                 f"another run uses the archives in {folder}; wait for it"
             ) from None
-        with _reported(folder):
+        with _translated_errors(folder):
             for stale in folder.glob(f".{PREFIX}*"):
                 stale.unlink(missing_ok=True)
         yield
@@ -174,7 +174,7 @@ def _rewrite(path: Path, subject_id: str) -> int:
 
 
 @contextmanager
-def _reported(folder: Path) -> Iterator[None]:
+def _translated_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:

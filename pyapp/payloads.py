@@ -82,18 +82,20 @@ def create_payload_partitions(
     created = 0
     with _maintaining(url) as conn:
         missing = fetch_all(conn, _Month, "list_missing_months", **window)
-        is_aside = fetch_one(conn, bool, "find_waiting_table")
-        if missing and not is_aside:
-            is_aside = fetch_one(conn, bool, "has_many_waiting", most=MOST_UNDER_LOCK)
-            if is_aside:
-                created += _retry_locked(conn, _put_aside)
+        has_waiting = fetch_one(conn, bool, "find_waiting_table")
+        if missing and not has_waiting:
+            has_waiting = fetch_one(
+                conn, bool, "has_many_waiting", most=MOST_UNDER_LOCK
+            )
+            if has_waiting:
+                created += _retry_locked(conn, _detach_default)
                 missing = fetch_all(conn, _Month, "list_missing_months", **window)
-        if is_aside:
+        if has_waiting:
             missing += fetch_all(conn, _Month, "list_waiting_months", **window)
         for month in missing:
             created += _retry_locked(conn, _create, month.first_day)
             log.info("month prepared", extra={"month": f"{month.first_day:%Y-%m}"})
-        if is_aside:
+        if has_waiting:
             _move_waiting(conn)
     return created
 
@@ -117,15 +119,15 @@ def retire_payloads(
     with _maintaining(url) as conn:
         if fetch_one(conn, bool, "find_retired_table"):
             retired.append(_drop(conn, archive_folder))
-        while name := _retry_locked(conn, _detach, keep_months):
+        while name := _retry_locked(conn, _detach_expired, keep_months):
             _drop(conn, archive_folder, name)
             retired.append(name)
-        is_left = _has_expired(conn, keep_months)
+        has_more = _has_expired(conn, keep_months)
         # Expired payloads that writers add during this run are left to the next.
-        while is_left:
+        while has_more:
             _retry_locked(conn, execute, "create_retired_table")
             with _reporting_what_is_left("a part of the default partition"):
-                is_left = _move_expired(conn, keep_months)
+                has_more = _move_expired(conn, keep_months)
             retired.append(_drop(conn, archive_folder))
     return retired
 
@@ -147,7 +149,7 @@ def _create(conn: psycopg.Connection[Any], first_day: date) -> int:
     return fetch_one(conn, int, "create_payload_partition", first_day=first_day)
 
 
-def _put_aside(conn: psycopg.Connection[Any]) -> int:
+def _detach_default(conn: psycopg.Connection[Any]) -> int:
     """Detach the default partition as waiting_payloads and attach an empty one.
 
     The same transaction creates this month's partition, so that the new default
@@ -168,7 +170,7 @@ def _move_batch(conn: psycopg.Connection[Any]) -> int:
     return execute(conn, "move_waiting_payloads", rows=BATCH)
 
 
-def _detach(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
+def _detach_expired(conn: psycopg.Connection[Any], keep_months: int) -> str | None:
     return fetch_one(
         conn, _Partition, "retire_payload_partition", months=keep_months
     ).name

@@ -200,7 +200,7 @@ def test_last_copy_of_an_archive_makes_erasures_wait(
         monkeypatch.setattr(payloads, "COPIES_WITHOUT_LOCK", 2)
         with connect(database) as conn:
             conn.autocommit = True
-            payloads._detach(conn, 1)
+            payloads._detach_expired(conn, 1)
             payloads._drop(conn, tmp_path)
         waiting[0].result()
         eraser.commit()
@@ -234,7 +234,7 @@ def test_erasure_waits_for_a_detachment_and_finds_the_month(
 ):
     conn, eraser = pair
     create_payload_partitions(database)
-    payloads._detach(conn, 1)
+    payloads._detach_expired(conn, 1)
 
     run_blocked(conn, eraser, anonymize_user, user_id=users[0])
 
@@ -288,7 +288,7 @@ class TestMoves:
         """Return one of the moves, which both have payloads to move."""
         query, conn = request.param, pair[0]
         if query == "move_waiting_payloads":
-            payloads._put_aside(conn)
+            payloads._detach_default(conn)
             conn.commit()
             return lambda conn: execute(conn, query, rows=100)
         execute(conn, "create_retired_table")

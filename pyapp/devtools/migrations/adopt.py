@@ -96,7 +96,7 @@ def adopt(
         _prove_built(server, dump, schema, program)
     with migration_session(url, is_adopting=True) as backend:
         _require_unchanged(url, dump, program, backend, applied)
-        with _explained(), backend.turn():
+        with _translated_errors(), backend.turn():
             execute(backend.connection, "set_lock_timeout", milliseconds=LOCK_WAIT_MS)
             for statement in statements:
                 backend.connection.execute(statement.encode())
@@ -149,7 +149,7 @@ def _prove_earlier(
     with scratch_database(server) as copy, scratch_database(server) as built:
         migrate(built, folder, names=SQUASHED)
         _restore(copy, dump)
-        with _explained(), connect(copy) as conn:
+        with _translated_errors(), connect(copy) as conn:
             conn.execute(changes.encode())
         statements = list(
             _replacements(
@@ -233,7 +233,7 @@ def _restore(url: str, dump: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except psycopg.errors.LockNotAvailable as exc:

@@ -34,7 +34,7 @@ from pyapp.errors import MigrationError
 log = logging.getLogger("pyapp.migrations")
 
 # Errors of a migration whose objects exist already.
-_THERE_ALREADY = (
+_ALREADY_EXISTS = (
     psycopg.errors.DuplicateColumn,
     psycopg.errors.DuplicateFunction,
     psycopg.errors.DuplicateObject,
@@ -205,7 +205,7 @@ def _run(
         if report is not None:
             report(file)
         began = time.monotonic()
-        with _explained(file, verb):
+        with _translated_errors(file, verb):
             _run_one(backend, file, "apply" if verb == "applied" else "rollback")
         backend.reset()
         seconds = round(time.monotonic() - began, 3)
@@ -256,7 +256,7 @@ def _is_open(backend: Backend, text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(file: MigrationFile, verb: str) -> Iterator[None]:
+def _translated_errors(file: MigrationFile, verb: str) -> Iterator[None]:
     """Turn an error of the server into one line that says what was kept."""
     try:
         yield
@@ -265,7 +265,7 @@ def _explained(file: MigrationFile, verb: str) -> Iterator[None]:
             f"{file.name} was not {verb}: it waited too long for a lock (nothing of it"
             " was kept); run it again at a quieter time"
         ) from exc
-    except _THERE_ALREADY as exc:
+    except _ALREADY_EXISTS as exc:
         # Plain yoyo applies and marks in two transactions.
         raise MigrationError(
             f"{file.name} was not {verb}: {exc.diag.message_primary} (nothing of it was"

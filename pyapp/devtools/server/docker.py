@@ -22,11 +22,11 @@ ORIGIN = (
     '{{end}}{{end}} {{index .Config.Labels "com.docker.compose.project.working_dir"}}'
 )
 HEALTHY = ("healthy", "running")
-COMING = ("created", "starting")
+STARTING = ("created", "starting")
 # Seconds until a container must be healthy, and lines of its log shown otherwise.
 PATIENCE = 120
 LOG_LINES = 20
-OTHERWISE = ", or: pyapp db start --embedded" if IS_UNIX else ""
+EMBEDDED_HINT = ", or: pyapp db start --embedded" if IS_UNIX else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def find_container(root: Path) -> Container | None:
     if run.returncode or not run.stdout.strip():
         return None
     id = run.stdout.split()[0]
-    text = _must(_run(["docker", "inspect", "--format", ORIGIN, id], timeout=15))
+    text = _checked(_run(["docker", "inspect", "--format", ORIGIN, id], timeout=15))
     running, _, rest = text.partition(" ")
     ports, _, folder = rest.partition(" ")
     return Container(
@@ -96,10 +96,10 @@ def _refuse_others(root: Path) -> None:
 def up(root: Path, target: Target) -> None:
     """Start the container for *target* and wait for its healthcheck."""
     if not engine_answers():
-        raise LocalServerError(f"no Docker engine answers: start Docker{OTHERWISE}")
+        raise LocalServerError(f"no Docker engine answers: start Docker{EMBEDDED_HINT}")
     command = _compose_command()
     if command is None:
-        raise LocalServerError(f"Docker has no compose: install it{OTHERWISE}")
+        raise LocalServerError(f"Docker has no compose: install it{EMBEDDED_HINT}")
     _refuse_others(root)
     run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
@@ -109,14 +109,14 @@ def up(root: Path, target: Target) -> None:
         )
     if run.returncode:
         raise LocalServerError(f"Docker did not start the database: {last_line(run)}")
-    _wait_for_health(_must(_compose(root, "ps", "--all", "--quiet", SERVICE)))
+    _wait_for_health(_checked(_compose(root, "ps", "--all", "--quiet", SERVICE)))
 
 
 def _wait_for_health(container: str) -> None:
     """Wait for the healthcheck of *container*, which Compose 1 and early 2 cannot."""
     deadline = time.monotonic() + PATIENCE
     while (state := _state(container)) not in HEALTHY:
-        if state not in COMING or time.monotonic() > deadline:
+        if state not in STARTING or time.monotonic() > deadline:
             failure = LocalServerError(
                 f"the database in Docker does not start: its container is {state};"
                 " the end of its log is above"
@@ -128,7 +128,9 @@ def _wait_for_health(container: str) -> None:
 
 def _state(container: str) -> str:
     """Return the status of the healthcheck of *container*, else of the container."""
-    return _must(_run(["docker", "inspect", "--format", STATE, container], timeout=15))
+    return _checked(
+        _run(["docker", "inspect", "--format", STATE, container], timeout=15)
+    )
 
 
 def _log(container: str) -> str:
@@ -140,13 +142,13 @@ def _log(container: str) -> str:
 def stop(root: Path) -> None:
     """Stop the container and keep its data."""
     _refuse_others(root)
-    _must(_compose(root, "stop", SERVICE))
+    _checked(_compose(root, "stop", SERVICE))
 
 
 def remove(root: Path) -> None:
     """Remove the container and its data."""
     _refuse_others(root)
-    _must(_compose(root, "down", "--volumes"))
+    _checked(_compose(root, "down", "--volumes"))
 
 
 def _compose(
@@ -192,7 +194,7 @@ def _run(
         return subprocess.CompletedProcess(command, 126, "", str(exc))
 
 
-def _must(run: subprocess.CompletedProcess[str]) -> str:
+def _checked(run: subprocess.CompletedProcess[str]) -> str:
     """Return the output of *run*, which must have succeeded."""
     if run.returncode:
         raise LocalServerError(f"Docker failed: {last_line(run)}")
