@@ -43,6 +43,7 @@ RUN_BY = {
     "make soak": ".ci/run",
     "make audit": ".ci/run",
     "make aio": "Makefile",
+    "make db-stop": "Makefile",
     "make format": "Makefile",
     "make install": "Makefile",
     "python -m examples.stripe_demo": "Makefile",
