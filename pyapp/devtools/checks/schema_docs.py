@@ -155,7 +155,6 @@ def _table(name: str, sources: _Sources) -> Iterator[str]:
     if table.partition_key:
         yield ""
         yield f"Partitioned by {table.partition_key}."
-    yield ""
     yield from _grid(
         ("Column", "Type", "Null", "Value", "Description"),
         (
@@ -169,30 +168,24 @@ def _table(name: str, sources: _Sources) -> Iterator[str]:
             for column in _of(name, catalog.columns)
         ),
     )
-    constraints = list(_of(name, catalog.constraints))
-    if constraints:
-        yield ""
-        yield from _grid(
-            ("Constraint", "Definition"),
-            ((_code(rule.name), _code(rule.definition)) for rule in constraints),
-        )
-    indexes = list(_of(name, catalog.indexes))
-    if indexes:
-        yield ""
-        yield from _grid(
-            ("Index", "Definition", "Serves", "Why"),
-            (_index_cells(index, sources) for index in indexes),
-        )
-    triggers = list(_of(name, catalog.triggers))
-    if triggers:
-        yield ""
-        yield from _grid(
-            ("Trigger", "Definition"),
-            (
-                (_code(name), _code(definition.partition(f" {name} ")[2]))
-                for _, name, definition in triggers
-            ),
-        )
+    yield from _grid(
+        ("Constraint", "Definition"),
+        (
+            (_code(constraint.name), _code(constraint.definition))
+            for constraint in _of(name, catalog.constraints)
+        ),
+    )
+    yield from _grid(
+        ("Index", "Definition", "Serves", "Why"),
+        (_index_cells(index, sources) for index in _of(name, catalog.indexes)),
+    )
+    yield from _grid(
+        ("Trigger", "Definition"),
+        (
+            (_code(trigger), _code(definition.partition(f" {trigger} ")[2]))
+            for _, trigger, definition in _of(name, catalog.triggers)
+        ),
+    )
 
 
 def _value(column: Column) -> str:
@@ -216,7 +209,6 @@ def _index_cells(index: Index, sources: _Sources) -> tuple[str, ...]:
 
 def _functions(catalog: Catalog) -> Iterator[str]:
     yield "## Functions"
-    yield ""
     yield from _grid(
         ("Function", "Returns", "Description"),
         (
@@ -246,9 +238,14 @@ def _code(text: str) -> str:
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield a Markdown table; bars in cells are escaped, in code too."""
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    for row in rows:
+    """Yield an empty line and a Markdown table; nothing without rows.
+
+    Bars in cells are escaped, in code too.
+    """
+    for number, row in enumerate(rows):
+        if number == 0:
+            yield ""
+            yield f"| {' | '.join(header)} |"
+            yield f"|{'---|' * len(header)}"
         cells = " | ".join(cell.replace("|", "\\|") for cell in row)
         yield f"| {cells} |"
