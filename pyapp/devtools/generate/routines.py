@@ -22,30 +22,27 @@ def draft_routines(
     """
     before, after = old.objects, new.objects
     drops = []
-    changed: dict[str, bool] = {}
-    for title in [
-        *reversed(before),
-        *(title for title in after if title not in before),
-    ]:
+    for title in reversed(before):
         found = _ROUTINE.match(title)
-        if not found or before.get(title) == after.get(title):
+        if not found or before[title] == after.get(title):
             continue
+        note = ""
         if title in after:
-            changed[found["name"]] = True
-        if title not in before:
-            continue
-        is_view = found["kind"] == "VIEW"
-        is_kept = title in after and (
-            not is_recreating_views
-            if is_view
-            else _header(before[title]) == _header(after[title])
-        )
-        if not is_kept:
-            lost = "Its grants are lost: run pyapp db roles afterwards."
-            drops.append(Step(drop(title), note=lost if title in after else ""))
+            if found["kind"] == "VIEW":
+                is_kept = not is_recreating_views
+            else:
+                is_kept = _header(before[title]) == _header(after[title])
+            if is_kept:
+                continue
+            note = "Its grants are lost: run pyapp db roles afterwards."
+        drops.append(Step(drop(title), note=note))
+    changed: dict[str, bool] = {}
     for title in after:
-        name = commented_routine(title, after)
-        if name and before.get(title) != after[title]:
+        if before.get(title) == after[title]:
+            continue
+        if found := _ROUTINE.match(title):
+            changed[found["name"]] = True
+        elif name := commented_routine(title, after):
             changed.setdefault(name, False)
     drops.sort(key=lambda step: not step.sql.startswith("DROP VIEW"))
     return drops + [
