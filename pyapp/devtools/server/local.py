@@ -174,7 +174,9 @@ def reset(settings: Settings, agreed: ResetPlan | None = None) -> str:
     else:
         if running_kind(settings) is None:
             _bring_up(settings, kind, "postgres")
-        _recreate_database(target, kind)
+        with _maintenance(target, kind) as conn:
+            for query in ("format_drop_database", "format_create_database"):
+                run_formatted(conn, query, target.database)
     log.info("database recreated", extra={"server": kind.value})
     return f"the database at {_name(settings)} is new and empty ({kind})"
 
@@ -310,7 +312,7 @@ def _running(settings: Settings, kind: Kind) -> Iterator[None]:
 
 
 class _FinalError(LocalServerError):
-    """An error that is reported, also where a server that fails could be deleted."""
+    """An error that does not mean that the server's databases cannot be listed."""
 
 
 def _bring_up(settings: Settings, kind: Kind, database: str | None = None) -> str:
@@ -349,24 +351,14 @@ def _maintenance(
     with connect(make_conninfo(target.url, dbname=other)) as conn:
         conn.autocommit = True
         if kind is not Kind.DOCKER and not is_on_this_machine(conn):
+            name = target.database
+            drop = fetch_one(conn, str, "format_drop_database", name=name)
             raise _FinalError(
                 f"{redact_url(target.url)} is not known to be on this machine: a"
                 " forward, a proxy, a pooler or a container is in between; drop the"
-                f" database there: psql -c {_quoted(conn, target.database)}"
+                f" database there: psql -c {shlex.quote(drop)}"
             )
         yield conn
-
-
-def _quoted(conn: psycopg.Connection[Any], database: str) -> str:
-    """Return the statement that drops *database*, quoted for the shell."""
-    return shlex.quote(fetch_one(conn, str, "format_drop_database", name=database))
-
-
-def _recreate_database(target: Target, kind: Kind) -> None:
-    """Delete only the database of *target*, and create it again."""
-    with _maintenance(target, kind) as conn:
-        for query in ("format_drop_database", "format_create_database"):
-            run_formatted(conn, query, target.database)
 
 
 def _wait_for_docker(url: str) -> str:
