@@ -41,9 +41,9 @@ NAMES = [file.name for file in read_migrations()]
 LATER = """
 SET LOCAL lock_timeout = '5s';
 
-ALTER TABLE app.users ADD COLUMN nickname text;
-COMMENT ON COLUMN app.users.nickname IS 'Name in chats; NULL if not set.';
-CREATE INDEX users_nickname_idx ON app.users (nickname);
+ALTER TABLE app.users ADD COLUMN planted text;
+COMMENT ON COLUMN app.users.planted IS 'Planted by a test.';
+CREATE INDEX users_planted_idx ON app.users (planted);
 CREATE OR REPLACE FUNCTION app.is_active_status(status text)
 RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN coalesce(status IN ('active', 'trialing', 'past_due', 'paused'), FALSE);
@@ -119,9 +119,9 @@ def later(tmp_path: Path) -> tuple[Path, Path]:
     folder, schema = tmp_path / "migrations", tmp_path / "sql"
     shutil.copytree(migrations_dir(), folder)
     shutil.copytree(sql_dir(), schema)
-    (folder / "9000_add_nickname.sql").write_text(f"-- Chats show it.\n{LATER}")
-    (folder / "9000_add_nickname.rollback.sql").write_text(
-        "ALTER TABLE app.users DROP COLUMN nickname;\n"
+    (folder / "9000_add_planted.sql").write_text(f"-- Planted by a test.\n{LATER}")
+    (folder / "9000_add_planted.rollback.sql").write_text(
+        "ALTER TABLE app.users DROP COLUMN planted;\n"
     )
     # The last of the files.
     (schema / "functions" / "zz_later.sql").write_text(LATER)
@@ -135,7 +135,7 @@ def test_migrations_after_the_squash_stay_pending(
 
     assert adopt(earlier, folder=folder, schema=schema) == list(SQUASHED)
 
-    assert migrate(earlier, folder)[-1:] == ["9000_add_nickname"]
+    assert migrate(earlier, folder)[-1:] == ["9000_add_planted"]
     assert check(earlier, folder=folder, schema=schema).differences == 0
 
 
@@ -147,7 +147,7 @@ def test_all_migrations_of_a_schema_built_by_psql_are_marked(
 
     marked = adopt(empty_database, folder=folder, schema=schema)
 
-    assert marked == [*NAMES, "9000_add_nickname"]
+    assert marked == [*NAMES, "9000_add_planted"]
     assert check(empty_database, folder=folder, schema=schema).differences == 0
 
 
@@ -242,7 +242,7 @@ REFUSING = (
     "rollback --yes",
     "check",
     "check --data",
-    "generate add_nickname",
+    "generate add_planted",
     "maintain",
     "docs",
     "docs --check",
