@@ -16,6 +16,7 @@ from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.command import generate
+from pyapp.devtools.generate.sources import read_sources
 from pyapp.devtools.generate.steps import Rename, read_side
 from pyapp.devtools.generate.structure import StructureDrafter
 from pyapp.devtools.migrations.migrator import migrate, rollback
@@ -292,6 +293,21 @@ def test_incomplete_draft_is_reported_and_not_written(
     assert set(folder.iterdir()) == known
 
 
+def test_unreadable_statement_is_named_with_file_and_line() -> None:
+    with pytest.raises(GenerateError, match=r"^b\.sql:3 cannot be read: syntax error"):
+        read_sources({"a.sql": "SELECT 1;\n", "b.sql": "SELECT 1;\n\nSELEC 2;\n"})
+
+
+def test_last_statement_of_a_file_may_lack_its_semicolon(
+    url: str,
+    base: tuple[str, Objects],
+    folder: Path,
+    schema: Callable[[Change], Path],
+) -> None:
+    files = schema(add("\nCREATE INDEX users_name_idx ON app.users (name)"))
+    generate(url, "index_names", schema=files, folder=folder, base=base[0])
+
+
 def test_object_that_no_file_defines_is_drafted_from_the_dump(
     url: str, base: tuple[str, Objects]
 ) -> None:
@@ -300,7 +316,7 @@ def test_object_that_no_file_defines_is_drafted_from_the_dump(
         with psycopg.connect(copy) as conn:
             conn.execute(NOTES.encode())
         wanted = read_objects(copy)
-    steps = StructureDrafter(read_side(before, []), read_side(wanted, [])).draft()
+    steps = StructureDrafter(read_side(before, {}), read_side(wanted, {})).draft()
 
     with scratch_database(url, template=database) as copy:
         with psycopg.connect(copy) as conn:

@@ -131,6 +131,11 @@ def test_pending_migration_is_the_only_difference(empty_database: str) -> None:
     assert report_of(check(empty_database)) == [f"{names[-1]} is pending"]
 
 
+def test_empty_database_has_all_migrations_pending(empty_database: str) -> None:
+    names = [file.name for file in read_migrations()]
+    assert report_of(check(empty_database)) == [f"{name} is pending" for name in names]
+
+
 def test_invalid_schema_file_is_named(server: Server, tmp_path: Path) -> None:
     schema = tmp_path / "sql"
     schema.mkdir()

@@ -187,11 +187,11 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
 
 
 def _read_plans(url: str) -> Objects:
-    with connect(url) as conn:
-        try:
+    try:
+        with connect(url) as conn:
             rows = fetch_all(conn, _PlanRow, "list_plan_rows")
-        except psycopg.errors.UndefinedTable:
-            return {}
+    except psycopg.errors.UndefinedTable:
+        return {}
     return {f"ROW {row.name}": row.statement for row in rows}
 
 

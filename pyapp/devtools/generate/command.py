@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.queries import migrations_dir, schema_text
+from pyapp._core.queries import migrations_dir, schema_files
 from pyapp.devtools.checks.dumps import Objects, without_column_order
 from pyapp.devtools.checks.schema_diff import (
     Difference,
@@ -111,7 +111,7 @@ def _prepare(
     base: str | None,
 ) -> Iterator[_Context]:
     folder = folder or migrations_dir()
-    migrated = [file.text for file in read_migrations(folder)]
+    migrated = {str(file.path): file.text for file in read_migrations(folder)}
     with contextlib.ExitStack() as stack:
         if base is None:
             base = stack.enter_context(scratch_database(url))
@@ -130,13 +130,14 @@ def _prepare(
             objects = read_objects(start)
         with connect(url) as conn:
             can_set_expression = conn.info.server_version >= 170000
+        files = {str(path): path.read_text("utf-8") for path in schema_files(schema)}
         yield _Context(
             server=url,
             can_set_expression=can_set_expression,
             base=base,
             before=before,
             old=read_side(objects, migrated),
-            new=read_side(after, [schema_text(schema)]),
+            new=read_side(after, files),
             folder=folder,
             renames=renames,
         )

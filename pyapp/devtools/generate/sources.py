@@ -5,7 +5,7 @@ the SQL files. PostgreSQL's own parser (pglast) splits and classifies the statem
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,19 +56,22 @@ class Sources:
         )
 
 
-def read_sources(texts: Iterable[str]) -> Sources:
-    """Return the objects that *texts* define; a later text replaces an earlier one."""
+def read_sources(texts: Mapping[str, str]) -> Sources:
+    """Return the objects that *texts* define; a later text replaces an earlier one.
+
+    The keys of *texts* are the names of the files, for messages.
+    """
     sources = Sources()
-    for text in texts:
-        for raw, statement in split_statements(text):
+    for name, text in texts.items():
+        for raw, statement in split_statements(text, name):
             _add(sources, raw, statement)
     return sources
 
 
-def split_statements(text: str) -> Iterator[tuple[Any, Statement]]:
+def split_statements(text: str, name: str) -> Iterator[tuple[Any, Statement]]:
     """Yield the parsed form and the text of each statement of *text*."""
     end = 0
-    for raw in parse(text):
+    for raw in parse(text, name):
         start = raw.stmt_location
         stop = start + raw.stmt_len if raw.stmt_len else len(text)
         trailing = _TRAILING.match(text, stop)
@@ -78,8 +81,8 @@ def split_statements(text: str) -> Iterator[tuple[Any, Statement]]:
         end = trailing.end() if trailing else stop
 
 
-def parse(text: str) -> tuple[Any, ...]:
-    """Return the parsed statements of *text*.
+def parse(text: str, name: str) -> tuple[Any, ...]:
+    """Return the parsed statements of *text*, which is in the file *name*.
 
     Raises:
         MissingExtraError: the `generate` extra is not installed.
@@ -93,7 +96,9 @@ def parse(text: str) -> tuple[Any, ...]:
     try:
         statements: tuple[Any, ...] = parse_sql(text)
     except ParseError as exc:
-        raise GenerateError(f"cannot read the SQL: {exc}") from exc
+        message, index = exc.args
+        line = text.count("\n", 0, index) + 1
+        raise GenerateError(f"{name}:{line} cannot be read: {message}") from exc
     return statements
 
 

@@ -1,7 +1,7 @@
 """Statements of a migration, and how they are written."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -73,10 +73,10 @@ class Side:
         }
 
 
-def read_side(objects: Objects, texts: Iterable[str]) -> Side:
-    """Return the schema with *objects*, which the files with *texts* define."""
-    dumped = read_sources(objects.values())
-    return Side(objects, read_sources(texts).completed_by(dumped), dumped)
+def read_side(objects: Objects, files: Mapping[str, str]) -> Side:
+    """Return the schema with *objects*, which the texts of *files* define."""
+    dumped = read_sources(objects)
+    return Side(objects, read_sources(files).completed_by(dumped), dumped)
 
 
 def comment_steps(differences: Iterable[Difference], sources: Sources) -> list[Step]:
@@ -92,7 +92,7 @@ def comment_steps(differences: Iterable[Difference], sources: Sources) -> list[S
         if difference.right is None:
             text = remove_comment(difference.left or "")
         else:
-            (raw,) = parse(difference.right)
+            (raw,) = parse(difference.right, difference.title)
             source = sources.objects.get(("COMMENT", *comment_key(raw.stmt)))
             text = source.render() if source else difference.right
         steps.append(Step(text, "comment", difference.title))

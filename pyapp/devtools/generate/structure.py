@@ -277,7 +277,7 @@ def _read_columns(create_table: str) -> dict[str, _Column]:
     from pglast.stream import RawStream
 
     columns = {}
-    for part in parse(create_table)[0].stmt.tableElts or ():
+    for part in parse(create_table, "the dump")[0].stmt.tableElts or ():
         if type(part).__name__ == "Constraint":
             continue
         found: dict[str, Any] = {c.contype.name: c for c in part.constraints or ()}
