@@ -61,7 +61,7 @@ REWRITES = [
 def generate(source: str) -> str:
     """Return the module for asyncio of the sync module at *source*."""
     text = (ROOT / source).read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    tree = ast.parse(text, filename=source)
     lines = text.splitlines(keepends=True)
     generated = [node for node in tree.body if uses_connection(node)]
     used = {
@@ -142,7 +142,11 @@ def main() -> int:
     stale = []
     for source in SOURCES:
         path = ROOT / "pyapp" / "aio" / Path(source).name
-        text = generate(source)
+        try:
+            text = generate(source)
+        except SyntaxError as exc:
+            print(f"{exc.filename}:{exc.lineno}: {exc.msg}", file=sys.stderr)
+            return 1
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(path.relative_to(ROOT).as_posix())
             if not is_check:

@@ -2,9 +2,13 @@
 
 import asyncio
 import inspect
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -236,3 +240,16 @@ def test_concurrent_tasks_do_not_exceed_the_referral_limit(database: str):
         return await asyncio.gather(*map(redeem, users))
 
     assert Counter(asyncio.run(race())) == {"done": 5, "refused": 7}
+
+
+def test_generator_reports_a_syntax_error_in_one_line(tmp_path: Path):
+    program = tmp_path / ".ci" / "generate_aio.py"
+    program.parent.mkdir()
+    shutil.copy(Path(__file__).parents[1] / ".ci" / "generate_aio.py", program)
+    (tmp_path / "pyapp").mkdir()
+    (tmp_path / "pyapp" / "fingerprints.py").write_text("import re\ndef f(:\n")
+    run = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (
+        1,
+        "pyapp/fingerprints.py:2: invalid syntax\n",
+    )

@@ -145,4 +145,9 @@ def arguments_for(parameter: Parameter, fitting: Arguments) -> dict[str, Any]:
         else list(inspect.signature(parameter.function).parameters)[1:]
     )
     found = {**fitting, **FITTING_ELSEWHERE.get(name, {})}
+    missing = ", ".join(name for name in names if name not in found)
+    assert not missing, (
+        f"no valid value for {missing} of {parameter.function_name}:"
+        " add one to fitting_arguments in tests/bad_input/functions.py"
+    )
     return {name: found[name] for name in names}

@@ -192,7 +192,11 @@ def values_for(kind: Any, *, is_optional: bool) -> Iterator[tuple[str, Any]]:
         is_right = isinstance(value, kind) if isinstance(kind, type) else False
         if not is_right and not (is_optional and value is None):
             yield name, value
-    yield from BY_TYPE[str if get_origin(kind) is Literal else kind].items()
+    kind = str if get_origin(kind) is Literal else kind
+    assert kind in BY_TYPE, (
+        f"no values to try for {kind}: add some to BY_TYPE in tests/bad_input/values.py"
+    )
+    yield from BY_TYPE[kind].items()
 
 
 def nested(depth: int) -> Any:
