@@ -158,7 +158,7 @@ def _prove_earlier(
                 dump_privileges(built, program),
             )
         )
-        with connect(copy) as conn:
+        with _translated_errors(), connect(copy) as conn:
             conn.autocommit = True
             for statement in statements:
                 # Without its object it fails, and the comparison names the object.

@@ -75,7 +75,8 @@ class _Index(NamedTuple):
 def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatus]:
     """Return the migrations of *folder* and those applied at *url*, by name.
 
-    It only reads, and works on a database that yoyo has never used.
+    It only reads, and works on a database that yoyo has never used. None is pending on
+    a database of the earlier history, because none can be applied to it.
     """
     files = {file.name: file for file in read_migrations(folder)}
     with connect(url) as conn:
@@ -91,7 +92,8 @@ def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatu
         )
         for name, moment in applied.items()
     ]
-    statuses += [MigrationStatus(n, "pending") for n in files if n not in applied]
+    if not has_earlier:
+        statuses += [MigrationStatus(n, "pending") for n in files if n not in applied]
     return sorted(statuses, key=lambda status: status.name)
 
 
