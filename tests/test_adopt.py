@@ -34,6 +34,7 @@ from pyapp.stripe_sync.replay import EventCursor
 from tests.backups import rows_of
 from tests.role_logins import role_logins
 from tests.support import run_cli
+from tests.test_migrations import yoyo
 
 # A dump by pg_dump --inserts, of a database with migrations 0001 to 0021 and some rows.
 EARLIER = Path(__file__).parent / "data" / "earlier_history.sql.gz"
@@ -211,6 +212,23 @@ def test_schema_built_by_psql_is_adopted(empty_database: str) -> None:
     assert migrate(empty_database) == []
 
 
+def test_commands_name_adopt_for_a_schema_built_by_psql(empty_database: str) -> None:
+    load_schema(empty_database)
+    with pytest.raises(SchemaCheckError, match="run: pyapp db adopt"):
+        check(empty_database)
+    with pytest.raises(MigrationError, match="run pyapp db adopt"):
+        migrate(empty_database)
+    assert adopt(empty_database) == NAMES
+
+
+def test_plain_yoyo_changes_nothing_of_the_earlier_history(earlier: str) -> None:
+    before = rows_of(earlier)
+    with pytest.raises(subprocess.CalledProcessError):
+        yoyo(earlier, "apply")
+    assert rows_of(earlier) == before
+    assert adopt(earlier)[-1] == NAMES[-1]
+
+
 @pytest.mark.parametrize("moment", ["mark_one", "log_migration", "commit"])
 def test_killed_adoption_changes_nothing_and_can_be_repeated(
     earlier: str, moment: str
@@ -306,7 +324,7 @@ def test_commands_name_the_earlier_history(
 
     code, out, _ = run_cli("db", "adopt")
 
-    assert (code, out.splitlines()[0]) == (0, "Marked 0001_create_plans")
+    assert (code, out.splitlines()[0]) == (0, "Marked 0001_create_schema")
     assert run_cli("db", "adopt")[1].startswith("Nothing to adopt")
 
 

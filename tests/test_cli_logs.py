@@ -61,7 +61,7 @@ def test_each_unit_of_work_is_one_json_record(
     first, *_, last = migrated
     assert first["logger"] == "pyapp.migrations"
     assert first["message"] == "migration applied"
-    assert first["migration"] == "0001_create_plans"
+    assert first["migration"] == "0001_create_schema"
     assert isinstance(first["seconds"], float)
     assert str(first["at"]).endswith("+00:00")
     assert (last["logger"], last["message"]) == ("pyapp.maintenance", "month prepared")
@@ -81,12 +81,12 @@ def test_text_log_is_optional_and_has_fields_after_the_message(
     monkeypatch.setenv("PYAPP_LOG", form)
     logging.getLogger().handlers.clear()
     start_logging()
-    fields = {"migration": "0001_create_plans", "seconds": 0.5}
+    fields = {"migration": "0001_create_schema", "seconds": 0.5}
     logging.getLogger("pyapp.migrations").info("migration applied", extra=fields)
 
     lines = capsys.readouterr().err.splitlines()
 
-    expected = "INFO migration applied migration=0001_create_plans seconds=0.5"
+    expected = "INFO migration applied migration=0001_create_schema seconds=0.5"
     assert [line.split(" ", 1)[1] for line in lines] == ([expected] if form else [])
 
 

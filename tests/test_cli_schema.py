@@ -46,7 +46,7 @@ def partitions(url: str) -> list[str]:
 
 def test_migrate_twice_then_check(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("migrate") == 0
-    assert "Applying 0001_create_plans\n" in capsys.readouterr().out
+    assert "Applying 0001_create_schema\n" in capsys.readouterr().out
     assert len(partitions(url)) == 3
     assert run("migrate") == 0
     assert capsys.readouterr().out == "Nothing to apply: the schema is up to date\n"
@@ -68,12 +68,12 @@ def test_rollback_shows_the_loss_and_asks(
     output = capsys.readouterr().out
     name = redact_url(url)
     assert output.startswith(
-        f"To be rolled back at {name}:\n0001_create_plans\n  Loses the plans"
+        f"To be rolled back at {name}:\n0001_create_schema\n  Loses the plans"
     )
     assert f"Roll back at {name}, with that loss?" in output
     assert "Nothing is rolled back" in output
     assert run("rollback", "--all", "--yes") == 0
-    assert "Rolling back 0001_create_plans\n" in capsys.readouterr().out
+    assert "Rolling back 0001_create_schema\n" in capsys.readouterr().out
     assert run("rollback") == 0
     assert capsys.readouterr().out == f"Nothing is applied at {name}\n"
 

@@ -84,7 +84,7 @@ def test_start_stop_and_reset_with_docker(url: str) -> None:
 
     code, out, err = run_cli("db", "reset", "--yes")
     assert (code, err) == (0, "")
-    assert run_cli("db", "migrate")[1].startswith("Applying 0001_create_plans\n")
+    assert run_cli("db", "migrate")[1].startswith("Applying 0001_create_schema\n")
 
 
 def version(url: str) -> str:

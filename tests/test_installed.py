@@ -134,7 +134,7 @@ def test_commands_work_in_any_folder_with_any_python(
     def answer(program: str, *arguments: str) -> str:
         return run_in(empty_database, programs / program, *arguments, folder=tmp_path)
 
-    assert answer("pyapp", "db", "migrate").startswith("Applying 0001_create_plans\n")
+    assert answer("pyapp", "db", "migrate").startswith("Applying 0001_create_schema\n")
     assert "are equal" in answer("pyapp", "db", "check")
     assert answer("python", "-c", SAMPLE.format(cost="")) == "True 0.27\n"
     assert "ada@example.com" in answer("pyapp", "quota", "--all")

@@ -30,7 +30,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", ["0001_create_plans", "0001_create_plans.rollback"])
+@pytest.mark.parametrize("file", ["0001_create_schema", "0001_create_schema.rollback"])
 def test_edited_or_deleted_migration_is_named(folder: Path, file: str) -> None:
     path = folder / f"{file}.sql"
     assert run(folder) == (0, "")

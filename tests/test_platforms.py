@@ -79,7 +79,7 @@ def test_project_works_in_any_folder_and_in_the_c_locale(
         code, shown = pyapp("db", "start", "--embedded")
         assert (code, shown.endswith(" (embedded)\n")) == (0, True), shown
         code, shown = pyapp("db", "migrate")
-        assert (code, shown.startswith("Applying 0001_create_plans\n")) == (0, True)
+        assert (code, shown.startswith("Applying 0001_create_schema\n")) == (0, True)
         code, shown = pyapp("db", "check")
         assert (code, "are equal" in shown) == (0, True), shown
         code, shown = pyapp("users", "add", "zoë@example.com", "--name", "Zoë 日本")

@@ -112,6 +112,11 @@ def check(
             migrate(migrated, folder, names=applied)
             expected = read_objects(migrated, program)
             found = _read_live(url, expected, program)
+            if found and not applied:
+                raise SchemaCheckError(
+                    "the database has the schema and no migrations; if psql built it"
+                    " from the SQL files, run: pyapp db adopt"
+                )
             live = compare(MIGRATIONS, expected, LIVE, found)
             comparisons.append(live)
         migrate(migrated, folder)
@@ -187,11 +192,12 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
 
 
 def _read_plans(url: str) -> Objects:
-    try:
-        with connect(url) as conn:
+    with connect(url) as conn:
+        try:
             rows = fetch_all(conn, _PlanRow, "list_plan_rows")
-    except psycopg.errors.UndefinedTable:
-        return {}
+        except psycopg.errors.UndefinedTable:
+            conn.rollback()
+            return {}
     return {f"ROW {row.name}": row.statement for row in rows}
 
 

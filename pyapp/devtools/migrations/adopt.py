@@ -77,8 +77,8 @@ def adopt(
     if scratch_url is not None:
         connect(scratch_url).close()  # reports an invalid value before any other result
     with connect(url) as conn:
-        applied, checksums = read_applied(conn)
-    is_bridged = is_earlier(applied, checksums)
+        applied, _ = read_applied(conn)
+    is_bridged = is_earlier(applied)
     if applied and not is_bridged:
         return []
     server = scratch_url or url

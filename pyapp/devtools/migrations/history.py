@@ -1,6 +1,6 @@
 """Which migrations a database has, and whether they are of the earlier history."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -35,11 +35,11 @@ EARLIER_HISTORY = (
 )
 # The migrations that replace them.
 SQUASHED = (
-    "0001_create_plans",
-    "0002_create_accounts",
-    "0003_create_messages",
-    "0004_create_referrals",
-    "0005_create_stripe_mirror",
+    "0001_create_schema",
+    "0002_create_users",
+    "0003_create_usage",
+    "0004_add_referrals",
+    "0005_add_stripe_mirror",
     "0006_create_functions",
 )
 # The objects of the earlier history that adoption replaces, changes or drops, with the
@@ -93,8 +93,6 @@ NEW_OBJECTS = frozenset(
         "VIEW app.stripe_entitlements",
     }
 )
-# The first five have the same names in both histories; this text only the earlier one.
-_EARLIER_CHECKSUM = "d5ba73dd317718ed6355bbd1f59a400bd2b720c1b8460a3b58ef227f809349f9"
 
 
 class Bookkeeping(NamedTuple):
@@ -138,12 +136,9 @@ def read_applied(
     )
 
 
-def is_earlier(applied: Collection[str], checksums: Mapping[str, str]) -> bool:
+def is_earlier(applied: Collection[str]) -> bool:
     """Tell whether a database has migrations of the earlier history."""
-    return (
-        not set(EARLIER_HISTORY[5:]).isdisjoint(applied)
-        or checksums.get(EARLIER_HISTORY[0]) == _EARLIER_CHECKSUM
-    )
+    return not set(EARLIER_HISTORY).isdisjoint(applied)
 
 
 def refuse_earlier(conn: psycopg.Connection[Any]) -> None:
@@ -152,8 +147,8 @@ def refuse_earlier(conn: psycopg.Connection[Any]) -> None:
     Raises:
         MigrationError: it has some.
     """
-    applied, checksums = read_applied(conn)
-    if is_earlier(applied, checksums):
+    applied, _ = read_applied(conn)
+    if is_earlier(applied):
         raise MigrationError(
             f"the database has migrations of an earlier history, up to {max(applied)};"
             " nothing was changed; bring it over with: pyapp db adopt"

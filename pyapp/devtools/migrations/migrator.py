@@ -81,7 +81,7 @@ def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatu
     files = {file.name: file for file in read_migrations(folder)}
     with connect(url) as conn:
         applied, checksums = read_applied(conn)
-    has_earlier = is_earlier(applied, checksums)
+    has_earlier = is_earlier(applied)
     statuses = [
         MigrationStatus(
             name,
@@ -268,11 +268,14 @@ def _translated_errors(file: MigrationFile, verb: str) -> Iterator[None]:
             " was kept); run it again at a quieter time"
         ) from exc
     except _ALREADY_EXISTS as exc:
+        is_schema = isinstance(exc, psycopg.errors.DuplicateSchema)
+        adopt = "if psql built it from the SQL files, run pyapp db adopt; "
         # Plain yoyo applies and marks in two transactions.
         raise MigrationError(
             f"{file.name} was not {verb}: {exc.diag.message_primary} (nothing of it was"
-            " kept); if a plain yoyo was killed before it marked it, and pyapp db check"
-            f" shows all of it there: yoyo mark -m {file.name}"
+            f" kept); {adopt if is_schema else ''}if a plain yoyo was killed before it"
+            f" marked it, and pyapp db check shows all of it there: yoyo mark -m"
+            f" {file.name}"
         ) from exc
     except psycopg.Error as exc:
         kept = "nothing of it was kept" if file.is_transactional else "run it again"
