@@ -101,7 +101,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_change() IS
-    'Trigger: raises restrict_violation; reports its own name as the constraint.';
+    'Trigger: raises restrict_violation; reports the trigger''s name as constraint.';
 
 CREATE TABLE app.plans (
     id              text NOT NULL,

@@ -117,8 +117,10 @@ ALTER TABLE app.users
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
 -- For upsert_customers, upsert_subscriptions, link_customer and list_unseen_customers.
--- Makes a customer's user unique. Partial, because an UPDATE of a column with a full
--- unique index waits for transactions that inserted rows which reference the user.
+-- The functions lock_snapshot_users, find_customer_owners and
+-- compare_stripe_subscriptions read it. Makes a customer's user unique. Partial,
+-- because an UPDATE of a column with a full unique index waits for transactions that
+-- inserted rows which reference the user.
 CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
 WHERE stripe_customer_id IS NOT NULL;
 
@@ -143,9 +145,9 @@ CREATE TABLE app.fingerprints (
 );
 
 COMMENT ON TABLE app.fingerprints IS
-    'Anonymous devices. Each has its own quota.';
+    'Fingerprints of anonymous clients. Each has its own quota.';
 COMMENT ON COLUMN app.fingerprints.sig_hash IS
-    'Hash of the device''s signature; NULL if not given.';
+    'Hash of the client''s signature; NULL if not given.';
 COMMENT ON COLUMN app.fingerprints.base_quota IS
     'Credits per period for messages without a user.';
 COMMENT ON COLUMN app.fingerprints.quota_anchor IS
@@ -155,8 +157,8 @@ COMMENT ON COLUMN app.fingerprints.next_quota_reset IS
 COMMENT ON COLUMN app.fingerprints.quota_period_start IS
     'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 
--- A device chooses its own id, and messages are billed to an id of either kind: a
--- fingerprint with the id of a user would spend that user's quota.
+-- The client chooses the id of its fingerprint, and messages are billed to an id of
+-- either kind: a fingerprint with the id of a user would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -116,7 +116,8 @@ BEGIN
             u.referral_count >= completed.referrals
             AND u.referral_credits >= completed.credits
         ) IS NOT TRUE
-        -- The snapshot may be older than the commit of a concurrent restore.
+        -- The snapshot may be older than the commit of a concurrent restore. Of two
+        -- concurrent SERIALIZABLE restores, PostgreSQL aborts one.
         OR current_setting('transaction_isolation') = 'repeatable read'
     LIMIT 1;
     IF FOUND THEN

@@ -23,7 +23,7 @@ CREATE TABLE app.stripe_events (
     ),
     CONSTRAINT stripe_events_failed_has_error_check
         CHECK (status <> 'failed' OR last_error IS NOT NULL),
-    CONSTRAINT stripe_events_open_has_payload_check
+    CONSTRAINT stripe_events_failed_has_payload_check
         CHECK (payload IS NOT NULL OR processed_at IS NOT NULL)
 );
 
@@ -88,9 +88,11 @@ COMMENT ON COLUMN app.stripe_customers.created_at IS
 COMMENT ON COLUMN app.stripe_customers.as_of IS
     'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
-    'True if snapshots of one second were applied as they came; to be reconciled.';
+    'Whether events of the same second were applied in order of arrival, which may be'
+    ' wrong; the next reconciliation corrects it.';
 
--- For stripe_customers_user_id_fkey and sync_users.
+-- For stripe_customers_user_id_fkey and sync_users. The function find_user_customer
+-- reads it.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
 
 -- For list_unlisted_customers, newest first as in Stripe's lists, and
@@ -152,9 +154,11 @@ COMMENT ON COLUMN app.stripe_subscriptions.created_at IS
 COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
     'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
-    'True if snapshots of one second were applied as they came; to be reconciled.';
+    'Whether events of the same second were applied in order of arrival, which may be'
+    ' wrong; the next reconciliation corrects it.';
 
--- For sync_users, which reads all subscriptions of one customer.
+-- For sync_users. The functions find_user_customer and find_best_subscription read all
+-- subscriptions of one customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
 ON app.stripe_subscriptions (customer_id);
 

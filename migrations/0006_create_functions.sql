@@ -22,7 +22,7 @@ WITH recorded AS (
     GROUP BY 1, 2
 )
 
-SELECT -- noqa: ST06
+SELECT
     COALESCE(d.subject_id, r.subject_id) AS subject_id,
     COALESCE(d.day, r.day) AS day,
     d.messages AS kept_messages,
@@ -763,22 +763,27 @@ $$;
 COMMENT ON FUNCTION app.lock_snapshot_users(jsonb, boolean) IS
     'Locks in id order all users that the customers in snapshots have, had or may get.';
 
+-- seen_at is the snapshot's time, known_at the stored row's. is_unchanged: the snapshot
+-- agrees with the stored row, so that their order within a second does not matter.
+-- source: event, page (of a list), or object (fetched under the customer's lock).
 CREATE OR REPLACE FUNCTION app.compare_stripe_snapshot(
     seen_at timestamptz,
     known_at timestamptz,
-    is_settled boolean,
+    is_unchanged boolean,
     source text,
     can_fetch boolean
 )
 RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
     WHEN known_at IS NULL OR source = 'object' THEN 'applied'
-    -- A fetched object is as of its request, and may show changes of the next second.
+    -- The time of a fetched row is that of the request. The row may contain a change
+    -- that Stripe made between the request and the response, in the next second.
     WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
-    WHEN is_settled AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
+    WHEN is_unchanged
+        AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
         THEN 'applied'
     WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
-        AND (is_settled OR source = 'event')
+        AND (is_unchanged OR source = 'event')
         THEN 'stale'
     WHEN can_fetch THEN 'ambiguous'
     ELSE 'applied'
@@ -798,6 +803,7 @@ COMMENT ON FUNCTION app.compare_stripe_snapshot(
 CREATE OR REPLACE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (
     id text,
+    email text,
     is_deleted boolean,
     created_at timestamptz,
     as_of timestamptz,
@@ -813,25 +819,12 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH given AS (
-        SELECT DISTINCT ON (v.id) v.*
-        FROM jsonb_to_recordset(snapshots) AS v (
-            id text,
-            user_id uuid,
-            email text,
-            is_deleted boolean,
-            created_at timestamptz,
-            as_of timestamptz
-        )
-        ORDER BY v.id
-    ),
-
-    owned AS MATERIALIZED (
-        SELECT -- noqa: ST06
+    WITH owned AS MATERIALIZED (
+        SELECT DISTINCT ON (g.id)
             g.id,
             g.email,
             g.is_deleted,
-            g.created_at,
+            COALESCE(g.created_at, known.created_at) AS created_at,
             g.as_of,
             known.user_id AS known_user_id,
             known.is_deleted AS was_deleted,
@@ -842,7 +835,14 @@ BEGIN ATOMIC
             COALESCE(claimant.id, known.user_id, holder.id) AS owner_id,
             claimant.id IS NOT NULL
             AND (claimant.id IS DISTINCT FROM known.user_id) AS is_relinked
-        FROM given AS g
+        FROM jsonb_to_recordset(snapshots) AS g (
+            id text,
+            user_id uuid,
+            email text,
+            is_deleted boolean,
+            created_at timestamptz,
+            as_of timestamptz
+        )
         LEFT JOIN LATERAL (
             SELECT c.*
             FROM app.stripe_customers AS c
@@ -861,37 +861,24 @@ BEGIN ATOMIC
             WHERE u.stripe_customer_id = g.id
             LIMIT 1
         ) AS holder ON TRUE
+        ORDER BY g.id
     )
 
     SELECT
-        o.id,
-        o.is_deleted,
-        o.created_at,
-        o.as_of,
-        o.known_user_id,
-        o.was_deleted,
-        o.known_created_at,
-        o.known_as_of,
-        o.was_provisional,
-        o.holder_id,
-        o.owner_id,
-        o.is_relinked,
-        proposed.id AS proposed_user_id
-    FROM owned AS o
-    LEFT JOIN LATERAL (
-        SELECT u.id
-        FROM app.users AS u
-        WHERE
-            o.owner_id IS NULL
-            AND lower(u.email) = lower(o.email)
-            AND u.stripe_customer_id IS NULL
-            AND NOT EXISTS (
-                SELECT
-                FROM owned AS other
-                WHERE other.owner_id = u.id
-            )
-        LIMIT 1
-    ) AS proposed ON TRUE;
+        o.*,
+        (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE o.owner_id IS NULL
+                AND lower(u.email) = lower(o.email)
+                AND u.stripe_customer_id IS NULL
+                AND NOT EXISTS (
+                    SELECT
+                    FROM owned AS other
+                    WHERE other.owner_id = u.id
+                )
+        ) AS proposed_user_id
+    FROM owned AS o;
 END;
 
 COMMENT ON FUNCTION app.find_customer_owners(jsonb) IS
@@ -919,18 +906,7 @@ LANGUAGE sql STABLE
 BEGIN ATOMIC
     WITH resolved AS (
         SELECT
-            o.id,
-            o.as_of,
-            o.known_user_id,
-            o.was_deleted,
-            o.known_created_at,
-            o.known_as_of,
-            o.was_provisional,
-            o.holder_id,
-            o.is_relinked,
-            o.proposed_user_id,
-            o.is_deleted,
-            COALESCE(o.created_at, o.known_created_at) AS created_at,
+            o.*,
             COALESCE(
                 o.owner_id, CASE WHEN match_email THEN o.proposed_user_id END
             ) AS user_id,
@@ -941,7 +917,7 @@ BEGIN ATOMIC
         FROM app.find_customer_owners(snapshots) AS o
     )
 
-    SELECT -- noqa: ST06
+    SELECT
         r.id,
         r.user_id,
         r.is_gone AS is_deleted,
@@ -1161,7 +1137,7 @@ BEGIN ATOMIC
         ORDER BY g.id
     )
 
-    SELECT -- noqa: ST06
+    SELECT
         c.id,
         c.customer_id,
         c.owner_id AS user_id,
@@ -1394,7 +1370,7 @@ COMMENT ON FUNCTION app.find_best_subscription(text, boolean) IS
     'The customer''s subscription that counts: active first, then the latest end.';
 
 CREATE OR REPLACE VIEW app.stripe_entitlements WITH (security_invoker = TRUE) AS
-SELECT -- noqa: ST06
+SELECT
     u.id,
     e.stripe_customer_id,
     e.created_at,
@@ -1426,7 +1402,15 @@ SELECT -- noqa: ST06
                 IS DISTINCT FROM (u.quota_anchor, u.next_quota_reset)
                 THEN 'period'
         END
-    ], NULL) AS differences
+    ], NULL) AS differences,
+    CASE
+        WHEN best.is_active AND plan.id IS NOT NULL THEN NULL
+        WHEN e.stripe_customer_id IS NULL THEN 'no_customer'
+        WHEN customer.is_deleted THEN 'deleted_customer'
+        WHEN best.id IS NULL THEN 'no_subscription'
+        WHEN NOT best.is_active THEN 'inactive_subscription'
+        ELSE 'unknown_price'
+    END AS reason
 FROM app.users AS u
 LEFT JOIN LATERAL app.find_user_customer(u.id, u.stripe_customer_id) AS customer ON TRUE
 LEFT JOIN LATERAL app.find_best_subscription(
@@ -1435,7 +1419,7 @@ LEFT JOIN LATERAL app.find_best_subscription(
 LEFT JOIN app.plans AS plan ON best.price_id = plan.stripe_price_id
 LEFT JOIN app.plans AS free ON free.id = 'free'
 CROSS JOIN LATERAL ( -- noqa: ST05
-    SELECT -- noqa: ST06
+    SELECT
         COALESCE(customer.id, u.stripe_customer_id) AS stripe_customer_id,
         COALESCE(customer.created_at, u.created_at) AS created_at,
         best.id AS stripe_subscription_id,
@@ -1462,9 +1446,13 @@ CROSS JOIN LATERAL ( -- noqa: ST05
 ) AS e;
 
 COMMENT ON VIEW app.stripe_entitlements IS
-    'What each user should have by the Stripe mirror; differences: what users lacks.';
+    'What each user should have by the mirror; sync_stripe_users copies it to users.';
+COMMENT ON COLUMN app.stripe_entitlements.id IS
+    'The user.';
 COMMENT ON COLUMN app.stripe_entitlements.stripe_customer_id IS
     'The customer that counts: live, then subscribed, then linked; NULL if none.';
+COMMENT ON COLUMN app.stripe_entitlements.created_at IS
+    'When the customer was created at Stripe; the user''s created_at if not known.';
 COMMENT ON COLUMN app.stripe_entitlements.stripe_subscription_id IS
     'Its best subscription: active first, then latest period end; NULL if none.';
 COMMENT ON COLUMN app.stripe_entitlements.stripe_price_id IS
@@ -1480,7 +1468,10 @@ COMMENT ON COLUMN app.stripe_entitlements.next_quota_reset IS
 COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS
     'Whether the subscription is active and its price buys no plan.';
 COMMENT ON COLUMN app.stripe_entitlements.differences IS
-    'What differs from users: unlinked, created_at, status, price, period.';
+    'Groups of columns that differ from users, docs/stripe.md; empty if none.';
+COMMENT ON COLUMN app.stripe_entitlements.reason IS
+    'Why no paid plan applies: no_customer, deleted_customer, no_subscription,'
+    ' inactive_subscription, unknown_price; NULL if one applies.';
 
 CREATE OR REPLACE FUNCTION app.sync_stripe_users(
     user_ids uuid[], is_dry_run boolean DEFAULT FALSE
@@ -1511,7 +1502,18 @@ BEGIN
 
     RETURN QUERY
     WITH entitled AS MATERIALIZED (
-        SELECT e.*
+        SELECT
+            e.id,
+            e.stripe_customer_id,
+            e.created_at,
+            e.stripe_subscription_id,
+            e.stripe_price_id,
+            e.subscription_status,
+            e.base_quota,
+            e.quota_anchor,
+            e.next_quota_reset,
+            e.has_unknown_price,
+            e.differences
         FROM app.stripe_entitlements AS e
         WHERE e.id = ANY(user_ids)
     ),
@@ -1665,6 +1667,9 @@ BEGIN
 
     -- message_payloads first: the lock of the DELETE keeps every partition attached
     -- until commit, and rows move between these tables only under a lock on the user.
+    -- waiting_payloads is the detached default partition, until its rows have moved to
+    -- their months; retired_payloads is a detached month, until it is archived and
+    -- dropped. Both exist only during pyapp db maintain and after an interruption.
     DELETE FROM app.message_payloads AS p
     WHERE p.subject_id = anonymize_user.user_id;
 

@@ -12,20 +12,24 @@ DROP FUNCTION app.put_stripe_customers(jsonb, text, boolean, boolean, boolean);
 DROP FUNCTION app.judge_stripe_view(
     timestamptz, timestamptz, boolean, text, boolean
 );
-DROP FUNCTION app.sync_stripe_users(uuid[], boolean);
 
 -- A customer's user is unique by a partial index; the status received is gone.
 ALTER TABLE app.users DROP CONSTRAINT users_stripe_customer_id_key;
 CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
 WHERE stripe_customer_id IS NOT NULL;
 UPDATE app.stripe_events AS e
-SET status = 'failed', last_error = 'it was never applied'
+SET
+    status = 'failed',
+    last_error = COALESCE(e.last_error, 'it was never applied')
 WHERE e.status = 'received';
 ALTER TABLE app.stripe_events
     ALTER COLUMN status DROP DEFAULT,
     DROP CONSTRAINT stripe_events_status_known_check,
     ADD CONSTRAINT stripe_events_status_known_check
         CHECK (status IN ('applied', 'stale', 'ignored', 'failed'));
+ALTER TABLE app.stripe_events
+    RENAME CONSTRAINT stripe_events_open_has_payload_check
+    TO stripe_events_failed_has_payload_check;
 
 -- Renamed.
 UPDATE app.stripe_sync_runs AS r

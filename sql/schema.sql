@@ -109,7 +109,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.refuse_change() IS
-    'Trigger: raises restrict_violation; reports its own name as the constraint.';
+    'Trigger: raises restrict_violation; reports the trigger''s name as constraint.';
 
 -- ---------------------------------------------------------------------------
 -- plans
@@ -269,8 +269,10 @@ ALTER TABLE app.users
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
 -- For upsert_customers, upsert_subscriptions, link_customer and list_unseen_customers.
--- Makes a customer's user unique. Partial, because an UPDATE of a column with a full
--- unique index waits for transactions that inserted rows which reference the user.
+-- The functions lock_snapshot_users, find_customer_owners and
+-- compare_stripe_subscriptions read it. Makes a customer's user unique. Partial,
+-- because an UPDATE of a column with a full unique index waits for transactions that
+-- inserted rows which reference the user.
 CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
 WHERE stripe_customer_id IS NOT NULL;
 
@@ -299,9 +301,9 @@ CREATE TABLE app.fingerprints (
 );
 
 COMMENT ON TABLE app.fingerprints IS
-    'Anonymous devices. Each has its own quota.';
+    'Fingerprints of anonymous clients. Each has its own quota.';
 COMMENT ON COLUMN app.fingerprints.sig_hash IS
-    'Hash of the device''s signature; NULL if not given.';
+    'Hash of the client''s signature; NULL if not given.';
 COMMENT ON COLUMN app.fingerprints.base_quota IS
     'Credits per period for messages without a user.';
 COMMENT ON COLUMN app.fingerprints.quota_anchor IS
@@ -311,8 +313,8 @@ COMMENT ON COLUMN app.fingerprints.next_quota_reset IS
 COMMENT ON COLUMN app.fingerprints.quota_period_start IS
     'Last period boundary before next_quota_reset; quota_anchor if that is NULL.';
 
--- A device chooses its own id, and messages are billed to an id of either kind: a
--- fingerprint with the id of a user would spend that user's quota.
+-- The client chooses the id of its fingerprint, and messages are billed to an id of
+-- either kind: a fingerprint with the id of a user would spend that user's quota.
 CREATE FUNCTION app.refuse_user_id()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -825,7 +827,8 @@ BEGIN
             u.referral_count >= completed.referrals
             AND u.referral_credits >= completed.credits
         ) IS NOT TRUE
-        -- The snapshot may be older than the commit of a concurrent restore.
+        -- The snapshot may be older than the commit of a concurrent restore. Of two
+        -- concurrent SERIALIZABLE restores, PostgreSQL aborts one.
         OR current_setting('transaction_isolation') = 'repeatable read'
     LIMIT 1;
     IF FOUND THEN
@@ -889,7 +892,7 @@ CREATE TABLE app.stripe_events (
     ),
     CONSTRAINT stripe_events_failed_has_error_check
         CHECK (status <> 'failed' OR last_error IS NOT NULL),
-    CONSTRAINT stripe_events_open_has_payload_check
+    CONSTRAINT stripe_events_failed_has_payload_check
         CHECK (payload IS NOT NULL OR processed_at IS NOT NULL)
 );
 
@@ -958,9 +961,11 @@ COMMENT ON COLUMN app.stripe_customers.created_at IS
 COMMENT ON COLUMN app.stripe_customers.as_of IS
     'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
-    'True if snapshots of one second were applied as they came; to be reconciled.';
+    'Whether events of the same second were applied in order of arrival, which may be'
+    ' wrong; the next reconciliation corrects it.';
 
--- For stripe_customers_user_id_fkey and sync_users.
+-- For stripe_customers_user_id_fkey and sync_users. The function find_user_customer
+-- reads it.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
 
 -- For list_unlisted_customers, newest first as in Stripe's lists, and
@@ -1026,9 +1031,11 @@ COMMENT ON COLUMN app.stripe_subscriptions.created_at IS
 COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
     'Stripe''s time of the snapshot stored in this row.';
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
-    'True if snapshots of one second were applied as they came; to be reconciled.';
+    'Whether events of the same second were applied in order of arrival, which may be'
+    ' wrong; the next reconciliation corrects it.';
 
--- For sync_users, which reads all subscriptions of one customer.
+-- For sync_users. The functions find_user_customer and find_best_subscription read all
+-- subscriptions of one customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
 ON app.stripe_subscriptions (customer_id);
 

@@ -1,5 +1,5 @@
 -- pyapp.connect and pyapp.pool run this once in each new session, except behind a
--- pooler. Other settings are connection options: pyapp/_core/session_settings.py. Every
+-- pooler. Other settings are connection options: pyapp/_core/connection.py. Every
 -- name is qualified and operators are called as functions, because search_path is set
 -- here.
 SELECT

@@ -187,6 +187,32 @@ def test_view_shows_what_the_next_sync_writes(world, user_id):
     assert world.conn.execute(statement).fetchall() == []
 
 
+def test_view_says_why_no_paid_plan_applies(world):
+    user_id = world.create_user()
+
+    def reason() -> str | None:
+        found = world.conn.execute(
+            "SELECT e.reason FROM app.stripe_entitlements AS e WHERE e.id = %s",
+            [user_id],
+        ).fetchone()
+        assert found is not None
+        text: str | None = found[0]
+        return text
+
+    assert reason() == "no_customer"
+    world.handle_event("customer.created", make_customer("cus_1", user_id))
+    assert reason() == "no_subscription"
+    subscribe(world, "sub_1", status="unpaid")
+    assert reason() == "inactive_subscription"
+    subscribe(world, "sub_2")
+    assert reason() is None
+    assert world.get_user(user_id).base_quota == 50000
+    world.conn.execute("UPDATE app.plans SET stripe_price_id = NULL")
+    assert reason() == "unknown_price"
+    world.handle_event("customer.deleted", make_customer("cus_1", user_id), START + 1)
+    assert reason() == "deleted_customer"
+
+
 def test_unchanged_subscription_does_not_write_the_user(world, user_id):
     subscribe(world)
     before = world.get_user(user_id).updated_at

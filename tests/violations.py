@@ -257,7 +257,7 @@ VIOLATIONS = {
     "stripe_events_attempts_not_negative_check": event(attempts="-1"),
     "stripe_events_done_has_time_check": event(status="'applied'"),
     "stripe_events_failed_has_error_check": event(last_error="NULL"),
-    "stripe_events_open_has_payload_check": event(payload="NULL"),
+    "stripe_events_failed_has_payload_check": event(payload="NULL"),
     "stripe_customers_pkey": insert("stripe_customers", id="'cus_1'", as_of="now()"),
     "stripe_customers_user_id_fkey": insert(
         "stripe_customers", id="'cus_2'", as_of="now()", user_id=f"'{UNKNOWN}'"

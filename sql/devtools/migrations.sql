@@ -115,7 +115,7 @@ time marks a row of an earlier application. Written by pyapp db migrate and pyap
 -- In the order in which they were applied.
 SELECT
     m.migration_id AS name,
-    m.applied_at_utc AT TIME ZONE 'UTC' AS applied_at
+    m.applied_at_utc AT TIME ZONE interval '0' AS applied_at
 FROM public._yoyo_migration AS m
 ORDER BY m.applied_at_utc, m.migration_id;
 
@@ -150,7 +150,7 @@ WHERE c.migration_id = :name;
 -- name: insert_yoyo_lock :rowcount
 -- Never committed: it blocks plain yoyo, and a killed run leaves no lock to break.
 INSERT INTO public.yoyo_lock (locked, ctime, pid)
-VALUES (1, now() AT TIME ZONE 'UTC', :pid);
+VALUES (1, now() AT TIME ZONE interval '0', :pid);
 
 -- name: delete_yoyo_lock :rowcount
 -- The row of this run before it commits, or that of a killed yoyo.

@@ -7,7 +7,7 @@ SELECT set_config('lock_timeout', :milliseconds::text, TRUE) AS setting;
 -- UTC months without a partition: from this month on, and of the last :months_back
 -- months those with payloads in the default partition. Older payloads stay there.
 WITH this_month AS (
-    SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
+    SELECT date_trunc('month', now() AT TIME ZONE interval '0') AS starts_at
 ),
 
 wanted_months AS (
@@ -15,13 +15,15 @@ wanted_months AS (
     FROM this_month AS m
     CROSS JOIN generate_series(0, :months - 1) AS n
     UNION
-    SELECT date_trunc('month', d.finished_at AT TIME ZONE 'UTC')::date AS first_day
+    SELECT date_trunc(
+        'month', d.finished_at AT TIME ZONE interval '0'
+    )::date AS first_day
     FROM this_month AS m
     INNER JOIN app.message_payloads_default AS d
-        ON (m.starts_at - make_interval(months => :months_back)) AT TIME ZONE 'UTC'
-            <= d.finished_at
-            AND (m.starts_at + make_interval(months => :months)) AT TIME ZONE 'UTC'
-            > d.finished_at
+        ON (m.starts_at - make_interval(months => :months_back))
+            AT TIME ZONE interval '0' <= d.finished_at
+            AND (m.starts_at + make_interval(months => :months))
+            AT TIME ZONE interval '0' > d.finished_at
 )
 
 SELECT w.first_day
@@ -62,17 +64,19 @@ SELECT to_regclass('app.waiting_payloads') IS NOT NULL AS is_there;
 -- name: list_waiting_months :many
 -- As list_missing_months, for the detached payloads.
 WITH this_month AS (
-    SELECT date_trunc('month', now() AT TIME ZONE 'UTC') AS starts_at
+    SELECT date_trunc('month', now() AT TIME ZONE interval '0') AS starts_at
 ),
 
 waiting_months AS (
-    SELECT date_trunc('month', p.finished_at AT TIME ZONE 'UTC')::date AS first_day
+    SELECT date_trunc(
+        'month', p.finished_at AT TIME ZONE interval '0'
+    )::date AS first_day
     FROM this_month AS m
     INNER JOIN app.waiting_payloads AS p
-        ON (m.starts_at - make_interval(months => :months_back)) AT TIME ZONE 'UTC'
-            <= p.finished_at
-            AND (m.starts_at + make_interval(months => :months)) AT TIME ZONE 'UTC'
-            > p.finished_at
+        ON (m.starts_at - make_interval(months => :months_back))
+            AT TIME ZONE interval '0' <= p.finished_at
+            AND (m.starts_at + make_interval(months => :months))
+            AT TIME ZONE interval '0' > p.finished_at
     GROUP BY first_day
 )
 
@@ -153,7 +157,7 @@ SELECT app.create_payload_partitions(:first_day, 1) AS created;
 SELECT
     app.retire_payload_partition(
         (
-            date_trunc('month', now() AT TIME ZONE 'UTC')
+            date_trunc('month', now() AT TIME ZONE interval '0')
             - make_interval(months => :months)
         )::date
     ) AS name;
@@ -165,9 +169,9 @@ FROM (
     SELECT 1
     FROM app.message_payloads_default AS d
     WHERE d.finished_at < (
-        date_trunc('month', now() AT TIME ZONE 'UTC')
+        date_trunc('month', now() AT TIME ZONE interval '0')
         - make_interval(months => :months)
-    ) AT TIME ZONE 'UTC'
+    ) AT TIME ZONE interval '0'
     LIMIT 1 -- noqa: AM09
 ) AS e;
 
@@ -185,9 +189,9 @@ WITH batch AS MATERIALIZED (
         d.finished_at
     FROM app.message_payloads_default AS d
     WHERE d.finished_at < (
-        date_trunc('month', now() AT TIME ZONE 'UTC')
+        date_trunc('month', now() AT TIME ZONE interval '0')
         - make_interval(months => :months)
-    ) AT TIME ZONE 'UTC'
+    ) AT TIME ZONE interval '0'
     ORDER BY d.subject_id, d.message_id, d.finished_at
     LIMIT :rows
 ),
@@ -247,10 +251,10 @@ SELECT
         WHEN count(*) > 0
             THEN 'message_payloads_' || concat_ws(
                 '_to_',
-                to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM'),
+                to_char(min(r.finished_at) AT TIME ZONE interval '0', 'YYYYMM'),
                 NULLIF(
-                    to_char(max(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM'),
-                    to_char(min(r.finished_at) AT TIME ZONE 'UTC', 'YYYYMM')
+                    to_char(max(r.finished_at) AT TIME ZONE interval '0', 'YYYYMM'),
+                    to_char(min(r.finished_at) AT TIME ZONE interval '0', 'YYYYMM')
                 )
             )
     END AS name

@@ -1,5 +1,5 @@
 -- name: get_latest_finish :one
 -- The latest finished_at that messages_finished_at_not_ahead_check accepts now.
 SELECT
-    (now() AT TIME ZONE 'UTC' + interval '24 hours') AT TIME ZONE 'UTC'
+    (now() AT TIME ZONE interval '0' + interval '24 hours') AT TIME ZONE interval '0'
         AS finished_at;

@@ -18,7 +18,7 @@ WITH recorded AS (
     GROUP BY 1, 2
 )
 
-SELECT -- noqa: ST06
+SELECT
     COALESCE(d.subject_id, r.subject_id) AS subject_id,
     COALESCE(d.day, r.day) AS day,
     d.messages AS kept_messages,

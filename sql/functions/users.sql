@@ -38,6 +38,9 @@ BEGIN
 
     -- message_payloads first: the lock of the DELETE keeps every partition attached
     -- until commit, and rows move between these tables only under a lock on the user.
+    -- waiting_payloads is the detached default partition, until its rows have moved to
+    -- their months; retired_payloads is a detached month, until it is archived and
+    -- dropped. Both exist only during pyapp db maintain and after an interruption.
     DELETE FROM app.message_payloads AS p
     WHERE p.subject_id = anonymize_user.user_id;
 

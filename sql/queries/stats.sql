@@ -27,7 +27,7 @@ WITH recent_usage AS (
         d.subject_id,
         sum(d.credits) AS credits
     FROM app.usage_daily AS d
-    WHERE d.day >= (statement_timestamp() AT TIME ZONE 'UTC')::date - 31
+    WHERE d.day >= (statement_timestamp() AT TIME ZONE interval '0')::date - 31
     GROUP BY d.subject_id
 ),
 
@@ -119,7 +119,7 @@ WITH months AS (
     SELECT
         n,
         (
-            date_trunc('month', statement_timestamp() AT TIME ZONE 'UTC')
+            date_trunc('month', statement_timestamp() AT TIME ZONE interval '0')
             + make_interval(months => n)
         )::date AS month
     FROM generate_series(0, 1200) AS n
