@@ -1,6 +1,8 @@
 """The commands of `pyapp db` that change or compare the schema."""
 
 import io
+import shutil
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from pyapp import cli
 from pyapp import payloads as maintenance
 from pyapp._core.database_url import redact_url
+from pyapp._core.queries import migrations_dir
+from pyapp.devtools.migrations import files
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MaintenanceError
@@ -42,6 +46,28 @@ def partitions(url: str) -> list[str]:
             " AND c.relname ~ '[0-9]{6}$' ORDER BY 1"
         )
         return [name for (name,) in rows]
+
+
+def test_migrate_names_the_migration_that_loses_grants(
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(migrations_dir(), tmp_path / "migrations")
+    monkeypatch.setattr(files, "migrations_dir", lambda: folder)
+    assert run("migrate") == 0
+    assert "pyapp db roles" not in capsys.readouterr().out
+    text = "-- Why.\n-- Run pyapp db roles right after it: grants are lost.\n\n"
+    for suffix in (".sql", ".rollback.sql"):
+        (folder / f"0999_recreate_views{suffix}").write_text(
+            text + "SET LOCAL jit = off;\n", encoding="ascii"
+        )
+    assert run("migrate") == 0
+    assert capsys.readouterr().out == (
+        "Applying 0999_recreate_views\n"
+        "  It drops functions or views with their grants: run pyapp db roles next\n"
+    )
 
 
 def test_migrate_twice_then_check(url: str, capsys: pytest.CaptureFixture[str]) -> None:

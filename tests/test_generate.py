@@ -5,6 +5,7 @@ On another version: pytest tests/test_generate.py --postgresql-host=... (see con
 
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyapp.devtools.generate.sources import read_sources
 from pyapp.devtools.generate.steps import Rename, read_side
 from pyapp.devtools.generate.structure import StructureDrafter
 from pyapp.devtools.migrations.migrator import migrate, rollback
-from pyapp.errors import GenerateError
+from pyapp.errors import GenerateError, MigrationError
 from tests.support import Server
 
 SCHEMA = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
@@ -276,6 +277,13 @@ def test_change_is_drafted_applied_and_rolled_back(
             replace("fillfactor = 70", "fillfactor = 60"),
             r"leaves TABLE app\.usage_daily",
         ),
+        (
+            lambda text: replace("COALESCE(status IN", "COALESCE(state IN")(
+                replace("active_status(status text)", "active_status(state text)")(text)
+            ),
+            r"cannot drop function .*column subscription_active of table app\.users"
+            r".*; give the new function another name",
+        ),
         (lambda schema: schema, "nothing to do"),
     ],
 )
@@ -469,6 +477,166 @@ def test_view_that_loses_a_column_is_recreated(
     assert "DROP VIEW app.answers;\n\nCREATE OR REPLACE VIEW app.answers" in up
     assert "FUNCTION" not in up + down
     assert VIEW in down
+
+
+def test_appended_view_column_drops_the_view_in_the_rollback_only(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    write_function(sql_files, FUNCTION + VIEW)
+    generate(url, "add_answers", schema=sql_files, folder=folder, base=base[0])
+    wider = VIEW.replace("AS answer;", "AS answer,\n    2 AS score;")
+    write_function(sql_files, FUNCTION + wider)
+
+    (path,) = generate(url, "add_score", schema=sql_files, folder=folder)
+
+    up, down = read_pair(path)
+    assert ("DROP" in up, "DROP VIEW app.answers;" in down) == (False, True)
+    assert down.startswith(
+        "-- Loses nothing.\n-- Run pyapp db roles right after it: grants are lost.\n"
+    )
+
+
+def test_view_is_recreated_with_the_function_that_it_calls(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    """CREATE OR REPLACE cannot rename an argument."""
+    write_function(sql_files, FUNCTION + VIEW)
+    generate(url, "add_answers", schema=sql_files, folder=folder, base=base[0])
+    renamed = FUNCTION.replace("(question text)", "(topic text)")
+    write_function(sql_files, renamed + VIEW)
+
+    (path,) = generate(url, "rename_topic", schema=sql_files, folder=folder)
+
+    for text in read_pair(path):
+        assert 0 < text.index("DROP VIEW app.answers;") < text.index("DROP FUNCTION")
+        assert text.endswith(VIEW)
+        assert "Run pyapp db roles right after it" in text.partition("\n\n")[0]
+
+
+STATUSES = "'active', 'trialing', 'past_due'"
+USERS = """
+INSERT INTO app.users (
+    email, stripe_subscription_id, subscription_status, next_quota_reset, quota_anchor
+) VALUES
+    ('a@example.com', 'sub_1', 'active', '2024-02-10', '2024-01-10'),
+    ('b@example.com', 'sub_2', 'unpaid', '2024-02-10', '2024-01-10')
+"""
+STORED = """
+SELECT array_agg(u.subscription_active ORDER BY u.email),
+    array_agg(DISTINCT date(u.quota_period_start AT TIME ZONE 'UTC'))
+FROM app.users AS u
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "renewed", "stored"),
+    [
+        (
+            replace(STATUSES, f"{STATUSES}, 'unpaid'"),
+            ["app.users.subscription_active"],
+            ([True, True], [date(2024, 1, 10)]),
+        ),
+        (
+            replace(
+                "reset AT TIME ZONE interval '0' - interval '1 microsecond'",
+                "reset AT TIME ZONE interval '0' - interval '40 days'",
+            ),
+            ["app.users.quota_period_start", "app.fingerprints.quota_period_start"],
+            ([True, False], [date(2023, 12, 10)]),
+        ),
+        (  # get_period_start, in PL/pgSQL, calls it
+            replace(
+                "+ make_interval(months => months))",
+                "+ make_interval(months => months, days => 1))",
+            ),
+            ["app.users.quota_period_start", "app.fingerprints.quota_period_start"],
+            ([True, False], [date(2024, 1, 11)]),
+        ),
+    ],
+    ids=["called_directly", "called_by_two_tables", "called_by_plpgsql"],
+)
+def test_changed_function_renews_the_columns_that_store_its_results(
+    url: str,
+    base: tuple[str, Objects],
+    folder: Path,
+    schema: Callable[[Change], Path],
+    change: Change,
+    renewed: list[str],
+    stored: tuple[object, ...],
+) -> None:
+    database, _ = base
+    (path,) = generate(
+        url, "change_it", schema=schema(change), folder=folder, base=database
+    )
+    for text in read_pair(path):
+        head = " ".join(text.partition("\n\n")[0].split("\n-- "))
+        assert [name for name in renewed if name not in head] == []
+    with scratch_database(url, template=database) as copy:
+        with psycopg.connect(copy) as conn:
+            conn.execute(USERS.encode())
+            before = conn.execute(STORED.encode()).fetchone()
+        migrate(copy, folder)
+        with psycopg.connect(copy) as conn:
+            assert conn.execute(STORED.encode()).fetchone() == stored
+        rollback(copy, folder)
+        with psycopg.connect(copy) as conn:
+            assert conn.execute(STORED.encode()).fetchone() == before
+
+
+CALLERS = """
+CREATE INDEX users_active_idx ON app.users (app.is_active_status(subscription_status));
+
+ALTER TABLE app.users ADD CONSTRAINT users_active_check
+    CHECK (app.is_active_status(subscription_status) IN (TRUE, FALSE));
+"""
+
+
+def test_changed_function_renews_indexes_and_checks(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    files = schema(add(CALLERS))
+    added = generate(url, "add_callers", schema=files, folder=folder, base=base[0])
+    changed = SCHEMA.replace(STATUSES, f"{STATUSES}, 'unpaid'") + CALLERS
+    (files / "schema.sql").write_text(changed, encoding="utf-8")
+
+    (path,) = generate(url, "count_unpaid", schema=files, folder=folder)
+
+    for text in read_pair(path):
+        assert "REINDEX INDEX app.users_active_idx;" in text
+        assert "DROP CONSTRAINT users_active_check;" in text
+    by_index = "SELECT count(*) FROM app.users AS u WHERE app.is_active_status("
+    by_index += "u.subscription_status)"
+    with scratch_database(url, template=base[0]) as copy:
+        migrate(copy, folder, count=len(added))
+        with psycopg.connect(copy) as conn:
+            conn.execute(USERS.encode())
+        migrate(copy, folder)
+        with psycopg.connect(copy) as conn:
+            conn.execute("SET enable_seqscan = off")
+            plan = conn.execute(f"EXPLAIN {by_index}".encode()).fetchall()
+            assert "users_active_idx" in str(plan)
+            assert conn.execute(by_index.encode()).fetchone() == (2,)
+
+
+def test_changed_function_is_refused_if_rows_violate_its_check(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    check = (
+        "\nALTER TABLE app.users ADD CONSTRAINT users_unpaid_check CHECK ("
+        "subscription_status <> 'unpaid' OR NOT"
+        " app.is_active_status(subscription_status));\n"
+    )
+    files = schema(add(check))
+    added = generate(url, "add_check", schema=files, folder=folder, base=base[0])
+    changed = SCHEMA.replace(STATUSES, f"{STATUSES}, 'unpaid'") + check
+    (files / "schema.sql").write_text(changed, encoding="utf-8")
+    generate(url, "count_unpaid", schema=files, folder=folder)
+    with scratch_database(url, template=base[0]) as copy:
+        migrate(copy, folder, count=len(added))
+        with psycopg.connect(copy) as conn:
+            conn.execute(USERS.encode())
+        with pytest.raises(MigrationError, match="users_unpaid_check"):
+            migrate(copy, folder)
 
 
 def test_comment_alone_changes_no_function(

@@ -21,6 +21,7 @@ from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
 from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
+from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.migrator import MEANINGS
 from pyapp.devtools.server.urls import name_reached
@@ -67,13 +68,19 @@ def schema_url(url: str | None = None) -> str:
 def migrate() -> None:
     """Apply pending migrations, and create payload partitions ahead of time."""
     url = schema_url()
-    applied = migrator.migrate(url, report=lambda file: say(f"Applying {file.name}"))
+    applied = migrator.migrate(url, report=_say_applying)
     created = create_payload_partitions(url)
     for status in migrator.list_migrations(url):
         if status.state != "applied":
             say(f"{status.name}: {MEANINGS[status.state]}")
     if not applied and not created:
         say("Nothing to apply: the schema is up to date")
+
+
+def _say_applying(file: MigrationFile) -> None:
+    say(f"Applying {file.name}")
+    if file.needs_roles:
+        say("  It drops functions or views with their grants: run pyapp db roles next")
 
 
 def rollback(

@@ -1,6 +1,7 @@
 """The next migration, drafted from the SQL files and proved before it is written."""
 
 import contextlib
+import itertools
 import re
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from pyapp.devtools.checks.schema_diff import (
 )
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
-from pyapp.devtools.generate.routines import draft_routines
+from pyapp.devtools.generate.routines import changed_routines, draft_routines
 from pyapp.devtools.generate.sources import Sources
 from pyapp.devtools.generate.steps import (
     Rename,
@@ -29,6 +30,11 @@ from pyapp.devtools.generate.steps import (
     Step,
     comment_steps,
     read_side,
+)
+from pyapp.devtools.generate.stored_results import (
+    StoredResult,
+    read_stored_results,
+    renew_steps,
 )
 from pyapp.devtools.generate.structure import StructureDrafter, rename_hint
 from pyapp.devtools.migrations.files import read_migrations
@@ -50,6 +56,8 @@ class _Context:
     new: Side
     folder: Path
     renames: Sequence[Rename]
+    old_results: Sequence[StoredResult]
+    new_results: Sequence[StoredResult]
 
     def hint(self) -> str:
         """Return advice if a dropped column may have been renamed."""
@@ -140,6 +148,8 @@ def _prepare(
             new=read_side(after, files),
             folder=folder,
             renames=renames,
+            old_results=read_stored_results(base),
+            new_results=read_stored_results(wanted),
         )
 
 
@@ -173,9 +183,12 @@ def _find_draft(
             return result
         failures[key] = result
     best = min(failures.values(), key=lambda failure: failure.left)
+    advice = "change tables and functions in two steps, or write the migration by hand"
+    if "cannot drop function" in best.reason:
+        advice = "give the new function another name, and change what calls it"
     raise GenerateError(
         f"no complete draft, and nothing is written: {best.reason}; {context.hint()}"
-        "change tables and functions in two steps, or write the migration by hand",
+        f"{advice}",
         draft=best.draft,
     )
 
@@ -195,13 +208,28 @@ def _drafts(context: _Context) -> Iterator[Draft]:
             [rename.step() for rename in context.renames] + up,
             back + [rename.undo() for rename in reversed(context.renames)],
         )
-        for is_recreating in (False, True):
+        # Whether the migration, and whether its rollback, recreates views.
+        for ups, downs in itertools.product((False, True), repeat=2):
             routines = (
-                draft_routines(old, new, is_recreating_views=is_recreating),
-                draft_routines(new, old, is_recreating_views=is_recreating),
+                draft_routines(old, new, is_recreating_views=ups),
+                draft_routines(new, old, is_recreating_views=downs),
             )
             for is_first in (False, True) if any(routines) else (False,):
-                yield Draft(structure, routines, is_first)
+                yield Draft(structure, _renewed(context, routines, is_first), is_first)
+
+
+def _renewed(
+    context: _Context, routines: tuple[list[Step], list[Step]], is_first: bool
+) -> tuple[list[Step], list[Step]]:
+    """Return *routines* followed by what renews the results of the changed functions.
+
+    The tables are those of the moment: the old ones if functions come first.
+    """
+    side = context.old if is_first else context.new
+    results = context.old_results if is_first else context.new_results
+    changed = changed_routines(context.old.objects, context.new.objects)
+    steps = renew_steps(results, changed, side.sources)
+    return routines[0] + steps, routines[1] + steps
 
 
 def _try(

@@ -1,9 +1,11 @@
 """Migration files from drafted steps: which steps share a file and a transaction."""
 
 import re
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pyapp.devtools.generate.steps import Step, concurrent, remove_comment
+from pyapp.devtools.generate.steps import LOST_GRANTS, Step, concurrent, remove_comment
 
 _TIMEOUT = "SET LOCAL lock_timeout = '5s';"
 _INDEX_COMMENT = re.compile(r"COMMENT app\.INDEX (\w+)")
@@ -58,7 +60,25 @@ def assemble(name: str, why: str, draft: Draft) -> list[NewMigration]:
 def _lay_out_routines(
     name: str, why: str, up: list[Step], down: list[Step]
 ) -> NewMigration:
-    return NewMigration(name, _file(why, up), _file("Loses nothing.", down))
+    up_comment, down_comment = _routine_comments(up, down)
+    return NewMigration(
+        name,
+        _file("\n-- ".join([why, *up_comment]), up),
+        _file("\n-- ".join(["Loses nothing.", *down_comment]), down),
+    )
+
+
+def _routine_comments(*directions: list[Step]) -> Iterator[list[str]]:
+    """Yield for each direction the lines that its first comment needs."""
+    for steps in directions:
+        text = []
+        if any(step.note == LOST_GRANTS for step in steps):
+            text.append("Run pyapp db roles right after it: grants are lost.")
+        if renewed := [step.name for step in steps if step.kind == "renew"]:
+            text.append(
+                f"Renews {', '.join(renewed)}: stores results of the functions."
+            )
+        yield [line for sentence in text for line in textwrap.wrap(sentence, 85)]
 
 
 def _lay_out_structure(

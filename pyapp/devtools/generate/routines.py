@@ -1,14 +1,16 @@
 """The steps for changed functions and views, with the text of their files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from pyapp.devtools.checks.dumps import Objects
-from pyapp.devtools.generate.steps import Side, Step, drop
+from pyapp.devtools.generate.steps import LOST_GRANTS, Side, Step, drop
 
 _ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
 _COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
+_NAME = re.compile(r"\bapp\.(\w+)")
+_QUOTED_BODY = re.compile(r"^    AS [$']", re.MULTILINE)
 _HEADER = re.compile(r"CREATE FUNCTION (.*?)\n? *LANGUAGE ", re.DOTALL)
 
 
@@ -18,39 +20,75 @@ def draft_routines(
     """Return the steps that lead from the functions and views of *old* to *new*.
 
     CREATE OR REPLACE cannot change a function's result or the names of its arguments,
-    nor remove a view's columns: those are dropped first.
+    nor remove a view's columns: those are dropped first, after the functions and views
+    that depend on them.
     """
     before, after = old.objects, new.objects
-    drops = []
-    for title in reversed(before):
-        found = _ROUTINE.match(title)
-        if not found or before[title] == after.get(title):
-            continue
-        note = ""
-        if title in after:
-            if found["kind"] == "VIEW":
-                is_kept = not is_recreating_views
-            else:
-                is_kept = _header(before[title]) == _header(after[title])
-            if is_kept:
-                continue
-            note = "Its grants are lost: run pyapp db roles afterwards."
-        drops.append(Step(drop(title), note=note))
+    dropped = _dropped(before, after, is_recreating_views=is_recreating_views)
+    drops = [
+        Step(drop(title), note=LOST_GRANTS if title in after else "")
+        for title in dropped
+    ]
     changed: dict[str, bool] = {}
     for title in after:
-        if before.get(title) == after[title]:
+        if before.get(title) == after[title] and title not in dropped:
             continue
         if found := _ROUTINE.match(title):
             changed[found["name"]] = True
         elif name := commented_routine(title, after):
             changed.setdefault(name, False)
-    drops.sort(key=lambda step: not step.sql.startswith("DROP VIEW"))
     return drops + [
         step
         for name in new.sources.routines
         if name in changed
         for step in _define(new, name, changed[name])
     ]
+
+
+def changed_routines(before: Objects, after: Objects) -> set[str]:
+    """Return the names of the functions and views that are not on both sides equal."""
+    return {
+        found["name"]
+        for title in before | after
+        if before.get(title) != after.get(title) and (found := _ROUTINE.match(title))
+    }
+
+
+def _dropped(
+    before: Objects, after: Objects, *, is_recreating_views: bool
+) -> list[str]:
+    """Return the functions and views to drop; a dump lists them before their users."""
+    dropped: dict[str, str] = {}
+    for title in before:
+        found = _ROUTINE.match(title)
+        if found and _is_dropped(before[title], after.get(title), is_recreating_views):
+            dropped[title] = found["name"]
+    while users := {
+        title: found["name"]
+        for title in before
+        if title not in dropped
+        and (found := _ROUTINE.match(title))
+        and _depends_on(before[title], set(dropped.values()) - {found["name"]})
+    }:
+        dropped |= users
+    return [title for title in reversed(before) if title in dropped]
+
+
+def _is_dropped(before: str, after: str | None, is_recreating_views: bool) -> bool:
+    if before == after:
+        return False
+    if after is not None and after.startswith("CREATE VIEW"):
+        return is_recreating_views
+    return after is None or _header(before) != _header(after)
+
+
+def _depends_on(definition: str, names: Collection[str]) -> bool:
+    """Tell whether PostgreSQL keeps the objects *names* while *definition* exists.
+
+    The text of a body in quotes is only read when it runs.
+    """
+    parsed = _QUOTED_BODY.split(definition, maxsplit=1)[0]
+    return not set(_NAME.findall(parsed)).isdisjoint(names)
 
 
 def commented_routine(title: str, objects: Objects) -> str | None:

@@ -15,9 +15,12 @@ from pyapp.devtools.generate.sources import (
     read_sources,
 )
 
-Kind = Literal["change", "comment", "drop index", "build index", "validate"]
+Kind = Literal["change", "comment", "drop index", "build index", "validate", "renew"]
 
 WIDTH = 88
+LOST_GRANTS = "Its grants are lost: run pyapp db roles afterwards."
+
+_NOT_VALID = re.compile(r"\s+NOT VALID$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,11 @@ def alter_table(table: str, action: str) -> str:
         text = re.sub(r"(ADD CONSTRAINT \w+) ", r"\1\n        ", text)
         text = text.replace(" GENERATED ALWAYS", "\n    GENERATED ALWAYS")
     return text
+
+
+def validated(constraint: str) -> str:
+    """Return the definition of a constraint without NOT VALID."""
+    return _NOT_VALID.sub("", constraint)
 
 
 def not_valid(add_constraint: str) -> str:

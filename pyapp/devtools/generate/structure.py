@@ -21,12 +21,12 @@ from pyapp.devtools.generate.steps import (
     concurrent,
     drop,
     not_valid,
+    validated,
 )
 
 # Objects whose statements in a dump create them, and that DROP removes by name.
 _SIMPLE = ("AGGREGATE", "DOMAIN", "SEQUENCE", "STATISTICS", "TYPE")
 _PLAN = re.compile(r"VALUES \((?P<id>'.*'), (?P<credits>[^,]+)\);$")
-_NOT_VALID = re.compile(r"\s+NOT VALID$")
 # Constraints that can be added first and validated later.
 _VALIDATED = re.compile(r"CONSTRAINT \w+\s+(CHECK|FOREIGN KEY)\b")
 _GENERATED = re.compile(r"GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
@@ -203,7 +203,7 @@ class StructureDrafter:
                 yield from self._add_constraint(*key)
 
     def _add_constraint(self, table: str, name: str) -> Iterator[Step]:
-        source = _NOT_VALID.sub("", self.new.sources.constraints[table, name])
+        source = validated(self.new.sources.constraints[table, name])
         text = alter_table(table, f"ADD {source}")
         if not self.is_online or not _VALIDATED.match(source):
             yield Step(text)

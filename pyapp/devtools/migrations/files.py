@@ -59,15 +59,14 @@ class MigrationFile:
         return not _OUTSIDE.search(self.text)
 
     @property
+    def needs_roles(self) -> bool:
+        """Whether its first comment says to run `pyapp db roles` after it."""
+        return "pyapp db roles" in _first_comment(self.text)
+
+    @property
     def loss(self) -> str:
         """The data that a rollback loses, from the first comment of its file."""
-        lines = []
-        for line in self.rollback_text.splitlines():
-            if not line.startswith("--"):
-                break
-            if not line.startswith("-- transactional:"):
-                lines.append(line.removeprefix("--").strip())
-        return " ".join(lines)
+        return _first_comment(self.rollback_text)
 
 
 def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
@@ -101,6 +100,16 @@ def index_work(text: str) -> IndexWork | None:
             is_build = found["verb"].upper() == "CREATE"
             return IndexWork(is_build, found["schema"], found["name"])
     return None
+
+
+def _first_comment(text: str) -> str:
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        if not line.startswith("-- transactional:"):
+            lines.append(line.removeprefix("--").strip())
+    return " ".join(lines)
 
 
 def _read(step: Any) -> MigrationFile:
