@@ -1,5 +1,6 @@
-"""If a role lacks privileges for migrations, the error has the GRANT statements."""
+"""Privileges that migrations need, and privileges that adoption keeps."""
 
+import gzip
 from collections.abc import Iterator
 
 import psycopg
@@ -7,8 +8,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from pyapp.devtools.checks.schema_diff import check
+from pyapp.devtools.migrations.adopt import adopt
 from pyapp.devtools.migrations.migrator import list_migrations
 from tests.support import run_cli
+from tests.test_adopt import EARLIER
 
 ROLE = 'Mi"grator'
 
@@ -139,3 +142,21 @@ def test_migrated_database_needs_no_grant_for_migrate(
     code, out, _ = run_cli("db", "migrate")
 
     assert (code, out) == (0, "Nothing to apply: the schema is up to date\n")
+
+
+def test_adoption_keeps_the_grants_on_sync_stripe_users(empty_database: str):
+    privileges = """
+        SELECT a.grantee::regrole::text
+        FROM pg_proc AS p CROSS JOIN aclexplode(p.proacl) AS a
+        WHERE p.oid = 'app.sync_stripe_users(uuid[], boolean)'::regprocedure
+            AND a.grantee <> p.proowner
+    """
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(gzip.decompress(EARLIER.read_bytes()))
+        conn.execute(
+            "REVOKE EXECUTE ON FUNCTION app.sync_stripe_users FROM public;"
+            " GRANT EXECUTE ON FUNCTION app.sync_stripe_users TO pg_monitor"
+        )
+    adopt(empty_database)
+    with psycopg.connect(empty_database) as conn:
+        assert conn.execute(privileges).fetchall() == [("pg_monitor",)]
