@@ -75,9 +75,7 @@ def _routine_comments(*directions: list[Step]) -> Iterator[list[str]]:
         if any(step.note == LOST_GRANTS for step in steps):
             text.append("Run pyapp db roles right after it: grants are lost.")
         if renewed := [step.name for step in steps if step.kind == "renew"]:
-            text.append(
-                f"Renews {', '.join(renewed)}: stores results of the functions."
-            )
+            text.append(f"Renews stored results of functions: {', '.join(renewed)}.")
         yield [line for sentence in text for line in textwrap.wrap(sentence, 85)]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from pyapp.devtools.checks.dumps import Objects
-from pyapp.devtools.generate.steps import LOST_GRANTS, Side, Step, drop
+from pyapp.devtools.generate.steps import LOST_GRANTS, Side, Step, drop, is_wide
 
 _ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
 _COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
@@ -118,4 +118,9 @@ def _header(create_function: str) -> str:
 
 
 def _or_replace(text: str) -> str:
-    return re.sub(r"^CREATE (FUNCTION|PROCEDURE|VIEW)", r"CREATE OR REPLACE \1", text)
+    """Return CREATE OR REPLACE, with the arguments on their own line if need be."""
+    text = re.sub(r"^CREATE (FUNCTION|PROCEDURE|VIEW)", r"CREATE OR REPLACE \1", text)
+    header, line_end, rest = text.partition("\n")
+    if is_wide(header) and header.endswith(")"):
+        header = header.replace("(", "(\n    ", 1).removesuffix(")") + "\n)"
+    return header + line_end + rest

@@ -110,7 +110,7 @@ def remove_comment(text: str) -> str:
 
 def drop(title: str) -> str:
     text = f"DROP {title};"
-    if _is_wide(text):
+    if is_wide(text):
         text = text.replace("(", "(\n    ", 1).replace(");", "\n);")
     return text
 
@@ -123,17 +123,28 @@ def concurrent(create_index: str) -> str:
         create_index,
         flags=re.MULTILINE,
     )
-    return text.replace(" ON app.", "\nON app.", 1) if _is_wide(text) else text
+    return text.replace(" ON app.", "\nON app.", 1) if is_wide(text) else text
 
 
 def alter_table(table: str, action: str) -> str:
     """Return the statement for *action*, which may have several lines."""
     lines = "\n    ".join(action.splitlines())
     text = f"ALTER TABLE app.{table}\n    {lines};"
-    if _is_wide(text):
+    if is_wide(text):
         text = re.sub(r"(ADD CONSTRAINT \w+) ", r"\1\n        ", text)
         text = text.replace(" GENERATED ALWAYS", "\n    GENERATED ALWAYS")
     return text
+
+
+def drop_constraint(table: str, name: str) -> str:
+    """Return the statement that drops a constraint which is added again.
+
+    squawk reads the comment only on the line above DROP CONSTRAINT.
+    """
+    return (
+        f"ALTER TABLE app.{table}\n"
+        f"    -- squawk-ignore ban-drop-constraint\n    DROP CONSTRAINT {name};"
+    )
 
 
 def validated(constraint: str) -> str:
@@ -144,12 +155,12 @@ def validated(constraint: str) -> str:
 def not_valid(add_constraint: str) -> str:
     """Return the statement that does not check the existing rows."""
     text = f"{add_constraint.removesuffix(';')} NOT VALID;"
-    if _is_wide(text):
+    if is_wide(text):
         text = re.sub(r"(ADD CONSTRAINT \w+) ", r"\1\n        ", text)
-    if _is_wide(text):
+    if is_wide(text):
         text = text.replace(" NOT VALID;", "\n        NOT VALID;")
     return text
 
 
-def _is_wide(text: str) -> bool:
+def is_wide(text: str) -> bool:
     return any(len(line) > WIDTH for line in text.splitlines())

@@ -12,7 +12,13 @@ from typing import Literal
 from pyapp._core.connection import connect
 from pyapp._core.run import fetch_all
 from pyapp.devtools.generate.sources import Sources
-from pyapp.devtools.generate.steps import WIDTH, Step, alter_table, validated
+from pyapp.devtools.generate.steps import (
+    WIDTH,
+    Step,
+    alter_table,
+    drop_constraint,
+    validated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +70,11 @@ def _renew(table: str, stale: list[StoredResult], sources: Sources) -> Iterator[
         elif result.kind == "check":
             source = sources.constraints.get((table, result.name))
             definition = source or f"CONSTRAINT {result.name} {result.definition}"
-            drop = alter_table(table, f"DROP CONSTRAINT {result.name}")
-            add = alter_table(table, f"ADD {validated(definition)}")
+            add = alter_table(table, f"ADD {validated(definition)}").replace(
+                "\n", "\n    -- squawk-ignore constraint-missing-not-valid\n", 1
+            )
             yield Step(
-                f"-- squawk-ignore ban-drop-constraint\n{drop}\n"
-                f"-- squawk-ignore constraint-missing-not-valid\n{add}",
+                f"{drop_constraint(table, result.name)}\n{add}",
                 "renew",
                 f"check {result.name}",
                 note=f"Checks all rows of app.{table} under an ACCESS EXCLUSIVE lock.",

@@ -20,6 +20,7 @@ from pyapp.devtools.generate.steps import (
     comment_steps,
     concurrent,
     drop,
+    drop_constraint,
     not_valid,
     validated,
 )
@@ -99,10 +100,10 @@ class StructureDrafter:
         for (table, name), definition in reversed(self.old.dumped.constraints.items()):
             if table not in kept or wanted.get((table, name)) == definition:
                 continue
-            sql = alter_table(table, f"DROP CONSTRAINT {name}")
             if self.is_online and (table, name) in wanted:
-                sql = f"-- Replaced below.\n-- squawk-ignore ban-drop-constraint\n{sql}"
-            yield Step(sql)
+                yield Step(f"-- Replaced below.\n{drop_constraint(table, name)}")
+            else:
+                yield Step(alter_table(table, f"DROP CONSTRAINT {name}"))
 
     def _drop_indexes(self) -> Iterator[Step]:
         for title, text in self.old.objects.items():
