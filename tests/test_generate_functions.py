@@ -312,3 +312,33 @@ def test_comment_alone_changes_no_function(
     (path,) = generate(url, "say_42", schema=sql_files, folder=folder)
 
     assert [text.count("CREATE") for text in read_pair(path)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            replace("REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;\n", ""),
+            ("GRANT EXECUTE ON FUNCTION app.add_usage() TO public;", "REVOKE"),
+        ),
+        (
+            add("REVOKE EXECUTE ON FUNCTION app.set_updated_at() FROM public;\n"),
+            ("REVOKE EXECUTE ON FUNCTION app.set_updated_at() FROM public;", "GRANT"),
+        ),
+    ],
+    ids=["removed", "added"],
+)
+def test_changed_privilege_of_public_is_drafted(
+    url: str,
+    base: tuple[str, Objects],
+    folder: Path,
+    schema: Callable[[Change], Path],
+    change: Change,
+    expected: tuple[str, str],
+) -> None:
+    files = schema(change)
+    (path,) = generate(url, "change_it", schema=files, folder=folder, base=base[0])
+    up, down = read_pair(path)
+    assert up.endswith(f"\n\n{expected[0]}\n")
+    assert f"\n{expected[1]} EXECUTE ON FUNCTION" in down
+    assert "CREATE" not in up + down

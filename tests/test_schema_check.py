@@ -89,6 +89,21 @@ def test_drift_of_a_live_database_is_shown_as_sql(empty_database: str) -> None:
     ) in lines
 
 
+def test_privilege_given_back_to_public_is_reported(empty_database: str) -> None:
+    """sql/roles.sql revokes more, which is no difference."""
+    migrate(empty_database)
+    execute(
+        empty_database,
+        "REVOKE EXECUTE ON FUNCTION app.set_updated_at() FROM public",
+        "GRANT EXECUTE ON FUNCTION app.add_usage() TO public",
+    )
+    assert report_of(check(empty_database)) == [
+        "-- REVOKE app.add_usage() is in the migrations, not in the live database",
+        "REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;",
+        "",
+    ]
+
+
 def test_drift_between_the_files_names_the_objects(
     empty_database: str, folder: Path, tmp_path: Path
 ) -> None:

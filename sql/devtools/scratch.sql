@@ -32,3 +32,22 @@ SELECT
     ) AS statement
 FROM app.plans AS p
 ORDER BY p.id;
+
+-- name: list_revoked_functions :many
+-- Functions that PUBLIC may not execute, which is the right of a new one.
+SELECT
+    r.name,
+    format('REVOKE EXECUTE ON FUNCTION %s FROM public;', r.name) AS statement
+FROM (
+    SELECT format('app.%I(%s)', p.proname, oidvectortypes(p.proargtypes)) AS name
+    FROM pg_proc AS p
+    WHERE p.pronamespace = to_regnamespace('app')
+        AND p.prokind <> 'p'
+        AND p.proacl IS NOT NULL
+        AND NOT EXISTS (
+            SELECT
+            FROM aclexplode(p.proacl) AS a
+            WHERE a.grantee = 0 AND a.privilege_type = 'EXECUTE'
+        )
+) AS r
+ORDER BY r.name;

@@ -27,7 +27,9 @@ from pyapp.errors import MigrationError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
 
-_ROUTINE = re.compile(r"(?:COMMENT app\.)?(?:FUNCTION|VIEW) (?:app\.)?(?P<name>\w+)")
+_ROUTINE = re.compile(
+    r"(?:COMMENT app\.)?(?:FUNCTION|REVOKE|VIEW) (?:app\.)?(?P<name>\w+)"
+)
 
 # A line of a report is a comment, a line of one side, or a line of both.
 Mark = Literal["--", "-", "+", " "]
@@ -138,8 +140,15 @@ def load_schema(url: str, schema: Path | None = None) -> None:
 
 
 def read_objects(url: str, program: Path | None = None) -> Objects:
-    """Return the objects at *url* as *program* dumps them, and the rows of plans."""
-    return dump_objects(url, program) | _read_plans(url)
+    """Return the objects at *url* as *program* dumps them, and what a dump leaves out.
+
+    That is the rows of plans, and the functions that PUBLIC may not execute.
+    """
+    objects = dump_objects(url, program)
+    with connect(url) as conn:
+        rows = fetch_all(conn, _Named, "list_revoked_functions")
+    revoked = {f"REVOKE {row.name}": row.statement for row in rows}
+    return objects | revoked | _read_plans(url)
 
 
 def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
@@ -157,7 +166,7 @@ def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison
 
 
 @dataclass(frozen=True, slots=True)
-class _PlanRow:
+class _Named:
     name: str
     statement: str
 
@@ -169,11 +178,11 @@ def _remember(url: str, folder: Path | None) -> None:
 
 
 def _read_live(url: str, expected: Objects, program: Path) -> Objects:
-    """Return the objects at *url* without plans that the operator added."""
+    """Return the objects at *url* without the plans and REVOKEs of the operator."""
     return {
         title: text
         for title, text in read_objects(url, program).items()
-        if title in expected or not title.startswith("ROW ")
+        if title in expected or not title.startswith(("ROW ", "REVOKE "))
     }
 
 
@@ -194,7 +203,7 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
 def _read_plans(url: str) -> Objects:
     with connect(url) as conn:
         try:
-            rows = fetch_all(conn, _PlanRow, "list_plan_rows")
+            rows = fetch_all(conn, _Named, "list_plan_rows")
         except psycopg.errors.UndefinedTable:
             conn.rollback()
             return {}

@@ -1,7 +1,7 @@
 """The steps for changed functions and views, with the text of their files."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from pyapp.devtools.checks.dumps import Objects
@@ -11,6 +11,7 @@ _ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
 _COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
 _NAME = re.compile(r"\bapp\.(\w+)")
 _QUOTED_BODY = re.compile(r"^    AS [$']", re.MULTILINE)
+_REVOKED = re.compile(r"REVOKE (?P<function>app\.(?P<name>\w+)\(.*)")
 _HEADER = re.compile(r"CREATE FUNCTION (.*?)\n? *LANGUAGE ", re.DOTALL)
 
 
@@ -37,12 +38,13 @@ def draft_routines(
             changed[found["name"]] = True
         elif name := commented_routine(title, after):
             changed.setdefault(name, False)
-    return drops + [
+    defined = [
         step
         for name in new.sources.routines
         if name in changed
         for step in _define(new, name, changed[name])
     ]
+    return [*drops, *defined, *_change_privileges(before, after, changed)]
 
 
 def changed_routines(before: Objects, after: Objects) -> set[str]:
@@ -89,6 +91,31 @@ def _depends_on(definition: str, names: Collection[str]) -> bool:
     """
     parsed = _QUOTED_BODY.split(definition, maxsplit=1)[0]
     return not set(_NAME.findall(parsed)).isdisjoint(names)
+
+
+def _change_privileges(
+    before: Objects, after: Objects, changed: Mapping[str, bool]
+) -> Iterator[Step]:
+    """Yield what gives PUBLIC the privilege to execute functions, or removes it.
+
+    The definition of a function in *changed* is followed by its own REVOKE.
+    """
+    for title in before | after:
+        found = _REVOKED.match(title)
+        if found is None or (title in before) == (title in after):
+            continue
+        if title in after and not changed.get(found["name"]):
+            yield Step(_on_lines(after[title]))
+        elif title in before and f"FUNCTION {found['function']}" in after:
+            grant = before[title].replace("REVOKE", "GRANT").replace(" FROM ", " TO ")
+            yield Step(_on_lines(grant))
+
+
+def _on_lines(text: str) -> str:
+    """Return the statement with the arguments on their own line if it is wide."""
+    return (
+        text.replace("(", "(\n    ", 1).replace(")", "\n)") if is_wide(text) else text
+    )
 
 
 def commented_routine(title: str, objects: Objects) -> str | None:
