@@ -29,7 +29,8 @@ with pyapp.connect() as conn:
 USES = {
     "cli": "from pyapp.cli.app import make_app; make_app()",
     "embedded": "from pyapp.devtools.server.binaries import binaries; binaries()",
-    "generate": "from pyapp.devtools.generate.sources import parse; parse('SELECT 1')",
+    "generate": "from pyapp.devtools.generate.sources import parse; parse("
+    "'SELECT 1', 'x')",
     "pricing": "from pyapp.pricing import _snapshot; _snapshot()",
     "web": "import pyapp.stripe_sync.web",
 }
