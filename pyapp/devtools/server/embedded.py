@@ -110,9 +110,11 @@ class EmbeddedServer:
         return find_postmaster(self.folder) is not None
 
     def kill(self) -> None:
-        """Kill the server process, like a crash."""
+        """Kill the server process, like a crash, and wait until it has ended."""
         if running := find_postmaster(self.folder):
             os.kill(running.pid, signal.SIGKILL)
+            while _is_postgres(running.pid):
+                time.sleep(0.01)
 
     def remove(self) -> None:
         """Stop the server and delete its data."""
