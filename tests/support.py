@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 
 from pyapp._core.connection import connect
+from pyapp._core.queries import migrations_dir
 from pyapp.cli import main
+from pyapp.devtools.migrations.migrator import list_migrations
 from pyapp.devtools.server.embedded import EmbeddedServer
 
 # The programs of the oldest supported version, from Debian's package.
@@ -127,3 +130,34 @@ def build(folder: Path) -> Path:
         capture_output=True,
     )
     return folder
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run each of *statements* at *url*, without a transaction."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+def yoyo(url: str, *arguments: str) -> str:
+    """Run plain yoyo; return its output."""
+    run = subprocess.run(
+        [
+            Path(sys.executable).with_name("yoyo"),
+            *arguments[:1],
+            "--batch",
+            "--no-config-file",
+            f"--database={url.replace('postgresql:', 'postgresql+psycopg:')}",
+            *arguments[1:],
+            migrations_dir(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout
+
+
+def states(url: str, folder: Path | None = None) -> dict[str, str]:
+    """Return the state of each migration at *url*, by name."""
+    return {status.name: status.state for status in list_migrations(url, folder)}

@@ -33,8 +33,7 @@ from pyapp.stripe_sync.pages import Cursor
 from pyapp.stripe_sync.replay import EventCursor
 from tests.backups import rows_of
 from tests.role_logins import role_logins
-from tests.support import run_cli
-from tests.test_migrations import yoyo
+from tests.support import execute, run_cli, states, yoyo
 
 # A dump by pg_dump --inserts, of a database with migrations 0001 to 0021 and some rows.
 EARLIER = Path(__file__).parent / "data" / "earlier_history.sql.gz"
@@ -67,15 +66,6 @@ def earlier(empty_database: str) -> str:
     """Return a database with rows and all migrations of the earlier history."""
     execute(empty_database, gzip.decompress(EARLIER.read_bytes()).decode())
     return empty_database
-
-
-def execute(url: str, statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(statements.encode())
-
-
-def states(url: str) -> dict[str, str]:
-    return {status.name: status.state for status in list_migrations(url)}
 
 
 def marks(url: str) -> list[tuple[object, ...]]:

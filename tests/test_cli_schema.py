@@ -16,6 +16,7 @@ from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MaintenanceError
 from pyapp.payloads import create_payload_partitions, retire_payloads
+from tests.support import execute
 
 
 @pytest.fixture
@@ -31,11 +32,6 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main(["db", *arguments])
     return int(caught.value.code or 0)
-
-
-def execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(statement.encode())
 
 
 def partitions(url: str) -> list[str]:

@@ -146,7 +146,7 @@ def test_container_that_never_starts_is_an_error(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "states").write_text("starting\n")
-    monkeypatch.setattr(docker, "PATIENCE", 0)
+    monkeypatch.setattr(docker, "START_TIMEOUT", 0)
 
     with pytest.raises(LocalServerError, match="its container is starting"):
         docker.up(project, local_target(URL))

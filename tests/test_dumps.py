@@ -1,11 +1,11 @@
 """Comparisons ignore only what the server decides."""
 
-import psycopg
 import pytest
 
 from pyapp.devtools.checks.dumps import split_dump
 from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations.migrator import migrate
+from tests.support import execute
 
 DUMP = """\
 --
@@ -57,11 +57,6 @@ def url(empty_database: str) -> str:
 
 def differences(url: str) -> list[str]:
     return [d.title for c in check(url).comparisons for d in c.differences]
-
-
-def execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(statement.encode())
 
 
 def test_only_options_of_the_operator_are_differences(url: str):

@@ -253,7 +253,8 @@ def test_last_statement_of_a_file_may_lack_its_semicolon(
     schema: Callable[[Change], Path],
 ) -> None:
     files = schema(add("\nCREATE INDEX users_name_idx ON app.users (name)"))
-    generate(url, "index_names", schema=files, folder=folder, base=base[0])
+    (up,) = generate(url, "index_names", schema=files, folder=folder, base=base[0])
+    assert "users_name_idx" in up.read_text()
 
 
 def test_object_that_no_file_defines_is_drafted_from_the_dump(

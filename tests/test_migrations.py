@@ -17,12 +17,12 @@ from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations import session as migration_session
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import (
-    list_migrations,
     migrate,
     pending,
     rollback,
 )
 from pyapp.errors import DatabaseUnavailableError, MigrationError
+from tests.support import states, yoyo
 
 NAMES = [file.name for file in read_migrations()]
 
@@ -78,29 +78,6 @@ def kill_run(url: str, folder: Path, direction: str, name: str, moment: str) -> 
         [sys.executable, "-c", KILLED, url, str(folder), direction, name, moment]
     )
     assert run.returncode == -signal.SIGKILL
-
-
-def yoyo(url: str, *arguments: str) -> str:
-    """Run plain yoyo; return its output."""
-    run = subprocess.run(
-        [
-            Path(sys.executable).with_name("yoyo"),
-            *arguments[:1],
-            "--batch",
-            "--no-config-file",
-            f"--database={url.replace('postgresql:', 'postgresql+psycopg:')}",
-            *arguments[1:],
-            migrations_dir(),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout
-
-
-def states(url: str, folder: Path | None = None) -> dict[str, str]:
-    return {status.name: status.state for status in list_migrations(url, folder)}
 
 
 def query(url: str, sql: str) -> list[tuple[object, ...]]:

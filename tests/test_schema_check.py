@@ -14,19 +14,13 @@ from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import SchemaCheckError
 from pyapp.payloads import create_payload_partitions
-from tests.support import Server
+from tests.support import Server, execute
 
 
 def report_of(result: SchemaCheck) -> list[str]:
     """Return the lines that a check prints."""
     lines = [line for c in result.comparisons for _, line in c.report()]
     return [f"{s.name} is {s.state}" for s in result.wrong] + lines
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as conn:
-        for statement in statements:
-            conn.execute(statement.encode())
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def adopt(
         connect(scratch_url).close()  # reports an invalid value before any other result
     with connect(url) as conn:
         applied, _ = read_applied(conn)
-    is_bridged = is_earlier(applied)
-    if applied and not is_bridged:
+    has_earlier = is_earlier(applied)
+    if applied and not has_earlier:
         return []
     server = scratch_url or url
     program = choose_pg_dump(*{server, url})
@@ -87,7 +87,7 @@ def adopt(
     if not dump:
         raise MigrationError("there is no schema to adopt; run: pyapp db migrate")
     statements: list[str] = []
-    if is_bridged:
+    if has_earlier:
         _require_whole_history(applied)
         _require_known_objects(split_dump(dump))
         files = [file for file in files if file.name in SQUASHED]

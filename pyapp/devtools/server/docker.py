@@ -24,7 +24,7 @@ ORIGIN = (
 HEALTHY = ("healthy", "running")
 STARTING = ("created", "starting")
 # Seconds until a container must be healthy, and lines of its log shown otherwise.
-PATIENCE = 120
+START_TIMEOUT = 120
 LOG_LINES = 20
 EMBEDDED_HINT = ", or: pyapp db start --embedded" if IS_UNIX else ""
 
@@ -114,7 +114,7 @@ def up(root: Path, target: Target) -> None:
 
 def _wait_for_health(container: str) -> None:
     """Wait for the healthcheck of *container*, which Compose 1 and early 2 cannot."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + START_TIMEOUT
     while (state := _state(container)) not in HEALTHY:
         if state not in STARTING or time.monotonic() > deadline:
             failure = LocalServerError(
