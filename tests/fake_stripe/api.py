@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import unquote_plus
 
 from . import (
     catalog,
@@ -15,6 +16,7 @@ from . import (
     customers,
     events,
     invoices,
+    items,
     subscriptions,
 )
 from .call import Call
@@ -36,6 +38,8 @@ _ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "customers/:id", customers.retrieve),
     ("POST", "customers/:id", customers.update),
     ("DELETE", "customers/:id", customers.delete),
+    ("POST", "test_helpers/test_clocks", customers.create_clock),
+    ("GET", "test_helpers/test_clocks/:id", customers.retrieve_clock),
     ("POST", "products", catalog.create_product),
     ("GET", "products", catalog.list_products),
     ("GET", "products/:id", catalog.retrieve_product),
@@ -50,6 +54,11 @@ _ROUTES: list[tuple[str, str, Handler]] = [
     ("DELETE", "subscriptions/:id", subscriptions.cancel),
     ("POST", "subscriptions/:id/pause", subscriptions.pause),
     ("POST", "subscriptions/:id/resume", subscriptions.resume),
+    ("POST", "subscription_items", items.create),
+    ("GET", "subscription_items", items.list_page),
+    ("GET", "subscription_items/:id", items.retrieve),
+    ("POST", "subscription_items/:id", items.update),
+    ("DELETE", "subscription_items/:id", items.delete),
     ("GET", "invoices", invoices.list_page),
     ("GET", "invoices/:id", invoices.retrieve),
     ("POST", "invoices/:id/pay", invoices.pay),
@@ -148,7 +157,8 @@ class Api:
 def _route(method: str, path: str) -> tuple[str, Handler | None, tuple[Any, ...]]:
     for verb, name, pattern, handler in _COMPILED:
         if verb == method and (match := pattern.fullmatch(path)):
-            return name, handler, match.groups()
+            # As the clients encode an id: a space is a plus sign.
+            return name, handler, tuple(map(unquote_plus, match.groups()))
     return path, None, ()
 
 

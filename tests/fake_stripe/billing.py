@@ -20,7 +20,7 @@ def pays(world: World, subscription: Subscription) -> bool:
     return not (method or "").startswith(("pm_card_chargeDeclined", "pm_card_chargeCu"))
 
 
-def new_item(world: World, price: Price, quantity: int, anchor: int) -> Item:
+def new_item(world: World, price: Price, quantity: int | None, anchor: int) -> Item:
     """Return an item with a period from now to the next boundary of *anchor*."""
     item = Item(world.new_id("si"), world.now, price, world.now, 0, quantity)
     start_period(item, anchor, world.now)
@@ -48,9 +48,7 @@ def start(
     second, as by Checkout.
     """
     trial = subscription.trial_end is not None
-    free = trial or not sum(
-        i.price.unit_amount * i.quantity for i in subscription.items
-    )
+    free = trial or not sum(i.price.cost(i.quantity) for i in subscription.items)
     by_card = subscription.collection_method == "charge_automatically" and not free
     charged = by_card and behavior != "default_incomplete"
     paid = charged and pays(world, subscription)
@@ -78,10 +76,13 @@ def start(
 
 
 def schedule(world: World, subscription: Subscription) -> None:
-    """Renew at the period's end, and cancel at `cancel_at`."""
+    """Renew at the period's end, cancel at `cancel_at`, collect from `resumes_at`."""
     world.at(subscription.period_end, partial(renew, world, subscription))
     if subscription.cancel_at is not None:
         world.at(subscription.cancel_at, partial(cancel_due, world, subscription))
+    pause = subscription.pause_collection
+    if pause is not None and pause["resumes_at"] is not None:
+        world.at(pause["resumes_at"], partial(collect_again, world, subscription))
 
 
 def draft(
@@ -98,7 +99,7 @@ def draft(
             item=item.id,
             price=item.price,
             quantity=item.quantity,
-            amount=0 if trialing else item.price.unit_amount * item.quantity,
+            amount=0 if trialing else item.price.cost(item.quantity),
             start=item.period_start,
             end=item.period_end,
         )
@@ -114,6 +115,7 @@ def draft(
         reason=reason,
         lines=lines,
         customer_email=customer.email if customer else None,
+        test_clock=subscription.test_clock,
     )
     world.invoices.add(invoice)
     subscription.latest_invoice = invoice.id
@@ -147,7 +149,7 @@ def attempt(world: World, invoice: Invoice) -> bool:
     subscription = world.subscriptions.find(invoice.subscription)
     if subscription is None or subscription.ended or invoice.status != "open":
         return False
-    if pays(world, subscription):
+    if not invoice.amount or pays(world, subscription):
         settle(world, invoice)
         return True
     invoice.attempts += 1
@@ -181,15 +183,35 @@ def charge(
 ) -> None:
     """Invoice *items*, and collect unless collection is paused."""
     invoice = draft(world, subscription, items, reason)
-    if subscription.pause_collection is not None:
-        behavior = subscription.pause_collection["behavior"]
-        if behavior == "void":
-            invoice.status, invoice.voided_at = "void", world.now
-            world.emit("invoice.voided", invoice)
+    pause = subscription.pause_collection
+    if pause is not None and pause["behavior"] == "keep_as_draft":
         return
     finalize(world, invoice)
+    if pause is not None:
+        _give_up(world, invoice, pause["behavior"])
+        return
     if subscription.collection_method == "charge_automatically":
         attempt(world, invoice)
+
+
+def _give_up(world: World, invoice: Invoice, behavior: str) -> None:
+    """Void the invoice, or mark it as uncollectible."""
+    if behavior == "void":
+        invoice.status, invoice.voided_at = "void", world.now
+        world.emit("invoice.voided", invoice)
+    else:
+        invoice.status, invoice.uncollectible_at = "uncollectible", world.now
+        world.emit("invoice.marked_uncollectible", invoice)
+
+
+def collect_again(world: World, subscription: Subscription) -> None:
+    """End the pause of the payment collection if it is due."""
+    pause = subscription.pause_collection
+    if subscription.ended or pause is None or pause["resumes_at"] is None:
+        return
+    if pause["resumes_at"] <= world.now:
+        with world.updating(subscription, "customer.subscription.updated"):
+            subscription.pause_collection = None
 
 
 def renew(world: World, subscription: Subscription) -> None:
@@ -197,7 +219,8 @@ def renew(world: World, subscription: Subscription) -> None:
     due = [item for item in subscription.items if item.period_end <= world.now]
     if not due or subscription.ended or subscription.status in ("paused", "incomplete"):
         return
-    if subscription.cancel_at_period_end:
+    # A cancellation at the end of the period comes before the renewal.
+    if subscription.cancel_at is not None and subscription.cancel_at <= world.now:
         end(world, subscription, "cancellation_requested")
         return
     trial_over = subscription.status == "trialing"

@@ -3,6 +3,10 @@
 from .model import Invoice, Item, Line, Subscription
 from .shapes import Json, plan, price
 
+# A subscription contains one page of its items; the others are listed by
+# /v1/subscription_items.
+EMBEDDED_ITEMS = 10
+
 
 def subscription(s: Subscription, *, old: bool) -> Json:
     paused = s.paused_at is not None and {
@@ -47,8 +51,8 @@ def subscription(s: Subscription, *, old: bool) -> Json:
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
         "items": {
             "object": "list",
-            "data": [_item(item, s.id, old=old) for item in s.items],
-            "has_more": False,
+            "data": [item(i, s.id, old=old) for i in s.items[:EMBEDDED_ITEMS]],
+            "has_more": len(s.items) > EMBEDDED_ITEMS,
             "url": f"/v1/subscription_items?subscription={s.id}",
         },
         "latest_invoice": s.latest_invoice,
@@ -68,7 +72,7 @@ def subscription(s: Subscription, *, old: bool) -> Json:
         "schedule": None,
         "start_date": s.created,
         "status": s.status,
-        "test_clock": None,
+        "test_clock": s.test_clock,
         "transfer_data": None,
         "trial_end": s.trial_end,
         "trial_settings": {
@@ -86,7 +90,7 @@ def subscription(s: Subscription, *, old: bool) -> Json:
         }
     else:
         shape |= {
-            "billing_mode": {"flexible": None, "type": "flexible"},
+            "billing_mode": _billing_mode(s),
             "billing_schedules": [],
             "customer_account": None,
             "status_details": paused or None,
@@ -94,23 +98,34 @@ def subscription(s: Subscription, *, old: bool) -> Json:
     return shape
 
 
-def _item(item: Item, subscription_id: str, *, old: bool) -> Json:
+def _billing_mode(s: Subscription) -> Json:
+    if s.billing_mode == "classic":
+        return {"flexible": None, "type": "classic"}
+    return {
+        "flexible": {"proration_discounts": "included"},
+        "type": "flexible",
+        "updated_at": s.created,
+    }
+
+
+def item(i: Item, subscription_id: str, *, old: bool) -> Json:
     shape: Json = {
-        "id": item.id,
+        "id": i.id,
         "object": "subscription_item",
         "billing_thresholds": None,
-        "created": item.created,
+        "created": i.created,
         "discounts": [],
-        "metadata": dict(item.metadata),
-        "plan": plan(item.price),
-        "price": price(item.price),
-        "quantity": item.quantity,
+        "metadata": dict(i.metadata),
+        "plan": plan(i.price),
+        "price": price(i.price),
         "subscription": subscription_id,
         "tax_rates": [],
     }
+    if i.quantity is not None:
+        shape["quantity"] = i.quantity
     if not old:
-        shape["current_period_start"] = item.period_start
-        shape["current_period_end"] = item.period_end
+        shape["current_period_start"] = i.period_start
+        shape["current_period_end"] = i.period_end
     return shape
 
 
@@ -195,13 +210,13 @@ def invoice(i: Invoice, *, old: bool) -> Json:
         "status": i.status,
         "status_transitions": {
             "finalized_at": i.finalized_at,
-            "marked_uncollectible_at": None,
+            "marked_uncollectible_at": i.uncollectible_at,
             "paid_at": i.paid_at,
             "voided_at": i.voided_at,
         },
         "subtotal": amount,
         "subtotal_excluding_tax": amount,
-        "test_clock": None,
+        "test_clock": i.test_clock,
         "total": amount,
         "total_discount_amounts": [],
         "total_excluding_tax": amount,
@@ -242,7 +257,7 @@ def _line(line: Line, i: Invoice, *, old: bool) -> Json:
         "object": "line_item",
         "amount": line.amount,
         "currency": line.price.currency,
-        "description": f"{line.quantity} x {line.price.id}",
+        "description": f"{line.quantity or 0} x {line.price.id}",
         "discount_amounts": [],
         "discountable": True,
         "discounts": [],
@@ -251,7 +266,7 @@ def _line(line: Line, i: Invoice, *, old: bool) -> Json:
         "metadata": {},
         "period": {"end": line.end, "start": line.start},
         "pretax_credit_amounts": [],
-        "quantity": line.quantity,
+        "quantity": line.quantity or 0,
         "subscription": i.subscription,
     }
     if old:
@@ -281,9 +296,9 @@ def _line(line: Line, i: Invoice, *, old: bool) -> Json:
                 "product": line.price.product,
             },
             "type": "price_details",
-            "unit_amount_decimal": str(line.price.unit_amount),
+            "unit_amount_decimal": price(line.price)["unit_amount_decimal"],
         },
-        "quantity_decimal": str(line.quantity),
+        "quantity_decimal": str(line.quantity or 0),
         "subtotal": line.amount,
         "taxes": [],
     }

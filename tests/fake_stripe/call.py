@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from . import shapes
 from .errors import invalid, missing
 from .model import Customer, Record
 from .params import Params
@@ -15,6 +16,7 @@ _EXPANDABLE = {
     "latest_invoice": "invoices",
     "invoice": "invoices",
     "product": "products",
+    "test_clock": "clocks",
 }
 
 
@@ -48,6 +50,11 @@ class Call:
         if name == "data" and isinstance(value, list):
             for element in value:
                 self.expand(element, rest)
+            return
+        if name == "tiers" and shape.get("object") == "price":
+            price = self.world.prices.find(shape["id"])
+            if price is not None and price.tiers:
+                shape[name] = shapes.tiers(price)
             return
         if name == "subscriptions" and shape.get("object") == "customer":
             live = list(self.world.live_subscriptions(shape["id"]))[::-1]

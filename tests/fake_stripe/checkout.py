@@ -4,51 +4,79 @@ from functools import partial
 
 from . import billing
 from .call import Call
-from .catalog import recurring_price
+from .catalog import active_price, read_quantity
 from .clock import DAY
 from .errors import invalid
-from .model import CheckoutSession, Customer, Subscription
-from .params import read_page
+from .model import CheckoutSession, Customer, Price, Subscription
+from .params import Params, read_page
 from .shapes import Json
-from .subscription_params import set_trial
+from .subscription_params import check_items, read_billing_mode, set_trial
 from .world import World
 
 
 def create(call: Call) -> Json:
     world, params = call.world, call.params
-    prices = []
-    for entry in params.entries("line_items"):
-        price = recurring_price(call, entry.require("price"), "line_items[0][price]")
-        prices.append((price, entry.integer("quantity") or 1))
-        entry.done()
+    params.require("mode")
+    mode = params.choice("mode", "payment", "setup", "subscription") or ""
+    prices = [_read_line(call, entry, mode) for entry in params.entries("line_items")]
     customer = params.text("customer")
     if customer is not None:
         call.customer(customer, "customer")
     purchase = params.nested("subscription_data")
+    if "subscription_data" in params and mode != "subscription":
+        message = f"You can not pass `subscription_data` in `{mode}` mode."
+        raise invalid("subscription_data", message)
     session = CheckoutSession(
         id=world.new_id("cs_live" if call.livemode else "cs_test", 58),
         created=world.now,
         livemode=call.livemode,
-        mode=params.require("mode"),
+        mode=mode,
         prices=prices,
         customer=customer,
+        customer_creation=_read_creation(params, mode, customer),
         customer_email=params.text("customer_email"),
         client_reference_id=params.text("client_reference_id"),
         success_url=params.text("success_url"),
         cancel_url=params.text("cancel_url"),
         trial_days=purchase.integer("trial_period_days"),
+        billing_mode=read_billing_mode(call, purchase),
         subscription_metadata=purchase.merge_metadata({}),
         metadata=params.merge_metadata({}),
     )
     purchase.done()
     params.ignore("payment_method_types", "allow_promotion_codes", "locale", "ui_mode")
-    params.ignore("payment_method_collection", "return_url")
+    params.ignore("payment_method_collection", "return_url", "payment_intent_data")
     params.done()
-    if session.mode == "subscription" and not prices:
+    if mode != "setup" and not prices:
         raise invalid("line_items", "Missing required param: line_items.")
+    if mode == "subscription" and not any(price.interval for price, _ in prices):
+        raise invalid(
+            "line_items",
+            "You must provide at least one recurring price in `subscription` mode.",
+        )
     world.sessions.add(session)
     world.at(session.created + DAY, partial(expire_session, world, session))
     return call.show(session)
+
+
+def _read_line(call: Call, entry: Params, mode: str) -> tuple[Price, int | None]:
+    price = active_price(call, entry.require("price"), "line_items[0][price]")
+    if price.interval is not None and mode == "payment":
+        raise invalid(
+            "line_items[0][price]",
+            "You specified `payment` mode but passed a recurring price.",
+        )
+    quantity = read_quantity(entry, price)
+    entry.done()
+    return price, quantity
+
+
+def _read_creation(params: Params, mode: str, customer: str | None) -> str | None:
+    """Return whether the session creates a customer."""
+    chosen = params.choice("customer_creation", "always", "if_required")
+    if customer is not None:
+        return None
+    return "always" if mode == "subscription" else chosen or "if_required"
 
 
 def retrieve(call: Call, session_id: str) -> Json:
@@ -96,25 +124,31 @@ def complete(world: World, session_id: str, email: str | None = None) -> None:
     session = world.sessions.find(session_id)
     if session is None or session.status != "open":
         raise invalid("session", f"{session_id} is not an open session")
-    session.customer_email = email or session.customer_email
     customer = world.customers.find(session.customer or "")
-    if customer is None:
+    session.typed_email = email or session.customer_email
+    if customer is not None:
+        session.typed_email = session.typed_email or customer.email
+    elif session.customer_creation == "always":
         customer = Customer(
             id=world.new_id("cus"),
             created=world.now,
             livemode=session.livemode,
-            email=session.customer_email,
+            email=session.typed_email,
             payment_method="pm_card_visa",
         )
         world.customers.add(customer)
         world.emit("customer.created", customer)
         session.customer = customer.id
-    if session.mode == "subscription":
+    cost = sum(price.cost(quantity) for price, quantity in session.prices)
+    is_free = bool(session.trial_days) or not cost
+    if session.mode == "subscription" and customer is not None:
         subscription = _subscribe(world, session, customer)
         session.subscription = subscription.id
         session.invoice = subscription.latest_invoice
+    elif session.mode == "payment" and not is_free:
+        session.payment_intent = world.new_id("pi", 24)
     session.status = "complete"
-    session.payment_status = "no_payment_required" if session.trial_days else "paid"
+    session.payment_status = "no_payment_required" if is_free else "paid"
     world.emit("checkout.session.completed", session)
 
 
@@ -129,11 +163,18 @@ def _subscribe(
         created=now,
         livemode=session.livemode,
         customer=customer.id,
-        items=[billing.new_item(world, p, n, anchor) for p, n in session.prices],
+        items=[
+            billing.new_item(world, price, quantity, anchor)
+            for price, quantity in session.prices
+            if price.interval is not None
+        ],
         status="active",
         anchor=anchor,
+        billing_mode=session.billing_mode,
+        test_clock=customer.test_clock,
         metadata=session.subscription_metadata,
     )
+    check_items(subscription.items, subscription.billing_mode)
     if trial_end is not None:
         set_trial(subscription, now, trial_end)
     billing.start(world, subscription, announce_incomplete=True)

@@ -3,9 +3,12 @@
 Parameters are form-encoded, as for Stripe; replies are JSON.
 """
 
+import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast, get_args
+from urllib.parse import unquote_plus
 
 from . import shapes
 from .api import Reply
@@ -53,6 +56,9 @@ def _settings(fake: "FakeStripe", params: Params) -> Json:
     with fake.world.lock:
         if version := params.text("api_version"):
             fake.world.api_version = version
+        for name in ("account", "context"):  # of later events; empty for none
+            if name in params:
+                setattr(fake.world, name, params.text(name))
         ends = ("canceled", "unpaid", "past_due")
         if end := params.choice("after_failed_payments", *ends):
             fake.world.after_failed_payments = end
@@ -160,13 +166,40 @@ def _drop(fake: "FakeStripe", params: Params) -> Json:
 
 
 def _add_price(fake: "FakeStripe", params: Params) -> Json:
+    amount = params.text("unit_amount")
     price = fake.add_price(
         params.require("id"),
         interval=params.text("interval") or "month",
         interval_count=params.integer("interval_count") or 1,
-        unit_amount=params.integer("unit_amount") or 2000,
+        unit_amount=2000 if amount is None else Decimal(amount),
+        meter=params.text("meter"),
     )
     return shapes.price(price)
+
+
+def _portal(fake: "FakeStripe", params: Params, name: str, how: str) -> Json:
+    act = fake.cancel_in_portal if how == "cancel" else fake.renew_in_portal
+    act(unquote_plus(name))
+    return fake.world.render(fake.world.subscriptions.get(unquote_plus(name)))
+
+
+def _choose_id(fake: "FakeStripe", params: Params) -> Json:
+    fake.choose_id(params.require("prefix"), params.require("id"))
+    return {}
+
+
+def _distort(fake: "FakeStripe", params: Params) -> Json:
+    """Take the values as JSON."""
+    values = json.loads(params.require("values"))
+    fake.distort(params.require("id"), **values)
+    return {}
+
+
+def _thin_event(fake: "FakeStripe", params: Params) -> Json:
+    payload, signature = fake.make_thin_event(
+        params.require("type"), params.require("id")
+    )
+    return {"payload": payload.decode(), "signature": signature}
 
 
 def _complete(fake: "FakeStripe", params: Params, session_id: str) -> Json:
@@ -175,7 +208,7 @@ def _complete(fake: "FakeStripe", params: Params, session_id: str) -> Json:
         complete(fake.world, session_id, email)
         session = fake.world.sessions.find(session_id)
         assert session is not None
-        return shapes.checkout_session(session)
+        return fake.world.render(session)
 
 
 def _seed(fake: "FakeStripe", params: Params) -> Json:
@@ -204,6 +237,10 @@ _ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("POST", "/_fake/release", _release),
     ("POST", "/_fake/drop", _drop),
     ("POST", "/_fake/prices", _add_price),
+    ("POST", r"/_fake/portal/([^/]+)/(cancel|renew)", _portal),
+    ("POST", "/_fake/ids", _choose_id),
+    ("POST", "/_fake/distortions", _distort),
+    ("POST", "/_fake/thin_events", _thin_event),
     ("POST", r"/_fake/checkout/([^/]+)/complete", _complete),
     ("POST", "/_fake/seed", _seed),
 ]

@@ -1,12 +1,16 @@
 """The endpoint /v1/events: events of 30 days, the newest first."""
 
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from urllib.parse import quote
 
 from . import shapes
 from .call import Call
 from .errors import invalid, missing
 from .model import Event
 from .params import Page, read_page
+from .shapes import Json
+from .world import World
 
 
 def retrieve(call: Call, event_id: str) -> str:
@@ -38,6 +42,9 @@ def list_page(call: Call) -> str:
     def keep(event: Event) -> bool:
         return (
             event.livemode == call.livemode
+            # Those of other accounts are only delivered.
+            and event.account is None
+            and event.context is None
             and delivered in (None, not event.undelivered)
             and (not kinds or any(fnmatchcase(event.type, k) for k in kinds))
         )
@@ -46,3 +53,26 @@ def list_page(call: Call) -> str:
     events, more = world.events.page(ask, keep)
     head = f'{{"object":"list","url":"/v1/events","has_more":{str(more).lower()}'
     return f'{head},"data":[{",".join(map(shapes.event, events))}]}}'
+
+
+def thin_event(world: World, event_type: str, object_id: str) -> Json:
+    """Return the notification of an event destination that sends no snapshots."""
+    found = (c.find(object_id) for c in (world.customers, world.subscriptions))
+    record = next((r for r in found if r is not None), None)
+    if record is None:
+        raise missing("object", object_id)
+    kind = world.render(record)["object"]
+    moment = datetime.fromtimestamp(world.now, UTC)
+    return {
+        "id": world.new_id("evt_test", 40),
+        "object": "v2.core.event",
+        "created": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "livemode": record.livemode,
+        "reason": None,
+        "related_object": {
+            "id": object_id,
+            "type": kind,
+            "url": f"/v1/{kind}s/{quote(object_id, safe='')}",
+        },
+        "type": event_type,
+    }

@@ -3,23 +3,25 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
 import stripe
 
-from . import checkout, seed
+from . import checkout, events, seed, subscriptions
 from .api import Api
 from .catalog import add_price
 from .clock import Clock
-from .deliveries import Deliveries
+from .deliveries import Deliveries, sign
 from .errors import ApiError
 from .faults import Faults
 from .model import Price
 from .params import encode
 from .server import Server
-from .shapes import Json
+from .shapes import Json, to_json
 from .world import World
 
 TEST_KEY = "sk_test_fake"
@@ -128,12 +130,19 @@ class FakeStripe:
         self,
         price_id: str,
         *,
-        interval: str = "month",
+        interval: str | None = "month",
         interval_count: int = 1,
-        unit_amount: int = 2000,
+        unit_amount: int | Decimal = 2000,
+        tiers: Sequence[tuple[int | None, int]] = (),
+        meter: str | None = None,
         livemode: bool = False,
     ) -> Price:
-        """Add a price with this id, which the API does not offer."""
+        """Add a price with this id, which the API does not offer.
+
+        Without *interval* it is a one-time price, with *tiers* of (up_to, unit_amount)
+        a graduated one, with *meter* a metered one. A fractional *unit_amount* is
+        rendered as `unit_amount_decimal` only.
+        """
         with self.world.lock:
             return add_price(
                 self.world,
@@ -141,6 +150,8 @@ class FakeStripe:
                 interval=interval,
                 interval_count=interval_count,
                 unit_amount=unit_amount,
+                tiers=tiers,
+                meter=meter,
                 livemode=livemode,
             )
 
@@ -148,6 +159,51 @@ class FakeStripe:
         """Complete the session, as a customer that pays."""
         with self.world.lock:
             checkout.complete(self.world, session_id, email)
+
+    def cancel_in_portal(self, subscription_id: str) -> None:
+        """Cancel at the period's end, as a customer does in the customer portal."""
+        with self.world.lock:
+            subscription = self.world.subscriptions.get(subscription_id)
+            subscriptions.cancel_in_portal(self.world, subscription)
+
+    def renew_in_portal(self, subscription_id: str) -> None:
+        """Revoke the cancellation, as a customer does in the customer portal."""
+        with self.world.lock:
+            subscription = self.world.subscriptions.get(subscription_id)
+            subscriptions.renew_in_portal(self.world, subscription)
+
+    def choose_id(self, prefix: str, object_id: str) -> None:
+        """Give the next new object this id, as `su_1` to one of the prefix `sub`."""
+        with self.world.lock:
+            self.world.choose_id(prefix, object_id)
+
+    def distort(self, object_id: str, **values: Any) -> None:
+        """Let all later snapshots of the object have *values*, which may be false."""
+        with self.world.lock:
+            self.world.distortions.setdefault(object_id, {}).update(values)
+
+    @contextmanager
+    def events_of(
+        self, *, account: str | None = None, context: str | None = None
+    ) -> Iterator[None]:
+        """Let events name a connected account, or an organization's context."""
+        self.world.account, self.world.context = account, context
+        try:
+            yield
+        finally:
+            self.world.account = self.world.context = None
+
+    def make_thin_event(
+        self, event_type: str, object_id: str, **fields: Any
+    ) -> tuple[bytes, str]:
+        """Return a notification about the object, and its signature.
+
+        Its type is `v1.` and that of the snapshot event. *fields* are added to it.
+        """
+        with self.world.lock:
+            shape = events.thin_event(self.world, event_type, object_id) | fields
+        payload = to_json(shape).encode()
+        return payload, sign(payload, self.deliveries.endpoints[0].secrets)
 
     def seed_accounts(self, number: int, **options: Any) -> None:
         with self.world.lock:

@@ -121,6 +121,10 @@ class Params:
             raise invalid(self._path(name), "Invalid object")
         return Params(value, self._path(name))
 
+    def has_object(self, name: str) -> bool:
+        """Return False if the value is absent or empty, which unsets."""
+        return self._read(name) not in (None, "")
+
     def entries(self, name: str) -> "Iterator[Params]":
         """Return the objects of a list, in order."""
         listed = self.nested(name)

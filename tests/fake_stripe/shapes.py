@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from .clock import DAY
-from .model import CheckoutSession, Customer, Event, Price, Product
+from .model import CheckoutSession, Customer, Event, FrozenClock, Price, Product
 
 Json = dict[str, Any]
 
@@ -36,7 +36,21 @@ def customer(c: Customer) -> Json:
         "preferred_locales": [],
         "shipping": None,
         "tax_exempt": "none",
-        "test_clock": None,
+        "test_clock": c.test_clock,
+    }
+
+
+def frozen_clock(c: FrozenClock) -> Json:
+    return {
+        "id": c.id,
+        "object": "test_helpers.test_clock",
+        "created": c.created,
+        "deletes_after": c.created + 30 * DAY,
+        "frozen_time": c.frozen_time,
+        "livemode": c.livemode,
+        "name": c.name,
+        "status": "ready",
+        "status_details": {},
     }
 
 
@@ -72,15 +86,15 @@ def price(p: Price) -> Json:
     recurring = p.interval and {
         "interval": p.interval,
         "interval_count": p.interval_count,
-        "meter": None,
+        "meter": p.meter,
         "trial_period_days": None,
-        "usage_type": "licensed",
+        "usage_type": "metered" if p.meter else "licensed",
     }
     return {
         "id": p.id,
         "object": "price",
         "active": p.active,
-        "billing_scheme": "per_unit",
+        "billing_scheme": "tiered" if p.tiers else "per_unit",
         "created": p.created,
         "currency": p.currency,
         "custom_unit_amount": None,
@@ -91,12 +105,26 @@ def price(p: Price) -> Json:
         "product": p.product,
         "recurring": recurring,
         "tax_behavior": "unspecified",
-        "tiers_mode": None,
+        "tiers_mode": p.tiers_mode,
         "transform_quantity": None,
         "type": "recurring" if p.interval else "one_time",
         "unit_amount": p.unit_amount,
-        "unit_amount_decimal": str(p.unit_amount),
+        "unit_amount_decimal": None if p.amount is None else f"{p.amount:f}",
     }
+
+
+def tiers(p: Price) -> list[Json]:
+    """Return `tiers`, which a price has only where it is expanded."""
+    return [
+        {
+            "flat_amount": None,
+            "flat_amount_decimal": None,
+            "unit_amount": tier.unit_amount,
+            "unit_amount_decimal": str(tier.unit_amount),
+            "up_to": tier.up_to,
+        }
+        for tier in p.tiers
+    ]
 
 
 def plan(p: Price) -> Json:
@@ -106,27 +134,28 @@ def plan(p: Price) -> Json:
         "object": "plan",
         "active": p.active,
         "amount": p.unit_amount,
-        "amount_decimal": str(p.unit_amount),
-        "billing_scheme": "per_unit",
+        "amount_decimal": None if p.amount is None else f"{p.amount:f}",
+        "billing_scheme": "tiered" if p.tiers else "per_unit",
         "created": p.created,
         "currency": p.currency,
         "interval": p.interval,
         "interval_count": p.interval_count,
         "livemode": p.livemode,
         "metadata": dict(p.metadata),
-        "meter": None,
+        "meter": p.meter,
         "nickname": p.nickname,
         "product": p.product,
-        "tiers_mode": None,
+        "tiers_mode": p.tiers_mode,
         "transform_usage": None,
         "trial_period_days": None,
-        "usage_type": "licensed",
+        "usage_type": "metered" if p.meter else "licensed",
     }
 
 
 def checkout_session(s: CheckoutSession) -> Json:
-    amount = sum(p.unit_amount * quantity for p, quantity in s.prices)
-    email = s.customer_email
+    # A trial is free.
+    amount = 0 if s.trial_days else sum(p.cost(number) for p, number in s.prices)
+    email = s.typed_email or s.customer_email
     details = {"address": None, "name": None, "phone": None, "tax_ids": None}
     url = f"https://checkout.stripe.com/c/pay/{s.id}" if s.status == "open" else None
     return {
@@ -158,9 +187,9 @@ def checkout_session(s: CheckoutSession) -> Json:
             "terms_of_service_acceptance": None,
         },
         "customer": s.customer,
-        "customer_creation": None if s.customer else "always",
+        "customer_creation": s.customer_creation,
         "customer_details": email and details | {"email": email, "tax_exempt": "none"},
-        "customer_email": email,
+        "customer_email": s.customer_email,
         "discounts": [],
         "expires_at": s.created + DAY,
         "invoice": s.invoice,
@@ -169,9 +198,11 @@ def checkout_session(s: CheckoutSession) -> Json:
         "locale": None,
         "metadata": dict(s.metadata),
         "mode": s.mode,
-        "payment_intent": None,
+        "payment_intent": s.payment_intent,
         "payment_link": None,
-        "payment_method_collection": "always",
+        "payment_method_collection": (
+            "always" if s.mode == "subscription" else "if_required"
+        ),
         "payment_method_options": {},
         "payment_method_types": ["card"],
         "payment_status": s.payment_status,
@@ -196,6 +227,7 @@ def checkout_session(s: CheckoutSession) -> Json:
 
 def event(e: Event) -> str:
     """Return compact JSON, with the `data` that was rendered at the event's time."""
+    origin = {"account": e.account, "context": e.context}
     head = {
         "id": e.id,
         "object": "event",
@@ -205,7 +237,7 @@ def event(e: Event) -> str:
         "pending_webhooks": len(e.undelivered),
         "request": {"id": e.request_id, "idempotency_key": e.idempotency_key},
         "type": e.type,
-    }
+    } | {name: value for name, value in origin.items() if value is not None}
     return to_json(head)[:-1] + f',"data":{e.data}}}'
 
 

@@ -48,12 +48,14 @@ class Collection(Generic[R]):
     def place(self, object_id: str) -> int:
         return self._places[object_id]
 
-    def get(self, object_id: str, *, livemode: bool, param: str = "id") -> R:
+    def get(
+        self, object_id: str, *, livemode: bool | None = None, param: str = "id"
+    ) -> R:
         """Return the record, or raise Stripe's error for an unknown id."""
         record = self.find(object_id)
         if record is None:
             raise missing(self.object_type, object_id, param)
-        if record.livemode != livemode:
+        if livemode is not None and record.livemode != livemode:
             mode, other = ("live", "test") if livemode else ("test", "live")
             note = (
                 f"; a similar object exists in {other} mode, but a {mode} mode key "

@@ -2,19 +2,26 @@
 
 from . import billing
 from .call import Call
+from .customers import read_clock
 from .errors import ApiError, invalid, missing
-from .model import Subscription
+from .model import Item, Subscription
 from .params import read_page, read_range
 from .shapes import Json
 from .subscription_params import (
+    Change,
     apply_changes,
+    check_items,
     collection_method,
+    plan_end,
+    read_billing_mode,
+    read_cancellation,
     read_change,
     read_common,
     read_item,
     read_trial_end,
     set_trial,
 )
+from .world import World
 
 _STATUSES = (
     "incomplete",
@@ -43,6 +50,8 @@ def create(call: Call) -> Json:
     items = [read_item(call, entry, anchor) for entry in params.entries("items")]
     if not items:
         raise invalid("items", "Missing required param: items.")
+    billing_mode = read_billing_mode(call, params)
+    check_items(items, billing_mode)
     subscription = Subscription(
         id=world.new_id("sub", 24),
         created=world.now,
@@ -52,11 +61,14 @@ def create(call: Call) -> Json:
         status="active",
         anchor=anchor,
         collection_method=collection_method(params) or "charge_automatically",
+        billing_mode=billing_mode,
+        test_clock=customer.test_clock,
     )
     if trial_end is not None:
         set_trial(subscription, world.now, trial_end)
     behavior = params.choice("payment_behavior", *_BEHAVIORS) or "allow_incomplete"
     read_common(call, subscription)
+    read_cancellation(params, subscription, world.now)
     params.done()
     billing.start(world, subscription, behavior=behavior)
     return call.show(subscription)
@@ -67,7 +79,7 @@ def retrieve(call: Call, subscription_id: str) -> Json:
     return call.show(subscriptions.get(subscription_id, livemode=call.livemode))
 
 
-def _changeable(call: Call, subscription_id: str) -> Subscription:
+def changeable(call: Call, subscription_id: str) -> Subscription:
     subscriptions = call.world.subscriptions
     subscription = subscriptions.get(subscription_id, livemode=call.livemode)
     if subscription.ended:
@@ -93,7 +105,6 @@ def update(call: Call, subscription_id: str) -> Json:
     reset = params.choice("billing_cycle_anchor", "now", "unchanged") == "now"
     with world.updating(subscription, "customer.subscription.updated"):
         read_common(call, subscription)
-        params.done()
         begun = apply_changes(call, subscription, changes)
         if ends_trial and trial_end is not None:
             set_trial(subscription, world.now, trial_end)
@@ -101,19 +112,46 @@ def update(call: Call, subscription_id: str) -> Json:
             if subscription.status == "trialing":
                 subscription.status, subscription.trial_end = "active", world.now
             begun = subscription.items
-        if begun:
-            subscription.anchor = world.now
-            for item in begun:
-                billing.start_period(item, world.now, world.now)
-    if begun or (changes and proration == "always_invoice"):
-        items = begun or subscription.items
-        billing.charge(world, subscription, items, "subscription_update")
-    billing.schedule(world, subscription)
+        _begin_periods(world, subscription, begun)
+        read_cancellation(params, subscription, world.now)
+        params.done()
+    _bill(world, subscription, begun, bool(changes) and proration == "always_invoice")
     return call.show(subscription)
 
 
+def change_items(call: Call, subscription: Subscription, changes: list[Change]) -> None:
+    """Change items by their own endpoint."""
+    world, params = call.world, call.params
+    params.choice("payment_behavior", *_BEHAVIORS)
+    params.ignore("proration_date")
+    proration = params.choice("proration_behavior", *_PRORATIONS)
+    params.done()
+    with world.updating(subscription, "customer.subscription.updated"):
+        begun = apply_changes(call, subscription, changes)
+        _begin_periods(world, subscription, begun)
+        read_cancellation(params, subscription, world.now)
+    _bill(world, subscription, begun, proration == "always_invoice")
+
+
+def _begin_periods(world: World, subscription: Subscription, items: list[Item]) -> None:
+    """Begin the periods of *items* now, which moves the anchor."""
+    if items:
+        subscription.anchor = world.now
+    for item in items:
+        billing.start_period(item, world.now, world.now)
+
+
+def _bill(
+    world: World, subscription: Subscription, begun: list[Item], always: bool
+) -> None:
+    if begun or always:
+        items = begun or subscription.items
+        billing.charge(world, subscription, items, "subscription_update")
+    billing.schedule(world, subscription)
+
+
 def cancel(call: Call, subscription_id: str) -> Json:
-    subscription = _changeable(call, subscription_id)
+    subscription = changeable(call, subscription_id)
     call.params.ignore("cancellation_details", "invoice_now", "prorate")
     call.params.done()
     billing.end(call.world, subscription, "cancellation_requested")
@@ -121,7 +159,7 @@ def cancel(call: Call, subscription_id: str) -> Json:
 
 
 def pause(call: Call, subscription_id: str) -> Json:
-    subscription = _changeable(call, subscription_id)
+    subscription = changeable(call, subscription_id)
     call.params.ignore("bill_for", "invoicing_behavior", "type")
     call.params.done()
     if subscription.status != "active":
@@ -132,7 +170,7 @@ def pause(call: Call, subscription_id: str) -> Json:
 
 def resume(call: Call, subscription_id: str) -> Json:
     """Make it active; the period begins now unless the anchor is kept."""
-    world, subscription = call.world, _changeable(call, subscription_id)
+    world, subscription = call.world, changeable(call, subscription_id)
     if subscription.status != "paused":
         raise invalid("id", "The subscription is not paused.")
     anchor = call.params.nested("billing_cycle_anchor")
@@ -154,6 +192,23 @@ def resume(call: Call, subscription_id: str) -> Json:
     return call.show(subscription)
 
 
+def cancel_in_portal(world: World, subscription: Subscription) -> None:
+    """Cancel at the period's end, as a customer does in the customer portal.
+
+    With flexible billing, the portal resolves that time at once.
+    """
+    with world.updating(subscription, "customer.subscription.updated"):
+        plan_end(subscription, subscription.period_end, world.now)
+        subscription.cancel_at_period_end = subscription.billing_mode == "classic"
+    billing.schedule(world, subscription)
+
+
+def renew_in_portal(world: World, subscription: Subscription) -> None:
+    """Revoke the cancellation."""
+    with world.updating(subscription, "customer.subscription.updated"):
+        plan_end(subscription, None, world.now)
+
+
 def list_page(call: Call) -> Json:
     world, params = call.world, call.params
     ask = read_page(params)
@@ -161,6 +216,7 @@ def list_page(call: Call) -> Json:
     status = params.choice("status", "all", "ended", *_STATUSES)
     since, before = read_range(params, "current_period_end")
     method = collection_method(params)
+    clock = read_clock(call)
     params.done()
     places = None
     if customer is not None:
@@ -170,6 +226,8 @@ def list_page(call: Call) -> Json:
     def keep(s: Subscription) -> bool:
         return (
             s.livemode == call.livemode
+            # Only lists of all customers leave out those of test clocks.
+            and (s.test_clock == clock or (clock is None and places is not None))
             and _has_status(s, status)
             and (price is None or any(item.price.id == price for item in s.items))
             and method in (None, s.collection_method)

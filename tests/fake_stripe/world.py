@@ -17,6 +17,7 @@ from .model import (
     CheckoutSession,
     Customer,
     Event,
+    FrozenClock,
     Invoice,
     Price,
     Product,
@@ -56,8 +57,15 @@ class World:
         self.subscriptions: Collection[Subscription] = Collection("subscription")
         self.invoices: Collection[Invoice] = Collection("invoice")
         self.sessions: Collection[CheckoutSession] = Collection("checkout.session")
+        self.clocks: Collection[FrozenClock] = Collection("test_clock")
         self.events: Collection[Event] = Collection("event")
+        # The account and the organization's context that new events name.
+        self.account: str | None = None
+        self.context: str | None = None
+        # Fields that replace those of the rendered object with this id.
+        self.distortions: dict[str, Json] = {}
         self.subscriptions_of: defaultdict[str, list[int]] = defaultdict(list)
+        self._chosen_ids: defaultdict[str, list[str]] = defaultdict(list)
         self._ids = random.Random(f"{seed}:ids")
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._scheduled = 0
@@ -66,7 +74,13 @@ class World:
     def now(self) -> int:
         return self.clock.now
 
+    def choose_id(self, prefix: str, object_id: str) -> None:
+        """Let the next new object of the *prefix* have this id."""
+        self._chosen_ids[prefix].append(object_id)
+
     def new_id(self, prefix: str, length: int = 14) -> str:
+        if chosen := self._chosen_ids.get(prefix):
+            return chosen.pop(0)
         return prefix + "_" + "".join(self._ids.choices(_ALPHABET, k=length))
 
     def add_subscription(self, subscription: Subscription) -> None:
@@ -83,6 +97,9 @@ class World:
 
     def render(self, record: Record, version: str | None = None) -> Json:
         old = (version or self.api_version)[:10] < ITEM_PERIODS_SINCE
+        return self._shape(record, old=old) | self.distortions.get(record.id, {})
+
+    def _shape(self, record: Record, *, old: bool) -> Json:
         match record:
             case Customer():
                 if record.deleted:
@@ -98,6 +115,8 @@ class World:
                 return billing_shapes.invoice(record, old=old)
             case CheckoutSession():
                 return shapes.checkout_session(record)
+            case FrozenClock():
+                return shapes.frozen_clock(record)
         raise TypeError(type(record))
 
     def emit(self, kind: str, record: Record, previous: Json | None = None) -> Event:
@@ -119,6 +138,8 @@ class World:
             data=to_json(data),
             request_id=self.origin.request_id,
             idempotency_key=self.origin.idempotency_key,
+            account=self.account,
+            context=self.context,
         )
         self.events.add(event)
         self.on_event(event)
@@ -131,6 +152,8 @@ class World:
         If the block fails, the record is restored.
         """
         before, saved = self.render(record), copy.copy(record)
+        if isinstance(saved, Subscription):
+            saved.items = [copy.copy(item) for item in saved.items]
         try:
             yield
         except ApiError:
