@@ -114,7 +114,7 @@ def test_body_that_is_not_an_event_gets_400(
     )
 
     assert response.status_code == 400
-    assert response.json()["error"] in {"not an event", "bad signature"}
+    assert response.json()["error"].startswith(("not an event: ", "bad signature"))
     assert conn.execute(ROW_COUNTS).fetchone() == before
 
 

@@ -74,7 +74,7 @@ def test_large_or_malformed_body_is_refused(world: StripeWorld, web: TestClient)
 
     assert post(web, large)[0] == 413
     assert web.post(PATH, content=chunks).status_code == 413
-    assert post(web, b"{") == (400, '{"error":"not an event"}')
+    assert post(web, b"{") == (400, '{"error":"not an event: it is not JSON"}')
     assert world.events() == []
 
 

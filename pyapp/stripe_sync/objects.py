@@ -10,13 +10,13 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pyapp._core.sanitize import json_text, storable_text
-from pyapp._core.validation import MAX_ID_LENGTH
+from pyapp._core.validation import MAX_ID_LENGTH, shown
 from pyapp.errors import InvalidPayloadError
 
 JsonObject = Mapping[str, Any]
@@ -31,7 +31,8 @@ _MAX_DIGITS = 1000
 class Event:
     """A verified event; `text` is the JSON to store.
 
-    `is_ours` is False for an event of a connected account or of the other mode.
+    `foreign` says why the event is not ours: it is of a connected account, of an
+    organization, or of the other mode. It is None for an event of our own.
     """
 
     id: str
@@ -39,8 +40,13 @@ class Event:
     api_version: str | None
     created_at: datetime
     object: JsonObject
-    is_ours: bool
+    foreign: str | None
     text: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Return True unless the event is of another account or mode."""
+        return self.foreign is None
 
     @property
     def lock_key(self) -> str:
@@ -72,29 +78,70 @@ def read_event(body: str | JsonObject, livemode: bool | None = None) -> Event:
     `Event.text` again; numbers that jsonb or Python cannot hold are text in it.
 
     Raises:
-        InvalidPayloadError: *body* is not a Stripe event.
+        InvalidPayloadError: *body* is not a Stripe event; the message says why, and
+            quotes nothing but ids and types.
     """
     try:
         given = body if isinstance(body, str) else json.dumps(body)
         # An event decoded by Stripe's library may contain Infinity; JSON may not.
         document, is_exact = _read_json(given, allow_constants=given is not body)
-        event = _read_object(document)
-        text = given if is_exact and _is_storable(given) else json_text(event)
-        version = event.get("api_version")
-        return Event(
-            id=_read_identifier(event["id"]),
-            type=_read_identifier(event["type"]),
-            api_version=None if version is None else _read_identifier(version),
-            created_at=datetime.fromtimestamp(event["created"], UTC),
-            object=_read_object(event["data"]["object"]),
-            is_ours=not event.get("account")
-            and livemode in (None, event.get("livemode", livemode)),
-            text=text,
-        )
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as exc:
+    except _TooDeepError:
         raise InvalidPayloadError(
-            f"this is not a Stripe event with a snapshot: {type(exc).__name__}"
-        ) from exc
+            f"not an event: it is nested more than {MAX_LEVELS} levels deep"
+        ) from None
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise InvalidPayloadError("not an event: it is not JSON") from exc
+    try:
+        event = _read_mapping("it", document)
+        _check_is_event(event)
+        version = event.get("api_version")
+        data = _read_mapping("data", event.get("data"))
+        found = Event(
+            id=_read_identifier("id", event.get("id")),
+            type=_read_identifier("type", event.get("type")),
+            api_version=(
+                None if version is None else _read_identifier("api_version", version)
+            ),
+            created_at=_read_created(event.get("created")),
+            object=_read_mapping("data.object", data.get("object")),
+            foreign=_find_other_owner(event, livemode),
+            text=given if is_exact and _is_storable(given) else json_text(event),
+        )
+    except ValueError as exc:
+        raise InvalidPayloadError(f"not an event: {exc}") from exc
+    return found
+
+
+def _check_is_event(event: JsonObject) -> None:
+    """Raise ValueError if *event* is another of Stripe's objects."""
+    kind, event_type = event.get("object"), event.get("type")
+    if kind == "v2.core.event" or ("related_object" in event and "data" not in event):
+        raise ValueError(
+            f"{_show(event_type, 'it')} is a thin event, which contains no object;"
+            " let the event destination send snapshots (payload style: snapshot)"
+        )
+    if isinstance(event.get("error"), Mapping):
+        raise ValueError("it is an error of Stripe's API")
+    if isinstance(kind, str) and kind != "event":
+        raise ValueError(f"it is an object of type {_show(kind, 'unknown')}")
+
+
+def _find_other_owner(event: JsonObject, livemode: bool | None) -> str | None:
+    """Return why the event is not of our account and mode; None if it is."""
+    if account := event.get("account"):
+        return f"it is of the connected account {_show(account, '(not an id)')}"
+    if context := event.get("context"):
+        return f"it is of the organization's account {_show(context, '(not an id)')}"
+    if livemode is None or event.get("livemode", livemode) == livemode:
+        return None
+    expected = "live" if livemode else "test"
+    return f"it is of the other mode; only {expected} events are applied"
+
+
+def _show(value: Any, otherwise: str) -> str:
+    """Return an id or a type as it is; *otherwise* if it has not the form of one."""
+    is_short = isinstance(value, str) and re.fullmatch(r"[\w./-]{1,100}", value)
+    return value if is_short else otherwise
 
 
 def read_customer(customer: JsonObject, *, is_deleted: bool = False) -> dict[str, Any]:
@@ -156,9 +203,38 @@ def find_id(listed: Any) -> str | None:
     return found
 
 
+def describe_id(listed: Any) -> str:
+    """Return the id of a listed object for a report, valid or not."""
+    if not isinstance(listed, Mapping):
+        return "(not an object)"
+    found = object_id(listed)
+    if found is None:
+        return "(no id)"
+    return found if find_id(listed) else shown(found)
+
+
+def require_id(listed: Any) -> str:
+    """Return the id of a listed object.
+
+    Raises:
+        ValueError: it is not an object, or has no valid id.
+    """
+    return _read_identifier("id", _read_mapping("it", listed).get("id"))
+
+
 def find_last_id(listed: Sequence[Any]) -> str | None:
     """Return the last valid id of the listed objects; None if there is none."""
     return next(filter(None, map(find_id, reversed(listed))), None)
+
+
+def count_without_id(listed: Iterable[Any]) -> int:
+    """Return how many objects precede the first one with a valid id."""
+    count = 0
+    for one in listed:
+        if find_id(one):
+            break
+        count += 1
+    return count
 
 
 def find_created(listed: Any) -> int | None:
@@ -179,6 +255,10 @@ def read_user_id(value: Any) -> str | None:
         return str(uuid.UUID(value))
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+class _TooDeepError(ValueError):
+    """The JSON has more than MAX_LEVELS levels."""
 
 
 def _is_storable(text: str) -> bool:
@@ -231,7 +311,7 @@ def _check_levels(text: str) -> None:
         elif character in "[{":
             depth += 1
             if depth > MAX_LEVELS:
-                raise ValueError("too many levels")
+                raise _TooDeepError
         elif character in "]}":
             depth -= 1
 
@@ -240,19 +320,34 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def _read_object(value: Any) -> JsonObject:
+def _read_mapping(name: str, value: Any) -> JsonObject:
+    if value is None:
+        raise ValueError(f"{name} is missing or null")
     if not isinstance(value, Mapping):
-        raise TypeError
-    return dict(value)
-
-
-def _read_identifier(value: Any) -> str:
-    """Return an id or type that can be stored unchanged, or raise."""
-    if not isinstance(value, str) or not value or len(value) > MAX_ID_LENGTH:
-        raise TypeError
-    if storable_text(value) != value:
-        raise ValueError
+        raise ValueError(f"{name} is not an object")
     return value
+
+
+def _read_identifier(name: str, value: Any) -> str:
+    """Return an id or type that can be stored unchanged, or raise ValueError."""
+    if value is None:
+        raise ValueError(f"{name} is missing or null")
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_LENGTH:
+        raise ValueError(f"{name} is not text of 1 to {MAX_ID_LENGTH} characters")
+    if storable_text(value) != value:
+        raise ValueError(f"{name} contains a character that cannot be stored")
+    return value
+
+
+def _read_created(value: Any) -> datetime:
+    if value is None:
+        raise ValueError("created is missing or null")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("created is not a number of seconds")
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (OSError, OverflowError, ValueError):
+        raise ValueError("created is out of range") from None
 
 
 def _item_end(item: JsonObject) -> float:

@@ -160,7 +160,7 @@ def _retry(
             api_version=failed.api_version,
             created_at=failed.event_created_at,
             object={},
-            is_ours=False,
+            foreign="it cannot be read",
             text=stored.payload,
         )
         return record_failure(conn, unreadable, exc, NO_DEADLINE)

@@ -106,8 +106,9 @@ def create_app(
             event = read() if len(payload) < _SMALL else await run_sync(read)
         except InvalidSignatureError:
             return _refuse(400, "bad signature")
-        except InvalidPayloadError:
-            return _refuse(400, "not an event")
+        except InvalidPayloadError as exc:
+            # The text quotes nothing but ids and types.
+            return _refuse(400, str(exc))
         except Exception as exc:
             # Only the class is logged: the text may contain private data.
             return _refuse(500, "error", kind=type(exc).__name__)
