@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import quote
 
 import stripe
 
@@ -147,9 +148,14 @@ def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse
 
     Raises:
         stripe.StripeError: Stripe refused, or is unavailable.
+        ValueError: the id cannot be part of a path.
     """
+    # An integration may choose ids with any characters.
+    segment = quote(object_id, safe="")
+    if segment.strip(".") == "":
+        raise ValueError(f"the id {object_id!r} cannot be requested")
     try:
-        return _get(client, f"/v1/{object_type}/{object_id}")
+        return _get(client, f"/v1/{object_type}/{segment}")
     except stripe.InvalidRequestError as exc:
         is_missing = exc.code == "resource_missing" or exc.http_status == 404
         if is_missing and _OTHER_MODE not in str(exc):
