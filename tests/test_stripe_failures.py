@@ -1,12 +1,13 @@
 """A failed event or object is reported by its id, and the run goes on."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pyapp.stripe_sync import Failure, Outcome, reconcile, replay_events
+from pyapp.stripe_sync import Outcome, Refusal, reconcile, replay_events
 from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.replay import retry_failed_events
 from tests.fake_stripe import TEST_KEY
@@ -257,12 +258,12 @@ def test_replay_skips_an_event_whose_fetch_fails(world: StripeWorld, lost: list[
 # --- reconciliation ---
 
 
-def run(world: StripeWorld, client: Any = None, **options: Any) -> list[Failure]:
-    reported: list[Failure] = []
+def run(world: StripeWorld, client: Any = None, **options: Any) -> list[Refusal]:
+    reported: list[Refusal] = []
     done = reconcile(
-        world.conn, client or world.client, on_failure=reported.append, **options
+        world.conn, client or world.client, on_refusal=reported.append, **options
     )
-    assert done.failed == len(reported)
+    assert done.number_refused == len(reported)
     return reported
 
 
@@ -287,7 +288,7 @@ def test_reconciliation_skips_a_malformed_customer(
     client = ChangedClient(world.client, "customers", change, lost[1])
     reported = run(world, client, page_size=page_size)
     assert {one.object_type for one in reported} == {"customers"}
-    assert all(one.error for one in reported)
+    assert all(one.reason for one in reported)
     assert known(world) >= {lost[0], lost[2]}
     # The next run finds the object that is valid again.
     assert run(world) == []
@@ -333,12 +334,9 @@ def test_reconciliation_skips_a_locked_customer(
 ):
     with held(world.url, "SELECT app.lock_stripe_customer(%s)", lost[1]):
         reported = run(world, dry_run=is_dry_run)
-    if is_dry_run:
-        assert reported == []
-        return
-    assert [one.object_id for one in reported] == [lost[1]]
-    assert reported[0].error.startswith("LockNotAvailable")
-    assert known(world) == {lost[0], lost[2]}
+    assert [(one.object_id, one.kind) for one in reported] == [(lost[1], "locked")]
+    assert reported[0].reason.startswith("LockNotAvailable")
+    assert known(world) == (set() if is_dry_run else {lost[0], lost[2]})
     assert run(world) == []
 
 
@@ -385,6 +383,9 @@ def test_reconcile_command_names_the_object_and_exits_1(
     refuse(world, lost[1])
     code, out, err = run_cli("stripe", "reconcile")
     assert (code, err) == (1, "")
-    assert f"{lost[1]}: RuleError: " in out
-    assert out.splitlines()[-1].endswith("; 1 failed")
+    assert re.search(rf"^{lost[1]}  RuleError: new row .* check", out, re.MULTILINE)
+    assert out.splitlines()[-2:] == [
+        "refused: 1 (1 constraint)",
+        "compared: 3 customers, 0 subscriptions",
+    ]
     assert known(world) == {lost[0], lost[2]}

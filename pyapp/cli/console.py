@@ -68,13 +68,13 @@ def print_table(
     *,
     numbers: Collection[str] = (),
     style: Callable[[Row], str | None] = lambda _: None,
-    is_fitted: bool = False,
+    fitted: str | None = None,
 ) -> None:
     """Print *rows* in columns; those named in *numbers* are aligned to the right.
 
     Rows are printed in pages, so that memory stays flat; a later page can widen a
-    column and narrows none. With *is_fitted*, the first column is cut to the width that
-    a terminal has left.
+    column and narrows none. The column *fitted* is cut to the width that a terminal has
+    left.
     """
     remaining = ([printable(cell) for cell in row] for row in rows)
     widths = [0] * len(header)
@@ -84,30 +84,33 @@ def print_table(
             max(width, *map(cell_len, column))
             for width, *column in zip(widths, *page, strict=True)
         ]
-        fitted = _fit(widths, cell_len(header[0])) if is_fitted else widths
         for row in page:
-            line = _align(row, header, fitted, numbers)
+            line = _align(row, header, _fit(widths, header, fitted), numbers)
             console.print(line, style="bold" if row is header else style(row))
         page = list(islice(remaining, PAGE))
 
 
-def _fit(widths: list[int], least: int) -> list[int]:
-    if not console.is_terminal:
+def _fit(widths: list[int], header: Row, fitted: str | None) -> list[int]:
+    if fitted is None or not console.is_terminal:
         return widths
-    first, *others = widths
-    room = console.width - sum(len(_GAP) + width for width in others)
-    return [min(first, max(room, least)), *others]
+    place = header.index(fitted)
+    others = sum(len(_GAP) + width for width in widths) - widths[place] - len(_GAP)
+    room = max(console.width - others, cell_len(fitted))
+    return [*widths[:place], min(widths[place], room), *widths[place + 1 :]]
 
 
 def _align(row: Row, header: Row, widths: list[int], numbers: Collection[str]) -> str:
-    first = row[0]
-    if cell_len(first) > widths[0]:
-        first = set_cell_size(first, widths[0] - 1) + "\N{HORIZONTAL ELLIPSIS}"
     cells = [
-        cell.rjust(width) if title in numbers else set_cell_size(cell, width)
-        for title, cell, width in zip(header, (first, *row[1:]), widths, strict=True)
+        cell.rjust(width) if title in numbers else _cut(cell, width)
+        for title, cell, width in zip(header, row, widths, strict=True)
     ]
     return _GAP.join(cells).rstrip()
+
+
+def _cut(cell: str, width: int) -> str:
+    if cell_len(cell) > width:
+        return set_cell_size(cell, width - 1) + "\N{HORIZONTAL ELLIPSIS}"
+    return set_cell_size(cell, width)
 
 
 @contextmanager

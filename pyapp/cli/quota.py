@@ -107,7 +107,7 @@ def _print_table(entries: Iterator[_Entry]) -> None:
         map(_cells, chain((first,), entries)),
         numbers=_NUMBERS,
         style=lambda row: "red" if row[-1] == "yes" else None,
-        is_fitted=True,
+        fitted=HEADER[0],
     )
 
 

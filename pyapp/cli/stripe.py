@@ -1,10 +1,12 @@
-"""`pyapp stripe`: serve webhooks, show events, retry, replay, prune, reconcile."""
+"""`pyapp stripe`: serve webhooks, list and apply events, reconcile."""
 
 import signal
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from time import sleep
 from typing import Annotated
 
@@ -15,7 +17,13 @@ from stripe import StripeClient
 from pyapp._core.config import Settings, load_settings
 from pyapp._core.connection import connect, pool
 from pyapp.cli.arguments import ArgumentError, parse_duration
-from pyapp.cli.console import print_table, say, show_objects, warn
+from pyapp.cli.console import (
+    print_json,
+    print_table,
+    say,
+    show_objects,
+    warn,
+)
 from pyapp.cli.logs import start_logging
 from pyapp.cli.run import explain
 from pyapp.errors import ConfigError, MissingExtraError, PyappError
@@ -23,6 +31,7 @@ from pyapp.stripe_sync import (
     Difference,
     Outcome,
     Reconciliation,
+    Refusal,
     make_client,
     replay_events,
     retry_failed_events,
@@ -36,12 +45,19 @@ from pyapp.stripe_sync.events import (
     list_failed_events,
 )
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
+from pyapp.stripe_sync.replay import RESULTS
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object a line; totals last."),
+]
 
 BATCH = 1000
 # The exit status of a dry run that finds differences; 1 is for errors.
 DIFFERENT = 3
-# Differences listed one by one; the table counts all.
+# Differences and refused objects listed one by one; --json lists all.
 LISTED = 20
+LISTED_REFUSALS = 100
 
 _DIFFERENCES = {
     "missing_here": "in Stripe, not in the database",
@@ -110,19 +126,22 @@ def events(
     print_table(header, map(_cells, rows))
 
 
-def retry() -> None:
+def retry(as_json: AsJson = False) -> None:
     """Apply failed events again; the exit status is 1 if some still fail."""
     settings = load_settings()
     client, livemode = _make_client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
+    report = _print_outcome if as_json else _say_error
     with connect() as conn:
         for outcome in retry_failed_events(conn, client, livemode=livemode):
             counts[outcome.result] += 1
-            _say_error(outcome)
-    if not counts:
+            report(outcome)
+    if as_json:
+        _print_totals(counts)
+    elif not counts:
         say("there are no failed events")
-        return
-    say(_format_counts(counts))
+    else:
+        say(_format_counts(counts))
     if counts["failed"]:
         raise typer.Exit(1)
 
@@ -132,19 +151,28 @@ def replay(
         str | None,
         typer.Option(metavar="AGE", help="Such as 3d or 12h; default: 30 days."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch and apply undelivered events; the exit status is 1 if some fail."""
     moment = None if since is None else datetime.now(UTC) - parse_duration(since)
     client = make_client(load_settings())
     with connect() as conn, show_objects() as progress:
         done = replay_events(
-            conn, client, since=moment, progress=progress, on_outcome=_say_error
+            conn,
+            client,
+            since=moment,
+            progress=progress,
+            on_outcome=_print_outcome if as_json else _say_error,
         )
     resumed = ", resumed" if done.is_resumed else ""
-    if not done.seen:
+    if as_json:
+        _print_totals(done.results, is_resumed=done.is_resumed)
+    elif not done.seen:
         say(f"there are no undelivered events{resumed}")
-        return
-    say(f"{done.seen:,} undelivered events: {_format_counts(done.results)}{resumed}")
+    else:
+        say(
+            f"{done.seen:,} undelivered events: {_format_counts(done.results)}{resumed}"
+        )
     if done.results["failed"]:
         raise typer.Exit(1)
 
@@ -181,38 +209,68 @@ def reconcile(
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Repeat, such as every 1h.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare all of Stripe with the database, and repair the database.
 
-    The exit status is 1 if some objects could not be compared. With --every,
-    only an error of the first run ends the command.
+    The exit status is 1 if some objects were refused, also in a dry run. With
+    --every, only an error of the first run ends the command.
     """
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
         raise typer.BadParameter("--every must be greater than zero, such as 1h")
     client = make_client(load_settings())
-    result = _reconcile_once(client, dry_run, match_email)
+    reconcile_once = partial(
+        _reconcile_json if as_json else _reconcile_table, client, dry_run, match_email
+    )
+    result = reconcile_once()
     while pause is not None:
         sleep(pause)
         try:
-            _reconcile_once(client, dry_run, match_email)
+            reconcile_once()
         except (PyappError, psycopg.OperationalError) as exc:
             reason = explain(exc) if isinstance(exc, psycopg.Error) else exc
             warn(f"error: {reason}; next attempt in {every}")
-    if result.failed:
+    if result.number_refused:
         raise typer.Exit(1)
     if dry_run and result.number_found:
         raise typer.Exit(DIFFERENT)
 
 
-def _reconcile_once(
+def _reconcile_json(
     client: StripeClient, dry_run: bool, match_email: bool
 ) -> Reconciliation:
-    listed: list[Difference] = []
+    with connect() as conn, show_objects() as progress:
+        result = run_reconciliation(
+            conn,
+            client,
+            dry_run=dry_run,
+            match_email=match_email,
+            progress=progress,
+            on_difference=lambda difference: print_json(
+                {"record": "difference", **asdict(difference)}
+            ),
+            on_refusal=lambda refusal: print_json(
+                {"record": "refused", **asdict(refusal)}
+            ),
+        )
+    print_json({"record": "totals", **asdict(result)})
+    return result
 
-    def keep_first(difference: Difference) -> None:
-        if len(listed) < LISTED:
-            listed.append(difference)
+
+def _reconcile_table(
+    client: StripeClient, dry_run: bool, match_email: bool
+) -> Reconciliation:
+    differences: list[Difference] = []
+    refusals: list[Refusal] = []
+
+    def keep_difference(difference: Difference) -> None:
+        if len(differences) < LISTED:
+            differences.append(difference)
+
+    def keep_refusal(refusal: Refusal) -> None:
+        if len(refusals) < LISTED_REFUSALS:
+            refusals.append(refusal)
 
     with connect() as conn, show_objects() as progress:
         result = run_reconciliation(
@@ -221,19 +279,22 @@ def _reconcile_once(
             dry_run=dry_run,
             match_email=match_email,
             progress=progress,
-            on_difference=keep_first,
-            on_failure=lambda failure: say(f"{failure.object_id}: {failure.error}"),
+            on_difference=keep_difference,
+            on_refusal=keep_refusal,
         )
-    _report(result, listed)
+    compared = ", ".join(f"{number:,} {name}" for name, number in result.seen.items())
+    compared += ", resumed" if result.is_resumed else ""
+    _report_differences(result, differences)
+    _report_refusals(result, refusals)
+    if result.number_found or result.number_refused:
+        say(f"compared: {compared}")
+    else:
+        say(f"no differences: {compared}")
     return result
 
 
-def _report(result: Reconciliation, listed: list[Difference]) -> None:
-    compared = ", ".join(f"{number:,} {name}" for name, number in result.seen.items())
-    compared += ", resumed" if result.is_resumed else ""
-    compared += f"; {result.failed:,} failed" if result.failed else ""
+def _report_differences(result: Reconciliation, listed: list[Difference]) -> None:
     if not result.number_found:
-        say(f"no differences: {compared}")
         return
     for difference in listed:
         say(f"{difference.object_id}: {_DIFFERENCES[difference.kind]}")
@@ -252,7 +313,23 @@ def _report(result: Reconciliation, listed: list[Difference]) -> None:
         ),
         numbers=("found", "repaired"),
     )
-    say(f"compared: {compared}")
+
+
+def _report_refusals(result: Reconciliation, listed: list[Refusal]) -> None:
+    number = result.number_refused
+    if not number:
+        return
+    if result.number_found:
+        say("")
+    print_table(
+        ("refused", "reason"),
+        ((one.object_id, one.reason) for one in listed),
+        fitted="reason",
+    )
+    if number > len(listed):
+        say(f"and {number - len(listed):,} more")
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in result.refused.items() if n)
+    say(f"refused: {number:,} ({kinds})")
 
 
 def _check_address(host: str, port: int) -> None:
@@ -283,12 +360,30 @@ def _say_error(outcome: Outcome) -> None:
         say(f"{outcome.event_id}  {outcome.error}")
 
 
+def _print_outcome(outcome: Outcome) -> None:
+    values = asdict(outcome)
+    values["event_type"] = values.pop("type")
+    print_json({"record": "outcome", **values})
+
+
+def _print_totals(counts: Mapping[Result, int], *, is_resumed: bool = False) -> None:
+    results = {result: counts.get(result, 0) for result in RESULTS}
+    print_json(
+        {
+            "record": "totals",
+            "is_resumed": is_resumed,
+            "seen": sum(results.values()),
+            "results": results,
+        }
+    )
+
+
 def _format_counts(counts: Mapping[Result, int]) -> str:
     return ", ".join(f"{n:,} {result}" for result, n in sorted(counts.items()) if n)
 
 
 def _cells(event: StoredEvent) -> tuple[str, ...]:
-    error = event.last_error if event.status == "failed" else None
+    error = event.last_error if event.status in {"failed", "ignored"} else None
     return (
         event.id,
         event.type,

@@ -1,17 +1,20 @@
-"""Compare all of Stripe's customers and subscriptions with the database."""
+"""Compare all of Stripe's customers and subscriptions with the database.
+
+A dry run applies each page as a run does, in a transaction that is rolled back: it
+finds the same differences and meets the same refusals, and locks nothing for longer.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import stripe
 from psycopg import Connection
 
-from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import store
 from pyapp.stripe_sync.apply import (
     read_snapshot,
@@ -19,75 +22,27 @@ from pyapp.stripe_sync.apply import (
     sync_affected_users,
     upsert_snapshots,
 )
-from pyapp.stripe_sync.client import (
-    affects_all_objects,
-    error_summary,
-    with_retries,
-)
-from pyapp.stripe_sync.objects import find_id
+from pyapp.stripe_sync.client import with_retries
+from pyapp.stripe_sync.differences import KINDS, Difference, find_differences
+from pyapp.stripe_sync.objects import describe_id, require_id
 from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, Page, list_pages
+from pyapp.stripe_sync.refusals import (
+    REFUSAL_KINDS,
+    UNREADABLE,
+    Refusal,
+    RefusalKind,
+    affects_one_object,
+    make_refusal,
+)
 from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.store import ObjectType, SyncedUser, UnlistedObject, UpsertResult
-from pyapp.stripe_sync.transactions import (
-    LOCK_ERRORS,
-    limit_lock_waits,
-    own_transaction,
-)
+from pyapp.stripe_sync.transactions import limit_lock_waits, own_transaction
 
 log = logging.getLogger("pyapp.stripe")
 
-# Kinds of differences, in the order of a report.
-KINDS = (
-    "missing_here",
-    "missing_there",
-    "status",
-    "price",
-    "period",
-    "created_at",
-    "unlinked",
-    "unknown_price",
-)
 # Rows per query for objects that a page should contain and does not.
 _UNLISTED_PAGE = 100
-# SQLSTATE classes of errors about one row: data, integrity, program limits, PL/pgSQL.
-_ROW_ERRORS = frozenset({"22", "23", "54", "P0"})
-# Errors from reading an unexpected object.
-_UNREADABLE = (
-    AttributeError,
-    KeyError,
-    IndexError,
-    OSError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One disagreement between Stripe and the database.
-
-    *kind* is one of KINDS. *object_id* is a customer, a subscription or a user.
-    *user_id* is the object's user; for `unlinked`, the user with its e-mail address.
-    """
-
-    kind: str
-    object_id: str
-    user_id: UUID | None
-    is_repaired: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An object that could not be compared or repaired, and the error.
-
-    *object_id* is a customer or a subscription, or "(no id)".
-    """
-
-    object_type: ObjectType
-    object_id: str
-    error: str
+_NO_USER = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +50,8 @@ class Reconciliation:
     """The totals of a reconciliation, including those before it was resumed.
 
     `seen` counts listed objects; its keys are customers and subscriptions. `found` and
-    `repaired` count differences; their keys are KINDS. `failed` counts the objects that
-    could not be compared or repaired.
+    `repaired` count differences; their keys are KINDS. `refused` counts the objects
+    that could not be compared or repaired; its keys are REFUSAL_KINDS.
     """
 
     run_id: int
@@ -105,12 +60,17 @@ class Reconciliation:
     seen: Mapping[ObjectType, int]
     found: Mapping[str, int]
     repaired: Mapping[str, int]
-    failed: int = 0
+    refused: Mapping[RefusalKind, int]
 
     @property
     def number_found(self) -> int:
         """Return the number of differences."""
         return sum(self.found.values())
+
+    @property
+    def number_refused(self) -> int:
+        """Return the number of objects that could not be compared or repaired."""
+        return sum(self.refused.values())
 
 
 def reconcile(
@@ -121,7 +81,7 @@ def reconcile(
     progress: Callable[[Progress], None] | None = None,
     on_difference: Callable[[Difference], None] | None = None,
     page_size: int = 100,
-    on_failure: Callable[[Failure], None] | None = None,
+    on_refusal: Callable[[Refusal], None] | None = None,
 ) -> Reconciliation:
     """Compare all of Stripe's objects with the database, and repair the database.
 
@@ -130,16 +90,18 @@ def reconcile(
     linked to the user with its e-mail address; otherwise an `unlinked` difference
     proposes that user. *progress* is called after each page, *on_difference* after the
     commit that repairs it. An object that cannot be read or stored, or that another
-    transaction locks for five seconds, is reported to *on_failure*; the run goes on.
+    transaction locks for five seconds, is reported to *on_refusal*; the run goes on.
 
     Raises:
         ReconcileRunningError: another reconciliation is running.
-        StripeRequestError: Stripe refused, or was unavailable for minutes.
+        StripeRequestError: Stripe refused, was unavailable for minutes, or sent a page
+            that cannot be read.
         OpenTransactionError: the connection is in a transaction.
+        psycopg.Error: the database would refuse every object.
     """
     with start_run(conn, "reconcile", is_dry_run=dry_run) as run:
         work = _Comparison(
-            conn, client, run, dry_run, match_email, on_difference, on_failure
+            conn, client, run, dry_run, match_email, on_difference, on_refusal
         )
         with own_transaction(conn):
             size = store.get_mirror_size(conn)
@@ -164,7 +126,7 @@ def reconcile(
             seen={object_type: run.counts[object_type] for object_type in OBJECT_TYPES},
             found={kind: run.counts[kind] for kind in KINDS},
             repaired={kind: run.counts[f"{kind} repaired"] for kind in KINDS},
-            failed=run.counts["failed"],
+            refused={kind: run.counts[f"refused {kind}"] for kind in REFUSAL_KINDS},
         )
 
 
@@ -176,97 +138,150 @@ class _Comparison:
     is_dry_run: bool
     match_email: bool
     on_difference: Callable[[Difference], None] | None
-    on_failure: Callable[[Failure], None] | None
+    on_refusal: Callable[[Refusal], None] | None
+    # Ids that have been reported, so that each object is reported once.
+    refused: set[tuple[ObjectType, str]] = field(default_factory=set)
+    # In a dry run, the customers that a run would have changed by now.
+    unstored: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def compare_page(self, page: Page) -> None:
         """Apply the page, then refresh objects that are ambiguous or missing from it.
 
         If there are none of these, all of it is one transaction.
         """
-        rows = self._read(page)
-        try:
-            with self.run.transaction():
-                found, ambiguous = self._upsert_snapshots(page, rows)
-                unlisted = self._list_unlisted(page, page.until, None)
-                if not ambiguous and not unlisted:
-                    self._finish(page)
-        except Exception as exc:
-            if not self._affects_one_object(exc):
-                raise
-            # One object is invalid or locked: upsert each in its own transaction.
-            found, ambiguous = [], []
-            for row in rows:
-                self._upsert_alone(page, row)
-            with own_transaction(self.conn):
-                unlisted = self._list_unlisted(page, page.until, None)
-            is_finished = False
-        else:
-            is_finished = not ambiguous and not unlisted
-        self._report(found)
-        if not is_finished:
+        with self._counted_once():
+            rows = self._read(page)
+            try:
+                with self._transaction():
+                    found, ambiguous = self._upsert_snapshots(page.object_type, rows)
+                    unlisted = self._list_unlisted(page, page.until, None)
+                    is_finished = not (ambiguous or unlisted or self.is_dry_run)
+                    if is_finished:
+                        self._finish(page)
+            except Exception as exc:
+                if not self._affects_one_object(page.object_type, exc):
+                    raise
+                # One object is refused: upsert each in its own transaction.
+                found, ambiguous, is_finished = [], [], False
+                for row in rows:
+                    self._upsert_alone(page, row)
+                with own_transaction(self.conn):
+                    unlisted = self._list_unlisted(page, page.until, None)
+            self._report(found)
             for row in ambiguous:
                 self._refresh_row(page, row)
             self._refresh_unlisted(page, unlisted)
-            with self.run.transaction():
-                self._finish(page)
+            if not is_finished:
+                with self.run.transaction():
+                    self._finish(page)
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Forget the refusals of work that is interrupted: a resumed run repeats it."""
+        before = self.run.counts.copy()
+        try:
+            yield
+        except BaseException:
+            for name in self.run.counts:
+                if name.startswith("refused"):
+                    self.run.counts[name] = before[name]
+            raise
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return self.run.transaction(is_kept=not self.is_dry_run)
 
     def _read(self, page: Page) -> list[dict[str, Any]]:
-        rows = []
+        rows, previous = [], page.after
         for listed in page.objects:
-            object_id = find_id(listed)
             try:
-                if object_id is None:
-                    raise ValueError("it has no id")
-                rows.append(read_snapshot(page.object_type, listed, page.as_of))
-            except _UNREADABLE as exc:
-                self._fail(page.object_type, object_id or "(no id)", exc)
+                previous = require_id(listed)
+            except ValueError as exc:
+                place = f"listed after {previous}" if previous else "listed first"
+                error = ValueError(f"{exc}; {place}")
+                self._refuse(page.object_type, describe_id(listed), error)
+                continue
+            try:
+                row = read_snapshot(page.object_type, listed, page.as_of)
+                if row["created_at"] is None and not row.get("is_deleted"):
+                    raise ValueError("created is missing or null")
+                rows.append(row)
+            except UNREADABLE as exc:
+                self._refuse(page.object_type, previous, exc)
         return rows
 
     def _upsert_snapshots(
-        self, page: Page, rows: list[dict[str, Any]]
+        self, object_type: ObjectType, rows: list[dict[str, Any]]
     ) -> tuple[list[Difference], list[dict[str, Any]]]:
         """Upsert the rows; return the differences, and the ambiguous rows."""
-        if not self.is_dry_run:
-            customers = [_customer_id(page, row) for row in rows]
-            store.lock_customers(self.conn, ids=customers)
+        customers = [_customer_id(object_type, row) for row in rows]
+        store.lock_customers(self.conn, ids=customers)
+        if object_type == "subscriptions":
+            self._upsert_unstored(customers)
         upserted = upsert_snapshots(
             self.conn,
-            page.object_type,
+            object_type,
             rows,
             "page",
             can_fetch=True,
             match_email=self.match_email,
-            is_dry_run=self.is_dry_run,
         )
-        users = sync_affected_users(self.conn, upserted, is_dry_run=self.is_dry_run)
+        users = sync_affected_users(self.conn, upserted)
+        if self.is_dry_run and object_type == "customers":
+            changed = {
+                one.id
+                for one in upserted
+                if one.result == "applied" and one.differences
+            }
+            self.unstored |= {row["id"]: row for row in rows if row["id"] in changed}
         ambiguous = {one.id for one in upserted if one.result == "ambiguous"}
         found = self._count(
-            find_differences(page.object_type, upserted, users, self.is_dry_run)
+            find_differences(object_type, upserted, users, self.is_dry_run)
         )
         return found, [row for row in rows if row["id"] in ambiguous]
 
+    def _upsert_unstored(self, customers: Iterable[str]) -> None:
+        """Upsert these customers as a run would have: a dry run has rolled them back.
+
+        The caller's transaction is rolled back too.
+        """
+        rows = [self.unstored[id] for id in set(customers) & self.unstored.keys()]
+        if rows:
+            upserted = upsert_snapshots(
+                self.conn, "customers", rows, "page", match_email=self.match_email
+            )
+            sync_affected_users(self.conn, upserted)
+
     def _upsert_alone(self, page: Page, row: dict[str, Any]) -> None:
         try:
-            with self.run.transaction():
-                found, ambiguous = self._upsert_snapshots(page, [row])
+            with self._transaction():
+                found, ambiguous = self._upsert_snapshots(page.object_type, [row])
         except Exception as exc:
-            if not self._affects_one_object(exc):
+            if not self._affects_one_object(page.object_type, exc):
                 raise
-            self._fail(page.object_type, row["id"], exc)
+            self._refuse(page.object_type, row["id"], exc)
             return
         self._report(found)
         if ambiguous:
             self._refresh_row(page, row)
 
-    def _fail(self, object_type: ObjectType, object_id: str, error: Exception) -> None:
-        failure = Failure(object_type, object_id, error_summary(error))
-        self.run.counts["failed"] += 1
+    def _refuse(
+        self, object_type: ObjectType, object_id: str, error: Exception
+    ) -> None:
+        refusal = make_refusal(object_type, object_id, error)
+        self.unstored.pop(object_id, None)
+        self.refused.add((object_type, object_id))
+        self.run.counts["refused"] += 1
+        self.run.counts[f"refused {refusal.kind}"] += 1
         log.error(
-            "stripe object failed",
-            extra={"object_id": object_id, "kind": type(error).__name__},
+            "stripe object refused",
+            extra={
+                "object_id": object_id,
+                "reason": refusal.kind,
+                "kind": type(error).__name__,
+            },
         )
-        if self.on_failure:
-            self.on_failure(failure)
+        if self.on_refusal:
+            self.on_refusal(refusal)
 
     def _finish(self, page: Page) -> None:
         self.run.counts[page.object_type] += len(page.objects)
@@ -274,9 +289,8 @@ class _Comparison:
 
     def refresh_unlisted_customers(self, as_of: datetime) -> None:
         """Refresh customers of checkouts and users that no page has contained."""
-        self._refresh_each(store.list_name_only_customers, as_of)
-        # A dry run does not store the pages, so every user's customer is unseen.
-        if not self.is_dry_run:
+        with self._counted_once():
+            self._refresh_each(store.list_name_only_customers, as_of)
             self._refresh_each(store.list_unseen_customers, as_of)
 
     def _refresh_each(
@@ -287,8 +301,11 @@ class _Comparison:
             with own_transaction(self.conn):
                 found = list_customers(self.conn, after_id=after, limit=_UNLISTED_PAGE)
             for customer in found:
-                self._refresh("customers", customer.id, customer.id, as_of)
                 after = customer.id
+                is_refused = ("customers", customer.id) in self.refused
+                # A page has contained these, and stored none of them.
+                if not is_refused and customer.id not in self.unstored:
+                    self._refresh("customers", customer.id, customer.id, as_of)
             if len(found) < _UNLISTED_PAGE:
                 return
 
@@ -321,7 +338,8 @@ class _Comparison:
                 unlisted = self._list_unlisted(page, last.created_at, last.id)
 
     def _refresh_row(self, page: Page, row: dict[str, Any]) -> None:
-        self._refresh(page.object_type, row["id"], _customer_id(page, row), page.as_of)
+        customer = _customer_id(page.object_type, row)
+        self._refresh(page.object_type, row["id"], customer, page.as_of)
 
     def _refresh(
         self,
@@ -336,10 +354,11 @@ class _Comparison:
         """
 
         def refresh() -> tuple[UpsertResult | None, list[SyncedUser]]:
-            with own_transaction(self.conn):
+            with own_transaction(self.conn, is_kept=not self.is_dry_run):
                 limit_lock_waits(self.conn)
-                if not self.is_dry_run:
-                    store.lock_customers(self.conn, ids=[customer_id])
+                store.lock_customers(self.conn, ids=[customer_id])
+                if object_type == "subscriptions":
+                    self._upsert_unstored([customer_id])
                 upserted = refresh_object(
                     self.conn,
                     self.client,
@@ -347,23 +366,19 @@ class _Comparison:
                     object_id,
                     not_before,
                     match_email=self.match_email,
-                    is_dry_run=self.is_dry_run,
                 )
                 if upserted is None:
                     self._mark_missing(object_type, object_id, not_before)
                     return None, []
-                users = sync_affected_users(
-                    self.conn, [upserted], is_dry_run=self.is_dry_run
-                )
-                return upserted, users
+                return upserted, sync_affected_users(self.conn, [upserted])
 
         # A retry waits outside the transaction, so without the lock.
         try:
             upserted, users = with_retries(refresh)
         except Exception as exc:
-            if not self._affects_one_object(exc):
+            if not self._affects_one_object(object_type, exc):
                 raise
-            self._fail(object_type, object_id, exc)
+            self._refuse(object_type, object_id, exc)
             return
         found: Iterable[Difference]
         if upserted is None:
@@ -376,8 +391,6 @@ class _Comparison:
         self, object_type: ObjectType, object_id: str, as_of: datetime
     ) -> None:
         """Mark an object that Stripe does not have as deleted or canceled."""
-        if self.is_dry_run:
-            return
         if object_type == "customers":
             row = {"id": object_id, "is_deleted": True, "as_of": as_of.isoformat()}
             upserted = store.upsert_customers(
@@ -396,16 +409,12 @@ class _Comparison:
             self.run.counts[f"{one.kind} repaired"] += one.is_repaired
         return found
 
-    def _affects_one_object(self, error: Exception) -> bool:
-        """Return True if other objects can succeed, so that the run goes on."""
-        if self.conn.closed:
-            return False
-        if isinstance(error, psycopg.Error):
-            state = error.sqlstate or ""
-            return isinstance(error, LOCK_ERRORS) or state[:2] in _ROW_ERRORS
-        if isinstance(error, StripeRequestError):
-            return not affects_all_objects(error, self.client)
-        return isinstance(error, (RuleError, *_UNREADABLE))
+    def _affects_one_object(self, object_type: ObjectType, error: Exception) -> bool:
+        def apply_empty() -> None:
+            store.sync_users(self.conn, user_ids=[_NO_USER])
+            upsert_snapshots(self.conn, object_type, [{}], "page", can_fetch=True)
+
+        return affects_one_object(self.conn, self.client, error, apply_empty)
 
     def _report(self, found: Sequence[Difference]) -> None:
         """Report differences whose repair is committed."""
@@ -414,41 +423,6 @@ class _Comparison:
                 self.on_difference(one)
 
 
-def find_differences(
-    object_type: ObjectType,
-    upserted: Sequence[UpsertResult],
-    users: Sequence[SyncedUser],
-    is_dry_run: bool,
-) -> Iterator[Difference]:
-    """Yield the differences of objects, and those of users that no object explains."""
-    known = {user.id: user for user in users}
-    ids = {one.id for one in upserted}
-    explained = set()
-    for one in upserted:
-        if one.result != "applied":
-            continue
-        user = known.get(one.user_id) if one.user_id else None
-        kinds = dict.fromkeys(one.differences, not is_dry_run)
-        if one.user_id is None and "unlinked" in kinds:
-            kinds["unlinked"] = False
-        # A user has one customer; a second one that claims the user stays unlinked.
-        is_second = object_type == "customers" and user and user.customer_id != one.id
-        if is_second and not is_dry_run and "missing_there" not in kinds:
-            kinds["unlinked"] = False
-        for kind, is_repaired in kinds.items():
-            owner = one.user_id or one.proposed_user_id
-            yield Difference(kind, one.id, owner, is_repaired)
-        if kinds:
-            explained.add(one.user_id)
-    for user in users:
-        # Users with a customer appear once with it, and again with a subscription.
-        if object_type == "customers" and user.id not in explained:
-            for kind in user.differences:
-                yield Difference(kind, str(user.id), user.id, not is_dry_run)
-        if user.has_unknown_price and user.subscription_id in ids:
-            yield Difference("unknown_price", user.subscription_id, user.id, False)
-
-
-def _customer_id(page: Page, row: dict[str, Any]) -> str:
-    found: str = row["id"] if page.object_type == "customers" else row["customer_id"]
+def _customer_id(object_type: ObjectType, row: dict[str, Any]) -> str:
+    found: str = row["id"] if object_type == "customers" else row["customer_id"]
     return found

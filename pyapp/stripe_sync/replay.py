@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import stripe
 from psycopg import Connection
@@ -29,12 +29,14 @@ from pyapp.stripe_sync.apply import (
 from pyapp.stripe_sync.client import error_summary, list_page
 from pyapp.stripe_sync.objects import (
     Event,
-    JsonObject,
+    count_without_id,
+    describe_id,
     find_created,
     find_id,
     find_last_id,
     read_event,
 )
+from pyapp.stripe_sync.pages import LARGEST_PAGE, read_list
 from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction
 
@@ -42,7 +44,8 @@ from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction
 RETENTION = timedelta(days=30)
 RESULTS: tuple[Result, ...] = (*get_args(Success), "failed")
 
-EventPage = Sequence[JsonObject]
+# Stripe's JSON, which may contain anything.
+EventPage = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def replay_events(
         InvalidValueError: *since* has no time zone, is in the future, or is older than
             30 days.
         ReconcileRunningError: another replay is running.
-        StripeRequestError: Stripe refused, or was unavailable for minutes.
+        StripeRequestError: Stripe refused, was unavailable for minutes, or sent a page
+            after which no other can be requested.
         OpenTransactionError: the connection is in a transaction.
     """
     first = _read_since(since)
@@ -189,9 +193,9 @@ def _process_page(
     with own_transaction(conn):
         done = {event.id for event in events.list_done_events(conn, ids=ids)}
     for listed in page:
-        event_id, event_type = find_id(listed) or "(no id)", "(no type)"
-        if isinstance(listed, Mapping):
-            event_type = str(listed.get("type", event_type))
+        event_id, event_type = describe_id(listed), "(no type)"
+        if isinstance(listed, Mapping) and isinstance(listed.get("type"), str):
+            event_type = listed["type"]
         if event_id in done:
             yield Outcome(event_id, event_type, "duplicate")
             continue
@@ -250,6 +254,13 @@ class EventCursor:
         return saved if is_included else cls(since)
 
 
+class _List(NamedTuple):
+    """Events as Stripe lists them, the newest first, and whether there are more."""
+
+    events: EventPage
+    has_more: bool
+
+
 @dataclass(slots=True)
 class _Listing:
     """Lists undelivered events that were created before the first request."""
@@ -262,43 +273,62 @@ class _Listing:
     def list_after(self, cursor: EventCursor) -> EventPage:
         """Return the next page, its oldest event first; empty at the end."""
         listed = None
-        if cursor.without_id and cursor.after is None:
-            raise StripeRequestError("Stripe lists only events without ids")
         if cursor.after is not None:
-            listed = self._list(cursor.since, ending_before=cursor.after)
+            listed = self._list_with_id(cursor.since, ending_before=cursor.after)
         if listed is None:
             # There is no cursor event, or Stripe has deleted it.
             listed = self._list_oldest(cursor)
-        page: EventPage = listed["data"][::-1]
-        seen = 0
-        while seen < min(cursor.without_id, len(page)) and not find_id(page[seen]):
-            seen += 1
-        if page[seen:] or not page or not listed["has_more"]:
-            return page[seen:]
-        raise StripeRequestError("Stripe lists only events without ids")
+        page = listed.events[::-1]
+        if cursor.after and cursor.after in map(find_id, page):
+            raise StripeRequestError(f"Stripe lists the event {cursor.after} again")
+        return page[count_without_id(page[: cursor.without_id]) :]
 
-    def _list_oldest(self, cursor: EventCursor) -> Mapping[str, Any]:
+    def _list_oldest(self, cursor: EventCursor) -> _List:
+        """Return the oldest page; it has an event with a valid id if any has one."""
         since = cursor.since if cursor.created is None else cursor.created
-        page = self._list(since)
+        newer, page = _List((), False), self._list_with_id(since)
         if page is None:
             raise StripeRequestError("Stripe does not list events")
-        expected = self.run.counts["seen"] + len(page["data"])
-        while page["has_more"]:
-            last = find_last_id(page["data"])
-            older = self._list(since, starting_after=last) if last else None
-            if older is None or not older["data"]:
+        expected = self.run.counts["seen"] + len(page.events)
+        while page.has_more:
+            last = str(find_last_id(page.events))
+            older = self._list_with_id(since, starting_after=last)
+            if older is None or not older.events:
                 break
-            page = older
-            expected += len(page["data"])
+            newer, page = page, older
+            expected += len(page.events)
         self.run.counts["expected"] = expected
+        if find_last_id(page.events) is None:
+            # The page begins with the events that follow the last valid id.
+            count = len(newer.events) - count_without_id(reversed(newer.events))
+            return _List([*newer.events[:count], *page.events], False)
         return page
 
-    def _list(self, since: int | None, **place: str) -> Mapping[str, Any] | None:
+    def _list_with_id(self, since: int | None, **place: str) -> _List | None:
+        """Return a page, with more events if those of *page_size* have no valid id.
+
+        It returns None if the event in *place* does not exist.
+
+        Raises:
+            StripeRequestError: no page behind it could be requested.
+        """
+        for size in (self.page_size, max(self.page_size, LARGEST_PAGE)):
+            found = self._list(since, size, place)
+            if found is None or not found.has_more or find_last_id(found.events):
+                return found
+        where = " ".join(f"{name} {id}" for name, id in place.items())
+        raise StripeRequestError(
+            f"none of the events that Stripe lists {where} has a valid id"
+        )
+
+    def _list(
+        self, since: int | None, size: int, place: Mapping[str, str]
+    ) -> _List | None:
         created = {"gte": since, "lte": self.until}
         response = list_page(
             self.client,
             "events",
-            limit=self.page_size,
+            limit=size,
             delivery_success=False,
             types=sorted(USED_TYPES),
             created={name: value for name, value in created.items() if value},
@@ -309,4 +339,4 @@ class _Listing:
         if self.until is None:
             # Without an end, a replay would not finish while deliveries keep failing.
             self.until = math.ceil(response.as_of.timestamp())
-        return response.data
+        return _List(*read_list(response))

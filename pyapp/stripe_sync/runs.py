@@ -57,8 +57,8 @@ class ActiveRun:
     """A run in progress: its cursor and its counts.
 
     A reconciliation counts seen objects by object type, differences by kind, repaired
-    differences by "<kind> repaired", and "failed" objects. A replay counts "seen" and
-    "expected" events, and outcomes by result.
+    differences by "<kind> repaired", "refused" objects, and these by "refused <kind>".
+    A replay counts "seen" and "expected" events, and outcomes by result.
     """
 
     conn: Connection[Any]
@@ -91,11 +91,14 @@ class ActiveRun:
             return start
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Open a transaction; restore cursor and counts if it fails."""
+    def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
+        """Open a transaction; restore cursor and counts if it fails.
+
+        If it is not kept, it is rolled back at its end, and the counts stay.
+        """
         cursor, counts = self.cursor, self.counts.copy()
         try:
-            with own_transaction(self.conn):
+            with own_transaction(self.conn, is_kept=is_kept):
                 limit_lock_waits(self.conn)
                 yield
         except BaseException:

@@ -52,13 +52,17 @@ class Deadline:
         return min(max(self.moment - time.monotonic(), 0.0), DELIVERY_TIMEOUT)
 
 
+# Makes a rolled-back transaction check deferred constraints, as a commit does.
+_CHECK_CONSTRAINTS = b"SET CONSTRAINTS ALL IMMEDIATE"
 # Limits each statement to DELIVERY_TIMEOUT, and their sum not at all.
 NO_DEADLINE = Deadline(math.inf)
 
 
 @contextmanager
-def own_transaction(conn: Connection[Any]) -> Iterator[None]:
+def own_transaction(conn: Connection[Any], *, is_kept: bool = True) -> Iterator[None]:
     """Open a READ COMMITTED transaction, regardless of the connection's default.
+
+    If it is not kept, it is rolled back at its end, after all constraints are checked.
 
     Raises:
         OpenTransactionError: the connection is in a transaction, which the caller may
@@ -69,8 +73,10 @@ def own_transaction(conn: Connection[Any]) -> Iterator[None]:
     if level != psycopg.IsolationLevel.READ_COMMITTED:
         conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     try:
-        with conn.transaction():
+        with conn.transaction(force_rollback=not is_kept):
             yield
+            if not is_kept:
+                conn.execute(_CHECK_CONSTRAINTS)
     finally:
         if level != psycopg.IsolationLevel.READ_COMMITTED and not conn.closed:
             conn.isolation_level = level
