@@ -18,13 +18,14 @@ from pyapp._core.config import Settings, load_settings
 from pyapp._core.connection import connect, pool
 from pyapp.cli.arguments import ArgumentError, parse_duration
 from pyapp.cli.console import (
+    confirmed,
     print_json,
     print_table,
     say,
     show_objects,
     warn,
 )
-from pyapp.cli.logs import start_logging
+from pyapp.cli.logs import printable, start_logging
 from pyapp.cli.run import explain
 from pyapp.errors import ConfigError, MissingExtraError, PyappError
 from pyapp.stripe_sync import (
@@ -41,6 +42,7 @@ from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
     delete_event_payloads,
+    discard_event,
     list_events,
     list_failed_events,
 )
@@ -73,7 +75,7 @@ _DIFFERENCES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `pyapp stripe`."""
-    for command in (serve, events, retry, replay, prune, reconcile):
+    for command in (serve, events, retry, replay, discard, prune, reconcile):
         app.command()(command)
 
 
@@ -175,6 +177,27 @@ def replay(
         )
     if done.results["failed"]:
         raise typer.Exit(1)
+
+
+def discard(
+    event_id: Annotated[str, typer.Argument(metavar="EVENT", help="A failed event.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Set a failed event to ignored: it can never be applied, and is not retried.
+
+    The event and its error are kept.
+    """
+    if not yes and not confirmed(f"Discard {printable(event_id)}?"):
+        say("Nothing is discarded; --yes discards without asking.")
+        raise typer.Exit(1)
+    with connect() as conn:
+        found = discard_event(conn, id=event_id)
+    if found is None:
+        raise ArgumentError(
+            f"there is no failed event {event_id}: pyapp stripe events --failed lists"
+            " them"
+        )
+    say(f"discarded {found.id} ({found.type}): {found.last_error}")
 
 
 def prune(

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from psycopg import Connection
 
 from pyapp._core.run import execute, fetch_all, fetch_one, fetch_optional
-from pyapp._core.sanitize import json_text
+from pyapp._core.sanitize import json_text, storable_text
 from pyapp._core.validation import check_cursor, validated
 from pyapp.stripe_sync.store import ObjectType
 
@@ -35,6 +35,14 @@ class EventAttempt(NamedTuple):
 
     id: str
     attempts: int
+
+
+class DiscardedEvent(NamedTuple):
+    """An event that is not applied any more, and why it failed."""
+
+    id: str
+    type: str
+    last_error: str | None
 
 
 class EventPayload(NamedTuple):
@@ -151,6 +159,15 @@ def insert_event(
 def mark_event(conn: Connection[Any], *, id: str, status: str) -> int:
     """Set the status of a processed event; return 1, or 0 if it is unknown."""
     return execute(conn, "mark_event", id=id, status=status)
+
+
+@validated
+def discard_event(conn: Connection[Any], *, id: str) -> DiscardedEvent | None:
+    """Set a failed event to ignored, so that no retry or delivery applies it.
+
+    Return None if there is no such event, or it has not failed.
+    """
+    return fetch_optional(conn, DiscardedEvent, "discard_event", id=storable_text(id))
 
 
 def upsert_failed_event(

@@ -80,6 +80,13 @@ UPDATE app.stripe_events AS e
 SET status = :status
 WHERE e.id = :id;
 
+-- name: discard_event :optional
+-- The error is kept. No row: there is no such event, or it has not failed.
+UPDATE app.stripe_events AS e
+SET status = 'ignored', processed_at = now()
+WHERE e.id = :id AND e.status = 'failed'
+RETURNING e.id, e.type, e.last_error;
+
 -- name: upsert_failed_event :optional
 -- No row: another delivery of the event was applied since this one was rolled back.
 INSERT INTO app.stripe_events AS e (

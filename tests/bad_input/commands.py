@@ -212,6 +212,7 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "stripe serve port": (NUMBERS, ("stripe", "serve", "--port", "{}")),
     "stripe events limit": (NUMBERS, ("stripe", "events", "--limit", "{}")),
     "stripe replay since": (DURATIONS, ("stripe", "replay", "--since", "{}")),
+    "stripe discard event_id": (WORDS, ("stripe", "discard", "--yes", "--", "{}")),
     "stripe prune older_than": (DURATIONS, ("stripe", "prune", "--older-than", "{}")),
     "stripe reconcile every": (DURATIONS, ("stripe", "reconcile", "--every", "{}")),
 }
