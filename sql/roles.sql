@@ -63,7 +63,7 @@ REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 -- write rows of the caller's choice. Existing triggers fire without this privilege.
 REVOKE EXECUTE ON FUNCTION
 app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
-app.end_unverified_sessions(), app.delete_session(bytea),
+app.take_stripe_claims(), app.end_unverified_sessions(), app.delete_session(bytea),
 app.delete_user_sessions(uuid), app.delete_expired_sessions(bigint),
 app.cancel_referral(uuid), app.anonymize_user(uuid)
 FROM public;
@@ -79,7 +79,9 @@ GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 -- pyapp_app
 -- ---------------------------------------------------------------------------
 
-GRANT SELECT ON app.plans, app.users, app.fingerprints, app.usage_daily TO pyapp_app;
+GRANT SELECT ON
+app.plans, app.plan_prices, app.users, app.fingerprints, app.usage_daily
+TO pyapp_app;
 
 GRANT
 INSERT (email, name),
@@ -133,8 +135,9 @@ TO pyapp_app;
 -- ---------------------------------------------------------------------------
 
 GRANT SELECT ON
-app.plans, app.users, app.stripe_events, app.stripe_customers,
-app.stripe_subscriptions, app.stripe_entitlements, app.stripe_sync_runs
+app.plans, app.plan_prices, app.users, app.stripe_events, app.stripe_customers,
+app.stripe_subscriptions, app.stripe_subscription_items, app.stripe_entitlements,
+app.stripe_sync_runs
 TO pyapp_sync;
 
 GRANT UPDATE (
@@ -143,7 +146,7 @@ GRANT UPDATE (
 )
 ON app.users TO pyapp_sync;
 
--- No DELETE: deleted and canceled objects keep their rows. UPDATE is granted by column
+-- No DELETE here: deleted and canceled objects keep their rows. UPDATE is granted by column
 -- throughout, because on a table it allows LOCK TABLE in every mode.
 GRANT
 INSERT (
@@ -154,22 +157,38 @@ UPDATE (payload, status, attempts, last_error, processed_at)
 ON app.stripe_events TO pyapp_sync;
 
 GRANT
-INSERT (id, user_id, is_deleted, created_at, as_of, is_provisional),
-UPDATE (user_id, is_deleted, created_at, as_of, is_provisional)
+INSERT (
+    id, user_id, is_deleted, created_at, as_of, is_provisional, claimed_user_id,
+    claim_source
+),
+UPDATE (
+    user_id, is_deleted, created_at, as_of, is_provisional, claimed_user_id,
+    claim_source
+)
 ON app.stripe_customers TO pyapp_sync;
 
 GRANT
 INSERT (
-    id, customer_id, user_id, status, price_id, current_period_start,
-    current_period_end, billing_cycle_anchor, cancel_at_period_end, canceled_at,
-    created_at, as_of, is_provisional
+    id, customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
+    created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
+    pause_resumes_at
 ),
 UPDATE (
-    customer_id, user_id, status, price_id, current_period_start, current_period_end,
-    billing_cycle_anchor, cancel_at_period_end, canceled_at, created_at, as_of,
-    is_provisional
+    customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
+    created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
+    pause_resumes_at
 )
 ON app.stripe_subscriptions TO pyapp_sync;
+
+-- DELETE, for items that were removed: this role can lock its own table in every mode.
+GRANT
+DELETE,
+INSERT (
+    subscription_id, id, price_id, unit_amount, quantity, current_period_start,
+    current_period_end
+),
+UPDATE (price_id, unit_amount, quantity, current_period_start, current_period_end)
+ON app.stripe_subscription_items TO pyapp_sync;
 
 GRANT
 INSERT (kind, is_dry_run),
@@ -181,9 +200,9 @@ ON app.stripe_sync_runs TO pyapp_sync;
 -- ---------------------------------------------------------------------------
 
 GRANT SELECT ON
-app.plans, app.users, app.fingerprints, app.messages, app.usage_daily, app.referrals,
-app.stripe_customers, app.stripe_subscriptions, app.stripe_entitlements,
-app.stripe_sync_runs, app.usage_drift, app.referral_drift
+app.plans, app.plan_prices, app.users, app.fingerprints, app.messages,
+app.usage_daily, app.referrals, app.stripe_customers, app.stripe_subscriptions,
+app.stripe_subscription_items, app.stripe_entitlements, app.stripe_sync_runs, app.usage_drift, app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

@@ -117,11 +117,9 @@ COMMENT ON FUNCTION app.refuse_change() IS
 
 CREATE TABLE app.plans (
     id              text NOT NULL,
-    stripe_price_id text,
     monthly_credits numeric NOT NULL,
 
     CONSTRAINT plans_pkey PRIMARY KEY (id),
-    CONSTRAINT plans_stripe_price_id_key UNIQUE (stripe_price_id),
     CONSTRAINT plans_id_not_empty_check CHECK (id <> ''),
     CONSTRAINT plans_monthly_credits_is_amount_check
         CHECK (monthly_credits >= 0 AND monthly_credits < 'Infinity')
@@ -129,8 +127,6 @@ CREATE TABLE app.plans (
 
 COMMENT ON TABLE app.plans IS
     'Plans. anonymous and free apply without a paid subscription.';
-COMMENT ON COLUMN app.plans.stripe_price_id IS
-    'Stripe price that buys the plan; NULL if none does. Set by the operator.';
 COMMENT ON COLUMN app.plans.monthly_credits IS
     'Credits per month without referral credits; one credit is one US cent of usage.';
 
@@ -138,6 +134,27 @@ INSERT INTO app.plans (id, monthly_credits) VALUES
     ('anonymous', 1000),
     ('free', 2500),
     ('paid', 50000);
+
+CREATE TABLE app.plan_prices (
+    stripe_price_id text NOT NULL,
+    plan_id         text NOT NULL,
+
+    CONSTRAINT plan_prices_pkey PRIMARY KEY (stripe_price_id),
+    CONSTRAINT plan_prices_plan_id_fkey FOREIGN KEY (plan_id)
+        REFERENCES app.plans (id) ON DELETE RESTRICT,
+    CONSTRAINT plan_prices_stripe_price_id_length_check
+        CHECK (length(stripe_price_id) BETWEEN 1 AND 255)
+);
+
+COMMENT ON TABLE app.plan_prices IS
+    'Stripe prices that buy a plan: monthly, yearly, old ones. Set by the operator.';
+COMMENT ON COLUMN app.plan_prices.stripe_price_id IS
+    'Stripe''s id of the price, or of a legacy plan.';
+COMMENT ON COLUMN app.plan_prices.plan_id IS
+    'Plan that the price buys.';
+
+-- For plan_prices_plan_id_fkey, list_plans and get_plan.
+CREATE INDEX plan_prices_plan_id_idx ON app.plan_prices (plan_id);
 
 CREATE FUNCTION app.get_monthly_credits(plan_id text)
 RETURNS numeric LANGUAGE sql STABLE PARALLEL SAFE
@@ -225,13 +242,13 @@ COMMENT ON COLUMN app.users.referral_limit IS
 COMMENT ON COLUMN app.users.referral_count IS
     'Completed referrals made by this user; written by the trigger of referrals.';
 COMMENT ON COLUMN app.users.stripe_customer_id IS
-    'Linked Stripe customer, cus_...; NULL if none.';
+    'Stripe customer that the entitlement comes from; NULL if none.';
 COMMENT ON COLUMN app.users.stripe_subscription_id IS
-    'Best Stripe subscription, sub_...: active first, then latest end; NULL if none.';
+    'Stripe subscription of the best item (stripe_entitlements); NULL if none.';
 COMMENT ON COLUMN app.users.stripe_price_id IS
-    'Stripe price of the best subscription; NULL if there is none, or without price.';
+    'Stripe price of the best item; NULL if there is none, or without price.';
 COMMENT ON COLUMN app.users.subscription_status IS
-    'Status of the best subscription as reported by Stripe; NULL if there is none.';
+    'Status of that subscription as reported by Stripe; NULL if there is none.';
 COMMENT ON COLUMN app.users.subscription_active IS
     'Whether subscription_status is active, trialing or past_due.';
 COMMENT ON COLUMN app.users.created_at IS
@@ -258,19 +275,21 @@ ALTER TABLE app.users
     ),
     ADD CONSTRAINT users_referral_count_within_limit_check
         CHECK (referral_count BETWEEN 0 AND referral_limit),
-    ADD CONSTRAINT users_stripe_customer_id_shape_check
-        CHECK (stripe_customer_id ~ '^cus_.'),
-    ADD CONSTRAINT users_stripe_subscription_id_shape_check
-        CHECK (stripe_subscription_id ~ '^sub_.'),
+    ADD CONSTRAINT users_stripe_customer_id_length_check
+        CHECK (length(stripe_customer_id) BETWEEN 1 AND 255),
+    ADD CONSTRAINT users_stripe_subscription_id_length_check
+        CHECK (length(stripe_subscription_id) BETWEEN 1 AND 255),
+    ADD CONSTRAINT users_stripe_price_id_length_check
+        CHECK (length(stripe_price_id) BETWEEN 1 AND 255),
     ADD CONSTRAINT users_subscription_has_status_check
         CHECK ((stripe_subscription_id IS NULL) = (subscription_status IS NULL));
 
 -- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
--- For upsert_customers, upsert_subscriptions, link_customer and list_unseen_customers.
--- The functions lock_snapshot_users, find_customer_owners and
--- compare_stripe_subscriptions read it. Makes a customer's user unique. Partial,
+-- For upsert_customers, upsert_subscriptions, claim_customers and
+-- list_unseen_customers. The functions lock_snapshot_users, find_customer_owners,
+-- compare_stripe_claims and compare_stripe_subscriptions read it. Makes a customer's user unique. Partial,
 -- because an UPDATE of a column with a full unique index waits for transactions that
 -- inserted rows which reference the user.
 CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
@@ -899,7 +918,7 @@ CREATE TABLE app.stripe_events (
 COMMENT ON TABLE app.stripe_events IS
     'Inbox of verified Stripe events, one row each, with the result of each.';
 COMMENT ON COLUMN app.stripe_events.id IS
-    'Stripe''s id, evt_....';
+    'Stripe''s id.';
 COMMENT ON COLUMN app.stripe_events.type IS
     'Event type, such as customer.subscription.updated.';
 COMMENT ON COLUMN app.stripe_events.api_version IS
@@ -935,25 +954,32 @@ CREATE INDEX stripe_events_received_at_idx ON app.stripe_events (received_at, id
 -- ---------------------------------------------------------------------------
 
 CREATE TABLE app.stripe_customers (
-    id             text NOT NULL,
-    user_id        uuid,
-    is_deleted     boolean NOT NULL DEFAULT FALSE,
-    created_at     timestamptz,
-    as_of          timestamptz NOT NULL,
-    is_provisional boolean NOT NULL DEFAULT FALSE,
+    id              text NOT NULL,
+    user_id         uuid,
+    is_deleted      boolean NOT NULL DEFAULT FALSE,
+    created_at      timestamptz,
+    as_of           timestamptz NOT NULL,
+    is_provisional  boolean NOT NULL DEFAULT FALSE,
+    claimed_user_id uuid,
+    claim_source    text,
 
     CONSTRAINT stripe_customers_pkey PRIMARY KEY (id),
     CONSTRAINT stripe_customers_user_id_fkey FOREIGN KEY (user_id)
         REFERENCES app.users (id) ON DELETE RESTRICT,
-    CONSTRAINT stripe_customers_id_shape_check CHECK (id ~ '^cus_.')
+    CONSTRAINT stripe_customers_id_length_check CHECK (length(id) BETWEEN 1 AND 255),
+    CONSTRAINT stripe_customers_claim_source_known_check CHECK (
+        claim_source IN ('customer', 'subscription', 'checkout', 'reference', 'email')
+    ),
+    CONSTRAINT stripe_customers_claim_has_source_check
+        CHECK ((claimed_user_id IS NULL) = (claim_source IS NULL))
 );
 
 COMMENT ON TABLE app.stripe_customers IS
     'Stripe customers as last seen. A deleted customer keeps its row.';
 COMMENT ON COLUMN app.stripe_customers.id IS
-    'Stripe''s id, cus_....';
+    'Stripe''s id; the integration may have chosen it.';
 COMMENT ON COLUMN app.stripe_customers.user_id IS
-    'User linked by metadata or checkout; NULL if none.';
+    'User that the customer belongs to; NULL if none.';
 COMMENT ON COLUMN app.stripe_customers.is_deleted IS
     'Whether the customer was deleted at Stripe.';
 COMMENT ON COLUMN app.stripe_customers.created_at IS
@@ -963,10 +989,21 @@ COMMENT ON COLUMN app.stripe_customers.as_of IS
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
     'Whether events of the same second were applied in order of arrival, which may be'
     ' wrong; the next reconciliation corrects it.';
+COMMENT ON COLUMN app.stripe_customers.claimed_user_id IS
+    'User that the strongest claim names; takes effect once the user exists.';
+COMMENT ON COLUMN app.stripe_customers.claim_source IS
+    'Where the claim is, strongest first: customer, subscription, checkout (metadata),'
+    ' reference (client_reference_id), email; NULL without a claim.';
 
--- For stripe_customers_user_id_fkey and sync_users. The function find_user_customer
--- reads it.
+-- For stripe_customers_user_id_fkey and sync_users. The function find_best_item reads
+-- it.
 CREATE INDEX stripe_customers_user_id_idx ON app.stripe_customers (user_id);
+
+-- For create_user: the function take_stripe_claims reads the claims on a new user.
+-- Partial, because nearly all claims are in effect.
+CREATE INDEX stripe_customers_pending_claim_idx
+ON app.stripe_customers (claimed_user_id)
+WHERE claimed_user_id IS DISTINCT FROM user_id AND claimed_user_id IS NOT NULL;
 
 -- For list_unlisted_customers, newest first as in Stripe's lists, and
 -- list_name_only_customers.
@@ -977,6 +1014,40 @@ CREATE TRIGGER stripe_customers_newer_wins BEFORE UPDATE ON app.stripe_customers
 FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
 EXECUTE FUNCTION app.refuse_change('a newer state is known');
 
+-- SECURITY DEFINER: the role that inserts users may not write the mirror.
+CREATE FUNCTION app.take_stripe_claims()
+RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    claims jsonb;
+BEGIN
+    -- The lock of a customer belongs to a delivery, which may wait for a row that this
+    -- transaction has locked: the delivery, or the next one, takes the claim then.
+    SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
+    FROM app.stripe_customers AS c
+    INNER JOIN new_users AS u ON c.claimed_user_id = u.id
+    WHERE c.claimed_user_id IS DISTINCT FROM c.user_id
+        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0));
+    IF claims IS NOT NULL THEN
+        PERFORM app.sync_stripe_users(array_agg(o.id))
+        FROM app.claim_stripe_customers(claims, NULL) AS c
+        CROSS JOIN LATERAL (VALUES (c.user_id), (c.released_user_id)) AS o (id);
+    END IF;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.take_stripe_claims() IS
+    'Trigger: links new users to the Stripe customers that claim them.';
+
+REVOKE EXECUTE ON FUNCTION app.take_stripe_claims() FROM public;
+
+CREATE TRIGGER users_take_stripe_claims AFTER INSERT ON app.users
+REFERENCING NEW TABLE AS new_users
+FOR EACH STATEMENT EXECUTE FUNCTION app.take_stripe_claims();
+
 -- ---------------------------------------------------------------------------
 -- stripe_subscriptions
 -- ---------------------------------------------------------------------------
@@ -984,42 +1055,33 @@ EXECUTE FUNCTION app.refuse_change('a newer state is known');
 CREATE TABLE app.stripe_subscriptions (
     id                   text NOT NULL,
     customer_id          text NOT NULL,
-    user_id              uuid,
     status               text NOT NULL,
-    price_id             text,
-    current_period_start timestamptz,
-    current_period_end   timestamptz,
     billing_cycle_anchor timestamptz,
     cancel_at_period_end boolean NOT NULL DEFAULT FALSE,
     canceled_at          timestamptz,
     created_at           timestamptz NOT NULL,
     as_of                timestamptz NOT NULL,
     is_provisional       boolean NOT NULL DEFAULT FALSE,
+    cancel_at            timestamptz,
+    trial_end            timestamptz,
+    pause_behavior       text,
+    pause_resumes_at     timestamptz,
 
     CONSTRAINT stripe_subscriptions_pkey PRIMARY KEY (id),
-    CONSTRAINT stripe_subscriptions_user_id_fkey FOREIGN KEY (user_id)
-        REFERENCES app.users (id) ON DELETE RESTRICT,
-    CONSTRAINT stripe_subscriptions_id_shape_check CHECK (id ~ '^sub_.'),
-    CONSTRAINT stripe_subscriptions_customer_id_shape_check
-        CHECK (customer_id ~ '^cus_.')
+    CONSTRAINT stripe_subscriptions_id_length_check
+        CHECK (length(id) BETWEEN 1 AND 255),
+    CONSTRAINT stripe_subscriptions_customer_id_length_check
+        CHECK (length(customer_id) BETWEEN 1 AND 255)
 );
 
 COMMENT ON TABLE app.stripe_subscriptions IS
     'Stripe subscriptions as last seen. A canceled subscription keeps its row.';
 COMMENT ON COLUMN app.stripe_subscriptions.id IS
-    'Stripe''s id, sub_....';
+    'Stripe''s id.';
 COMMENT ON COLUMN app.stripe_subscriptions.customer_id IS
-    'Stripe customer, cus_.... Not a foreign key: the subscription may arrive first.';
-COMMENT ON COLUMN app.stripe_subscriptions.user_id IS
-    'User of the customer; NULL until the customer is linked.';
+    'Stripe customer. Not a foreign key: the subscription may arrive first.';
 COMMENT ON COLUMN app.stripe_subscriptions.status IS
     'Status as reported by Stripe; an open set.';
-COMMENT ON COLUMN app.stripe_subscriptions.price_id IS
-    'Price of the item that decides the plan; NULL if it has none.';
-COMMENT ON COLUMN app.stripe_subscriptions.current_period_start IS
-    'Start of the paid period; NULL if Stripe gives none.';
-COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
-    'End of the paid period, the earliest of its items; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.billing_cycle_anchor IS
     'Start of Stripe''s billing cycles; NULL if Stripe gives none.';
 COMMENT ON COLUMN app.stripe_subscriptions.cancel_at_period_end IS
@@ -1033,14 +1095,19 @@ COMMENT ON COLUMN app.stripe_subscriptions.as_of IS
 COMMENT ON COLUMN app.stripe_subscriptions.is_provisional IS
     'Whether events of the same second were applied in order of arrival, which may be'
     ' wrong; the next reconciliation corrects it.';
+COMMENT ON COLUMN app.stripe_subscriptions.cancel_at IS
+    'When the subscription will end; NULL if no time is set.';
+COMMENT ON COLUMN app.stripe_subscriptions.trial_end IS
+    'When the trial ends or ended; NULL if there was none.';
+COMMENT ON COLUMN app.stripe_subscriptions.pause_behavior IS
+    'What Stripe does with invoices while collection is paused: keep_as_draft,'
+    ' mark_uncollectible or void; NULL if it is not paused.';
+COMMENT ON COLUMN app.stripe_subscriptions.pause_resumes_at IS
+    'When paused collection resumes; NULL if no time is set.';
 
--- For sync_users. The functions find_user_customer and find_best_subscription read all
--- subscriptions of one customer.
+-- For sync_users. The function find_best_item reads all subscriptions of a customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx
 ON app.stripe_subscriptions (customer_id);
-
--- For stripe_subscriptions_user_id_fkey.
-CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
 
 -- For list_unlisted_subscriptions, newest first as in Stripe's lists.
 CREATE INDEX stripe_subscriptions_created_at_idx
@@ -1050,6 +1117,50 @@ ON app.stripe_subscriptions (created_at, id);
 CREATE TRIGGER stripe_subscriptions_newer_wins BEFORE UPDATE ON app.stripe_subscriptions
 FOR EACH ROW WHEN (NEW.as_of < OLD.as_of)
 EXECUTE FUNCTION app.refuse_change('a newer state is known');
+
+-- ---------------------------------------------------------------------------
+-- stripe_subscription_items
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE app.stripe_subscription_items (
+    subscription_id      text NOT NULL,
+    id                   text NOT NULL,
+    price_id             text,
+    unit_amount          numeric,
+    quantity             bigint,
+    current_period_start timestamptz,
+    current_period_end   timestamptz,
+
+    CONSTRAINT stripe_subscription_items_pkey PRIMARY KEY (subscription_id, id),
+    CONSTRAINT stripe_subscription_items_subscription_id_fkey
+        FOREIGN KEY (subscription_id)
+        REFERENCES app.stripe_subscriptions (id) ON DELETE CASCADE,
+    CONSTRAINT stripe_subscription_items_id_length_check
+        CHECK (length(id) BETWEEN 1 AND 255),
+    CONSTRAINT stripe_subscription_items_price_id_length_check
+        CHECK (length(price_id) BETWEEN 1 AND 255),
+    CONSTRAINT stripe_subscription_items_unit_amount_is_finite_check
+        CHECK (unit_amount > '-Infinity' AND unit_amount < 'Infinity'),
+    CONSTRAINT stripe_subscription_items_quantity_not_negative_check
+        CHECK (quantity >= 0)
+);
+
+COMMENT ON TABLE app.stripe_subscription_items IS
+    'All items of each Stripe subscription, as in the subscription''s snapshot.';
+COMMENT ON COLUMN app.stripe_subscription_items.subscription_id IS
+    'Subscription that has the item.';
+COMMENT ON COLUMN app.stripe_subscription_items.id IS
+    'Stripe''s id; the subscription''s, if Stripe gives the item none.';
+COMMENT ON COLUMN app.stripe_subscription_items.price_id IS
+    'Stripe price, or legacy plan; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscription_items.unit_amount IS
+    'Price of one unit in the currency''s smallest unit; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscription_items.quantity IS
+    'Units; NULL if metered, which counts as 1. With 0 the item buys no plan.';
+COMMENT ON COLUMN app.stripe_subscription_items.current_period_start IS
+    'Start of the item''s paid period; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscription_items.current_period_end IS
+    'End of the item''s paid period; NULL if Stripe gives none.';
 
 -- ---------------------------------------------------------------------------
 -- stripe_sync_runs

@@ -179,7 +179,8 @@ def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
             fake.add_price(price)
         fake.add_price("price_year", interval="year")
         conn.execute(
-            "UPDATE app.plans SET stripe_price_id = 'price_month' WHERE id = 'paid'"
+            "INSERT INTO app.plan_prices (stripe_price_id, plan_id)"
+            " VALUES ('price_month', 'paid')"
         )
         yield StripeWorld(fake, url, conn)
 

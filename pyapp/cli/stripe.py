@@ -69,6 +69,7 @@ _DIFFERENCES = {
     "period": "another period",
     "created_at": "another creation date",
     "unlinked": "customer linked to no user, or to another one",
+    "conflict": "another user is claimed, by a weaker claim",
     "unknown_price": "price without a plan",
 }
 

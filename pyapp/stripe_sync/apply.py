@@ -7,7 +7,7 @@ order of two snapshots is ambiguous. Without a client, the snapshot that arrived
 kept and marked provisional for the next reconciliation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -24,19 +24,26 @@ from pyapp.stripe_sync.client import (
     StripeApi,
     affects_all_objects,
     error_summary,
-    fetch,
     is_transient,
     with_retries,
 )
 from pyapp.stripe_sync.objects import (
     Event,
     find_invoice_subscription,
+    has_more_items,
     object_id,
-    read_customer,
-    read_subscription,
+    read_claim,
     read_user_id,
 )
-from pyapp.stripe_sync.store import ObjectType, Source, SyncedUser, UpsertResult
+from pyapp.stripe_sync.snapshots import (
+    Snapshot,
+    changed_users,
+    read_snapshot,
+    refresh_object,
+    sync_affected_users,
+    upsert_snapshots,
+)
+from pyapp.stripe_sync.store import ObjectType, UpsertResult
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -51,12 +58,7 @@ from pyapp.stripe_sync.transactions import (
 
 Success = Literal["applied", "duplicate", "stale", "ignored"]
 Result = Success | Literal["failed"]
-_Applied = Literal["applied", "stale", "ignored"]
 
-_READERS: dict[ObjectType, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "customers": read_customer,
-    "subscriptions": read_subscription,
-}
 # Types of events that contain a snapshot.
 _SNAPSHOT_TYPES: dict[str, ObjectType] = {
     "customer.created": "customers",
@@ -69,7 +71,9 @@ _SNAPSHOT_TYPES: dict[str, ObjectType] = {
     "customer.subscription.resumed": "subscriptions",
 }
 _INVOICE_TYPES = frozenset({"invoice.paid", "invoice.payment_failed"})
-_CHECKOUT_TYPES = frozenset({"checkout.session.completed"})
+_CHECKOUT_TYPES = frozenset(
+    {"checkout.session.completed", "checkout.session.async_payment_succeeded"}
+)
 # Types of events that only name an object.
 _REFERENCE_TYPES = _INVOICE_TYPES | _CHECKOUT_TYPES
 USED_TYPES = _REFERENCE_TYPES | frozenset(_SNAPSHOT_TYPES)
@@ -93,7 +97,10 @@ class Outcome:
 
     `is_busy` is True if it failed because of a lock or a timeout and may succeed if it
     is repeated. `attempts` counts the failures of a stored event; it is None if the
-    event could not be stored.
+    event could not be stored. `user_ids` are the users that an applied event changed:
+    their entitlement, or the customer that they are linked to.
+    `conflicting_user_id` is a user that the event claims for a customer which a
+    stronger claim or link gives to another user.
     """
 
     event_id: str
@@ -102,14 +109,17 @@ class Outcome:
     error: str | None = None
     is_busy: bool = False
     attempts: int | None = None
+    user_ids: tuple[UUID, ...] = ()
+    conflicting_user_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A row for `upsert_snapshots`: one object as it was at `row["as_of"]`."""
+class Effect:
+    """What an event did; "ambiguous" if its object has to be fetched first."""
 
-    object_type: ObjectType
-    row: Mapping[str, Any]
+    result: Success | Literal["ambiguous"]
+    user_ids: Sequence[UUID] = ()
+    conflicting_user_id: UUID | None = None
 
 
 def process_event(
@@ -145,22 +155,33 @@ def _process(
     check_idle(conn)
     is_limited = deadline is not NO_DEADLINE
     until = deadline.before(FAILURE_RESERVE) if is_limited else deadline
-    result: Success | Literal["ambiguous"]
     try:
         try:
-            result = apply_directly(conn, event, client, _FIRST_LOCK_WAIT)
+            effect = apply_directly(conn, event, client, _FIRST_LOCK_WAIT)
         except LOCK_ERRORS:
-            result = apply_directly(conn, event, client, deadline=until)
-        if result == "ambiguous":
+            effect = apply_directly(conn, event, client, deadline=until)
+        if effect.result == "ambiguous":
             if is_limited:
                 client = with_deadline(client, until)
-            result = apply_with_fetch(conn, event, client, until)
+            effect = apply_with_fetch(conn, event, client, until)
     except Exception as exc:
         may_retry = isinstance(exc, stripe.StripeError) and is_transient(exc)
         if conn.closed or (may_retry and not is_limited):
             raise
         return record_failure(conn, event, exc, deadline)
-    return Outcome(event.id, event.type, result)
+    return make_outcome(event, effect)
+
+
+def make_outcome(event: Event, effect: Effect) -> Outcome:
+    """Return the outcome of an event that was not ambiguous."""
+    assert effect.result != "ambiguous"
+    return Outcome(
+        event.id,
+        event.type,
+        effect.result,
+        user_ids=tuple(effect.user_ids),
+        conflicting_user_id=effect.conflicting_user_id,
+    )
 
 
 def with_deadline(client: StripeApi | None, deadline: Deadline) -> StripeApi | None:
@@ -169,8 +190,12 @@ def with_deadline(client: StripeApi | None, deadline: Deadline) -> StripeApi | N
 
 
 def needs_fetch(event: Event) -> bool:
-    """Return True if the event only names its object, which has to be fetched."""
-    return event.type in _REFERENCE_TYPES and event.is_ours
+    """Return True if the event only names its object, or contains a part of it."""
+    if not event.is_ours:
+        return False
+    if event.type in _REFERENCE_TYPES:
+        return True
+    return event.type in _SNAPSHOT_TYPES and has_more_items(event.object)
 
 
 def apply_directly(
@@ -179,7 +204,7 @@ def apply_directly(
     client: StripeApi | None,
     lock_wait: float = DELIVERY_TIMEOUT,
     deadline: Deadline | None = None,
-) -> Success | Literal["ambiguous"]:
+) -> Effect:
     """Record and apply the event in one statement, or return "ambiguous".
 
     An ambiguous event is not recorded: the object has to be fetched. The statement
@@ -190,12 +215,12 @@ def apply_directly(
         psycopg.Error: one of LOCK_ERRORS, if a lock was not free in time.
     """
     if needs_fetch(event):
-        return "ambiguous"
+        return Effect("ambiguous")
     is_used = event.type in USED_TYPES and event.is_ours
     snapshot = find_snapshot(event) if is_used else None
 
-    def apply() -> Success | Literal["ambiguous"]:
-        return events.apply_event(
+    def apply() -> Effect:
+        applied = events.apply_event(
             conn,
             id=event.id,
             type=event.type,
@@ -207,7 +232,10 @@ def apply_directly(
             snapshot=snapshot.row if snapshot else None,
             can_fetch=client is not None,
             lock_milliseconds=milliseconds(lock_wait),
-        ).result
+        )
+        return Effect(
+            applied.result, applied.user_ids or (), applied.conflicting_user_id
+        )
 
     if deadline is not None:
         with own_transaction(conn), enforce_deadline(conn, deadline):
@@ -234,7 +262,7 @@ def apply_with_fetch(
     client: StripeApi | None,
     deadline: Deadline,
     lock_wait: float | None = None,
-) -> Success:
+) -> Effect:
     """Record and apply the event in a transaction that fetches its object.
 
     Raises:
@@ -252,17 +280,17 @@ def apply_with_fetch(
             lock_key=event.lock_key,
         )
         if attempt is None:
-            return "duplicate"
+            return Effect("duplicate")
         snapshot = find_snapshot(event)
         if snapshot is not None:
-            result = _apply_ambiguous(conn, client, event, snapshot)
+            effect = _apply_ambiguous(conn, client, event, snapshot)
         elif event.type in _INVOICE_TYPES:
-            result = _apply_invoice(conn, client, event)
+            effect = _apply_invoice(conn, client, event)
         else:
-            result = _apply_checkout(conn, client, event)
-        if result != "applied":
-            events.mark_event(conn, id=event.id, status=result)
-        return result
+            effect = _apply_checkout(conn, client, event)
+        if effect.result != "applied":
+            events.mark_event(conn, id=event.id, status=effect.result)
+        return effect
 
 
 def record_failure(
@@ -313,151 +341,119 @@ def find_snapshot(event: Event) -> Snapshot | None:
     return Snapshot(object_type, row)
 
 
-def read_snapshot(
-    object_type: ObjectType, stripe_object: Mapping[str, Any], as_of: datetime
-) -> dict[str, Any]:
-    """Return an object's JSON as a snapshot row for `upsert_snapshots`."""
-    return _READERS[object_type](stripe_object) | {"as_of": as_of.isoformat()}
-
-
 def _apply_ambiguous(
     conn: Connection[Any],
     client: StripeApi | None,
     event: Event,
     snapshot: Snapshot,
-) -> _Applied:
+) -> Effect:
     """Fetch the object; without a client, keep the event's snapshot as provisional."""
-    upserted = client and _refresh_and_sync(
+    effect = client and _refresh_and_sync(
         conn, client, snapshot.object_type, snapshot.row["id"], event.created_at
     )
-    if not upserted:
-        (upserted,) = upsert_snapshots(
-            conn, snapshot.object_type, [snapshot.row], "event"
-        )
-        sync_affected_users(conn, [upserted])
-    return "applied" if upserted.result == "applied" else "stale"
+    if effect:
+        return effect
+    is_partial = has_more_items(event.object)
+    if is_partial and _mark_provisional(conn, snapshot.row["id"], event):
+        return Effect("applied")
+    upserted = upsert_snapshots(conn, snapshot.object_type, [snapshot.row], "event")
+    if is_partial:
+        _mark_provisional(conn, snapshot.row["id"], event)
+    return _sync(conn, upserted)
+
+
+def _mark_provisional(conn: Connection[Any], subscription: str, event: Event) -> bool:
+    """Leave a stored subscription to the next reconciliation; False if it is newer."""
+    marked = store.mark_subscription_provisional(
+        conn, id=subscription, as_of=event.created_at
+    )
+    return marked > 0
 
 
 def _apply_invoice(
     conn: Connection[Any], client: StripeApi | None, event: Event
-) -> _Applied:
+) -> Effect:
     subscription = find_invoice_subscription(event.object)
     if subscription is None:
-        return "ignored"
+        return Effect("ignored")
     known = store.find_subscription(conn, id=subscription)
     if known is not None and known.as_of.replace(microsecond=0) > event.created_at:
-        return "stale"
+        return Effect("stale")
     if client is None:
-        marked = store.mark_subscription_provisional(
-            conn, id=subscription, as_of=event.created_at
-        )
-        return "applied" if marked else "ignored"
-    found = _refresh_and_sync(
+        is_marked = _mark_provisional(conn, subscription, event)
+        return Effect("applied" if is_marked else "ignored")
+    effect = _refresh_and_sync(
         conn, client, "subscriptions", subscription, event.created_at
     )
-    return "applied" if found else "ignored"
+    return effect or Effect("ignored")
 
 
 def _apply_checkout(
     conn: Connection[Any], client: StripeApi | None, event: Event
-) -> _Applied:
+) -> Effect:
+    """Fetch what is not stored yet; then store the claims of the checkout."""
     customer = object_id(event.object.get("customer"))
     if customer is None:
-        return "ignored"
-    found = None
+        return Effect("ignored")
+    effects: list[Effect | None] = []
     if client is not None:
-        as_of = event.created_at
         known = store.find_customer(conn, id=customer)
         if known is None or known.created_at is None:
-            found = _refresh_and_sync(conn, client, "customers", customer, as_of)
+            effects.append(
+                _refresh_and_sync(conn, client, "customers", customer, event.created_at)
+            )
         bought = object_id(event.object.get("subscription"))
         if bought and store.find_subscription(conn, id=bought) is None:
-            _refresh_and_sync(conn, client, "subscriptions", bought, as_of)
-    user_id = read_user_id(event.object.get("client_reference_id"))
-    if user_id is None:
-        return "applied" if found else "ignored"
-    linked = store.link_customer(
-        conn, id=customer, user_id=UUID(user_id), as_of=event.created_at
+            effects.append(
+                _refresh_and_sync(
+                    conn, client, "subscriptions", bought, event.created_at
+                )
+            )
+    effects += _apply_claims(conn, customer, event)
+    done = [effect for effect in effects if effect is not None]
+    conflicts = [e.conflicting_user_id for e in done if e.conflicting_user_id]
+    return Effect(
+        "applied" if any(e.result == "applied" for e in done) else "ignored",
+        sorted({user_id for effect in done for user_id in effect.user_ids}),
+        conflicts[0] if conflicts else None,
     )
-    if linked is not None:
-        store.sync_users(conn, user_ids=[linked.user_id])
-    return "applied"
 
 
-def refresh_object(
-    conn: Connection[Any],
-    client: StripeApi,
-    object_type: ObjectType,
-    object_id: str,
-    not_before: datetime | None = None,
-    *,
-    match_email: bool = False,
-    is_dry_run: bool = False,
-) -> UpsertResult | None:
-    """Fetch an object and upsert its snapshot; return None if Stripe has none.
-
-    The caller holds the lock on the object's customer, and calls `sync_affected_users`
-    afterwards. *not_before* is a time that had passed when the fetch began.
-
-    Raises:
-        stripe.StripeError: Stripe refused, or is unavailable.
-    """
-    response = fetch(client, object_type, object_id)
-    if response is None:
-        return None
-    as_of = max(response.as_of, not_before or response.as_of)
-    (upserted,) = upsert_snapshots(
-        conn,
-        object_type,
-        [read_snapshot(object_type, response.data, as_of)],
-        "object",
-        match_email=match_email,
-        is_dry_run=is_dry_run,
-    )
-    return upserted
-
-
-def upsert_snapshots(
-    conn: Connection[Any],
-    object_type: ObjectType,
-    snapshots: Sequence[Mapping[str, Any]],
-    source: Source,
-    *,
-    can_fetch: bool = False,
-    match_email: bool = False,
-    is_dry_run: bool = False,
-) -> list[UpsertResult]:
-    """Upsert snapshots of one type: `upsert_customers` or `upsert_subscriptions`."""
-    if object_type == "customers":
-        return store.upsert_customers(
-            conn,
-            snapshots=snapshots,
-            source=source,
-            can_fetch=can_fetch,
-            match_email=match_email,
-            is_dry_run=is_dry_run,
+def _apply_claims(
+    conn: Connection[Any], customer: str, event: Event
+) -> Iterator[Effect]:
+    claims: dict[Literal["checkout", "reference"], str | None] = {
+        "checkout": read_claim(event.object),
+        "reference": read_user_id(event.object.get("client_reference_id")),
+    }
+    for source, user_id in claims.items():
+        if user_id is None:
+            continue
+        claimed = UUID(user_id)
+        stored = store.claim_customer(
+            conn, id=customer, user_id=claimed, source=source, as_of=event.created_at
         )
-    return store.upsert_subscriptions(
-        conn,
-        snapshots=snapshots,
-        source=source,
-        can_fetch=can_fetch,
-        is_dry_run=is_dry_run,
-    )
+        users = []
+        if stored.is_changed:
+            owners = [stored.user_id, stored.released_user_id]
+            users = store.sync_users(conn, user_ids=[one for one in owners if one])
+        known = store.find_customer(conn, id=customer)
+        winner = known and (known.claimed_user_id or known.user_id)
+        yield Effect(
+            "applied" if stored.is_changed else "ignored",
+            changed_users(users),
+            None if winner in (None, claimed) else claimed,
+        )
 
 
-def sync_affected_users(
-    conn: Connection[Any],
-    upserted: Sequence[UpsertResult],
-    *,
-    is_dry_run: bool = False,
-) -> list[SyncedUser]:
-    """Sync the users that own, or owned until now, these objects; ordered by id."""
-    ids = {one.user_id for one in upserted} | {one.released_user_id for one in upserted}
-    return store.sync_users(
-        conn,
-        user_ids=[user_id for user_id in ids if user_id is not None],
-        is_dry_run=is_dry_run,
+def _sync(conn: Connection[Any], upserted: Sequence[UpsertResult]) -> Effect:
+    users = sync_affected_users(conn, upserted)
+    conflicts = [one.conflicting_user_id for one in upserted]
+    is_applied = any(one.result == "applied" for one in upserted)
+    return Effect(
+        "applied" if is_applied else "stale",
+        changed_users(users),
+        next(filter(None, conflicts), None),
     )
 
 
@@ -467,8 +463,6 @@ def _refresh_and_sync(
     object_type: ObjectType,
     object_id: str,
     not_before: datetime,
-) -> UpsertResult | None:
+) -> Effect | None:
     upserted = refresh_object(conn, client, object_type, object_id, not_before)
-    if upserted is not None:
-        sync_affected_users(conn, [upserted])
-    return upserted
+    return None if upserted is None else _sync(conn, [upserted])

@@ -22,6 +22,7 @@ import stripe
 from pyapp._core.config import Settings, is_live_key
 from pyapp._core.retry import retry
 from pyapp.errors import ConfigError, StripeRequestError
+from pyapp.stripe_sync.objects import has_more_items
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class StripeApi(Protocol):
 class StripeResponse:
     """The JSON of a response, and a time in Stripe's clock at which it was true."""
 
-    data: Mapping[str, Any]
+    data: dict[str, Any]
     as_of: datetime
 
 
@@ -155,12 +156,33 @@ def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse
     if segment.strip(".") == "":
         raise ValueError(f"the id {object_id!r} cannot be requested")
     try:
-        return _get(client, f"/v1/{object_type}/{segment}")
+        response = _get(client, f"/v1/{object_type}/{segment}")
+        if has_more_items(response.data):
+            items = _list_items(client, object_id)
+            response.data["items"] = {"object": "list", "data": items}
+        return response
     except stripe.InvalidRequestError as exc:
         is_missing = exc.code == "resource_missing" or exc.http_status == 404
         if is_missing and _OTHER_MODE not in str(exc):
             return None
         raise
+
+
+def _list_items(client: StripeApi, subscription: str) -> list[Any]:
+    items: list[Any] = []
+    after: dict[str, Any] = {}
+    while True:
+        page = _get(
+            client,
+            "/v1/subscription_items",
+            subscription=subscription,
+            limit=100,
+            **after,
+        ).data
+        items += page["data"]
+        if not page["has_more"]:
+            return items
+        after = {"starting_after": page["data"][-1]["id"]}
 
 
 def list_page(

@@ -15,6 +15,7 @@ KINDS = (
     "period",
     "created_at",
     "unlinked",
+    "conflict",
     "unknown_price",
 )
 
@@ -24,7 +25,8 @@ class Difference:
     """One disagreement between Stripe and the database.
 
     *kind* is one of KINDS. *object_id* is a customer, a subscription or a user.
-    *user_id* is the object's user; for `unlinked`, the user with its e-mail address.
+    *user_id* is the object's user; for `unlinked`, the user with its e-mail address; for
+    `conflict`, the user that a weaker claim names.
     """
 
     kind: str
@@ -40,23 +42,19 @@ def find_differences(
     is_dry_run: bool,
 ) -> Iterator[Difference]:
     """Yield the differences of objects, and those of users that no object explains."""
-    known = {user.id: user for user in users}
     ids = {one.id for one in upserted}
     explained = set()
     for one in upserted:
         if one.result != "applied":
             continue
-        user = known.get(one.user_id) if one.user_id else None
         kinds = dict.fromkeys(one.differences, not is_dry_run)
         if one.user_id is None and "unlinked" in kinds:
-            kinds["unlinked"] = False
-        # A user has one customer; a second one that claims the user stays unlinked.
-        is_second = object_type == "customers" and user and user.customer_id != one.id
-        if is_second and not is_dry_run and "missing_there" not in kinds:
             kinds["unlinked"] = False
         for kind, is_repaired in kinds.items():
             owner = one.user_id or one.proposed_user_id
             yield Difference(kind, one.id, owner, is_repaired)
+        if one.conflicting_user_id:
+            yield Difference("conflict", one.id, one.conflicting_user_id, False)
         if kinds:
             explained.add(one.user_id)
     for user in users:

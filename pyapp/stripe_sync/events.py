@@ -8,6 +8,7 @@ violates a constraint. Times are aware.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
+from uuid import UUID
 
 from psycopg import Connection
 
@@ -18,9 +19,15 @@ from pyapp.stripe_sync.store import ObjectType
 
 
 class EventResult(NamedTuple):
-    """The result of applying an event; if ambiguous, nothing was recorded."""
+    """The result of applying an event; if ambiguous, nothing was recorded.
+
+    `user_ids` are the users that changed; None if there are none.
+    `conflicting_user_id` is a claimed user that a stronger claim or link excludes.
+    """
 
     result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
+    user_ids: list[UUID] | None
+    conflicting_user_id: UUID | None
 
 
 class Timeouts(NamedTuple):

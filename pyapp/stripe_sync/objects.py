@@ -1,9 +1,9 @@
 """Read Stripe's JSON: events, and customers and subscriptions as snapshots.
 
 A snapshot is a dictionary with the columns of `app.stripe_customers` or
-`app.stripe_subscriptions` as keys; its times are ISO 8601 text. API versions before and
-since 2025-03-31 are read. Missing and unknown values are passed on as they are; the
-database refuses a row without the values that it needs.
+`app.stripe_subscriptions` as keys, and a subscription's items; its times are ISO 8601
+text. All API versions are read: before 2025-03-31 a subscription had the period, not
+its items; the oldest had a plan instead of items.
 """
 
 import json
@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pyapp._core.sanitize import json_text, storable_text
@@ -145,40 +146,60 @@ def _show(value: Any, otherwise: str) -> str:
 
 
 def read_customer(customer: JsonObject, *, is_deleted: bool = False) -> dict[str, Any]:
-    """Return the snapshot of a customer, without `as_of`."""
-    metadata = customer.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
-        raise ValueError("metadata is not an object")
+    """Return the snapshot of a customer, without `as_of`.
+
+    Raises:
+        ValueError: a field is missing or wrong; the text names it.
+    """
+    is_deleted = is_deleted or bool(customer.get("deleted"))
+    if not is_deleted:
+        _require(customer, "created")
     return {
-        "id": customer["id"],
-        "user_id": read_user_id(metadata.get("user_id")),
+        "id": _require(customer, "id"),
+        "claimed_user_id": read_claim(customer),
         "email": customer.get("email"),
-        "is_deleted": is_deleted or bool(customer.get("deleted")),
-        "created_at": _read_time(customer.get("created")),
+        "is_deleted": is_deleted,
+        "created_at": _read_time(customer, "created"),
     }
 
 
 def read_subscription(subscription: JsonObject) -> dict[str, Any]:
-    """Return the snapshot of a subscription, without `as_of`.
+    """Return the snapshot of a subscription with all its items, without `as_of`.
 
-    The item whose period ends first gives the period and the price. Before 2025-03-31
-    the subscription had the period, not its items.
+    Raises:
+        ValueError: a field is missing or wrong; the text names it.
     """
-    items = (subscription.get("items") or {}).get("data") or []
-    item: JsonObject = min(items, key=_item_end, default={})
-    price = item.get("price") or item.get("plan") or subscription.get("plan")
+    pause = _read_field(subscription, "pause_collection")
+    # Before 2016 a subscription had its start only.
+    names = ("created", "start_date", "start")
+    began = next((n for n in names if subscription.get(n) is not None), "created")
+    _require(subscription, began)
     return {
-        "id": subscription["id"],
-        "customer_id": object_id(subscription.get("customer")),
-        "status": subscription.get("status"),
-        "price_id": object_id(price),
-        "current_period_start": _period(item, subscription, "current_period_start"),
-        "current_period_end": _period(item, subscription, "current_period_end"),
-        "billing_cycle_anchor": _read_time(subscription.get("billing_cycle_anchor")),
+        "id": _require(subscription, "id"),
+        "customer_id": object_id(_require(subscription, "customer")),
+        "status": _require(subscription, "status"),
+        "billing_cycle_anchor": _read_time(subscription, "billing_cycle_anchor"),
+        "cancel_at": _read_time(subscription, "cancel_at"),
         "cancel_at_period_end": bool(subscription.get("cancel_at_period_end")),
-        "canceled_at": _read_time(subscription.get("canceled_at")),
-        "created_at": _read_time(subscription.get("created")),
+        "canceled_at": _read_time(subscription, "canceled_at"),
+        "trial_end": _read_time(subscription, "trial_end"),
+        "pause_behavior": pause.get("behavior"),
+        "pause_resumes_at": _read_time(pause, "resumes_at"),
+        "created_at": _read_time(subscription, began),
+        "claimed_user_id": read_claim(subscription),
+        "items": _read_items(subscription),
     }
+
+
+def has_more_items(subscription: JsonObject) -> bool:
+    """Return True if the subscription has more items than the ten in the object."""
+    items = subscription.get("items")
+    return isinstance(items, Mapping) and bool(items.get("has_more"))
+
+
+def read_claim(claiming: JsonObject) -> str | None:
+    """Return the user id in an object's metadata, None if there is no valid one."""
+    return read_user_id(_read_field(claiming, "metadata").get("user_id"))
 
 
 def find_invoice_subscription(invoice: JsonObject) -> str | None:
@@ -350,24 +371,77 @@ def _read_created(value: Any) -> datetime:
         raise ValueError("created is out of range") from None
 
 
-def _item_end(item: JsonObject) -> float:
-    end = item.get("current_period_end")
-    if end is None:
-        return float("inf")
-    if not isinstance(end, int | float):
-        raise ValueError("current_period_end is not a number of seconds")
-    return end
+def _read_items(subscription: JsonObject) -> list[dict[str, Any]]:
+    """Return the items; a subscription of the oldest API versions is its own item."""
+    listed = subscription.get("items")
+    if isinstance(listed, Mapping):
+        listed = listed.get("data")
+    if listed is None:
+        listed = [subscription] if subscription.get("plan") else []
+    if not isinstance(listed, list) or not all(isinstance(i, Mapping) for i in listed):
+        raise ValueError("items is not a list of objects")
+    items = [_read_item(item, subscription) for item in listed]
+    if len({item["id"] for item in items}) < len(items):
+        raise ValueError("two items have the same id")
+    return items
 
 
-def _period(item: JsonObject, subscription: JsonObject, name: str) -> str | None:
-    value = item.get(name)
-    return _read_time(subscription.get(name) if value is None else value)
+def _read_item(item: JsonObject, subscription: JsonObject) -> dict[str, Any]:
+    price = item.get("price") or item.get("plan")
+    quantity = item.get("quantity")
+    if quantity is not None and type(quantity) is not int:
+        raise ValueError("quantity of an item is not a whole number")
+    return {
+        "id": object_id(item) or subscription["id"],
+        "price_id": object_id(price),
+        "unit_amount": _read_amount(price) if isinstance(price, Mapping) else None,
+        "quantity": quantity,
+        "current_period_start": _read_period(item, subscription, "start"),
+        "current_period_end": _read_period(item, subscription, "end"),
+    }
 
 
-def _read_time(seconds: float | None) -> str | None:
+def _read_amount(price: JsonObject) -> str | None:
+    """Return the amount of a price or legacy plan; None if it has tiers, or none."""
+    for name in ("unit_amount", "unit_amount_decimal", "amount", "amount_decimal"):
+        value = price.get(name)
+        if value is None:
+            continue
+        try:
+            amount = Decimal(value)
+        except (InvalidOperation, TypeError, ValueError):
+            raise ValueError(f"{name} of a price is not a number") from None
+        if not amount.is_finite():
+            raise ValueError(f"{name} of a price is not a number")
+        return str(amount)
+    return None
+
+
+def _read_period(item: JsonObject, subscription: JsonObject, end: str) -> str | None:
+    name = f"current_period_{end}"
+    return _read_time(item if item.get(name) is not None else subscription, name)
+
+
+def _require(stripe_object: JsonObject, name: str) -> Any:
+    value = stripe_object.get(name)
+    if value is None or value == "":
+        raise ValueError(f"{name} is missing")
+    return value
+
+
+def _read_field(stripe_object: JsonObject, name: str) -> JsonObject:
+    """Return a field that is an object; an absent or empty one is an empty object."""
+    value = stripe_object.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is not an object")
+    return value
+
+
+def _read_time(stripe_object: JsonObject, name: str) -> str | None:
+    seconds = stripe_object.get(name)
     if seconds is None:
         return None
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat()
     except (OSError, OverflowError, TypeError, ValueError):
-        raise ValueError("a time is not a number of seconds in range") from None
+        raise ValueError(f"{name} is not a number of seconds in range") from None

@@ -16,12 +16,6 @@ import stripe
 from psycopg import Connection
 
 from pyapp.stripe_sync import store
-from pyapp.stripe_sync.apply import (
-    read_snapshot,
-    refresh_object,
-    sync_affected_users,
-    upsert_snapshots,
-)
 from pyapp.stripe_sync.client import with_retries
 from pyapp.stripe_sync.differences import KINDS, Difference, find_differences
 from pyapp.stripe_sync.objects import describe_id, require_id
@@ -35,6 +29,12 @@ from pyapp.stripe_sync.refusals import (
     make_refusal,
 )
 from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
+from pyapp.stripe_sync.snapshots import (
+    read_snapshot,
+    refresh_object,
+    sync_affected_users,
+    upsert_snapshots,
+)
 from pyapp.stripe_sync.store import ObjectType, SyncedUser, UnlistedObject, UpsertResult
 from pyapp.stripe_sync.transactions import limit_lock_waits, own_transaction
 

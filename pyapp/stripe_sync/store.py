@@ -7,6 +7,7 @@ violates a constraint. Times are aware; `as_of` is a time of Stripe's clock.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -22,7 +23,11 @@ SnapshotResult = Literal["applied", "stale", "ambiguous"]
 
 
 class Customer(NamedTuple):
-    """A mirrored customer; `created_at` is None while only its id is known."""
+    """A mirrored customer; `created_at` is None while only its id is known.
+
+    `claimed_user_id` is the user that the strongest claim names, who may not exist yet;
+    `claim_source` is customer, subscription, checkout, reference or email.
+    """
 
     id: str
     user_id: UUID | None
@@ -30,6 +35,8 @@ class Customer(NamedTuple):
     created_at: datetime | None
     as_of: datetime
     is_provisional: bool
+    claimed_user_id: UUID | None
+    claim_source: str | None
 
 
 class Subscription(NamedTuple):
@@ -37,24 +44,40 @@ class Subscription(NamedTuple):
 
     id: str
     customer_id: str
-    user_id: UUID | None
     status: str
-    price_id: str | None
-    current_period_start: datetime | None
-    current_period_end: datetime | None
     billing_cycle_anchor: datetime | None
     cancel_at_period_end: bool
     canceled_at: datetime | None
     created_at: datetime
     as_of: datetime
     is_provisional: bool
+    cancel_at: datetime | None
+    trial_end: datetime | None
+    pause_behavior: str | None
+    pause_resumes_at: datetime | None
+
+
+class SubscriptionItem(NamedTuple):
+    """A mirrored item; `unit_amount` is in the currency's smallest unit.
+
+    `quantity` is None if the item is metered.
+    """
+
+    subscription_id: str
+    id: str
+    price_id: str | None
+    unit_amount: Decimal | None
+    quantity: int | None
+    current_period_start: datetime | None
+    current_period_end: datetime | None
 
 
 class UpsertResult(NamedTuple):
     """The result of upserting one snapshot, and its differences from the stored row.
 
     `user_id` is the linked user, `released_user_id` the user of the former link, and
-    `proposed_user_id` a user with its e-mail address and no customer.
+    `proposed_user_id` a user with its verified e-mail address and no customer.
+    `conflicting_user_id` is a claimed user, if another claim or link is stronger.
     """
 
     id: str
@@ -63,6 +86,7 @@ class UpsertResult(NamedTuple):
     user_id: UUID | None
     released_user_id: UUID | None
     proposed_user_id: UUID | None
+    conflicting_user_id: UUID | None
 
 
 class SyncedUser(NamedTuple):
@@ -75,11 +99,16 @@ class SyncedUser(NamedTuple):
     has_unknown_price: bool
 
 
-class CustomerLink(NamedTuple):
-    """A customer and the user to which it was linked."""
+class ClaimResult(NamedTuple):
+    """A customer, and whether a claim changed its claim or its user.
+
+    The users are those after and before the change; None if nothing changed.
+    """
 
     id: str
-    user_id: UUID
+    user_id: UUID | None
+    released_user_id: UUID | None
+    is_changed: bool
 
 
 class ObjectOwner(NamedTuple):
@@ -114,6 +143,19 @@ def find_subscription(conn: Connection[Any], *, id: str) -> Subscription | None:
     return fetch_optional(conn, Subscription, "find_subscription", id=id)
 
 
+def list_subscription_items(
+    conn: Connection[Any], *, subscription_id: str, limit: int = 100
+) -> list[SubscriptionItem]:
+    """Return up to *limit* items of the subscription, by id."""
+    return fetch_all(
+        conn,
+        SubscriptionItem,
+        "list_subscription_items",
+        subscription_id=subscription_id,
+        limit=limit,
+    )
+
+
 def lock_customers(conn: Connection[Any], *, ids: Sequence[str]) -> int:
     """Lock these customers until the transaction ends; return their number."""
     return execute(conn, "lock_customers", ids=list(ids))
@@ -126,7 +168,6 @@ def upsert_customers(
     source: Source,
     can_fetch: bool,
     match_email: bool = False,
-    is_dry_run: bool = False,
 ) -> list[UpsertResult]:
     """Upsert the snapshots that are newer than the stored rows; results by id.
 
@@ -142,7 +183,6 @@ def upsert_customers(
         source=source,
         can_fetch=can_fetch,
         match_email=match_email,
-        is_dry_run=is_dry_run,
     )
 
 
@@ -152,11 +192,10 @@ def upsert_subscriptions(
     snapshots: Sequence[Mapping[str, Any]],
     source: Source,
     can_fetch: bool,
-    is_dry_run: bool = False,
 ) -> list[UpsertResult]:
     """Upsert snapshots of subscriptions as `upsert_customers` those of customers.
 
-    No link changes: `released_user_id` and `proposed_user_id` are None.
+    A claim of a subscription may link its customer; `proposed_user_id` is None.
     """
     return fetch_all(
         conn,
@@ -165,7 +204,6 @@ def upsert_subscriptions(
         snapshots=json_text(list(snapshots)),
         source=source,
         can_fetch=can_fetch,
-        is_dry_run=is_dry_run,
     )
 
 
@@ -185,22 +223,32 @@ def mark_subscription_missing(
     )
 
 
-def link_customer(
-    conn: Connection[Any], *, id: str, user_id: UUID, as_of: datetime
-) -> CustomerLink | None:
-    """Link a customer without a user; return None if nothing was linked."""
-    return fetch_optional(
-        conn, CustomerLink, "link_customer", id=id, user_id=user_id, as_of=as_of
+def claim_customer(
+    conn: Connection[Any],
+    *,
+    id: str,
+    user_id: UUID,
+    source: Literal["checkout", "reference"],
+    as_of: datetime,
+) -> ClaimResult:
+    """Store the claim of a checkout, unless a stronger or equal one is stored.
+
+    The caller holds the customer's lock, and calls `sync_users` for the users.
+    """
+    return fetch_one(
+        conn,
+        ClaimResult,
+        "claim_customer",
+        id=id,
+        user_id=user_id,
+        source=source,
+        as_of=as_of,
     )
 
 
-def sync_users(
-    conn: Connection[Any], *, user_ids: Sequence[UUID], is_dry_run: bool = False
-) -> list[SyncedUser]:
+def sync_users(conn: Connection[Any], *, user_ids: Sequence[UUID]) -> list[SyncedUser]:
     """Update these users from the mirror; return them by id."""
-    return fetch_all(
-        conn, SyncedUser, "sync_users", user_ids=list(user_ids), is_dry_run=is_dry_run
-    )
+    return fetch_all(conn, SyncedUser, "sync_users", user_ids=list(user_ids))
 
 
 def list_unlisted_customers(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import psycopg
@@ -25,10 +25,11 @@ from starlette.routing import Route
 
 from pyapp.errors import InvalidPayloadError, InvalidSignatureError
 from pyapp.stripe_sync.apply import (
+    Effect,
     Outcome,
-    Success,
     apply_directly,
     apply_with_fetch,
+    make_outcome,
     needs_fetch,
     record_failure,
     with_deadline,
@@ -167,15 +168,15 @@ class _Delivery:
         """
         try:
             async with self._workers.turn(self._event.lock_key, self._until):
-                result = await self._retry_until_applied()
+                effect = await self._retry_until_applied()
         except TimeoutError:
-            result = None
-        if result is not None:
-            return Outcome(self._event.id, self._event.type, result)
+            effect = None
+        if effect is not None:
+            return make_outcome(self._event, effect)
         return await self._run(self._record_failure, self._deadline, is_slow=False)
 
-    async def _retry_until_applied(self) -> Success | None:
-        """Return the result, or None after a failure, which is in `_error`."""
+    async def _retry_until_applied(self) -> Effect | None:
+        """Return the effect, or None after a failure, which is in `_error`."""
         is_slow = False
         while self._until.left():
             try:
@@ -193,11 +194,11 @@ class _Delivery:
             await anyio.sleep(min(_RETRY_WAIT, self._until.left()))
         return None
 
-    async def _apply(self, *, is_slow: bool) -> Success:
+    async def _apply(self, *, is_slow: bool) -> Effect:
         if not needs_fetch(self._event):
-            result = await self._run(self._apply_directly, self._until, is_slow=is_slow)
-            if result != "ambiguous":
-                return result
+            effect = await self._run(self._apply_directly, self._until, is_slow=is_slow)
+            if effect.result != "ambiguous":
+                return effect
         return await self._run(self._apply_with_fetch, self._until, is_slow=True)
 
     async def _run(
@@ -209,10 +210,10 @@ class _Delivery:
             is_slow=is_slow,
         )
 
-    def _apply_directly(self, conn: Connection[Any]) -> Success | Literal["ambiguous"]:
+    def _apply_directly(self, conn: Connection[Any]) -> Effect:
         return apply_directly(conn, self._event, self._client, _LOCK_WAIT)
 
-    def _apply_with_fetch(self, conn: Connection[Any]) -> Success:
+    def _apply_with_fetch(self, conn: Connection[Any]) -> Effect:
         return apply_with_fetch(
             conn, self._event, self._client, self._until, _LOCK_WAIT_AFTER_FETCH
         )

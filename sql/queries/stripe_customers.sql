@@ -6,7 +6,9 @@ SELECT
     c.is_deleted,
     c.created_at,
     c.as_of,
-    c.is_provisional
+    c.is_provisional,
+    c.claimed_user_id,
+    c.claim_source
 FROM app.stripe_customers AS c
 WHERE c.id = :id;
 
@@ -29,59 +31,42 @@ SELECT
     c.differences,
     c.user_id,
     c.released_user_id,
-    c.proposed_user_id
+    c.proposed_user_id,
+    NULL::uuid AS conflicting_user_id
 FROM app.upsert_stripe_customers(
-    :snapshots::jsonb, :source, :can_fetch, :match_email, :is_dry_run
+    :snapshots::jsonb, :source, :can_fetch, :match_email
 ) AS c
 ORDER BY c.id
 LIMIT jsonb_array_length(:snapshots::jsonb);
 
--- name: link_customer :optional
--- Links the user that a checkout names. No row: the customer has a user already. The
--- named user is not locked then: the linked user may be locked already, and a page
--- locks both in id order.
-WITH named AS MATERIALIZED (
-    SELECT u.id
-    FROM app.users AS u
-    WHERE
-        u.id = :user_id
-        AND NOT EXISTS (
-            SELECT
-            FROM app.stripe_customers AS k
-            WHERE k.id = :id AND k.user_id IS NOT NULL
-        )
-        AND NOT EXISTS (
-            SELECT
-            FROM app.users AS h
-            WHERE h.stripe_customer_id = :id AND h.id <> u.id
-        )
-    FOR NO KEY UPDATE
-),
-
-linked AS (
-    INSERT INTO app.stripe_customers AS c (id, user_id, as_of)
+-- name: claim_customer :one
+-- Stores the claim of a checkout if it wins, and links the customer if the user exists.
+-- Locks the users first, in the order of all other transactions.
+WITH claim AS MATERIALIZED (
     SELECT
-        :id::text,
-        u.id,
-        :as_of::timestamptz
-    FROM named AS u
-    ON CONFLICT (id) DO UPDATE
-    SET user_id = excluded.user_id
-    WHERE c.user_id IS NULL
-    RETURNING c.id, c.user_id
+        jsonb_build_array(
+            jsonb_build_object(
+                'customer_id', :id::text,
+                'claimed_user_id', :user_id::uuid,
+                'as_of', :as_of::timestamptz
+            )
+        ) AS snapshots
 ),
 
-joined AS (
-    UPDATE app.stripe_subscriptions AS s
-    SET user_id = l.user_id
-    FROM linked AS l
-    WHERE s.customer_id = l.id
+locked AS MATERIALIZED (
+    SELECT
+        c.snapshots,
+        app.lock_snapshot_users(c.snapshots, FALSE) AS users
+    FROM claim AS c
 )
 
 SELECT
-    l.id,
-    l.user_id
-FROM linked AS l;
+    :id::text AS id,
+    n.user_id,
+    n.released_user_id,
+    n.customer_id IS NOT NULL AS is_changed
+FROM locked AS l
+LEFT JOIN LATERAL app.claim_stripe_customers(l.snapshots, :source) AS n ON TRUE;
 
 -- name: list_unlisted_customers :many
 -- Live customers created in a page's time span and not listed on the page: deleted in

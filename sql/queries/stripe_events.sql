@@ -10,18 +10,21 @@ WITH limited AS MATERIALIZED (
 )
 
 SELECT
-    app.apply_stripe_event(
-        :id,
-        :type,
-        :api_version,
-        :event_created_at,
-        :payload::jsonb,
-        :lock_key,
-        :object_type,
-        :snapshot::jsonb,
-        :can_fetch
-    ) AS result
-FROM limited;
+    a.result,
+    a.user_ids,
+    a.conflicting_user_id
+FROM limited
+CROSS JOIN LATERAL app.apply_stripe_event(
+    :id,
+    :type,
+    :api_version,
+    :event_created_at,
+    :payload::jsonb,
+    :lock_key,
+    :object_type,
+    :snapshot::jsonb,
+    :can_fetch
+) AS a;
 
 -- name: set_timeouts :one
 -- Sets the transaction's statement_timeout and lock_timeout; NULL keeps the limit.

@@ -6,6 +6,6 @@ SELECT
     u.subscription_id,
     u.differences,
     u.has_unknown_price
-FROM app.sync_stripe_users(:user_ids::uuid[], :is_dry_run) AS u
+FROM app.sync_stripe_users(:user_ids::uuid[]) AS u
 ORDER BY u.id
 LIMIT cardinality(:user_ids::uuid[]);

@@ -1,0 +1,1393 @@
+-- All items, all prices, claims and what Stripe says outside of a status.
+
+SET LOCAL lock_timeout = '5s';
+
+-- noqa: disable=RF02,RF03,AM03,AM06,AM09
+
+DROP VIEW app.stripe_entitlements;
+DROP FUNCTION app.apply_stripe_event(text, text, text, timestamptz, jsonb, text, text, jsonb, boolean);
+DROP FUNCTION app.sync_stripe_users(uuid[], boolean);
+DROP FUNCTION app.find_best_subscription(text, boolean);
+DROP FUNCTION app.find_user_customer(uuid, text);
+DROP FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean, boolean);
+DROP FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean);
+DROP FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean, boolean);
+DROP FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean);
+DROP FUNCTION app.find_customer_owners(jsonb);
+DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
+
+CREATE FUNCTION app.lock_snapshot_users(snapshots jsonb, match_email boolean)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    -- Before rows are written whose foreign keys lock the same users in another order.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = ANY(ARRAY(
+        SELECT
+            unnest(
+                ARRAY[
+                    (v.snapshot ->> 'claimed_user_id')::uuid,
+                    c.user_id,
+                    c.claimed_user_id,
+                    (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = n.id),
+                    (
+                        SELECT p.id
+                        FROM app.users AS p
+                        WHERE match_email
+                            AND lower(p.email) = lower(v.snapshot ->> 'email')
+                    )
+                ]
+            )
+        FROM jsonb_array_elements(snapshots) AS v (snapshot)
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(v.snapshot ->> 'customer_id', v.snapshot ->> 'id') AS id
+        ) AS n
+        LEFT JOIN LATERAL (
+            SELECT
+                k.user_id,
+                k.claimed_user_id
+            FROM app.stripe_customers AS k
+            WHERE k.id = n.id
+            LIMIT 1
+        ) AS c ON TRUE
+    ))
+    ORDER BY u.id
+    FOR NO KEY UPDATE;
+END;
+$$;
+
+COMMENT ON FUNCTION app.lock_snapshot_users(jsonb, boolean) IS
+    'Locks in id order all users that the customers in snapshots have, had or may get.';
+
+CREATE FUNCTION app.get_claim_strength(source text, is_linked boolean)
+RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE source
+    WHEN 'customer' THEN 5
+    WHEN 'subscription' THEN 4
+    WHEN 'checkout' THEN 3
+    WHEN 'reference' THEN 2
+    WHEN 'email' THEN 1
+    ELSE CASE WHEN is_linked THEN 4 ELSE 0 END
+END;
+
+COMMENT ON FUNCTION app.get_claim_strength(text, boolean) IS
+    'Strength of a claim by its source; without a claim, of being linked or not.';
+
+CREATE FUNCTION app.find_customer_owners(snapshots jsonb)
+RETURNS TABLE (
+    id text,
+    email text,
+    is_deleted boolean,
+    created_at timestamptz,
+    as_of timestamptz,
+    known app.stripe_customers,
+    claimed_user_id uuid,
+    claim_source text,
+    holder_id uuid,
+    owner_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH owned AS MATERIALIZED (
+        SELECT DISTINCT ON (g.id)
+            g.id,
+            g.email,
+            g.is_deleted,
+            COALESCE(g.created_at, (k.known).created_at) AS created_at,
+            g.as_of,
+            k.known,
+            claim.user_id AS claimed_user_id,
+            claim.source AS claim_source,
+            holder.id AS holder_id,
+            COALESCE(claimant.id, (k.known).user_id, holder.id) AS owner_id
+        FROM jsonb_to_recordset(snapshots) AS g (
+            id text,
+            claimed_user_id uuid,
+            email text,
+            is_deleted boolean,
+            created_at timestamptz,
+            as_of timestamptz
+        )
+        LEFT JOIN LATERAL (
+            SELECT c AS known
+            FROM app.stripe_customers AS c
+            WHERE c.id = g.id
+            LIMIT 1
+        ) AS k ON TRUE
+        CROSS JOIN LATERAL (
+            SELECT
+                COALESCE(g.claimed_user_id, s.user_id) AS user_id,
+                CASE
+                    WHEN g.claimed_user_id IS NOT NULL THEN 'customer'
+                    WHEN s.user_id IS NOT NULL THEN (k.known).claim_source
+                END AS source
+            FROM (
+                SELECT
+                    CASE
+                        WHEN g.is_deleted OR (k.known).claim_source <> 'customer'
+                            THEN (k.known).claimed_user_id
+                    END AS user_id
+            ) AS s
+        ) AS claim
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.id = claim.user_id
+            LIMIT 1
+        ) AS claimant ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE u.stripe_customer_id = g.id
+            LIMIT 1
+        ) AS holder ON TRUE
+        ORDER BY g.id
+    )
+
+    SELECT
+        o.*,
+        (
+            SELECT u.id
+            FROM app.users AS u
+            WHERE COALESCE(o.owner_id, o.claimed_user_id) IS NULL
+                AND lower(u.email) = lower(o.email)
+                AND u.email_verified_at IS NOT NULL
+                AND u.stripe_customer_id IS NULL
+                AND NOT EXISTS (
+                    SELECT
+                    FROM owned AS other
+                    WHERE other.owner_id = u.id
+                )
+        ) AS proposed_user_id
+    FROM owned AS o;
+END;
+
+COMMENT ON FUNCTION app.find_customer_owners(jsonb) IS
+    'Customer snapshots, their stored rows, their claims, and the users they have.';
+
+CREATE FUNCTION app.resolve_stripe_customers(
+    snapshots jsonb, source text, match_email boolean
+)
+RETURNS TABLE (
+    id text,
+    known app.stripe_customers,
+    is_deleted boolean,
+    created_at timestamptz,
+    as_of timestamptz,
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    is_claim_new boolean,
+    is_gone boolean,
+    is_revived boolean,
+    holder_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        o.id,
+        o.known,
+        o.is_deleted,
+        o.created_at,
+        o.as_of,
+        c.user_id,
+        c.claimed_user_id,
+        c.claim_source,
+        -- The link of a customer without a claim is not part of its snapshot.
+        (c.claimed_user_id, c.claim_source)
+            IS DISTINCT FROM ((o.known).claimed_user_id, (o.known).claim_source)
+        OR (
+            c.claimed_user_id IS NOT DISTINCT FROM c.user_id
+            AND c.user_id IS DISTINCT FROM (o.known).user_id
+        ) AS is_claim_new,
+        -- A page or a fetched object revives a deleted customer; an event does not.
+        o.is_deleted OR ((o.known).is_deleted IS TRUE AND source = 'event') AS is_gone,
+        (o.known).is_deleted IS TRUE AND NOT o.is_deleted AND source <> 'event'
+            AS is_revived,
+        o.holder_id,
+        o.proposed_user_id
+    FROM app.find_customer_owners(snapshots) AS o
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN match_email THEN o.proposed_user_id END AS user_id
+    ) AS e
+    CROSS JOIN LATERAL (
+        SELECT
+            COALESCE(o.owner_id, e.user_id) AS user_id,
+            COALESCE(o.claimed_user_id, e.user_id) AS claimed_user_id,
+            COALESCE(
+                o.claim_source, CASE WHEN e.user_id IS NOT NULL THEN 'email' END
+            ) AS claim_source
+    ) AS c;
+END;
+
+COMMENT ON FUNCTION app.resolve_stripe_customers(jsonb, text, boolean) IS
+    'Customer snapshots with the users and claims that they would have.';
+
+CREATE FUNCTION app.compare_stripe_customers(
+    snapshots jsonb,
+    source text,
+    can_fetch boolean,
+    match_email boolean
+)
+RETURNS TABLE (
+    id text,
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    is_deleted boolean,
+    created_at timestamptz,
+    as_of timestamptz,
+    is_provisional boolean,
+    result text,
+    differences text[],
+    released_user_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        r.id,
+        r.user_id,
+        r.claimed_user_id,
+        r.claim_source,
+        r.is_gone AS is_deleted,
+        r.created_at,
+        r.as_of,
+        COALESCE(
+            source = 'event'
+            AND (r.known).created_at IS NOT NULL
+            AND date_trunc('second', r.as_of) = date_trunc('second', (r.known).as_of)
+            AND ((r.known).is_provisional OR r.is_claim_new),
+            FALSE
+        ) AS is_provisional,
+        CASE
+            -- Only the id is known, from a claim: any snapshot is newer.
+            WHEN (r.known).created_at IS NULL THEN 'applied'
+            -- A deletion is final.
+            WHEN r.is_deleted AND NOT (r.known).is_deleted THEN 'applied'
+            ELSE app.compare_stripe_snapshot(
+                r.as_of,
+                (r.known).as_of,
+                NOT r.is_claim_new
+                AND NOT r.is_revived
+                AND NOT ((r.known).is_provisional AND source = 'page'),
+                source,
+                can_fetch
+            )
+        END AS result,
+        array_remove(ARRAY[
+            CASE WHEN (r.known).id IS NULL OR r.is_revived THEN 'missing_here' END,
+            CASE
+                WHEN r.is_gone AND NOT (r.known).is_deleted THEN 'missing_there'
+            END,
+            CASE
+                WHEN r.created_at IS DISTINCT FROM (r.known).created_at
+                    AND (r.known).id IS NOT NULL
+                    THEN 'created_at'
+            END,
+            CASE
+                WHEN NOT r.is_gone AND r.user_id IS NULL THEN 'unlinked'
+                WHEN (r.known).id IS NULL THEN NULL
+                WHEN r.is_claim_new OR r.user_id IS DISTINCT FROM (r.known).user_id
+                    THEN 'unlinked'
+            END
+        ], NULL) AS differences,
+        CASE WHEN r.holder_id <> r.user_id THEN r.holder_id END AS released_user_id,
+        r.proposed_user_id
+    FROM app.resolve_stripe_customers(snapshots, source, match_email) AS r;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean) IS
+    'Customer rows as the snapshots would make them, each with its result.';
+
+CREATE FUNCTION app.upsert_stripe_customers(
+    snapshots jsonb,
+    source text,
+    can_fetch boolean,
+    match_email boolean
+)
+RETURNS TABLE (
+    id text,
+    result text,
+    differences text[],
+    user_id uuid,
+    released_user_id uuid,
+    proposed_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM app.lock_snapshot_users(snapshots, match_email);
+
+    RETURN QUERY
+    WITH compared AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_customers(
+            snapshots, source, can_fetch, match_email
+        ) AS c
+    ),
+
+    newer AS MATERIALIZED (
+        SELECT c.*
+        FROM compared AS c
+        WHERE c.result = 'applied'
+    ),
+
+    upserted AS (
+        INSERT INTO app.stripe_customers AS c (
+            id, user_id, claimed_user_id, claim_source, is_deleted, created_at, as_of,
+            is_provisional
+        )
+        SELECT
+            n.id,
+            n.user_id,
+            n.claimed_user_id,
+            n.claim_source,
+            n.is_deleted,
+            n.created_at,
+            n.as_of,
+            n.is_provisional
+        FROM newer AS n
+        ON CONFLICT (id) DO UPDATE
+        SET
+            user_id = excluded.user_id,
+            claimed_user_id = excluded.claimed_user_id,
+            claim_source = excluded.claim_source,
+            is_deleted = excluded.is_deleted,
+            created_at = excluded.created_at,
+            as_of = GREATEST(excluded.as_of, c.as_of),
+            is_provisional = excluded.is_provisional
+    ),
+
+    -- A customer has one user: clear the old link before sync_stripe_users sets the new.
+    released AS (
+        UPDATE app.users AS u
+        SET stripe_customer_id = NULL
+        WHERE u.id = ANY(ARRAY(SELECT n.released_user_id FROM newer AS n))
+    )
+
+    SELECT
+        c.id,
+        c.result,
+        c.differences,
+        c.user_id,
+        n.released_user_id,
+        c.proposed_user_id
+    FROM compared AS c
+    LEFT JOIN newer AS n ON c.id = n.id
+    ORDER BY c.id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean) IS
+    'Upserts customer snapshots newer than the stored rows; returns a result for each.';
+
+CREATE FUNCTION app.find_customer_claim(customer_id text)
+RETURNS TABLE (
+    as_of timestamptz,
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    is_present boolean,
+    holder_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        k.as_of,
+        k.user_id,
+        k.claimed_user_id,
+        k.claim_source,
+        u.id IS NOT NULL AS is_present,
+        h.id AS holder_id
+    FROM (VALUES (find_customer_claim.customer_id)) AS c (id)
+    LEFT JOIN LATERAL (
+        SELECT
+            s.user_id,
+            s.claimed_user_id,
+            s.claim_source,
+            s.as_of
+        FROM app.stripe_customers AS s
+        WHERE s.id = c.id
+        LIMIT 1
+    ) AS k ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT o.id
+        FROM app.users AS o
+        WHERE o.id = k.claimed_user_id
+        LIMIT 1
+    ) AS u ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT o.id
+        FROM app.users AS o
+        WHERE o.stripe_customer_id = c.id
+        LIMIT 1
+    ) AS h ON TRUE;
+END;
+
+COMMENT ON FUNCTION app.find_customer_claim(text) IS
+    'The stored user and claim of a customer, and the user whose row names it.';
+
+CREATE FUNCTION app.compare_stripe_claims(snapshots jsonb, source text)
+RETURNS TABLE (
+    customer_id text,
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    as_of timestamptz,
+    released_user_id uuid,
+    is_changed boolean
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH claims AS (
+        SELECT DISTINCT ON (g.customer_id)
+            g.customer_id,
+            g.claimed_user_id,
+            g.as_of,
+            u.id IS NOT NULL AS is_present
+        FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
+        CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
+            customer_id text, claimed_user_id uuid, as_of timestamptz
+        )
+        LEFT JOIN LATERAL (
+            SELECT o.id
+            FROM app.users AS o
+            WHERE o.id = g.claimed_user_id
+            LIMIT 1
+        ) AS u ON TRUE
+        ORDER BY g.customer_id, u.id IS NULL, g.claimed_user_id IS NULL, v.n
+    ),
+
+    known AS (
+        SELECT
+            c.customer_id,
+            c.claimed_user_id,
+            c.is_present,
+            COALESCE(k.as_of, c.as_of) AS as_of,
+            k.user_id AS known_user_id,
+            k.claimed_user_id AS known_claim,
+            k.claim_source AS known_source,
+            k.is_present AS is_known_present,
+            k.holder_id,
+            app.get_claim_strength(source, FALSE) - app.get_claim_strength(
+                k.claim_source, COALESCE(k.user_id, k.holder_id) IS NOT NULL
+            ) AS advantage
+        FROM claims AS c
+        CROSS JOIN LATERAL app.find_customer_claim(c.customer_id) AS k
+    ),
+
+    decided AS (
+        SELECT
+            k.*,
+            COALESCE(
+                k.claimed_user_id IS NOT NULL
+                AND (
+                    k.advantage > 0
+                    OR (
+                        k.advantage = 0
+                        AND k.is_present
+                        AND k.known_claim IS NOT NULL
+                        AND NOT k.is_known_present
+                    )
+                ),
+                FALSE
+            ) AS is_winner
+        FROM known AS k
+    )
+
+    SELECT
+        d.customer_id,
+        o.user_id,
+        CASE WHEN d.is_winner THEN d.claimed_user_id ELSE d.known_claim END
+            AS claimed_user_id,
+        CASE WHEN d.is_winner THEN compare_stripe_claims.source ELSE d.known_source END
+            AS claim_source,
+        d.as_of,
+        CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
+        d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id AS is_changed
+    FROM decided AS d
+    CROSS JOIN LATERAL (
+        SELECT
+            CASE
+                WHEN d.is_winner AND d.is_present THEN d.claimed_user_id
+                WHEN NOT d.is_winner AND d.is_known_present THEN d.known_claim
+                ELSE d.known_user_id
+            END AS user_id
+    ) AS o;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_claims(jsonb, text) IS
+    'The claim and the user of each customer, after the claims of the snapshots.';
+
+CREATE FUNCTION app.claim_stripe_customers(snapshots jsonb, source text)
+RETURNS TABLE (customer_id text, user_id uuid, released_user_id uuid)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH changed AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_claims(snapshots, claim_stripe_customers.source) AS c
+        WHERE c.is_changed
+    ),
+
+    upserted AS (
+        INSERT INTO app.stripe_customers AS c (
+            id, user_id, claimed_user_id, claim_source, as_of
+        )
+        SELECT
+            n.customer_id,
+            n.user_id,
+            n.claimed_user_id,
+            n.claim_source,
+            n.as_of
+        FROM changed AS n
+        ON CONFLICT (id) DO UPDATE
+        SET
+            user_id = excluded.user_id,
+            claimed_user_id = excluded.claimed_user_id,
+            claim_source = excluded.claim_source
+    ),
+
+    released AS (
+        UPDATE app.users AS u
+        SET stripe_customer_id = NULL
+        WHERE u.id = ANY(ARRAY(SELECT n.released_user_id FROM changed AS n))
+    )
+
+    SELECT
+        n.customer_id,
+        n.user_id,
+        n.released_user_id
+    FROM changed AS n
+    ORDER BY n.customer_id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.claim_stripe_customers(jsonb, text) IS
+    'Stores the claims of snapshots that win, and links the customers; returns these.'
+    ' The caller locks their users.';
+
+CREATE FUNCTION app.read_stripe_items(items jsonb)
+RETURNS TABLE (
+    id text,
+    price_id text,
+    unit_amount numeric,
+    quantity bigint,
+    current_period_start timestamptz,
+    current_period_end timestamptz
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        i.id,
+        i.price_id,
+        i.unit_amount,
+        i.quantity,
+        i.current_period_start,
+        i.current_period_end
+    FROM jsonb_to_recordset(items) AS i (
+        id text,
+        price_id text,
+        unit_amount numeric,
+        quantity bigint,
+        current_period_start timestamptz,
+        current_period_end timestamptz
+    );
+END;
+
+COMMENT ON FUNCTION app.read_stripe_items(jsonb) IS
+    'The items of a subscription''s snapshot, as rows.';
+
+CREATE FUNCTION app.compare_stripe_items(subscription_id text, items jsonb)
+RETURNS TABLE (has_new_prices boolean, has_new_periods boolean)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        COALESCE(
+            bool_or(
+                (n.id, n.price_id, n.unit_amount, n.quantity)
+                    IS DISTINCT FROM (k.id, k.price_id, k.unit_amount, k.quantity)
+            ),
+            FALSE
+        ) AS has_new_prices,
+        COALESCE(
+            bool_or(
+                (n.current_period_start, n.current_period_end)
+                    IS DISTINCT FROM (k.current_period_start, k.current_period_end)
+            ),
+            FALSE
+        ) AS has_new_periods
+    FROM app.read_stripe_items(items) AS n
+    FULL JOIN (
+        SELECT
+            i.id,
+            i.price_id,
+            i.unit_amount,
+            i.quantity,
+            i.current_period_start,
+            i.current_period_end
+        FROM app.stripe_subscription_items AS i
+        WHERE i.subscription_id = compare_stripe_items.subscription_id
+    ) AS k ON n.id = k.id;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_items(text, jsonb) IS
+    'Whether items of a snapshot differ from those stored: in price, in period.';
+
+CREATE FUNCTION app.find_subscription_claims(snapshots jsonb, source text)
+RETURNS jsonb LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT jsonb_agg(v.snapshot ORDER BY v.n)
+    FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
+    WHERE (
+            v.snapshot ->> 'claimed_user_id' IS NOT NULL
+            OR EXISTS (
+                SELECT
+                FROM app.stripe_customers AS c
+                WHERE c.id = v.snapshot ->> 'customer_id'
+                    AND c.claimed_user_id IS NOT NULL
+                    AND c.claimed_user_id IS DISTINCT FROM c.user_id
+            )
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM app.stripe_subscriptions AS s
+            WHERE source <> 'object'
+                AND s.id = v.snapshot ->> 'id'
+                AND date_trunc('second', s.as_of)
+                >= date_trunc('second', (v.snapshot ->> 'as_of')::timestamptz)
+        );
+END;
+
+COMMENT ON FUNCTION app.find_subscription_claims(jsonb, text) IS
+    'The snapshots with a claim, or with one that waits for its user; NULL if none.';
+
+CREATE FUNCTION app.replace_stripe_items(
+    subscription_ids text[], items jsonb[]
+)
+RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    WITH given AS MATERIALIZED (
+        SELECT
+            s.id AS subscription_id,
+            i.*
+        FROM unnest(subscription_ids, items) AS s (id, items)
+        CROSS JOIN LATERAL app.read_stripe_items(s.items) AS i
+    ),
+
+    removed AS (
+        DELETE FROM app.stripe_subscription_items AS k
+        WHERE k.subscription_id = ANY(subscription_ids)
+            AND NOT EXISTS (
+                SELECT
+                FROM given AS g
+                WHERE g.subscription_id = k.subscription_id AND g.id = k.id
+            )
+    )
+
+    INSERT INTO app.stripe_subscription_items (
+        subscription_id, id, price_id, unit_amount, quantity, current_period_start,
+        current_period_end
+    )
+    SELECT
+        g.subscription_id,
+        g.id,
+        g.price_id,
+        g.unit_amount,
+        g.quantity,
+        g.current_period_start,
+        g.current_period_end
+    FROM given AS g
+    ON CONFLICT (subscription_id, id) DO UPDATE
+    SET
+        price_id = excluded.price_id,
+        unit_amount = excluded.unit_amount,
+        quantity = excluded.quantity,
+        current_period_start = excluded.current_period_start,
+        current_period_end = excluded.current_period_end;
+END;
+$$;
+
+COMMENT ON FUNCTION app.replace_stripe_items(text[], jsonb[]) IS
+    'Replaces all items of each of the subscriptions.';
+
+CREATE FUNCTION app.compare_stripe_subscriptions(
+    snapshots jsonb, source text, can_fetch boolean
+)
+RETURNS TABLE (
+    snapshot app.stripe_subscriptions,
+    items jsonb,
+    has_new_items boolean,
+    is_provisional boolean,
+    result text,
+    differences text[],
+    user_id uuid,
+    conflicting_user_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH compared AS (
+        SELECT DISTINCT ON (s.id)
+            s AS snapshot,
+            v.snapshot AS given,
+            k.known,
+            i.has_new_prices OR i.has_new_periods AS has_new_items,
+            array_remove(ARRAY[
+                CASE
+                    WHEN (s.status, s.canceled_at, s.pause_behavior, s.pause_resumes_at)
+                        IS DISTINCT FROM (
+                            (k.known).status,
+                            (k.known).canceled_at,
+                            (k.known).pause_behavior,
+                            (k.known).pause_resumes_at
+                        )
+                        THEN 'status'
+                END,
+                CASE WHEN i.has_new_prices THEN 'price' END,
+                CASE
+                    WHEN i.has_new_periods THEN 'period'
+                    WHEN (s.cancel_at, s.cancel_at_period_end)
+                        IS DISTINCT FROM (
+                            (k.known).cancel_at, (k.known).cancel_at_period_end
+                        )
+                        THEN 'period'
+                    WHEN (s.billing_cycle_anchor, s.trial_end)
+                        IS DISTINCT FROM (
+                            (k.known).billing_cycle_anchor, (k.known).trial_end
+                        )
+                        THEN 'period'
+                END,
+                CASE WHEN s.created_at <> (k.known).created_at THEN 'created_at' END
+            ], NULL) AS changes
+        FROM jsonb_array_elements(snapshots) AS v (snapshot)
+        CROSS JOIN LATERAL jsonb_populate_record(
+            NULL::app.stripe_subscriptions, v.snapshot
+        ) AS s
+        LEFT JOIN LATERAL (
+            SELECT t AS known
+            FROM app.stripe_subscriptions AS t
+            WHERE t.id = s.id
+            LIMIT 1
+        ) AS k ON TRUE
+        CROSS JOIN LATERAL app.compare_stripe_items(s.id, v.snapshot -> 'items') AS i
+        ORDER BY s.id
+    )
+
+    SELECT
+        c.snapshot,
+        c.given -> 'items' AS items,
+        c.has_new_items,
+        COALESCE(
+            source = 'event'
+            AND date_trunc('second', (c.snapshot).as_of)
+            = date_trunc('second', (c.known).as_of)
+            AND ((c.known).is_provisional OR c.changes <> '{}'),
+            FALSE
+        ) AS is_provisional,
+        app.compare_stripe_snapshot(
+            (c.snapshot).as_of,
+            (c.known).as_of,
+            c.changes = '{}' AND NOT ((c.known).is_provisional AND source = 'page'),
+            source,
+            can_fetch
+        ) AS result,
+        CASE
+            WHEN (c.known).id IS NULL THEN ARRAY['missing_here']
+            ELSE c.changes
+        END AS differences,
+        COALESCE(o.user_id, o.holder_id) AS user_id,
+        CASE
+            WHEN claim.user_id <> COALESCE(o.claimed_user_id, o.user_id, o.holder_id)
+                THEN claim.user_id
+        END AS conflicting_user_id
+    FROM compared AS c
+    CROSS JOIN LATERAL app.find_customer_claim((c.snapshot).customer_id) AS o
+    CROSS JOIN LATERAL (
+        SELECT (c.given ->> 'claimed_user_id')::uuid AS user_id
+    ) AS claim;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean) IS
+    'Subscription rows as the snapshots would make them, each with its result.';
+
+CREATE FUNCTION app.upsert_stripe_subscriptions(
+    snapshots jsonb, source text, can_fetch boolean
+)
+RETURNS TABLE (
+    id text,
+    result text,
+    differences text[],
+    user_id uuid,
+    released_user_id uuid,
+    conflicting_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    claims jsonb;
+    released jsonb;
+    new_items jsonb;
+    changed_ids text[];
+    changed_items jsonb[];
+BEGIN
+    PERFORM app.lock_snapshot_users(snapshots, FALSE);
+    claims := app.find_subscription_claims(snapshots, source);
+    IF claims IS NOT NULL THEN
+        SELECT jsonb_object_agg(c.customer_id, c.released_user_id) INTO released
+        FROM app.claim_stripe_customers(claims, 'subscription') AS c;
+    END IF;
+
+    FOR id, result, differences, user_id, released_user_id, conflicting_user_id, new_items
+    IN
+    WITH compared AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_subscriptions(snapshots, source, can_fetch) AS c
+    ),
+
+    upserted AS (
+        INSERT INTO app.stripe_subscriptions AS s (
+            id, customer_id, status, billing_cycle_anchor, cancel_at,
+            cancel_at_period_end, canceled_at, trial_end, pause_behavior,
+            pause_resumes_at, created_at, as_of, is_provisional
+        )
+        SELECT
+            (c.snapshot).id,
+            (c.snapshot).customer_id,
+            (c.snapshot).status,
+            (c.snapshot).billing_cycle_anchor,
+            (c.snapshot).cancel_at,
+            (c.snapshot).cancel_at_period_end,
+            (c.snapshot).canceled_at,
+            (c.snapshot).trial_end,
+            (c.snapshot).pause_behavior,
+            (c.snapshot).pause_resumes_at,
+            (c.snapshot).created_at,
+            (c.snapshot).as_of,
+            c.is_provisional
+        FROM compared AS c
+        WHERE c.result = 'applied'
+        ON CONFLICT (id) DO UPDATE
+        SET
+            customer_id = excluded.customer_id,
+            status = excluded.status,
+            billing_cycle_anchor = excluded.billing_cycle_anchor,
+            cancel_at = excluded.cancel_at,
+            cancel_at_period_end = excluded.cancel_at_period_end,
+            canceled_at = excluded.canceled_at,
+            trial_end = excluded.trial_end,
+            pause_behavior = excluded.pause_behavior,
+            pause_resumes_at = excluded.pause_resumes_at,
+            created_at = excluded.created_at,
+            as_of = GREATEST(excluded.as_of, s.as_of),
+            is_provisional = excluded.is_provisional
+    )
+
+    SELECT
+        (c.snapshot).id,
+        c.result,
+        c.differences,
+        c.user_id,
+        (released ->> (c.snapshot).customer_id)::uuid AS released_user_id,
+        c.conflicting_user_id,
+        CASE WHEN c.result = 'applied' AND c.has_new_items THEN c.items END AS new_items
+    FROM compared AS c
+    ORDER BY (c.snapshot).id
+    LOOP
+        IF new_items IS NOT NULL THEN
+            changed_ids := changed_ids || id;
+            changed_items := changed_items || new_items;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF changed_ids IS NOT NULL THEN
+        PERFORM app.replace_stripe_items(changed_ids, changed_items);
+    END IF;
+END;
+$$;
+
+COMMENT ON FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean) IS
+    'Upserts subscription snapshots newer than the stored rows; a result for each.';
+
+CREATE FUNCTION app.list_user_customers(user_id uuid, linked_id text)
+RETURNS TABLE (id text, is_deleted boolean, created_at timestamptz)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        m.id,
+        m.is_deleted,
+        m.created_at
+    FROM app.stripe_customers AS m
+    WHERE m.user_id = list_user_customers.user_id
+    UNION ALL
+    -- The linked customer may not be in the mirror yet.
+    SELECT
+        linked_id AS id,
+        FALSE AS is_deleted,
+        NULL AS created_at
+    WHERE linked_id IS NOT NULL
+        AND NOT EXISTS (
+            SELECT
+            FROM app.stripe_customers AS m
+            WHERE m.id = linked_id
+        );
+END;
+
+COMMENT ON FUNCTION app.list_user_customers(uuid, text) IS
+    'The customers of a user, with the linked one.';
+
+CREATE FUNCTION app.find_best_item(user_id uuid, linked_id text)
+RETURNS TABLE (
+    customer_id text,
+    is_deleted boolean,
+    customer_created_at timestamptz,
+    subscription_id text,
+    status text,
+    is_active boolean,
+    anchor timestamptz,
+    ends_at timestamptz,
+    trial_end timestamptz,
+    pause_behavior text,
+    pause_resumes_at timestamptz,
+    price_id text,
+    unit_amount numeric,
+    period_start timestamptz,
+    period_end timestamptz,
+    is_price_known boolean,
+    plan_id text,
+    credits numeric
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        c.id AS customer_id,
+        c.is_deleted,
+        c.created_at AS customer_created_at,
+        s.id AS subscription_id,
+        t.status,
+        app.is_active_status(t.status) AS is_active,
+        s.billing_cycle_anchor AS anchor,
+        -- LEAST ignores NULL.
+        LEAST(
+            s.cancel_at, CASE WHEN s.cancel_at_period_end THEN i.current_period_end END
+        ) AS ends_at,
+        s.trial_end,
+        s.pause_behavior,
+        s.pause_resumes_at,
+        i.price_id,
+        i.unit_amount,
+        i.current_period_start AS period_start,
+        i.current_period_end AS period_end,
+        p.plan_id IS NOT NULL AS is_price_known,
+        t.plan_id,
+        t.credits
+    FROM app.list_user_customers(find_best_item.user_id, linked_id) AS c
+    LEFT JOIN LATERAL (
+        SELECT
+            k.id,
+            k.status,
+            k.billing_cycle_anchor,
+            k.cancel_at,
+            k.cancel_at_period_end,
+            k.trial_end,
+            k.pause_behavior,
+            k.pause_resumes_at
+        FROM app.stripe_subscriptions AS k
+        WHERE k.customer_id = c.id
+        LIMIT ALL
+    ) AS s ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT
+            k.id,
+            k.price_id,
+            k.unit_amount,
+            k.quantity,
+            k.current_period_start,
+            k.current_period_end
+        FROM app.stripe_subscription_items AS k
+        WHERE k.subscription_id = s.id
+        LIMIT ALL
+    ) AS i ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT
+            k.id AS plan_id,
+            k.monthly_credits
+        FROM app.plan_prices AS pp
+        INNER JOIN app.plans AS k ON pp.plan_id = k.id
+        WHERE pp.stripe_price_id = i.price_id
+        LIMIT 1
+    ) AS p ON TRUE
+    CROSS JOIN LATERAL (
+        SELECT
+            -- Deleting a customer cancels its subscriptions, even if no event says so.
+            CASE
+                WHEN c.is_deleted AND s.status <> 'incomplete_expired' THEN 'canceled'
+                ELSE s.status
+            END AS status,
+            CASE WHEN COALESCE(i.quantity, 1) > 0 THEN p.plan_id END AS plan_id,
+            p.monthly_credits * COALESCE(i.quantity, 1) AS credits
+    ) AS t
+    ORDER BY
+        c.is_deleted,
+        app.is_active_status(t.status) DESC,
+        t.plan_id IS NULL,
+        t.status = 'past_due',
+        t.credits DESC NULLS LAST,
+        i.current_period_end DESC NULLS LAST,
+        s.id,
+        i.id,
+        -- Customers without subscriptions.
+        c.id = linked_id DESC NULLS LAST,
+        c.created_at,
+        c.id
+    LIMIT 1;
+END;
+
+COMMENT ON FUNCTION app.find_best_item(uuid, text) IS
+    'The subscription item that decides what the user has, and its customer.';
+
+CREATE FUNCTION app.get_paid_period(
+    is_paid boolean,
+    anchor timestamptz,
+    period_start timestamptz,
+    period_end timestamptz
+)
+RETURNS TABLE (quota_anchor timestamptz, next_quota_reset timestamptz)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        CASE
+            WHEN NOT is_paid THEN NULL
+            WHEN p.is_on_anchor THEN anchor
+            WHEN p.is_month THEN period_end
+            ELSE COALESCE(anchor, period_end)
+        END AS quota_anchor,
+        CASE WHEN is_paid AND (p.is_on_anchor OR p.is_month) THEN period_end END
+            AS next_quota_reset
+    FROM (
+        SELECT
+            period_end = app.get_period_end(anchor, period_start) AS is_on_anchor,
+            period_end - period_start
+                BETWEEN interval '28 days' AND interval '31 days' AS is_month
+        LIMIT ALL
+    ) AS p;
+END;
+
+COMMENT ON FUNCTION app.get_paid_period(
+    boolean, timestamptz, timestamptz, timestamptz
+) IS
+    'Anchor and reset of the quota by a paid period; NULL where the user''s stay.';
+
+CREATE VIEW app.stripe_entitlements WITH (security_invoker = TRUE) AS
+SELECT
+    u.id,
+    e.stripe_customer_id,
+    e.created_at,
+    e.stripe_subscription_id,
+    e.stripe_price_id,
+    e.subscription_status,
+    e.base_quota,
+    e.quota_anchor,
+    e.next_quota_reset,
+    best.ends_at,
+    best.trial_end,
+    best.pause_behavior,
+    best.pause_resumes_at,
+    e.has_unknown_price,
+    array_remove(ARRAY[
+        CASE
+            WHEN e.stripe_customer_id IS DISTINCT FROM u.stripe_customer_id
+                THEN 'unlinked'
+        END,
+        CASE WHEN e.created_at <> u.created_at THEN 'created_at' END,
+        CASE
+            WHEN (e.stripe_subscription_id, e.subscription_status)
+                IS DISTINCT FROM (u.stripe_subscription_id, u.subscription_status)
+                THEN 'status'
+        END,
+        CASE
+            WHEN (e.stripe_price_id, e.base_quota)
+                IS DISTINCT FROM (u.stripe_price_id, u.base_quota)
+                THEN 'price'
+        END,
+        CASE
+            WHEN (e.quota_anchor, e.next_quota_reset)
+                IS DISTINCT FROM (u.quota_anchor, u.next_quota_reset)
+                THEN 'period'
+        END
+    ], NULL) AS differences,
+    CASE
+        WHEN best.is_active AND best.plan_id IS NOT NULL THEN NULL
+        WHEN e.stripe_customer_id IS NULL THEN 'no_customer'
+        WHEN best.is_deleted THEN 'deleted_customer'
+        WHEN best.subscription_id IS NULL THEN 'no_subscription'
+        WHEN NOT best.is_active THEN 'inactive_subscription'
+        WHEN best.is_price_known THEN 'no_quantity'
+        ELSE 'unknown_price'
+    END AS reason
+FROM app.users AS u
+LEFT JOIN LATERAL app.find_best_item(u.id, u.stripe_customer_id) AS best ON TRUE
+CROSS JOIN LATERAL app.get_paid_period(
+    -- A price that is not known to be zero.
+    best.status = 'active' AND best.plan_id IS NOT NULL
+    AND best.unit_amount IS DISTINCT FROM 0,
+    best.anchor,
+    best.period_start,
+    best.period_end
+) AS paid
+LEFT JOIN app.plans AS free ON free.id = 'free'
+CROSS JOIN LATERAL ( -- noqa: ST05
+    SELECT
+        best.customer_id AS stripe_customer_id,
+        COALESCE(best.customer_created_at, u.created_at) AS created_at,
+        best.subscription_id AS stripe_subscription_id,
+        best.price_id AS stripe_price_id,
+        best.status AS subscription_status,
+        COALESCE(
+            CASE WHEN best.is_active AND best.plan_id IS NOT NULL THEN best.credits END,
+            free.monthly_credits,
+            u.base_quota
+        ) AS base_quota,
+        COALESCE(paid.quota_anchor, u.quota_anchor) AS quota_anchor,
+        CASE
+            WHEN paid.next_quota_reset IS NOT NULL THEN paid.next_quota_reset
+            -- A lapsed reset on an unchanged anchor already means the next boundary.
+            WHEN paid.quota_anchor <> u.quota_anchor
+                OR (paid.quota_anchor IS NOT NULL AND u.next_quota_reset > now())
+                THEN app.get_period_end(paid.quota_anchor, now())
+            ELSE u.next_quota_reset
+        END AS next_quota_reset,
+        COALESCE(best.is_active AND NOT best.is_price_known, FALSE) AS has_unknown_price
+    LIMIT ALL
+) AS e;
+
+COMMENT ON VIEW app.stripe_entitlements IS
+    'What each user should have by the mirror; sync_stripe_users copies it to users.';
+COMMENT ON COLUMN app.stripe_entitlements.id IS
+    'The user.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_customer_id IS
+    'Customer of the best item; without one, the linked or oldest; NULL if none.';
+COMMENT ON COLUMN app.stripe_entitlements.created_at IS
+    'When the customer was created at Stripe; the user''s created_at if not known.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_subscription_id IS
+    'Subscription of the best item, find_best_item; NULL if there is none.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_price_id IS
+    'Price of the best item; NULL if there is none or it has no price.';
+COMMENT ON COLUMN app.stripe_entitlements.subscription_status IS
+    'Stripe''s status; canceled if the customer is deleted; NULL if no subscription.';
+COMMENT ON COLUMN app.stripe_entitlements.base_quota IS
+    'Credits a period: of the plan that is bought x quantity, else of free.';
+COMMENT ON COLUMN app.stripe_entitlements.quota_anchor IS
+    'Periods begin at the anchor plus whole months in UTC; only paid plans move it.';
+COMMENT ON COLUMN app.stripe_entitlements.next_quota_reset IS
+    'When the period ends; only paid plans move it; NULL if it never resets.';
+COMMENT ON COLUMN app.stripe_entitlements.ends_at IS
+    'When the subscription will end by cancellation; NULL if it renews.';
+COMMENT ON COLUMN app.stripe_entitlements.trial_end IS
+    'When the trial ends or ended; NULL if there was none.';
+COMMENT ON COLUMN app.stripe_entitlements.pause_behavior IS
+    'Stripe''s word for paused collection, which takes nothing away; NULL if not paused.';
+COMMENT ON COLUMN app.stripe_entitlements.pause_resumes_at IS
+    'When paused collection resumes; NULL if no time is set.';
+COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS
+    'Whether the subscription entitles and no plan has the price of its best item.';
+COMMENT ON COLUMN app.stripe_entitlements.differences IS
+    'Groups of columns that differ from users, docs/stripe.md; empty if none.';
+COMMENT ON COLUMN app.stripe_entitlements.reason IS
+    'Why no paid plan applies: no_customer, deleted_customer, no_subscription,'
+    ' inactive_subscription, no_quantity, unknown_price; NULL if one applies.';
+
+CREATE FUNCTION app.sync_stripe_users(user_ids uuid[])
+RETURNS TABLE (
+    id uuid,
+    customer_id text,
+    subscription_id text,
+    differences text[],
+    has_unknown_price boolean
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- Transactions of two customers of one user queue here: the statement below sees
+    -- what the first one committed.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = ANY(user_ids)
+    ORDER BY u.id
+    FOR NO KEY UPDATE;
+
+    RETURN QUERY
+    WITH entitled AS MATERIALIZED (
+        SELECT e.*
+        FROM app.stripe_entitlements AS e
+        WHERE e.id = ANY(user_ids)
+    ),
+
+    synced AS (
+        UPDATE app.users AS u
+        SET
+            stripe_customer_id = e.stripe_customer_id,
+            created_at = e.created_at,
+            stripe_subscription_id = e.stripe_subscription_id,
+            stripe_price_id = e.stripe_price_id,
+            subscription_status = e.subscription_status,
+            base_quota = e.base_quota,
+            quota_anchor = e.quota_anchor,
+            next_quota_reset = e.next_quota_reset
+        FROM entitled AS e
+        WHERE u.id = e.id
+            AND u.id = ANY(user_ids)
+            AND e.differences <> '{}'
+    )
+
+    SELECT
+        e.id,
+        e.stripe_customer_id AS customer_id,
+        e.stripe_subscription_id AS subscription_id,
+        e.differences,
+        e.has_unknown_price
+    FROM entitled AS e
+    ORDER BY e.id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.sync_stripe_users(uuid[]) IS
+    'Updates users from the Stripe mirror; returns the differences.';
+
+CREATE FUNCTION app.apply_stripe_event(
+    id text,
+    type text,
+    api_version text,
+    event_created_at timestamptz,
+    payload jsonb,
+    lock_key text,
+    object_type text,
+    snapshot jsonb,
+    can_fetch boolean,
+    OUT result text,
+    OUT user_ids uuid[],
+    OUT conflicting_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    snapshots jsonb := jsonb_build_array(snapshot);
+    owner_ids uuid[];
+BEGIN
+    result := 'ignored';
+    -- Statements after the lock must see what its last holder committed.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'app.apply_stripe_event needs READ COMMITTED'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM app.lock_stripe_customer(lock_key);
+    IF EXISTS (
+        SELECT FROM app.stripe_events AS e
+        WHERE e.id = apply_stripe_event.id AND e.status <> 'failed'
+    ) THEN
+        result := 'duplicate';
+        RETURN;
+    END IF;
+
+    IF object_type = 'customers' THEN
+        SELECT c.result, ARRAY[c.released_user_id, c.user_id] INTO result, owner_ids
+        FROM app.upsert_stripe_customers(snapshots, 'event', can_fetch, FALSE) AS c;
+    ELSIF object_type IS NOT NULL THEN
+        SELECT s.result, ARRAY[s.released_user_id, s.user_id], s.conflicting_user_id
+        INTO result, owner_ids, conflicting_user_id
+        FROM app.upsert_stripe_subscriptions(snapshots, 'event', can_fetch) AS s;
+    END IF;
+    IF result = 'ambiguous' THEN
+        RETURN;
+    END IF;
+    IF result = 'applied' THEN
+        SELECT array_agg(u.id) INTO user_ids
+        FROM app.sync_stripe_users(owner_ids) AS u
+        WHERE u.differences <> '{}';
+    END IF;
+
+    INSERT INTO app.stripe_events AS e (
+        id, type, api_version, event_created_at, payload, status, attempts, processed_at
+    )
+    VALUES (
+        apply_stripe_event.id, apply_stripe_event.type, apply_stripe_event.api_version,
+        apply_stripe_event.event_created_at, apply_stripe_event.payload, result, 1, now()
+    )
+    ON CONFLICT (id) DO UPDATE
+    SET
+        status = excluded.status,
+        payload = excluded.payload,
+        attempts = e.attempts + 1,
+        processed_at = excluded.processed_at
+    WHERE e.status = 'failed';
+END;
+$$;
+
+COMMENT ON FUNCTION app.apply_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+) IS
+    'Records and applies an event once; ambiguous, with nothing recorded, if its object'
+    ' must be fetched. user_ids: the users that changed.';
+
+-- SECURITY DEFINER: the role that inserts users may not write the mirror.
+CREATE FUNCTION app.take_stripe_claims()
+RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    claims jsonb;
+BEGIN
+    -- The lock of a customer belongs to a delivery, which may wait for a row that this
+    -- transaction has locked: the delivery, or the next one, takes the claim then.
+    SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
+    FROM app.stripe_customers AS c
+    INNER JOIN new_users AS u ON c.claimed_user_id = u.id
+    WHERE c.claimed_user_id IS DISTINCT FROM c.user_id
+        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0));
+    IF claims IS NOT NULL THEN
+        PERFORM app.sync_stripe_users(array_agg(o.id))
+        FROM app.claim_stripe_customers(claims, NULL) AS c
+        CROSS JOIN LATERAL (VALUES (c.user_id), (c.released_user_id)) AS o (id);
+    END IF;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION app.take_stripe_claims() IS
+    'Trigger: links new users to the Stripe customers that claim them.';
+
+REVOKE EXECUTE ON FUNCTION app.take_stripe_claims() FROM public;
+
+CREATE TRIGGER users_take_stripe_claims AFTER INSERT ON app.users
+REFERENCING NEW TABLE AS new_users
+FOR EACH STATEMENT EXECUTE FUNCTION app.take_stripe_claims();
