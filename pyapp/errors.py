@@ -141,8 +141,16 @@ class PlanNotFoundError(RuleError):
     """There is no such plan; list_plans returns all plans."""
 
 
+class PlanExistsError(RuleError):
+    """There is such a plan already; set_plan_credits changes it."""
+
+
 class PriceTakenError(RuleError):
     """Another plan has this price; a price buys one plan."""
+
+
+class PriceNotFoundError(RuleError):
+    """No plan has this price; list_plans returns the prices of each."""
 
 
 class ReferralError(RuleError):
@@ -192,7 +200,9 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
         " (messages_finished_at_not_ahead_check)",
     ),
     "messages_user_id_fkey": (UserNotFoundError, "no such user"),
-    "plans_stripe_price_id_key": (PriceTakenError, "another plan has this price"),
+    "plan_prices_pkey": (PriceTakenError, "another plan has this price"),
+    "plan_prices_plan_id_fkey": (PlanNotFoundError, "no such plan"),
+    "plans_pkey": (PlanExistsError, "there is such a plan already"),
     "referrals_not_self_check": (
         SelfReferralError,
         "users cannot redeem their own code",

@@ -1,4 +1,4 @@
-"""Plans: the credits that a Stripe price buys."""
+"""Plans: their monthly credits, and the Stripe prices that buy them."""
 
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -8,15 +8,22 @@ from psycopg import Connection
 from pyapp._core.run import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import shown, storable_id, validated
-from pyapp.errors import PlanNotFoundError
+from pyapp.errors import PlanNotFoundError, PriceNotFoundError, refusal
 
 
 class Plan(NamedTuple):
-    """A plan; `stripe_price_id` is None if no price buys it."""
+    """A plan; any of its Stripe prices buys it, none if there are none."""
 
     id: str
-    stripe_price_id: str | None
     monthly_credits: Decimal
+    stripe_price_ids: list[str]
+
+
+class PlanPrice(NamedTuple):
+    """A Stripe price and the plan that it buys."""
+
+    stripe_price_id: str
+    plan_id: str
 
 
 @validated
@@ -38,24 +45,95 @@ def get_plan(conn: Connection[Any], *, plan_id: str) -> Plan:
 
 
 @validated
-def set_plan_price(
-    conn: Connection[Any], *, plan_id: str, stripe_price_id: str | None
+def create_plan(
+    conn: Connection[Any], *, plan_id: str, monthly_credits: Decimal
 ) -> Plan:
-    """Set the Stripe price that buys the plan, None for no price; return the plan.
-
-    Users who pay the price already get the plan's quota at their next sync.
+    """Create a plan without prices and return it; one credit is one US cent of usage.
 
     Raises:
-        PlanNotFoundError: there is no such plan.
-        PriceTakenError: the price buys another plan.
+        PlanExistsError: there is such a plan already.
+        RuleError: by plans_id_not_empty_check, the id is empty.
     """
-    price_id = storable_id("stripe_price_id", stripe_price_id)
+    plan_id = _storable("plan_id", plan_id)
     with atomic(conn):
         return fetch_one(
             conn,
             Plan,
-            "set_plan_price",
-            missing=PlanNotFoundError(f"no plan {shown(plan_id)}"),
+            "create_plan",
+            plan_id=plan_id,
+            monthly_credits=monthly_credits,
+        )
+
+
+@validated
+def set_plan_credits(
+    conn: Connection[Any], *, plan_id: str, monthly_credits: Decimal
+) -> Plan:
+    """Set the plan's monthly credits and return the plan.
+
+    Its subscribers get the new amount at their next sync. For `free` and `anonymous`,
+    it is the quota of payers that are created afterwards, and of users at their next
+    sync.
+
+    Raises:
+        PlanNotFoundError: there is no such plan.
+    """
+    return fetch_one(
+        conn,
+        Plan,
+        "set_plan_credits",
+        missing=PlanNotFoundError(f"no plan {shown(plan_id)}"),
+        plan_id=storable_text(plan_id),
+        monthly_credits=monthly_credits,
+    )
+
+
+@validated
+def add_plan_price(
+    conn: Connection[Any], *, plan_id: str, stripe_price_id: str
+) -> PlanPrice:
+    """Let a Stripe price buy the plan, besides its other prices; return both ids.
+
+    Users who pay the price already get the plan at their next sync. Repeating it
+    changes nothing.
+
+    Raises:
+        PlanNotFoundError: there is no such plan.
+        PriceTakenError: the price buys another plan.
+        RuleError: by plan_prices_stripe_price_id_length_check, the price is empty.
+    """
+    price_id = _storable("stripe_price_id", stripe_price_id)
+    with atomic(conn):
+        return fetch_one(
+            conn,
+            PlanPrice,
+            "add_plan_price",
+            missing=refusal("plan_prices_pkey"),
             plan_id=storable_text(plan_id),
             stripe_price_id=price_id,
         )
+
+
+@validated
+def remove_plan_price(conn: Connection[Any], *, stripe_price_id: str) -> PlanPrice:
+    """Let a Stripe price buy no plan any more; return it and the plan that it bought.
+
+    Users who pay the price have the free quota from their next sync on.
+
+    Raises:
+        PriceNotFoundError: the price buys no plan.
+    """
+    return fetch_one(
+        conn,
+        PlanPrice,
+        "remove_plan_price",
+        missing=PriceNotFoundError(f"no plan has the price {shown(stripe_price_id)}"),
+        stripe_price_id=storable_text(stripe_price_id),
+    )
+
+
+def _storable(name: str, value: str) -> str:
+    """Return an id with invalid characters replaced; too long a one is refused."""
+    found = storable_id(name, value)
+    assert found is not None
+    return found

@@ -25,8 +25,8 @@ class Difference:
     """One disagreement between Stripe and the database.
 
     *kind* is one of KINDS. *object_id* is a customer, a subscription or a user.
-    *user_id* is the object's user; for `unlinked`, the user with its e-mail address; for
-    `conflict`, the user that a weaker claim names.
+    *user_id* is the object's user; for `unlinked`, the user with its e-mail address;
+    for `conflict`, the user that a weaker claim names.
     """
 
     kind: str
