@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import overhead, reading, reconciling, report, retention, stripe, writing
+from bench import overhead, reading, reconciling, report, retention, webhooks, writing
+from bench.engines import find_obstacle, open_engines
 from bench.load import load
 from bench.measures import Measure
 from pyapp.devtools.checks.scratch_database import scratch_database
@@ -64,7 +65,15 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts"
     )
+    parser.add_argument(
+        "--engines",
+        action="store_true",
+        help="compare webhooks with Stripe's sync engines; first: npm install --prefix"
+        " bench/node",
+    )
     options = parser.parse_args()
+    if options.engines and (obstacle := find_obstacle()):
+        parser.exit(2, f"the sync engines cannot be run: {obstacle}\n")
     path = options.json or RESULTS / f"{options.size}.json"
     with _databases(options.url, options.folder, options.size) as urls:
         for size, url in urls.items():
@@ -72,7 +81,7 @@ def main() -> int:
                 say(f"{size:,} messages loaded in {load(url, size):.0f} s")
         settings = report.read_settings(urls[options.size])
         found = []
-        for measure in _measure(urls, options.size, options.only):
+        for measure in _measure(urls, options.size, options.only, options.engines):
             found.append(measure)
             ratio = "" if measure.ratio is None else f" {measure.ratio:.2f}x"
             say(f"  {measure.name}:{ratio} {measure.value} ({measure.floor})")
@@ -116,7 +125,9 @@ def _databases(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[Measure]:
+def _measure(
+    urls: Mapping[int, str], size: int, parts: list[str], has_engines: bool
+) -> Iterator[Measure]:
     """Run the parts in an order in which none affects the next."""
     url = urls[size]
     accounts = reading.rank_accounts(url)
@@ -133,12 +144,17 @@ def _measure(urls: Mapping[int, str], size: int, parts: list[str]) -> Iterator[M
         "retention": lambda: retention.measure_retention(
             url, accounts, min(size, retention.PAYLOADS), 3 * seconds
         ),
-        "webhooks": lambda: stripe.measure_webhooks(url, 300 * seconds),
+        "webhooks": lambda: _measure_webhooks(url, 500 * seconds, has_engines),
         "reconciliation": lambda: reconciling.measure_reconciliation(url, customers),
     }
     for name, run in runs.items():
         if name in parts:
             yield from run()
+
+
+def _measure_webhooks(url: str, events: int, has_engines: bool) -> Iterator[Measure]:
+    with open_engines(url) if has_engines else contextlib.nullcontext(()) as engines:
+        yield from webhooks.measure_webhooks(url, events, engines)
 
 
 if __name__ == "__main__":

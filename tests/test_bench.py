@@ -1,14 +1,20 @@
 """The load, report and plot of the benchmark; nothing is timed."""
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import psycopg
+import pytest
 
+from bench import engines
 from bench.contest import Latency
 from bench.load import load, query
 from bench.measures import at_least, compare_latency
 from bench.plot import LINES, draw
 from bench.report import WIDTH, render
+from bench.webhooks import CUSTOMERS, apply, make_changes, make_customers
+from tests.fake_stripe import TEST_SECRET, sign
+from tests.stripe_world import START
 
 
 def test_load_is_complete_and_skewed(empty_database: str):
@@ -24,6 +30,42 @@ def test_load_is_complete_and_skewed(empty_database: str):
     assert max(messages for _, messages in ranked[1:]) > 30
     assert differences == (0,)
     assert indexes == (7,)
+
+
+def test_each_measured_webhook_changes_its_user(empty_database: str):
+    load(empty_database, 100, accounts=10)
+    statuses = (
+        "SELECT subscription_status, count(*)::integer FROM app.users"
+        " WHERE stripe_customer_id IS NOT NULL GROUP BY 1"
+    )
+
+    customers = make_customers(empty_database)
+    bodies = make_changes(customers, START, passes=2)
+
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        for status, some in (
+            ("past_due", bodies[:CUSTOMERS]),
+            ("active", bodies[CUSTOMERS:]),
+        ):
+            apply(conn, some, [sign(body, [TEST_SECRET]) for body in some])
+            assert conn.execute(statuses).fetchall() == [(status, CUSTOMERS)]
+
+
+def test_missing_engines_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(engines, "NODE", tmp_path)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/node")
+    others = "@supabase/stripe-sync-engine, stripe missing: npm install --prefix"
+
+    for name, version in engines.VERSIONS.items():
+        folder = tmp_path / "node_modules" / name
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text(f'{{"version": "{version}"}}')
+        if name == "@stripe/sync-engine":
+            assert str(engines.find_obstacle()).startswith(others)
+    assert engines.find_obstacle() is None
+
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert engines.find_obstacle() == "node is not installed"
 
 
 def test_report_fits_the_page_and_marks_missed_targets():

@@ -54,3 +54,20 @@ SELECT
     'seed' || n || '@example.com' AS email
 FROM generate_series(0, :users::integer - 1) AS n
 ON CONFLICT (id) DO NOTHING;
+
+-- name: create_engine_role :rowcount
+-- A migration of a sync engine names this role.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = 'postgres')
+    THEN
+        CREATE ROLE postgres;
+    END IF;
+END;
+$$;
+
+-- name: count_engine_subscriptions :one
+-- What a sync engine stored, in its own database.
+SELECT count(*) AS subscriptions
+FROM stripe.subscriptions AS s
+WHERE s.status::text = :status;
