@@ -70,7 +70,6 @@ _DIFFERENCES = {
     "created_at": "another creation date",
     "unlinked": "customer linked to no user, or to another one",
     "conflict": "another user is claimed, by a weaker claim",
-    "conflict": "another user is claimed, by a weaker claim",
     "unknown_price": "price without a plan",
 }
 
