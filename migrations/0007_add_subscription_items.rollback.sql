@@ -1,5 +1,5 @@
--- Loses the items and claims of Stripe, which a reconciliation can fetch again after the
--- next migration, and the prices of plans.
+-- Loses Stripe's items and claims, which a reconciliation can fetch again after the next
+-- migration.
 
 SET LOCAL lock_timeout = '5s';
 

@@ -2,7 +2,7 @@
 
 SET LOCAL lock_timeout = '5s';
 
--- noqa: disable=RF02,RF03,AM03,AM06,AM09
+-- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT05
 
 DROP TRIGGER users_take_stripe_claims ON app.users;
 DROP FUNCTION app.take_stripe_claims();

@@ -2,7 +2,7 @@
 
 SET LOCAL lock_timeout = '5s';
 
--- noqa: disable=RF02,RF03,AM03,AM06,AM09
+-- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT05
 
 DROP VIEW app.stripe_entitlements;
 DROP FUNCTION app.apply_stripe_event(text, text, text, timestamptz, jsonb, text, text, jsonb, boolean);
@@ -200,11 +200,13 @@ BEGIN ATOMIC
         c.claimed_user_id,
         c.claim_source,
         -- The link of a customer without a claim is not part of its snapshot.
-        (c.claimed_user_id, c.claim_source)
-            IS DISTINCT FROM ((o.known).claimed_user_id, (o.known).claim_source)
-        OR (
-            c.claimed_user_id IS NOT DISTINCT FROM c.user_id
-            AND c.user_id IS DISTINCT FROM (o.known).user_id
+        (
+            (c.claimed_user_id, c.claim_source)
+                IS DISTINCT FROM ((o.known).claimed_user_id, (o.known).claim_source)
+            OR (
+                c.claimed_user_id IS NOT DISTINCT FROM c.user_id
+                AND c.user_id IS DISTINCT FROM (o.known).user_id
+            )
         ) AS is_claim_new,
         -- A page or a fetched object revives a deleted customer; an event does not.
         o.is_deleted OR ((o.known).is_deleted IS TRUE AND source = 'event') AS is_gone,
@@ -515,7 +517,9 @@ BEGIN ATOMIC
             AS claim_source,
         d.as_of,
         CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
-        d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id AS is_changed
+        (
+            d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id
+        ) AS is_changed
     FROM decided AS d
     CROSS JOIN LATERAL (
         SELECT
@@ -861,7 +865,9 @@ BEGIN
         FROM app.claim_stripe_customers(claims, 'subscription') AS c;
     END IF;
 
-    FOR id, result, differences, user_id, released_user_id, conflicting_user_id, new_items
+    FOR
+        id, result, differences, user_id, released_user_id, conflicting_user_id,
+        new_items
     IN
     WITH compared AS MATERIALIZED (
         SELECT c.*
@@ -1159,7 +1165,7 @@ CROSS JOIN LATERAL app.get_paid_period(
     best.period_end
 ) AS paid
 LEFT JOIN app.plans AS free ON free.id = 'free'
-CROSS JOIN LATERAL ( -- noqa: ST05
+CROSS JOIN LATERAL (
     SELECT
         best.customer_id AS stripe_customer_id,
         COALESCE(best.customer_created_at, u.created_at) AS created_at,
@@ -1209,7 +1215,7 @@ COMMENT ON COLUMN app.stripe_entitlements.ends_at IS
 COMMENT ON COLUMN app.stripe_entitlements.trial_end IS
     'When the trial ends or ended; NULL if there was none.';
 COMMENT ON COLUMN app.stripe_entitlements.pause_behavior IS
-    'Stripe''s word for paused collection, which takes nothing away; NULL if not paused.';
+    'Stripe''s word for paused collection, which takes nothing away; else NULL.';
 COMMENT ON COLUMN app.stripe_entitlements.pause_resumes_at IS
     'When paused collection resumes; NULL if no time is set.';
 COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS

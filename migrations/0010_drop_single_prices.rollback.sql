@@ -9,7 +9,9 @@ COMMENT ON COLUMN app.plans.stripe_price_id IS
 
 UPDATE app.plans AS p
 SET stripe_price_id = (
-    SELECT min(pp.stripe_price_id) FROM app.plan_prices AS pp WHERE pp.plan_id = p.id
+    SELECT min(pp.stripe_price_id)
+    FROM app.plan_prices AS pp
+    WHERE pp.plan_id = p.id
 );
 
 ALTER TABLE app.plans
@@ -33,20 +35,26 @@ COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
 UPDATE app.stripe_subscriptions AS s
 SET
     user_id = (
-        SELECT c.user_id FROM app.stripe_customers AS c WHERE c.id = s.customer_id
+        SELECT c.user_id
+        FROM app.stripe_customers AS c
+        WHERE c.id = s.customer_id
     ),
     price_id = i.price_id,
     current_period_start = i.current_period_start,
     current_period_end = i.current_period_end
 FROM (
-    SELECT DISTINCT ON (k.subscription_id) k.*
+    SELECT DISTINCT ON (k.subscription_id)
+        k.subscription_id,
+        k.price_id,
+        k.current_period_start,
+        k.current_period_end
     FROM app.stripe_subscription_items AS k
     LEFT JOIN app.plans AS p ON k.price_id = p.stripe_price_id
     ORDER BY
-        k.subscription_id,
+        k.subscription_id ASC,
         p.monthly_credits DESC NULLS LAST,
         k.current_period_end DESC NULLS LAST,
-        k.id
+        k.id ASC
 ) AS i
 WHERE s.id = i.subscription_id;
 

@@ -146,8 +146,8 @@ GRANT UPDATE (
 )
 ON app.users TO pyapp_sync;
 
--- No DELETE here: deleted and canceled objects keep their rows. UPDATE is granted by column
--- throughout, because on a table it allows LOCK TABLE in every mode.
+-- No DELETE here: deleted and canceled objects keep their rows. UPDATE is granted by
+-- column throughout, because on a table it allows LOCK TABLE in every mode.
 GRANT
 INSERT (
     id, type, api_version, event_created_at, payload, status, attempts, last_error,
@@ -202,7 +202,8 @@ ON app.stripe_sync_runs TO pyapp_sync;
 GRANT SELECT ON
 app.plans, app.plan_prices, app.users, app.fingerprints, app.messages,
 app.usage_daily, app.referrals, app.stripe_customers, app.stripe_subscriptions,
-app.stripe_subscription_items, app.stripe_entitlements, app.stripe_sync_runs, app.usage_drift, app.referral_drift
+app.stripe_subscription_items, app.stripe_entitlements, app.stripe_sync_runs,
+app.usage_drift, app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

@@ -288,9 +288,9 @@ ALTER TABLE app.users
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
 -- For upsert_customers, upsert_subscriptions, claim_customers and
--- list_unseen_customers. The functions lock_snapshot_users, find_customer_owners,
--- compare_stripe_claims and compare_stripe_subscriptions read it. Makes a customer's user unique. Partial,
--- because an UPDATE of a column with a full unique index waits for transactions that
+-- list_unseen_customers. The functions lock_snapshot_users, find_customer_owners and
+-- find_customer_claim read it. Makes a customer's user unique. Partial, because an
+-- UPDATE of a column with a full unique index waits for transactions that
 -- inserted rows which reference the user.
 CREATE UNIQUE INDEX users_stripe_customer_id_idx ON app.users (stripe_customer_id)
 WHERE stripe_customer_id IS NOT NULL;

@@ -3,11 +3,10 @@
 SELECT
     p.id,
     p.monthly_credits,
-    ARRAY(
-        SELECT pp.stripe_price_id
+    (
+        SELECT COALESCE(array_agg(pp.stripe_price_id ORDER BY pp.stripe_price_id), '{}')
         FROM app.plan_prices AS pp
         WHERE pp.plan_id = p.id
-        ORDER BY pp.stripe_price_id
     ) AS stripe_price_ids
 FROM app.plans AS p
 ORDER BY p.monthly_credits, p.id
@@ -18,11 +17,10 @@ LIMIT :limit;
 SELECT
     p.id,
     p.monthly_credits,
-    ARRAY(
-        SELECT pp.stripe_price_id
+    (
+        SELECT COALESCE(array_agg(pp.stripe_price_id ORDER BY pp.stripe_price_id), '{}')
         FROM app.plan_prices AS pp
         WHERE pp.plan_id = p.id
-        ORDER BY pp.stripe_price_id
     ) AS stripe_price_ids
 FROM app.plans AS p
 WHERE p.id = :plan_id;
@@ -44,11 +42,10 @@ WHERE p.id = :plan_id
 RETURNING
     p.id,
     p.monthly_credits,
-    ARRAY(
-        SELECT pp.stripe_price_id
+    (
+        SELECT COALESCE(array_agg(pp.stripe_price_id ORDER BY pp.stripe_price_id), '{}')
         FROM app.plan_prices AS pp
         WHERE pp.plan_id = p.id
-        ORDER BY pp.stripe_price_id
     ) AS stripe_price_ids;
 
 -- name: add_plan_price :optional
