@@ -1,4 +1,4 @@
--- Loses Stripe's items and claims, which a reconciliation can fetch again after the next
+-- Loses items and claims, which a reconciliation can fetch again after the next
 -- migration.
 
 SET LOCAL lock_timeout = '5s';
