@@ -442,6 +442,8 @@ def _read_time(stripe_object: JsonObject, name: str) -> str | None:
     if seconds is None:
         return None
     try:
+        if isinstance(seconds, bool):
+            raise TypeError
         return datetime.fromtimestamp(seconds, UTC).isoformat()
     except (OSError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{name} is not a number of seconds in range") from None
