@@ -22,7 +22,8 @@ $(STAMP): pyproject.toml requirements-dev.lock
 		&& echo "Installing into $(VENV) with $$python" \
 		&& { $(BIN)/python -c '' 2>/dev/null || "$$python" -m venv --clear $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-compile --require-hashes --only-binary :all: -r requirements-dev.lock
+		--no-compile --require-hashes --only-binary :all: --no-deps \
+		-r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps --editable .
 	@touch $@

@@ -32,7 +32,7 @@ _KEY = re.compile(r"(sk|rk)_(test|live)_\w+")
 _VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.[a-z]+)?")
 _MAX_REPLIES = 10_000
 
-_ROUTES: list[tuple[str, str, Handler]] = [
+ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "customers", customers.create),
     ("GET", "customers", customers.list_page),
     ("GET", "customers/:id", customers.retrieve),
@@ -76,7 +76,7 @@ _COMPILED = [
         re.compile(f"/v1/{path.replace(':id', '([^/]+)')}"),
         handler,
     )
-    for method, path, handler in _ROUTES
+    for method, path, handler in ROUTES
 ]
 
 

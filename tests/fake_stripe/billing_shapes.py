@@ -139,6 +139,7 @@ def invoice(i: Invoice, *, old: bool) -> Json:
         "account_tax_ids": None,
         "amount_due": amount,
         "amount_paid": amount if paid else 0,
+        "amount_paid_off_stripe": 0,
         "amount_remaining": 0 if paid else amount,
         "amount_shipping": 0,
         "application": None,

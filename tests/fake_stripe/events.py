@@ -68,7 +68,6 @@ def thin_event(world: World, event_type: str, object_id: str) -> Json:
         "object": "v2.core.event",
         "created": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "livemode": record.livemode,
-        "reason": None,
         "related_object": {
             "id": object_id,
             "type": kind,
