@@ -448,6 +448,7 @@ RETURNS TABLE (
     claim_source text,
     as_of timestamptz,
     released_user_id uuid,
+    conflicting_user_id uuid,
     is_changed boolean
 )
 LANGUAGE sql STABLE
@@ -517,6 +518,12 @@ BEGIN ATOMIC
             AS claim_source,
         d.as_of,
         CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
+        CASE
+            WHEN NOT d.is_winner
+                AND d.claimed_user_id
+                <> COALESCE(d.known_claim, d.known_user_id, d.holder_id)
+                THEN d.claimed_user_id
+        END AS conflicting_user_id,
         (
             d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id
         ) AS is_changed
@@ -535,7 +542,13 @@ COMMENT ON FUNCTION app.compare_stripe_claims(jsonb, text) IS
     'The claim and the user of each customer, after the claims of the snapshots.';
 
 CREATE FUNCTION app.claim_stripe_customers(snapshots jsonb, source text)
-RETURNS TABLE (customer_id text, user_id uuid, released_user_id uuid)
+RETURNS TABLE (
+    customer_id text,
+    user_id uuid,
+    released_user_id uuid,
+    conflicting_user_id uuid,
+    is_changed boolean
+)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
@@ -544,9 +557,14 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    WITH changed AS MATERIALIZED (
+    WITH compared AS MATERIALIZED (
         SELECT c.*
         FROM app.compare_stripe_claims(snapshots, claim_stripe_customers.source) AS c
+    ),
+
+    changed AS MATERIALIZED (
+        SELECT c.*
+        FROM compared AS c
         WHERE c.is_changed
     ),
 
@@ -575,17 +593,20 @@ BEGIN
     )
 
     SELECT
-        n.customer_id,
-        n.user_id,
-        n.released_user_id
-    FROM changed AS n
-    ORDER BY n.customer_id;
+        c.customer_id,
+        c.user_id,
+        n.released_user_id,
+        c.conflicting_user_id,
+        c.is_changed
+    FROM compared AS c
+    LEFT JOIN changed AS n ON c.customer_id = n.customer_id
+    ORDER BY c.customer_id;
 END;
 $$;
 
 COMMENT ON FUNCTION app.claim_stripe_customers(jsonb, text) IS
-    'Stores the claims of snapshots that win, and links the customers; returns these.'
-    ' The caller locks their users.';
+    'Stores the claims of snapshots that win, and links the customers. The caller locks'
+    ' their users.';
 
 CREATE FUNCTION app.read_stripe_items(items jsonb)
 RETURNS TABLE (
@@ -1374,12 +1395,22 @@ DECLARE
     claims jsonb;
 BEGIN
     -- The lock of a customer belongs to a delivery, which may wait for a row that this
-    -- transaction has locked: the delivery, or the next one, takes the claim then.
+    -- transaction has locked: the delivery, or the next one, takes the claim then. The
+    -- same holds for the user that the customer is taken from.
     SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
     FROM app.stripe_customers AS c
     INNER JOIN new_users AS u ON c.claimed_user_id = u.id
     WHERE c.claimed_user_id IS DISTINCT FROM c.user_id
-        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0));
+        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0))
+        AND (
+            NOT EXISTS (SELECT FROM app.users AS h WHERE h.stripe_customer_id = c.id)
+            OR EXISTS (
+                SELECT
+                FROM app.users AS h
+                WHERE h.stripe_customer_id = c.id
+                FOR NO KEY UPDATE SKIP LOCKED
+            )
+        );
     IF claims IS NOT NULL THEN
         PERFORM app.sync_stripe_users(array_agg(o.id))
         FROM app.claim_stripe_customers(claims, NULL) AS c

@@ -1024,12 +1024,22 @@ DECLARE
     claims jsonb;
 BEGIN
     -- The lock of a customer belongs to a delivery, which may wait for a row that this
-    -- transaction has locked: the delivery, or the next one, takes the claim then.
+    -- transaction has locked: the delivery, or the next one, takes the claim then. The
+    -- same holds for the user that the customer is taken from.
     SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
     FROM app.stripe_customers AS c
     INNER JOIN new_users AS u ON c.claimed_user_id = u.id
     WHERE c.claimed_user_id IS DISTINCT FROM c.user_id
-        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0));
+        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0))
+        AND (
+            NOT EXISTS (SELECT FROM app.users AS h WHERE h.stripe_customer_id = c.id)
+            OR EXISTS (
+                SELECT
+                FROM app.users AS h
+                WHERE h.stripe_customer_id = c.id
+                FOR NO KEY UPDATE SKIP LOCKED
+            )
+        );
     IF claims IS NOT NULL THEN
         PERFORM app.sync_stripe_users(array_agg(o.id))
         FROM app.claim_stripe_customers(claims, NULL) AS c

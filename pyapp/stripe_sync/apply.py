@@ -7,7 +7,7 @@ order of two snapshots is ambiguous. Without a client, the snapshot that arrived
 kept and marked provisional for the next reconciliation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from pyapp.stripe_sync.objects import (
 from pyapp.stripe_sync.snapshots import (
     Snapshot,
     changed_users,
+    fetch_snapshot,
     read_snapshot,
     refresh_object,
     sync_affected_users,
@@ -395,55 +396,67 @@ def _apply_checkout(
     customer = object_id(event.object.get("customer"))
     if customer is None:
         return Effect("ignored")
-    effects: list[Effect | None] = []
-    if client is not None:
-        known = store.find_customer(conn, id=customer)
-        if known is None or known.created_at is None:
-            effects.append(
-                _refresh_and_sync(conn, client, "customers", customer, event.created_at)
-            )
-        bought = object_id(event.object.get("subscription"))
-        if bought and store.find_subscription(conn, id=bought) is None:
-            effects.append(
-                _refresh_and_sync(
-                    conn, client, "subscriptions", bought, event.created_at
-                )
-            )
-    effects += _apply_claims(conn, customer, event)
-    done = [effect for effect in effects if effect is not None]
-    conflicts = [e.conflicting_user_id for e in done if e.conflicting_user_id]
-    return Effect(
-        "applied" if any(e.result == "applied" for e in done) else "ignored",
-        sorted({user_id for effect in done for user_id in effect.user_ids}),
-        conflicts[0] if conflicts else None,
-    )
-
-
-def _apply_claims(
-    conn: Connection[Any], customer: str, event: Event
-) -> Iterator[Effect]:
+    fetched = _fetch_bought(conn, client, event, customer) if client else []
     claims: dict[Literal["checkout", "reference"], str | None] = {
         "checkout": read_claim(event.object),
         "reference": read_user_id(event.object.get("client_reference_id")),
     }
+    # A page locks the same users at once, in id order.
+    claiming = [
+        {"customer_id": customer, "claimed_user_id": user_id}
+        for user_id in claims.values()
+    ]
+    store.lock_users(conn, snapshots=[*(one.row for one in fetched), *claiming])
+    effects = [
+        _sync(conn, upsert_snapshots(conn, one.object_type, [one.row], "object"))
+        for one in fetched
+    ]
     for source, user_id in claims.items():
-        if user_id is None:
-            continue
-        claimed = UUID(user_id)
-        stored = store.claim_customer(
-            conn, id=customer, user_id=claimed, source=source, as_of=event.created_at
+        if user_id is not None:
+            effects.append(_claim(conn, customer, UUID(user_id), source, event))
+    conflicts = [one.conflicting_user_id for one in effects if one.conflicting_user_id]
+    return Effect(
+        "applied" if any(one.result == "applied" for one in effects) else "ignored",
+        sorted({user_id for one in effects for user_id in one.user_ids}),
+        conflicts[0] if conflicts else None,
+    )
+
+
+def _fetch_bought(
+    conn: Connection[Any], client: StripeApi, event: Event, customer: str
+) -> list[Snapshot]:
+    """Fetch the customer and the subscription of a checkout that are not stored."""
+    fetched = []
+    known = store.find_customer(conn, id=customer)
+    if known is None or known.created_at is None:
+        fetched.append(fetch_snapshot(client, "customers", customer, event.created_at))
+    bought = object_id(event.object.get("subscription"))
+    if bought and store.find_subscription(conn, id=bought) is None:
+        fetched.append(
+            fetch_snapshot(client, "subscriptions", bought, event.created_at)
         )
-        users = []
-        if stored.is_changed:
-            owners = [stored.user_id, stored.released_user_id]
-            users = store.sync_users(conn, user_ids=[one for one in owners if one])
-        known = store.find_customer(conn, id=customer)
-        winner = known and (known.claimed_user_id or known.user_id)
-        yield Effect(
-            "applied" if stored.is_changed else "ignored",
-            changed_users(users),
-            None if winner in (None, claimed) else claimed,
-        )
+    return [one for one in fetched if one is not None]
+
+
+def _claim(
+    conn: Connection[Any],
+    customer: str,
+    user_id: UUID,
+    source: Literal["checkout", "reference"],
+    event: Event,
+) -> Effect:
+    stored = store.claim_customer(
+        conn, id=customer, user_id=user_id, source=source, as_of=event.created_at
+    )
+    users = []
+    if stored.is_changed:
+        owners = [stored.user_id, stored.released_user_id]
+        users = store.sync_users(conn, user_ids=[one for one in owners if one])
+    return Effect(
+        "applied" if stored.is_changed else "ignored",
+        changed_users(users),
+        stored.conflicting_user_id,
+    )
 
 
 def _sync(conn: Connection[Any], upserted: Sequence[UpsertResult]) -> Effect:

@@ -37,6 +37,28 @@ def read_snapshot(
     return _READERS[object_type](stripe_object) | {"as_of": as_of.isoformat()}
 
 
+def fetch_snapshot(
+    client: StripeApi,
+    object_type: ObjectType,
+    object_id: str,
+    not_before: datetime | None = None,
+) -> Snapshot | None:
+    """Fetch an object; return None if Stripe has none.
+
+    The caller holds the lock on the object's customer. *not_before* is a time that had
+    passed when the fetch began.
+
+    Raises:
+        stripe.StripeError: Stripe refused, or is unavailable.
+        ValueError: the object cannot be read; the text says why.
+    """
+    response = fetch(client, object_type, object_id)
+    if response is None:
+        return None
+    as_of = max(response.as_of, not_before or response.as_of)
+    return Snapshot(object_type, read_snapshot(object_type, response.data, as_of))
+
+
 def refresh_object(
     conn: Connection[Any],
     client: StripeApi,
@@ -48,20 +70,19 @@ def refresh_object(
 ) -> UpsertResult | None:
     """Fetch an object and upsert its snapshot; return None if Stripe has none.
 
-    The caller holds the lock on the object's customer, and calls `sync_affected_users`
-    afterwards. *not_before* is a time that had passed when the fetch began.
+    The caller calls `sync_affected_users` afterwards.
 
     Raises:
         stripe.StripeError: Stripe refused, or is unavailable.
+        ValueError: the object cannot be read; the text says why.
     """
-    response = fetch(client, object_type, object_id)
-    if response is None:
+    snapshot = fetch_snapshot(client, object_type, object_id, not_before)
+    if snapshot is None:
         return None
-    as_of = max(response.as_of, not_before or response.as_of)
     (upserted,) = upsert_snapshots(
         conn,
         object_type,
-        [read_snapshot(object_type, response.data, as_of)],
+        [snapshot.row],
         "object",
         match_email=match_email,
     )

@@ -102,12 +102,14 @@ class SyncedUser(NamedTuple):
 class ClaimResult(NamedTuple):
     """A customer, and whether a claim changed its claim or its user.
 
-    The users are those after and before the change; None if nothing changed.
+    `user_id` is the linked user, `released_user_id` the user of the former link.
+    `conflicting_user_id` is the claimed user, if another claim or link is stronger.
     """
 
     id: str
     user_id: UUID | None
     released_user_id: UUID | None
+    conflicting_user_id: UUID | None
     is_changed: bool
 
 
@@ -159,6 +161,15 @@ def list_subscription_items(
 def lock_customers(conn: Connection[Any], *, ids: Sequence[str]) -> int:
     """Lock these customers until the transaction ends; return their number."""
     return execute(conn, "lock_customers", ids=list(ids))
+
+
+def lock_users(conn: Connection[Any], *, snapshots: Sequence[Mapping[str, Any]]) -> int:
+    """Lock all users that the snapshots may change, until the transaction ends.
+
+    A transaction that upserts several snapshots calls it before the first one, so that
+    it locks the users in the order of all other transactions.
+    """
+    return execute(conn, "lock_users", snapshots=json_text(list(snapshots)))
 
 
 def upsert_customers(
@@ -233,7 +244,8 @@ def claim_customer(
 ) -> ClaimResult:
     """Store the claim of a checkout, unless a stronger or equal one is stored.
 
-    The caller holds the customer's lock, and calls `sync_users` for the users.
+    The caller holds the customer's lock, has called `lock_users`, and calls
+    `sync_users` for the users.
     """
     return fetch_one(
         conn,

@@ -39,34 +39,30 @@ FROM app.upsert_stripe_customers(
 ORDER BY c.id
 LIMIT jsonb_array_length(:snapshots::jsonb);
 
+-- name: lock_users :rowcount
+-- Locks all users that the customers and subscriptions in snapshots have, had or may
+-- get, in id order, until the transaction ends.
+SELECT app.lock_snapshot_users(:snapshots::jsonb, FALSE) AS lock;
+
 -- name: claim_customer :one
 -- Stores the claim of a checkout if it wins, and links the customer if the user exists.
--- Locks the users first, in the order of all other transactions.
-WITH claim AS MATERIALIZED (
-    SELECT
-        jsonb_build_array(
-            jsonb_build_object(
-                'customer_id', :id::text,
-                'claimed_user_id', :user_id::uuid,
-                'as_of', :as_of::timestamptz
-            )
-        ) AS snapshots
-),
-
-locked AS MATERIALIZED (
-    SELECT
-        c.snapshots,
-        app.lock_snapshot_users(c.snapshots, FALSE) AS users
-    FROM claim AS c
-)
-
+-- The caller holds the customer's lock and has called lock_users.
 SELECT
-    :id::text AS id,
-    n.user_id,
-    n.released_user_id,
-    n.customer_id IS NOT NULL AS is_changed
-FROM locked AS l
-LEFT JOIN LATERAL app.claim_stripe_customers(l.snapshots, :source) AS n ON TRUE;
+    c.customer_id AS id,
+    c.user_id,
+    c.released_user_id,
+    c.conflicting_user_id,
+    c.is_changed
+FROM app.claim_stripe_customers(
+    jsonb_build_array(
+        jsonb_build_object(
+            'customer_id', :id::text,
+            'claimed_user_id', :user_id::uuid,
+            'as_of', :as_of::timestamptz
+        )
+    ),
+    :source
+) AS c;
 
 -- name: list_unlisted_customers :many
 -- Live customers created in a page's time span and not listed on the page: deleted in
