@@ -138,6 +138,14 @@ class StripeWorld:
         assert row is not None
         return row
 
+    def items(self, subscription: str) -> list[store.SubscriptionItem]:
+        return store.list_subscription_items(self.conn, subscription_id=subscription)
+
+    def price_of(self, subscription: str) -> str | None:
+        """Return the price of the subscription's only item."""
+        (item,) = self.items(subscription)
+        return item.price_id
+
     def customer_row(self, customer: str) -> store.Customer:
         row = store.find_customer(self.conn, id=customer)
         assert row is not None
@@ -180,7 +188,7 @@ def stripe_world(url: str, **options: Any) -> Iterator[StripeWorld]:
         fake.add_price("price_year", interval="year")
         conn.execute(
             "INSERT INTO app.plan_prices (stripe_price_id, plan_id)"
-            " VALUES ('price_month', 'paid')"
+            " VALUES ('price_month', 'paid') ON CONFLICT DO NOTHING"
         )
         yield StripeWorld(fake, url, conn)
 

@@ -11,7 +11,7 @@ import pytest
 from pyapp._core.connection import connect
 from pyapp.sessions import create_session
 from pyapp.stripe_sync import handle_webhook
-from pyapp.stripe_sync.apply import read_snapshot
+from pyapp.stripe_sync.snapshots import read_snapshot
 from pyapp.stripe_sync.store import sync_users, upsert_customers
 from pyapp.users import set_user_profile
 from tests.fake_stripe import TEST_SECRET, Delivery
@@ -70,7 +70,7 @@ def test_slow_delivery_with_an_older_fetch_does_not_win(world: StripeWorld):
         wait_for_waiting_session(world.conn)
         client.go_on.set()
         assert [slow.result(10), quick.result(10)] == ["applied", "applied"]
-    assert world.subscription_row(subscription).price_id == "price_year"
+    assert world.price_of(subscription) == "price_year"
 
 
 def test_two_customers_of_one_user_are_serialized(world: StripeWorld):
@@ -145,37 +145,53 @@ def test_link_does_not_deadlock_with_a_sign_in(world: StripeWorld, kind: str):
 def test_checkout_and_a_page_do_not_deadlock(world: StripeWorld):
     """The metadata claims one user, the checkout another, and the page both."""
     low, high = low_and_high(world)
-    world.handle_event("customer.created", make_customer("cus_0", high))
     customer = world.create_customer(high)
     bought = world.subscribe(customer)
     session = make_checkout(customer, low, subscription=bought)
-    client = PausedClient(world)
 
     def check_out() -> str:
         with connect(world.url) as conn:
             other = StripeWorld(world.fake, world.url, conn)
             kind = "checkout.session.completed"
-            return other.handle_event(kind, session, client=client).result  # type: ignore[arg-type]
+            return other.handle_event(kind, session, client=world.client).result
 
-    def upsert_page() -> list[UUID | None]:
-        shapes = [make_customer("cus_1", low), make_customer("cus_2", high)]
+    def upsert_page(conn: psycopg.Connection[Any], *claims: UUID) -> list[UUID | None]:
         snapshots = [
-            read_snapshot("customers", shape, moment(START)) for shape in shapes
+            read_snapshot("customers", make_customer(f"cus_{one}", one), moment(START))
+            for one in claims
         ]
-        with connect(world.url) as conn:
-            upserted = upsert_customers(
-                conn, snapshots=snapshots, source="page", can_fetch=True
-            )
-            return [one.user_id for one in upserted]
+        upserted = upsert_customers(
+            conn, snapshots=snapshots, source="page", can_fetch=True
+        )
+        return [one.user_id for one in upserted]
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
+        assert upsert_page(conn, low) == [low]
         checkout = pool.submit(check_out)
-        assert client.fetching.wait(10)
-        page = pool.submit(upsert_page)
         wait_for_waiting_session(world.conn)
-        client.go_on.set()
-        assert (checkout.result(10), page.result(10)) == ("applied", [low, high])
+        assert upsert_page(conn, low, high) == [low, high]
+        conn.commit()
+        assert checkout.result(10) == "applied"
     assert world.customer_row(customer).user_id == high
+
+
+def test_fetch_of_a_checkout_locks_no_user(world: StripeWorld):
+    user_id = world.create_user()
+    customer = world.create_customer(user_id)
+    session = make_checkout(customer, user_id, subscription=world.subscribe(customer))
+    client: Any = PausedClient(world)
+    kind = "checkout.session.completed"
+    with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
+        checkout = pool.submit(
+            world.handle_event, kind, session, START + 1, client=client
+        )
+        assert client.fetching.wait(10)
+        conn.execute("SET lock_timeout = '1s'")
+        rename(conn, user_id)
+        conn.commit()
+        client.go_on.set()
+        assert checkout.result(10).result == "applied"
+    assert world.get_user(user_id).base_quota == 50000
 
 
 def test_concurrent_duplicates_apply_once(world: StripeWorld):

@@ -42,16 +42,18 @@ BEST: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         {"status": "unpaid", "end": START + 9},
         [{"status": "canceled", "end": START}],
     ),
-    ({"end": START + 9, "start": START + 1}, [{"end": START + 9}]),
+    ({"status": "past_due", "end": START}, [{"status": "unpaid", "end": START + 9}]),
+    ({"end": START + 9}, [{"status": "past_due", "end": START + 10}]),
+    ({"end": START + 9}, [{"end": START + 9, "start": START + 1}]),
 ]
 
 
-def test_best_subscription_is_active_then_paid_longest(world, user_id):
+def test_best_subscription_entitles_and_is_paid_longest(world, user_id):
     for (best, others), order in itertools.product(BEST, (1, -1)):
         world.clear_stripe()
         world.handle_event("customer.created", make_customer("cus_1", user_id))
         shapes = [("sub_best", best)]
-        shapes += [(f"sub_{n}", other) for n, other in enumerate(others)]
+        shapes += [(f"sub_other{n}", other) for n, other in enumerate(others)]
         for name, fields in shapes[::order]:
             subscribe(world, name, **fields)
         assert world.get_user(user_id).stripe_subscription_id == "sub_best"
@@ -207,7 +209,7 @@ def test_view_says_why_no_paid_plan_applies(world):
     subscribe(world, "sub_2")
     assert reason() is None
     assert world.get_user(user_id).base_quota == 50000
-    world.conn.execute("UPDATE app.plans SET stripe_price_id = NULL")
+    world.conn.execute("DELETE FROM app.plan_prices")
     assert reason() == "unknown_price"
     world.handle_event("customer.deleted", make_customer("cus_1", user_id), START + 1)
     assert reason() == "deleted_customer"
