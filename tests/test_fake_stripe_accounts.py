@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 import stripe
 
-from tests.fake_stripe import TEST_SECRET, FakeStripe
+from tests.fake_stripe import TEST_SECRET, ApiError, FakeStripe
 from tests.fake_stripe.driving import events, subscribe
 
 
@@ -127,6 +127,22 @@ def test_payment_creates_a_customer_only_if_asked(fake, client):
         check_out(client, "price_once", mode="payment", subscription_data=data)
 
 
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_bank_debit_of_a_checkout_ends_later(fake, client, succeeded):
+    session = check_out(client, "price_month", mode="subscription").id
+    with pytest.raises(ApiError, match="no payment on its way"):
+        fake.finish_payment(session)
+    fake.complete_checkout(session, unpaid=True)
+    fake.advance(seconds=3 * 86_400)
+    fake.finish_payment(session, succeeded=succeeded)
+    last = "succeeded" if succeeded else "failed"
+    made = events(client, "checkout.session.*")
+    assert [(e.type, e.data.object.payment_status) for e in made] == [
+        ("checkout.session.completed", "unpaid"),
+        (f"checkout.session.async_payment_{last}", "paid" if succeeded else "unpaid"),
+    ]
+
+
 def test_events_name_their_account_or_context(fake, client):
     with fake.events_of(account="acct_1"):
         create(client)
@@ -180,6 +196,9 @@ def test_new_behaviours_are_controlled_over_http(fake, client):
     )
     control("distortions", id="su_1", values='{"status": null}')
     assert client.v1.subscriptions.retrieve("su_1").status is None
+    session = check_out(client, "price_once", mode="payment").id
+    control(f"checkout/{session}/complete", unpaid="true")
+    assert control(f"checkout/{session}/succeed")["payment_status"] == "paid"
     control("settings", account="acct_1")
     subscribe(client)
     control("settings", account="")

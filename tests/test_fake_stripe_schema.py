@@ -14,7 +14,7 @@ import pytest
 import stripe
 
 from tests import fake_stripe, stripe_schema
-from tests.fake_stripe import FakeStripe
+from tests.fake_stripe import TEST_KEY, FakeStripe
 from tests.fake_stripe.api import ROUTES
 from tests.fake_stripe.driving import DECLINED, subscribe
 
@@ -49,7 +49,7 @@ def customers(fake: FakeStripe, client: Any) -> None:
     client.v1.test_helpers.test_clocks.retrieve(clock.id)
     options = {"id": "a b/c", "test_clock": clock.id, "email": "a@example.com"}
     customer = client.v1.customers.create(options | {"metadata": {"user_id": "1"}}).id
-    subscribe(client, customer=customer)
+    subscription = subscribe(client, customer=customer).id
     client.v1.customers.update(customer, {"name": "Ada", "metadata": {"user_id": ""}})
     shown = {"expand": ["subscriptions", "test_clock"]}
     client.v1.customers.retrieve(customer, shown)
@@ -58,6 +58,7 @@ def customers(fake: FakeStripe, client: Any) -> None:
     )
     client.v1.customers.delete(customer)
     client.v1.customers.retrieve(customer)
+    client.v1.subscriptions.retrieve(subscription, {"expand": ["customer"]})
 
 
 def catalog(fake: FakeStripe, client: Any) -> None:
@@ -158,6 +159,11 @@ def checkouts(fake: FakeStripe, client: Any) -> None:
         fake.complete_checkout(session.id, "typed@example.com")
         expand = ["customer", "subscription", "invoice"]
         sessions.retrieve(session.id, {"expand": expand})
+    for succeeded in (True, False):
+        bought = {"mode": "payment", "line_items": [{"price": "once"}]}
+        session = sessions.create(bought).id
+        fake.complete_checkout(session, unpaid=True)
+        fake.finish_payment(session, succeeded=succeeded)
     session = sessions.create({"mode": "setup", "customer": customer})
     sessions.expire(session.id)
     sessions.create({"mode": "setup", "customer_email": "b@example.com"})
@@ -290,6 +296,67 @@ def test_thin_event_follows_the_schema(recorded):
     subscription = subscribe(fake.client()).id
     payload, _ = fake.make_thin_event("v1.customer.subscription.updated", subscription)
     assert stripe_schema.list_problems(json.loads(payload)) == []
+
+
+def test_seeded_objects_follow_the_schema():
+    fake = FakeStripe(start=START)
+    fake.seed_accounts(40, subscriptions=2)
+    for path in ("/v1/customers", "/v1/subscriptions"):
+        body = fake.request("GET", path, {"limit": 80})
+        assert len(body["data"]) >= 40
+        assert stripe_schema.list_reply_problems("get", path, 200, body) == []
+
+
+# Where objects of API versions before 2025-03-31 have other fields than today's.
+OLDER_FIELDS = {
+    "customer": "",
+    "price": "",
+    "subscription": "current_period_end current_period_start discount plan quantity",
+    "invoice": """charge discount lines.data.plan lines.data.price lines.data.proration
+        lines.data.subscription_item lines.data.tax_amounts lines.data.type paid
+        paid_out_of_band payment_intent quote subscription subscription_details tax
+        total_tax_amounts""",
+}
+NEWER_FIELDS = {
+    "customer": "",
+    "price": "",
+    "subscription": """billing_mode billing_schedules customer_account
+        items.data.current_period_end items.data.current_period_start
+        status_details""",
+    "invoice": """amount_overpaid customer_account lines.data.parent lines.data.pricing
+        lines.data.quantity_decimal lines.data.subtotal lines.data.taxes parent
+        total_taxes""",
+}
+
+
+def list_fields(value: Any, place: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Return the paths of all fields in *value*; elements of a list have one path."""
+    if isinstance(value, list):
+        return {place}.union(*(list_fields(part, place) for part in value))
+    if not isinstance(value, dict) or place[-1:] == ("metadata",):
+        return {place}
+    inner = (list_fields(part, (*place, name)) for name, part in value.items())
+    return {place}.union(*inner)
+
+
+def name_extra(fields: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> list[str]:
+    """Return the fields that *others* lack, without what these contain."""
+    return sorted(".".join(f) for f in fields - others if f[:-1] in others)
+
+
+@pytest.mark.parametrize("kind", ["customer", "price", "subscription", "invoice"])
+def test_older_version_differs_in_known_fields(recorded, kind):
+    fake, _ = recorded
+
+    def fields(version: str) -> set[tuple[str, ...]]:
+        header = {"Authorization": f"Bearer {TEST_KEY}", "Stripe-Version": version}
+        reply = fake.api.handle("GET", f"/v1/{kind}s", "limit=100", "", header.get)
+        return list_fields(json.loads(reply.body)["data"])
+
+    older, newer = fields("2024-06-20"), fields(stripe.api_version)
+    assert len(newer) > 20
+    assert name_extra(older, newer) == OLDER_FIELDS[kind].split()
+    assert name_extra(newer, older) == NEWER_FIELDS[kind].split()
 
 
 def lose_a_required_field(shape: Any) -> None:

@@ -116,10 +116,13 @@ def list_page(call: Call) -> Json:
     return call.listed("/v1/checkout/sessions", *call.world.sessions.page(ask, keep))
 
 
-def complete(world: World, session_id: str, email: str | None = None) -> None:
+def complete(
+    world: World, session_id: str, email: str | None = None, *, unpaid: bool = False
+) -> None:
     """Complete the session: create customer and subscription, emit the event.
 
-    *email* is what the customer typed; it is not verified.
+    *email* is what the customer typed; it is not verified. With *unpaid*, a bank debit
+    is on its way, and `finish_payment` ends it; the subscription is active already.
     """
     session = world.sessions.find(session_id)
     if session is None or session.status != "open":
@@ -148,8 +151,21 @@ def complete(world: World, session_id: str, email: str | None = None) -> None:
     elif session.mode == "payment" and not is_free:
         session.payment_intent = world.new_id("pi", 24)
     session.status = "complete"
-    session.payment_status = "no_payment_required" if is_free else "paid"
+    paid = "unpaid" if unpaid else "paid"
+    session.payment_status = "no_payment_required" if is_free else paid
     world.emit("checkout.session.completed", session)
+
+
+def finish_payment(world: World, session_id: str, *, succeeded: bool) -> None:
+    """Let the bank debit of a completed session succeed or fail."""
+    session = world.sessions.get(session_id)
+    if session.status != "complete" or session.payment_status != "unpaid":
+        raise invalid("session", f"{session_id} has no payment on its way")
+    if succeeded:
+        session.payment_status = "paid"
+        world.emit("checkout.session.async_payment_succeeded", session)
+    else:
+        world.emit("checkout.session.async_payment_failed", session)
 
 
 def _subscribe(

@@ -12,7 +12,6 @@ from urllib.parse import unquote_plus
 
 from . import shapes
 from .api import Reply
-from .checkout import complete
 from .deliveries import Delivery
 from .errors import ApiError, invalid, missing
 from .faults import Kind
@@ -203,12 +202,16 @@ def _thin_event(fake: "FakeStripe", params: Params) -> Json:
 
 
 def _complete(fake: "FakeStripe", params: Params, session_id: str) -> Json:
-    email = params.text("email")
-    with fake.world.lock:
-        complete(fake.world, session_id, email)
-        session = fake.world.sessions.find(session_id)
-        assert session is not None
-        return fake.world.render(session)
+    unpaid = bool(params.boolean("unpaid"))
+    fake.complete_checkout(session_id, params.text("email"), unpaid=unpaid)
+    return fake.world.render(fake.world.sessions.get(session_id))
+
+
+def _finish_payment(
+    fake: "FakeStripe", params: Params, session_id: str, how: str
+) -> Json:
+    fake.finish_payment(session_id, succeeded=how == "succeed")
+    return fake.world.render(fake.world.sessions.get(session_id))
 
 
 def _seed(fake: "FakeStripe", params: Params) -> Json:
@@ -242,5 +245,6 @@ _ROUTES: list[tuple[str, str, Callable[..., Json]]] = [
     ("POST", "/_fake/distortions", _distort),
     ("POST", "/_fake/thin_events", _thin_event),
     ("POST", r"/_fake/checkout/([^/]+)/complete", _complete),
+    ("POST", r"/_fake/checkout/([^/]+)/(succeed|fail)", _finish_payment),
     ("POST", "/_fake/seed", _seed),
 ]

@@ -155,10 +155,17 @@ class FakeStripe:
                 livemode=livemode,
             )
 
-    def complete_checkout(self, session_id: str, email: str | None = None) -> None:
-        """Complete the session, as a customer that pays."""
+    def complete_checkout(
+        self, session_id: str, email: str | None = None, *, unpaid: bool = False
+    ) -> None:
+        """Complete the session, as a customer that pays; *unpaid*, by a bank debit."""
         with self.world.lock:
-            checkout.complete(self.world, session_id, email)
+            checkout.complete(self.world, session_id, email, unpaid=unpaid)
+
+    def finish_payment(self, session_id: str, *, succeeded: bool = True) -> None:
+        """Let the bank debit of a completed session succeed or fail."""
+        with self.world.lock:
+            checkout.finish_payment(self.world, session_id, succeeded=succeeded)
 
     def cancel_in_portal(self, subscription_id: str) -> None:
         """Cancel at the period's end, as a customer does in the customer portal."""
