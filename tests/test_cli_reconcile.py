@@ -1,15 +1,19 @@
 """`pyapp stripe reconcile` reports differences in its output and exit status."""
 
 import itertools
+import json
+import re
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
 import pyapp
 from pyapp import plans, users
 from pyapp.cli import stripe as command
-from tests.fake_stripe import TEST_KEY, FakeStripe
+from tests.fake_stripe import TEST_KEY, FakeStripe, seeded_user_id
 from tests.fake_stripe.driving import subscribe
+from tests.odd_objects import OddClient, customer, replaced_by, setting
 from tests.support import run_cli
 
 
@@ -100,3 +104,100 @@ def test_invalid_interval_is_refused(fake: FakeStripe, interval: str):
     code, _, err = run_cli("stripe", "reconcile", "--every", interval)
     assert code == 2
     assert "such as 1h" in err or "90s" in err
+
+
+@pytest.fixture
+def odd(fake: FakeStripe, database: str, monkeypatch: pytest.MonkeyPatch) -> FakeStripe:
+    """Let the command see ten accounts, and refuse two customers."""
+    fake.seed_accounts(10, prices=("price_month",))
+    fake.advance(seconds=2)
+    with pyapp.connect(database) as conn:
+        for number in range(10):
+            conn.execute(
+                "INSERT INTO app.users (id, email) VALUES (%s, %s)",
+                [seeded_user_id(number), f"seed{number}@example.com"],
+            )
+    changes = {customer(7): setting(metadata=7), customer(8): replaced_by(None)}
+    monkeypatch.setattr(
+        "pyapp.cli.stripe.make_client", lambda _: OddClient(fake.client(), changes)
+    )
+    return fake
+
+
+def test_command_lists_refusals_in_a_table(odd: FakeStripe):
+    for arguments in (["--dry-run"], [], []):
+        code, out, err = run_cli("stripe", "reconcile", *arguments)
+        assert (code, err) == (1, "")
+        table = out[out.index("refused ") :].splitlines()
+        assert [re.split("  +", line) for line in table] == [
+            ["refused", "reason"],
+            [
+                "(not an object)",
+                "it is missing or null; listed after cus_Seed0000000009",
+            ],
+            [customer(7), "metadata is not an object"],
+            ["refused: 2 (2 unreadable)"],
+            ["compared: 10 customers, 10 subscriptions"],
+        ]
+
+
+def test_reason_is_cut_to_the_width_of_a_terminal(
+    odd: FakeStripe, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "pyapp.cli.console.console",
+        Console(force_terminal=True, width=60, color_system=None),
+    )
+    out = run_cli("stripe", "reconcile")[1]
+    lines = out[out.index("refused ") :].splitlines()
+    assert lines[1].endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert {len(line) <= 60 for line in lines} == {True}
+
+
+def test_command_prints_one_json_object_a_line(odd: FakeStripe, database: str):
+    run_cli("stripe", "reconcile")
+    with pyapp.connect(database) as conn:
+        conn.execute("UPDATE app.users SET base_quota = 7 WHERE email LIKE 'seed0@%'")
+    code, out, err = run_cli("stripe", "reconcile", "--dry-run", "--json")
+    assert (code, err) == (1, "")
+    *lines, totals = map(json.loads, out.splitlines())
+    assert sorted(lines, key=lambda line: line["object_id"]) == [
+        {
+            "record": "refused",
+            "object_type": "customers",
+            "object_id": "(not an object)",
+            "kind": "unreadable",
+            "reason": "it is missing or null; listed after cus_Seed0000000009",
+        },
+        {
+            "record": "difference",
+            "kind": "price",
+            "object_id": str(seeded_user_id(0)),
+            "user_id": str(seeded_user_id(0)),
+            "is_repaired": False,
+        },
+        {
+            "record": "refused",
+            "object_type": "customers",
+            "object_id": customer(7),
+            "kind": "unreadable",
+            "reason": "metadata is not an object",
+        },
+    ]
+    assert totals.pop("run_id") > 0
+    assert totals.pop("found")["price"] == 1
+    assert totals.pop("repaired")["price"] == 0
+    assert totals == {
+        "record": "totals",
+        "is_dry_run": True,
+        "is_resumed": False,
+        "seen": {"customers": 10, "subscriptions": 10},
+        "refused": {
+            "unreadable": 2,
+            "constraint": 0,
+            "value": 0,
+            "locked": 0,
+            "fetch": 0,
+            "other": 0,
+        },
+    }
