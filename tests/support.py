@@ -38,7 +38,7 @@ ROW_COUNTS = """
         (SELECT count(*) FROM app.message_payloads),
         (SELECT sum(messages) FROM app.usage_daily),
         (SELECT count(*) FROM app.referrals),
-        (SELECT count(stripe_price_id) FROM app.plans),
+        (SELECT count(*) FROM app.plan_prices),
         (SELECT count(*) FROM app.stripe_events),
         (SELECT count(*) FROM app.stripe_sync_runs),
         (SELECT max(updated_at) FROM app.users)

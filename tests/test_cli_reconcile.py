@@ -32,7 +32,7 @@ def sign_up(fake: FakeStripe, database: str) -> str:
     """Return the customer of a new subscriber whose events are not delivered."""
     with pyapp.connect(database) as conn:
         user = users.create_user(conn, email="ada@example.com")
-        plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_month")
+        plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_month")
     client = fake.client()
     customer = client.v1.customers.create({"metadata": {"user_id": str(user.id)}})
     subscribe(client, customer=customer.id)
@@ -112,6 +112,7 @@ def odd(fake: FakeStripe, database: str, monkeypatch: pytest.MonkeyPatch) -> Fak
     fake.seed_accounts(10, prices=("price_month",))
     fake.advance(seconds=2)
     with pyapp.connect(database) as conn:
+        plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_month")
         for number in range(10):
             conn.execute(
                 "INSERT INTO app.users (id, email) VALUES (%s, %s)",

@@ -93,7 +93,7 @@ def test_retry_exits_with_1_while_an_event_fails(world: StripeWorld):
     repair(world)
     assert run_cli("stripe", "retry") == (0, "1 applied\n", "")
     assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
-    assert world.subscription_row("sub_1").price_id == "price_bad"
+    assert world.price_of("sub_1") == "price_bad"
 
 
 def test_replay_sums_up_the_results_in_one_line(

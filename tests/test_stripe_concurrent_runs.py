@@ -97,7 +97,7 @@ def test_page_never_overwrites_a_newer_concurrent_delivery(world: StripeWorld):
                 assert "failed" not in worker.result()
             # Delivered changes are stored at once, and still after the last page.
             for _ in (running.done(), running.result()):
-                found = [world.subscription_row(one).price_id for one in subscriptions]
+                found = [world.price_of(one) for one in subscriptions]
                 assert found == [price] * len(subscriptions)
 
 

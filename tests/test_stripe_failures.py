@@ -272,8 +272,8 @@ def known(world: StripeWorld) -> set[str]:
     return {row[0] for row in rows}
 
 
-def refused_id(shapes: list[Any]) -> None:
-    shapes[0]["id"] = "odd_1"
+def long_id(shapes: list[Any]) -> None:
+    shapes[0]["id"] = "cus_" + "1" * 252
 
 
 def text_metadata(shapes: list[Any]) -> None:
@@ -281,7 +281,7 @@ def text_metadata(shapes: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("page_size", [2, 100])
-@pytest.mark.parametrize("change", [*CHANGES, refused_id, text_metadata])
+@pytest.mark.parametrize("change", [*CHANGES, long_id, text_metadata])
 def test_reconciliation_skips_a_malformed_customer(
     world: StripeWorld, lost: list[str], change: Change, page_size: int
 ):
@@ -300,14 +300,13 @@ def test_reconciliation_skips_a_malformed_customer(
     [
         ("customer", None),
         ("customer", 7),
-        ("created", None),
         ("created", TOO_FAR),
         ("status", None),
         ("items", 7),
         ("items", {"data": [7]}),
         ("billing_cycle_anchor", "soon"),
         ("canceled_at", float("nan")),
-        ("id", "odd_1"),
+        ("id", "sub_" + "1" * 252),
     ],
 )
 def test_reconciliation_skips_a_malformed_subscription(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pyapp.stripe_sync.apply import (
+from pyapp.stripe_sync.snapshots import (
     read_snapshot,
     sync_affected_users,
     upsert_snapshots,

@@ -158,7 +158,7 @@ def test_refused_customers_do_not_stop_the_others(world: StripeWorld, page_size:
 SUBSCRIPTION_CHANGES: Mapping[str, Change] = {
     subscription(0): replaced_by(None),
     subscription(1): without("id"),
-    subscription(10): without("created"),
+    subscription(10): without("created", "start_date"),
     subscription(11): setting(status=None),
     subscription(12): setting(customer=None),
     subscription(13): setting(customer=7),
@@ -236,10 +236,12 @@ def claim(number: int) -> dict[str, str]:
 
 def test_subscription_of_a_refused_customer_is_stored(world: StripeWorld):
     run(world, OddClient(world.client, {customer(20): setting(metadata=7)}))
-    assert world.subscription_row(subscription(20)).user_id is None
+    assert world.subscription_row(subscription(20)).customer_id == customer(20)
+    assert world.get_user(seeded_user_id(20)).stripe_subscription_id is None
     _, refusals = run(world)
     assert refusals == []
-    assert world.subscription_row(subscription(20)).user_id == seeded_user_id(20)
+    user = world.get_user(seeded_user_id(20))
+    assert user.stripe_subscription_id == subscription(20)
 
 
 def test_customer_refused_on_a_page_is_not_refused_again(world: StripeWorld):

@@ -118,7 +118,7 @@ def test_replayed_event_is_stale_after_a_newer_one(world: StripeWorld):
     _, outcomes = run(world)
     (late,) = (one for one in outcomes if one.event_id == lost.event.id)
     assert late.result == "stale"
-    assert world.subscription_row(subscription).price_id == "price_year"
+    assert world.price_of(subscription) == "price_year"
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 4, 8, 100])

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import pool
-from pyapp.stripe_sync.apply import apply_directly
+from pyapp.stripe_sync.apply import Effect, apply_directly
 from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
@@ -137,19 +137,19 @@ def test_restart_of_the_database_loses_no_delivery(world: StripeWorld):
 def test_connection_lost_after_the_commit_is_a_duplicate(
     world: StripeWorld, web: TestClient, monkeypatch: pytest.MonkeyPatch
 ):
-    deaths: list[str] = []
+    deaths: list[Effect] = []
 
     def die_once(conn: psycopg.Connection[Any], *arguments: Any) -> Any:
-        result = apply_directly(conn, *arguments)
+        effect = apply_directly(conn, *arguments)
         if not deaths:
-            deaths.append(result)
+            deaths.append(effect)
             cut_connections(world.conn)
             conn.execute("SELECT")
-        return result
+        return effect
 
     monkeypatch.setattr("pyapp.stripe_sync.web.apply_directly", die_once)
     assert post(web, BODY) == (200, '{"result":"duplicate"}')
-    assert deaths == ["applied"]
+    assert [effect.result for effect in deaths] == ["applied"]
 
 
 def test_events_of_the_other_mode_are_acknowledged_and_ignored(world: StripeWorld):

@@ -169,7 +169,7 @@ def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse
 
 
 def _list_items(client: StripeApi, subscription: str) -> list[Any]:
-    items: list[Any] = []
+    items: dict[str, Any] = {}
     after: dict[str, Any] = {}
     while True:
         page = _get(
@@ -179,9 +179,12 @@ def _list_items(client: StripeApi, subscription: str) -> list[Any]:
             limit=100,
             **after,
         ).data
-        items += page["data"]
+        listed = {item["id"]: item for item in page["data"]}
         if not page["has_more"]:
-            return items
+            return [*(items | listed).values()]
+        if not listed.keys() - items.keys():
+            raise ValueError("Stripe lists the same items again")
+        items |= listed
         after = {"starting_after": page["data"][-1]["id"]}
 
 

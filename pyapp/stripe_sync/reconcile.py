@@ -18,7 +18,7 @@ from psycopg import Connection
 from pyapp.stripe_sync import store
 from pyapp.stripe_sync.client import with_retries
 from pyapp.stripe_sync.differences import KINDS, Difference, find_differences
-from pyapp.stripe_sync.objects import describe_id, require_id
+from pyapp.stripe_sync.objects import describe_id, has_more_items, require_id
 from pyapp.stripe_sync.pages import OBJECT_TYPES, Cursor, Page, list_pages
 from pyapp.stripe_sync.refusals import (
     REFUSAL_KINDS,
@@ -43,6 +43,8 @@ log = logging.getLogger("pyapp.stripe")
 # Rows per query for objects that a page should contain and does not.
 _UNLISTED_PAGE = 100
 _NO_USER = UUID(int=0)
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class _Comparison:
     # Ids that have been reported, so that each object is reported once.
     refused: set[tuple[ObjectType, str]] = field(default_factory=set)
     # In a dry run, the customers that a run would have changed by now.
-    unstored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unstored: dict[str, Row] = field(default_factory=dict)
 
     def compare_page(self, page: Page) -> None:
         """Apply the page, then refresh objects that are ambiguous or missing from it.
@@ -150,12 +152,14 @@ class _Comparison:
         If there are none of these, all of it is one transaction.
         """
         with self._counted_once():
-            rows = self._read(page)
+            rows, incomplete = self._read(page)
             try:
                 with self._transaction():
                     found, ambiguous = self._upsert_snapshots(page.object_type, rows)
                     unlisted = self._list_unlisted(page, page.until, None)
-                    is_finished = not (ambiguous or unlisted or self.is_dry_run)
+                    is_finished = not (
+                        ambiguous or incomplete or unlisted or self.is_dry_run
+                    )
                     if is_finished:
                         self._finish(page)
             except Exception as exc:
@@ -168,7 +172,7 @@ class _Comparison:
                 with own_transaction(self.conn):
                     unlisted = self._list_unlisted(page, page.until, None)
             self._report(found)
-            for row in ambiguous:
+            for row in (*ambiguous, *incomplete):
                 self._refresh_row(page, row)
             self._refresh_unlisted(page, unlisted)
             if not is_finished:
@@ -190,8 +194,11 @@ class _Comparison:
     def _transaction(self) -> AbstractContextManager[None]:
         return self.run.transaction(is_kept=not self.is_dry_run)
 
-    def _read(self, page: Page) -> list[dict[str, Any]]:
-        rows, previous = [], page.after
+    def _read(self, page: Page) -> tuple[list[Row], list[Row]]:
+        """Return the rows of the page, and those of subscriptions with more items."""
+        rows: list[Row] = []
+        incomplete: list[Row] = []
+        previous = page.after
         for listed in page.objects:
             try:
                 previous = require_id(listed)
@@ -202,16 +209,14 @@ class _Comparison:
                 continue
             try:
                 row = read_snapshot(page.object_type, listed, page.as_of)
-                if row["created_at"] is None and not row.get("is_deleted"):
-                    raise ValueError("created is missing or null")
-                rows.append(row)
+                (incomplete if has_more_items(listed) else rows).append(row)
             except UNREADABLE as exc:
                 self._refuse(page.object_type, previous, exc)
-        return rows
+        return rows, incomplete
 
     def _upsert_snapshots(
-        self, object_type: ObjectType, rows: list[dict[str, Any]]
-    ) -> tuple[list[Difference], list[dict[str, Any]]]:
+        self, object_type: ObjectType, rows: list[Row]
+    ) -> tuple[list[Difference], list[Row]]:
         """Upsert the rows; return the differences, and the ambiguous rows."""
         customers = [_customer_id(object_type, row) for row in rows]
         store.lock_customers(self.conn, ids=customers)
@@ -251,7 +256,7 @@ class _Comparison:
             )
             sync_affected_users(self.conn, upserted)
 
-    def _upsert_alone(self, page: Page, row: dict[str, Any]) -> None:
+    def _upsert_alone(self, page: Page, row: Row) -> None:
         try:
             with self._transaction():
                 found, ambiguous = self._upsert_snapshots(page.object_type, [row])
@@ -337,7 +342,7 @@ class _Comparison:
             with own_transaction(self.conn):
                 unlisted = self._list_unlisted(page, last.created_at, last.id)
 
-    def _refresh_row(self, page: Page, row: dict[str, Any]) -> None:
+    def _refresh_row(self, page: Page, row: Row) -> None:
         customer = _customer_id(page.object_type, row)
         self._refresh(page.object_type, row["id"], customer, page.as_of)
 
@@ -423,6 +428,6 @@ class _Comparison:
                 self.on_difference(one)
 
 
-def _customer_id(object_type: ObjectType, row: dict[str, Any]) -> str:
+def _customer_id(object_type: ObjectType, row: Row) -> str:
     found: str = row["id"] if object_type == "customers" else row["customer_id"]
     return found

@@ -146,4 +146,6 @@ BODIES: Mapping[str, bytes] = {
     "data that is a list": _doubled(',"data":[]'),
 }
 TWO_IDS = _doubled(',"id":"evt_second"')
-TWO_OBJECTS = _doubled(',"data":{"object":{"id":"cus_2","object":"customer"}}')
+TWO_OBJECTS = _doubled(
+    ',"data":{"object":{"id":"cus_2","object":"customer","created":1}}'
+)
