@@ -932,7 +932,7 @@ COMMENT ON COLUMN app.stripe_events.status IS
 COMMENT ON COLUMN app.stripe_events.attempts IS
     'Number of attempts to apply it.';
 COMMENT ON COLUMN app.stripe_events.last_error IS
-    'Error of the last failed attempt; NULL if none failed.';
+    'Error of the last failed attempt, or why it is ignored; NULL if neither.';
 COMMENT ON COLUMN app.stripe_events.received_at IS
     'When the first delivery arrived.';
 COMMENT ON COLUMN app.stripe_events.processed_at IS

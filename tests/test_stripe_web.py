@@ -20,8 +20,9 @@ from starlette.testclient import TestClient
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import pool
-from pyapp.stripe_sync.apply import Effect, apply_directly
+from pyapp.stripe_sync.apply import apply_directly
 from pyapp.stripe_sync.client import find_livemode
+from pyapp.stripe_sync.outcomes import Effect
 from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 from tests.stripe_world import (
@@ -162,7 +163,9 @@ def test_events_of_the_other_mode_are_acknowledged_and_ignored(world: StripeWorl
             world.clear_stripe()
             app = create_app(connections, [TEST_SECRET], livemode=livemode)
             web = TestClient(app)
-            assert post(web, other) == (200, '{"result":"ignored"}')
+            status, answer = post(web, other)
+            assert (status, json.loads(answer)["result"]) == (200, "ignored")
+            assert "it is of the other mode; only " in answer
             assert world.conn.execute("TABLE app.stripe_customers").fetchall() == []
             assert post(web, own) == (200, '{"result":"applied"}')
 

@@ -1,6 +1,8 @@
 """A delivery is verified, stored and applied in one transaction."""
 
+import json
 import time
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,7 +15,7 @@ from pyapp.errors import (
     InvalidSignatureError,
     OpenTransactionError,
 )
-from pyapp.stripe_sync import handle_webhook
+from pyapp.stripe_sync import Outcome, handle_webhook
 from pyapp.stripe_sync.webhooks import MAX_BODY
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import (
@@ -87,12 +89,88 @@ def test_unknown_type_is_stored_and_ignored(world: StripeWorld):
     assert [(kind, "ignored", 1, None) for kind in kinds] == sorted(world.events())
 
 
-def test_event_of_a_connected_account_is_ignored(world: StripeWorld):
-    shape = make_customer("cus_1", world.create_user())
-    assert (
-        world.handle_event("customer.created", shape, account="acct_1").result
-        == "ignored"
-    )
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"account": "acct_1"}, "it is of the connected account acct_1"),
+        (
+            {"account": "acct_1", "context": "acct_1"},
+            "it is of the connected account acct_1",
+        ),
+        ({"context": "acct_2"}, "it is of the organization's account acct_2"),
+        ({"account": ["x"]}, "it is of the connected account (not an id)"),
+        ({"livemode": True}, "it is of the other mode; only test events are applied"),
+    ],
+)
+def test_event_of_another_owner_is_ignored_by_name(
+    world: StripeWorld, fields: dict[str, Any], note: str
+):
+    body = make_event("customer.created", make_customer("cus_1"), **fields)
+
+    def handle() -> Outcome:
+        signature = sign(body, [TEST_SECRET])
+        return handle_webhook(
+            world.conn, body, signature, [TEST_SECRET], livemode=False
+        )
+
+    outcome = handle()
+    assert (outcome.result, outcome.note, outcome.error) == ("ignored", note, None)
+    assert world.events() == [("customer.created", "ignored", 1, note)]
+    assert (handle().result, handle().note) == ("duplicate", None)
+    assert world.conn.execute("SELECT FROM app.stripe_customers").rowcount == 0
+
+
+THIN = {
+    "id": "evt_test_1",
+    "object": "v2.core.event",
+    "type": "v1.customer.subscription.updated",
+    "created": "2026-10-01T10:00:00.000Z",
+    "livemode": False,
+    "related_object": {"id": "sub_1", "type": "subscription", "url": "/v1/..."},
+}
+HEAD = {"id": "evt_1", "type": "ping", "created": 1}
+NOT_EVENTS: list[tuple[Any, str]] = [
+    (
+        THIN,
+        r"v1\.customer\.subscription\.updated is a thin event, .*: snapshot",
+    ),
+    (THIN | {"object": "event"}, "a thin event"),
+    (THIN | {"type": "\x1b"}, "it is a thin event"),
+    ({"id": "cus_1", "object": "customer"}, "it is an object of type customer"),
+    ({"object": "list", "data": []}, "it is an object of type list"),
+    ({"error": {"type": "api_error"}}, "it is an error of Stripe's API"),
+    ([], "it is not an object"),
+    (None, "it is missing or null"),
+    ({"id": None}, "data is missing or null"),
+    ({"data": []}, "data is not an object"),
+    (HEAD | {"data": {}}, r"data\.object is missing or null"),
+    (HEAD | {"data": {"object": "cus_1"}}, r"data\.object is not an object"),
+    ({"data": {"object": {}}}, "id is missing or null"),
+    ({"data": {"object": {}}, "id": 7}, "id is not text of 1 to 255 characters"),
+    ({"data": {"object": {}}, "id": "\0"}, "id contains a character"),
+    ({"data": {"object": {}}, "id": "evt_1"}, "type is missing or null"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), NOT_EVENTS)
+def test_body_that_is_not_an_event_says_why(world: StripeWorld, body: Any, reason: str):
+    payload = json.dumps(body).encode()
+    with pytest.raises(InvalidPayloadError, match=f"^not an event: .*{reason}"):
+        handle_webhook(world.conn, payload, sign(payload, [TEST_SECRET]), [TEST_SECRET])
+
+
+@pytest.mark.parametrize(
+    ("created", "reason"),
+    [
+        (None, "missing or null"),
+        ("today", "not a number of seconds"),
+        (True, "not a number of seconds"),
+        (10**20, "out of range"),
+    ],
+)
+def test_event_with_a_wrong_time_says_so(world: StripeWorld, created: Any, reason: str):
+    with pytest.raises(InvalidPayloadError, match=f"created is {reason}"):
+        world.handle_event("customer.created", make_customer("cus_1"), created)
 
 
 def test_characters_that_jsonb_refuses_are_replaced(world: StripeWorld):

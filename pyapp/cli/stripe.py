@@ -37,7 +37,6 @@ from pyapp.stripe_sync import (
     replay_events,
     retry_failed_events,
 )
-from pyapp.stripe_sync.apply import Result
 from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.events import (
     StoredEvent,
@@ -46,6 +45,7 @@ from pyapp.stripe_sync.events import (
     list_events,
     list_failed_events,
 )
+from pyapp.stripe_sync.outcomes import Result
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 from pyapp.stripe_sync.replay import RESULTS
 

@@ -8,7 +8,6 @@ kept and marked provisional for the next reconciliation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -17,7 +16,7 @@ import psycopg
 import stripe
 from psycopg import Connection
 
-from pyapp.errors import StripeRequestError
+from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import events, store
 from pyapp.stripe_sync.client import (
     DeadlineClient,
@@ -35,6 +34,7 @@ from pyapp.stripe_sync.objects import (
     read_claim,
     read_user_id,
 )
+from pyapp.stripe_sync.outcomes import Effect, Outcome, make_outcome
 from pyapp.stripe_sync.snapshots import (
     Snapshot,
     changed_users,
@@ -56,9 +56,6 @@ from pyapp.stripe_sync.transactions import (
     milliseconds,
     own_transaction,
 )
-
-Success = Literal["applied", "duplicate", "stale", "ignored"]
-Result = Success | Literal["failed"]
 
 # Types of events that contain a snapshot.
 _SNAPSHOT_TYPES: dict[str, ObjectType] = {
@@ -84,43 +81,6 @@ USED_TYPES = _REFERENCE_TYPES | frozenset(_SNAPSHOT_TYPES)
 _FIRST_LOCK_WAIT = 0.25
 # The database cannot store the payload; a retry cannot succeed.
 _NOT_STORABLE = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of processing an event.
-
-    applied    the event changed the mirror or a user
-    duplicate  the event was processed before; nothing changed
-    stale      a newer snapshot is stored; nothing changed
-    ignored    the event is stored and has no effect
-    failed     nothing changed; the event is stored with `error`; deliver it again
-
-    `is_busy` is True if it failed because of a lock or a timeout and may succeed if it
-    is repeated. `attempts` counts the failures of a stored event; it is None if the
-    event could not be stored. `user_ids` are the users that an applied event changed:
-    their entitlement, or the customer that they are linked to.
-    `conflicting_user_id` is a user that the event claims for a customer which a
-    stronger claim or link gives to another user.
-    """
-
-    event_id: str
-    type: str
-    result: Result
-    error: str | None = None
-    is_busy: bool = False
-    attempts: int | None = None
-    user_ids: tuple[UUID, ...] = ()
-    conflicting_user_id: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What an event did; "ambiguous" if its object has to be fetched first."""
-
-    result: Success | Literal["ambiguous"]
-    user_ids: Sequence[UUID] = ()
-    conflicting_user_id: UUID | None = None
 
 
 def process_event(
@@ -173,18 +133,6 @@ def _process(
     return make_outcome(event, effect)
 
 
-def make_outcome(event: Event, effect: Effect) -> Outcome:
-    """Return the outcome of an event that was not ambiguous."""
-    assert effect.result != "ambiguous"
-    return Outcome(
-        event.id,
-        event.type,
-        effect.result,
-        user_ids=tuple(effect.user_ids),
-        conflicting_user_id=effect.conflicting_user_id,
-    )
-
-
 def with_deadline(client: StripeApi | None, deadline: Deadline) -> StripeApi | None:
     """Return *client* with requests that end at *deadline*."""
     return client and DeadlineClient(client, deadline.left)
@@ -215,10 +163,11 @@ def apply_directly(
     Raises:
         psycopg.Error: one of LOCK_ERRORS, if a lock was not free in time.
     """
+    if event.foreign is not None:
+        return _ignore(conn, event, event.foreign, deadline or NO_DEADLINE, lock_wait)
     if needs_fetch(event):
         return Effect("ambiguous")
-    is_used = event.type in USED_TYPES and event.is_ours
-    snapshot = find_snapshot(event) if is_used else None
+    snapshot = find_snapshot(event) if event.type in USED_TYPES else None
 
     def apply() -> Effect:
         applied = events.apply_event(
@@ -257,6 +206,33 @@ def apply_directly(
         return apply()
 
 
+def _ignore(
+    conn: Connection[Any],
+    event: Event,
+    reason: str,
+    deadline: Deadline,
+    lock_wait: float,
+) -> Effect:
+    """Record an event of another account or mode, and why it is ignored."""
+    with own_transaction(conn), enforce_deadline(conn, deadline, lock_wait):
+        if _insert_event(conn, event) is None:
+            return Effect("duplicate")
+        events.mark_event(conn, id=event.id, status="ignored", last_error=reason)
+        return Effect("ignored")
+
+
+def _insert_event(conn: Connection[Any], event: Event) -> events.EventAttempt | None:
+    return events.insert_event(
+        conn,
+        id=event.id,
+        type=event.type,
+        api_version=event.api_version,
+        event_created_at=event.created_at,
+        payload=event.text,
+        lock_key=event.lock_key,
+    )
+
+
 def apply_with_fetch(
     conn: Connection[Any],
     event: Event,
@@ -271,16 +247,7 @@ def apply_with_fetch(
         stripe.StripeError: Stripe refused, or is unavailable.
     """
     with own_transaction(conn), enforce_deadline(conn, deadline, lock_wait):
-        attempt = events.insert_event(
-            conn,
-            id=event.id,
-            type=event.type,
-            api_version=event.api_version,
-            event_created_at=event.created_at,
-            payload=event.text,
-            lock_key=event.lock_key,
-        )
-        if attempt is None:
+        if _insert_event(conn, event) is None:
             return Effect("duplicate")
         snapshot = find_snapshot(event)
         if snapshot is not None:
@@ -300,7 +267,8 @@ def record_failure(
     """Store an event that could not be applied, with the error, and return its outcome.
 
     The outcome is a duplicate if another delivery applied the event first. It is failed
-    without `attempts` if another transaction holds the event's row.
+    without `attempts` if another transaction holds the event's row, or if the database
+    refuses the event itself.
     """
 
     def upsert(payload: str) -> events.EventAttempt | None:
@@ -325,6 +293,11 @@ def record_failure(
         if conn.closed:
             raise
         return Outcome(event.id, event.type, "failed", reason, is_busy=True)
+    except (psycopg.Error, RuleError) as exc:
+        if conn.closed:
+            raise
+        reason = f"{reason}; it is not stored: {error_summary(exc)}"
+        return Outcome(event.id, event.type, "failed", reason)
     if stored is None:
         return Outcome(event.id, event.type, "duplicate")
     is_busy = isinstance(error, LOCK_ERRORS)

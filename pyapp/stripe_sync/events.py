@@ -163,9 +163,14 @@ def insert_event(
     )
 
 
-def mark_event(conn: Connection[Any], *, id: str, status: str) -> int:
-    """Set the status of a processed event; return 1, or 0 if it is unknown."""
-    return execute(conn, "mark_event", id=id, status=status)
+def mark_event(
+    conn: Connection[Any], *, id: str, status: str, last_error: str | None = None
+) -> int:
+    """Set the status of a processed event; return 1, or 0 if it is unknown.
+
+    *last_error* says why it is ignored; None keeps what is stored.
+    """
+    return execute(conn, "mark_event", id=id, status=status, last_error=last_error)
 
 
 @validated

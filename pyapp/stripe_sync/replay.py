@@ -20,9 +20,6 @@ from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestEr
 from pyapp.stripe_sync import events
 from pyapp.stripe_sync.apply import (
     USED_TYPES,
-    Outcome,
-    Result,
-    Success,
     process_event,
     record_failure,
 )
@@ -36,6 +33,7 @@ from pyapp.stripe_sync.objects import (
     find_last_id,
     read_event,
 )
+from pyapp.stripe_sync.outcomes import Outcome, Result, Success
 from pyapp.stripe_sync.pages import LARGEST_PAGE, read_list
 from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.transactions import NO_DEADLINE, own_transaction

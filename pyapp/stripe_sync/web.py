@@ -25,16 +25,14 @@ from starlette.routing import Route
 
 from pyapp.errors import InvalidPayloadError, InvalidSignatureError
 from pyapp.stripe_sync.apply import (
-    Effect,
-    Outcome,
     apply_directly,
     apply_with_fetch,
-    make_outcome,
     needs_fetch,
     record_failure,
     with_deadline,
 )
 from pyapp.stripe_sync.objects import Event
+from pyapp.stripe_sync.outcomes import Effect, Outcome, make_outcome
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -379,10 +377,19 @@ def _respond(outcome: Outcome) -> Response:
         # The text after the class may quote a row.
         kind = (outcome.error or "").partition(":")[0]
         fields |= {"kind": kind, "attempts": outcome.attempts}
+    if outcome.note:
+        fields["note"] = outcome.note
+    if outcome.user_ids:
+        fields["user_ids"] = [str(user_id) for user_id in outcome.user_ids]
+    if outcome.conflicting_user_id:
+        fields["conflicting_user_id"] = str(outcome.conflicting_user_id)
     level = logging.ERROR if is_failed else logging.INFO
     log.log(level, "stripe event %s", outcome.result, extra=fields)
     status = (503 if outcome.is_busy else 500) if is_failed else 200
-    return JSONResponse({"result": outcome.result}, status_code=status)
+    answer: dict[str, str] = {"result": outcome.result}
+    if outcome.note:
+        answer["note"] = outcome.note
+    return JSONResponse(answer, status_code=status)
 
 
 def _refuse(status: int, reason: str, **fields: str) -> Response:

@@ -13,8 +13,9 @@ from pyapp.errors import (
     InvalidSignatureError,
     InvalidValueError,
 )
-from pyapp.stripe_sync.apply import Outcome, process_event
+from pyapp.stripe_sync.apply import process_event
 from pyapp.stripe_sync.objects import Event, read_event
+from pyapp.stripe_sync.outcomes import Outcome
 
 # Bytes; Stripe's events are far smaller.
 MAX_BODY = 1 << 20

@@ -78,9 +78,10 @@ WHERE e.status = 'failed'
 RETURNING e.id, e.attempts;
 
 -- name: mark_event :rowcount
--- Sets the status of an event that turned out to be stale, or not needed.
+-- Sets the status of an event that turned out to be stale, or not needed. NULL keeps
+-- the error.
 UPDATE app.stripe_events AS e
-SET status = :status
+SET status = :status, last_error = COALESCE(:last_error::text, e.last_error)
 WHERE e.id = :id;
 
 -- name: discard_event :optional
