@@ -22,7 +22,7 @@ from tests.fake_stripe import TEST_KEY, TEST_SECRET, FakeStripe
 
 def find_accounts() -> tuple[User, User]:
     with pyapp.connect() as conn:
-        plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_paid")
+        plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_paid")
         ada = users.find_user_by_email(conn, email="ada@example.com")
         grace = users.find_user_by_email(conn, email="grace@example.com")
     if ada is None or grace is None:
