@@ -127,8 +127,9 @@ class CaseRun:
         fields = step.get("fields", {})
         self.account.now = created
         is_ours = not fields.keys() & {"account", "context"}
-        if is_ours and created >= self.newest.get(shape["id"], created):
-            self.newest[shape["id"]] = created
+        object_id = shape.get("id", "")
+        if is_ours and created >= self.newest.get(object_id, created):
+            self.newest[object_id] = created
             is_deleted = step["event"] == "customer.deleted"
             self.account.put(shape | {"deleted": True} if is_deleted else shape)
         return make_event(step["event"], with_first_items(shape), created, **fields)

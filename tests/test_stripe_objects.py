@@ -47,6 +47,16 @@ def test_subscription_without_items_is_read(world: StripeWorld):
     assert world.items("sub_1") == []
 
 
+def test_text_in_place_of_a_flag_is_named(world: StripeWorld):
+    """The text "false" is not empty, and would be true."""
+    subscription = make_subscription("sub_1", "cus_1", cancel_at_period_end="false")
+    outcome = world.handle_event(CREATED, subscription)
+    assert outcome.error == "ValueError: cancel_at_period_end is not true or false"
+    customer = make_customer("cus_1", deleted="false")
+    outcome = world.handle_event("customer.created", customer)
+    assert outcome.error == "ValueError: deleted is not true or false"
+
+
 @pytest.mark.parametrize("version", ["2024-06-20", "2026-10-28.endive"])
 def test_both_api_versions_are_read(database: str, version: str):
     with stripe_world(database, api_version=version) as world:

@@ -151,7 +151,7 @@ def read_customer(customer: JsonObject, *, is_deleted: bool = False) -> dict[str
     Raises:
         ValueError: a field is missing or wrong; the text names it.
     """
-    is_deleted = is_deleted or bool(customer.get("deleted"))
+    is_deleted = is_deleted or _read_flag(customer, "deleted")
     if not is_deleted:
         _require(customer, "created")
     return {
@@ -180,7 +180,7 @@ def read_subscription(subscription: JsonObject) -> dict[str, Any]:
         "status": _require(subscription, "status"),
         "billing_cycle_anchor": _read_time(subscription, "billing_cycle_anchor"),
         "cancel_at": _read_time(subscription, "cancel_at"),
-        "cancel_at_period_end": bool(subscription.get("cancel_at_period_end")),
+        "cancel_at_period_end": _read_flag(subscription, "cancel_at_period_end"),
         "canceled_at": _read_time(subscription, "canceled_at"),
         "trial_end": _read_time(subscription, "trial_end"),
         "pause_behavior": pause.get("behavior"),
@@ -435,6 +435,13 @@ def _read_field(stripe_object: JsonObject, name: str) -> JsonObject:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is not an object")
     return value
+
+
+def _read_flag(stripe_object: JsonObject, name: str) -> bool:
+    value = stripe_object.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is not true or false")
+    return bool(value)
 
 
 def _read_time(stripe_object: JsonObject, name: str) -> str | None:
