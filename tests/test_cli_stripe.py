@@ -1,5 +1,6 @@
 """`pyapp stripe`: list, retry, replay and prune events."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -96,6 +97,65 @@ def test_retry_exits_with_1_while_an_event_fails(world: StripeWorld):
     assert world.price_of("sub_1") == "price_bad"
 
 
+def test_discarded_event_is_not_retried(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    add_failed_event(world)
+    monkeypatch.setattr("pyapp.cli.stripe.confirmed", lambda _: False)
+    code, out, _ = run_cli("stripe", "discard", "evt_bad")
+    assert (code, out.splitlines()[0]) == (
+        1,
+        "Nothing is discarded; --yes discards without asking.",
+    )
+    assert world.events()[1][1] == "failed"
+
+    code, out, err = run_cli("stripe", "discard", "evt_bad", "--yes")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"discarded evt_bad ({CREATED}): ")
+    assert "no_bad_price" in out
+    assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
+    repair(world)
+    shape = make_subscription("sub_1", "cus_1", price="price_bad")
+    assert world.handle_event(CREATED, shape, id="evt_bad").result == "duplicate"
+    # The event and its error are kept.
+    assert "no_bad_price" in run_cli("stripe", "events")[1]
+
+    for event in ("evt_bad", "evt_good", "evt_unknown"):
+        code, out, err = run_cli("stripe", "discard", event, "--yes")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: there is no failed event {event}: ")
+
+
+def test_retry_prints_one_json_object_a_line(world: StripeWorld):
+    add_failed_event(world)
+    code, out, err = run_cli("stripe", "retry", "--json")
+    assert (code, err) == (1, "")
+    outcome, totals = map(json.loads, out.splitlines())
+    assert "no_bad_price" in outcome.pop("error")
+    assert outcome == {
+        "record": "outcome",
+        "event_id": "evt_bad",
+        "event_type": CREATED,
+        "result": "failed",
+        "is_busy": False,
+        "attempts": 2,
+        "user_ids": [],
+        "conflicting_user_id": None,
+        "note": None,
+    }
+    results = dict.fromkeys(("applied", "duplicate", "stale", "ignored"), 0)
+    assert totals == {
+        "record": "totals",
+        "is_resumed": False,
+        "seen": 1,
+        "results": {**results, "failed": 1},
+    }
+    repair(world)
+    code, out, _ = run_cli("stripe", "retry", "--json")
+    outcome = json.loads(out.splitlines()[0])
+    assert (code, len(outcome["user_ids"])) == (0, 1)
+
+
 def test_replay_sums_up_the_results_in_one_line(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ):
@@ -114,6 +174,11 @@ def test_replay_sums_up_the_results_in_one_line(
     code, out, err = run_cli("stripe", "replay", "--since", "30d")
     assert (code, err) == (1, "")
     *errors, summary = out.splitlines()
+    *records, totals = map(
+        json.loads, run_cli("stripe", "replay", "--json")[1].splitlines()
+    )
+    assert [record["result"] for record in records] == ["duplicate"] + ["failed"] * 2
+    assert totals["seen"] == 3
     assert [error.split()[0][:4] for error in errors] == ["evt_"] * 2
     assert summary == "3 undelivered events: 1 applied, 2 failed"
 

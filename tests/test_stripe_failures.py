@@ -126,6 +126,29 @@ def test_retry_skips_a_locked_event(world: StripeWorld):
     assert found == dict.fromkeys(others, APPLIED)
 
 
+REFUSE_EVENT = """
+CREATE FUNCTION public.refuse_event() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.id = ANY(TG_ARGV) THEN
+        RAISE EXCEPTION 'not this event' USING ERRCODE = 'XY999';
+    END IF;
+    RETURN NEW;
+END;
+$$;
+CREATE TRIGGER refuse_event BEFORE INSERT OR UPDATE ON app.stripe_events
+FOR EACH ROW EXECUTE FUNCTION public.refuse_event({})
+"""
+
+
+def test_retry_skips_an_event_that_cannot_be_stored(world: StripeWorld):
+    first, *others = fail_events(world)
+    world.conn.execute(REFUSE_EVENT.format(f"'{first}'").encode())
+    found = {o.event_id: o for o in retry_failed_events(world.conn)}
+    assert "it is not stored: " in str(found[first].error)
+    assert (found[first].result, found[first].attempts) == ("failed", None)
+    assert [found[other].result for other in others] == ["applied"] * 2
+
+
 def test_retry_skips_events_changed_since_they_were_listed(world: StripeWorld):
     ids = fail_events(world)
     outcomes = retry_failed_events(world.conn)
@@ -218,7 +241,7 @@ def lost(world: StripeWorld) -> list[str]:
     return customers
 
 
-@pytest.mark.parametrize("page_size", [2, 100])
+@pytest.mark.parametrize("page_size", [1, 2, 100])
 @pytest.mark.parametrize("change", [*CHANGES, no_object])
 def test_replay_skips_a_malformed_event(
     world: StripeWorld, lost: list[str], change: Change, page_size: int
@@ -232,6 +255,15 @@ def test_replay_skips_a_malformed_event(
     assert failed.error
     assert failed.event_id
     assert (done.results["applied"], done.results["failed"], done.seen) == (2, 1, 3)
+
+
+def test_replay_skips_an_event_that_cannot_be_stored(
+    world: StripeWorld, lost: list[str]
+):
+    first = world.client.v1.events.list({}).data[-1].id
+    world.conn.execute(REFUSE_EVENT.format(f"'{first}'").encode())
+    done = replay_events(world.conn, world.client)
+    assert (done.results["applied"], done.results["failed"]) == (2, 1)
 
 
 def test_replay_skips_an_event_of_a_locked_customer(
@@ -280,7 +312,7 @@ def text_metadata(shapes: list[Any]) -> None:
     shapes[0]["metadata"] = "text"
 
 
-@pytest.mark.parametrize("page_size", [2, 100])
+@pytest.mark.parametrize("page_size", [1, 2, 100])
 @pytest.mark.parametrize("change", [*CHANGES, long_id, text_metadata])
 def test_reconciliation_skips_a_malformed_customer(
     world: StripeWorld, lost: list[str], change: Change, page_size: int

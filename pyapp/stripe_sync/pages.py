@@ -6,7 +6,7 @@ The next page is requested while the current one is processed.
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 from typing import Any
@@ -194,7 +194,7 @@ def _read_page(
     if created == cursor.created:
         tail = [*cursor.tail, *tail]
     if after is None:
-        end = cursor
+        end = replace(cursor, without_id=len(listed))
     else:
         count = count_without_id(reversed(listed))
         end = Cursor(cursor.object_type, after, created, tail[-_MAX_TAIL:], count)

@@ -90,7 +90,7 @@ def replay_events(
         )
         if cursor.after is None:
             run.restart()
-        listing = _Listing(client, page_size, run)
+        listing = Listing(client, page_size, run)
         while page := listing.list_after(cursor):
             for outcome in _process_page(conn, client, page):
                 run.counts[outcome.result] += 1
@@ -260,7 +260,7 @@ class _List(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Listing:
+class Listing:
     """Lists undelivered events that were created before the first request."""
 
     client: stripe.StripeClient
