@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
+    "pyapp/entitlements.py",
     "pyapp/fingerprints.py",
     "pyapp/messages.py",
     "pyapp/plans.py",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyapp import (
         aio,
+        entitlements,
         errors,
         fingerprints,
         messages,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "aio",
     "connect",
+    "entitlements",
     "errors",
     "fingerprints",
     "load_settings",

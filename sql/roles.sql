@@ -83,6 +83,13 @@ GRANT SELECT ON
 app.plans, app.plan_prices, app.users, app.fingerprints, app.usage_daily
 TO pyapp_app;
 
+-- For the end date and the trial on a user's account page. The view runs with the
+-- privileges of its caller.
+GRANT SELECT ON
+app.stripe_entitlements, app.stripe_customers, app.stripe_subscriptions,
+app.stripe_subscription_items
+TO pyapp_app;
+
 GRANT
 INSERT (email, name),
 UPDATE (email, name, email_verified_at, image_url)

@@ -247,9 +247,9 @@ def test_generator_reports_a_syntax_error_in_one_line(tmp_path: Path):
     program.parent.mkdir()
     shutil.copy(Path(__file__).parents[1] / ".ci" / "generate_aio.py", program)
     (tmp_path / "pyapp").mkdir()
-    (tmp_path / "pyapp" / "fingerprints.py").write_text("import re\ndef f(:\n")
+    (tmp_path / "pyapp" / "entitlements.py").write_text("import re\ndef f(:\n")
     run = subprocess.run([sys.executable, program], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (
         1,
-        "pyapp/fingerprints.py:2: invalid syntax\n",
+        "pyapp/entitlements.py:2: invalid syntax\n",
     )

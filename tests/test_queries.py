@@ -48,6 +48,12 @@ NEVER_NULL = {
     # Compared with a cursor, which excludes NULL.
     "stripe_customers.sql: list_unseen_customers: customer_id",
     "stripe_customers.sql: list_unseen_customers: id",
+    # The catalog has no NOT NULL for columns of a view.
+    *(
+        f"entitlements.sql: {query}: {column}"
+        for query in ("get_entitlement", "list_entitlements")
+        for column in ("user_id", "base_quota", "differences")
+    ),
 }
 # Fields that repeat another field of the row, so that the query does not select them.
 REPEATED = {

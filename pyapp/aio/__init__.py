@@ -4,6 +4,7 @@ The same names, parameters, rows and errors as in `pyapp`, from the same SQL.
 """
 
 from pyapp.aio import (
+    entitlements,
     fingerprints,
     messages,
     plans,
@@ -17,6 +18,7 @@ from pyapp.aio.connection import connect, pool
 
 __all__ = [
     "connect",
+    "entitlements",
     "fingerprints",
     "messages",
     "plans",
