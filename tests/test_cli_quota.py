@@ -128,6 +128,12 @@ def test_json_is_exact(conn: Connection) -> None:
         "subscription_active": False,
         "is_exceeded": False,
         "is_blocked": False,
+        "plan_id": None,
+        "subscription_status": None,
+        "ends_at": None,
+        "trial_end": None,
+        "pause_behavior": None,
+        "pause_resumes_at": None,
     }
 
 

@@ -74,19 +74,24 @@ def print_table(
 
     Rows are printed in pages, so that memory stays flat; a later page can widen a
     column and narrows none. The column *fitted* is cut to the width that a terminal has
-    left.
+    left. Cells beyond the columns are notes: each is a line of its own below the row.
     """
+    count = len(header)
     remaining = ([printable(cell) for cell in row] for row in rows)
-    widths = [0] * len(header)
+    widths = [0] * count
     page: list[Row] = [header, *islice(remaining, PAGE)]
     while page:
+        columns = [row[:count] for row in page]
         widths = [
             max(width, *map(cell_len, column))
-            for width, *column in zip(widths, *page, strict=True)
+            for width, *column in zip(widths, *columns, strict=True)
         ]
         for row in page:
-            line = _align(row, header, _fit(widths, header, fitted), numbers)
-            console.print(line, style="bold" if row is header else style(row))
+            cells, notes = row[:count], row[count:]
+            line = _align(cells, header, _fit(widths, header, fitted), numbers)
+            console.print(line, style="bold" if row is header else style(cells))
+            for note in notes:
+                console.print(_GAP + note)
         page = list(islice(remaining, PAGE))
 
 

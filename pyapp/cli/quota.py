@@ -1,4 +1,7 @@
-"""`pyapp quota`: quota, usage and period of one payer or of all."""
+"""`pyapp quota`: quota, usage and period of one payer or of all.
+
+Below a user with a subscription, a line shows its status and what is to end.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +17,7 @@ from psycopg import Connection
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id
 from pyapp.cli.console import print_json, print_table, say
+from pyapp.entitlements import Entitlement, get_entitlement, list_entitlements
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
 from pyapp.quota import (
     Quota,
@@ -27,6 +31,14 @@ from pyapp.quota import (
 PAGE = 500
 HEADER = ("payer", "used", "quota", "remaining", "ends (UTC)", "blocked")
 _NUMBERS = frozenset({"used", "quota", "remaining"})
+_JSON_KEYS = (
+    "plan_id",
+    "subscription_status",
+    "ends_at",
+    "trial_end",
+    "pause_behavior",
+    "pause_resumes_at",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class _Entry:
     kind: str
     email: str | None
     quota: Quota | UserQuota
+    entitlement: Entitlement | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -76,25 +89,43 @@ def _one(conn: Connection[Any], payer: str) -> _Entry:
         user = find_user(conn, payer)
     except UserNotFoundError:
         raise ArgumentError(f"no user and no fingerprint {payer}") from None
-    return _Entry("user", user.email, get_user_quota(conn, user_id=user.id))
+    found = get_user_quota(conn, user_id=user.id)
+    entitlement = get_entitlement(conn, user_id=user.id)
+    return _Entry("user", user.email, found, entitlement)
 
 
 def _all(conn: Connection[Any]) -> Iterator[_Entry]:
     """Yield all users, then all fingerprints with usage, a page at a time."""
     after: UUID | None = None
+    entitlements = _all_entitlements(conn)
+    found = next(entitlements, None)
     while users := list_user_quotas(conn, after=after, limit=PAGE):
         after = users[-1].subject_id
-        yield from (_Entry("user", user.email, user) for user in users)
+        for user in users:
+            # Users created or deleted between the two statements are in one list only.
+            while found and found.user_id < user.subject_id:
+                found = next(entitlements, None)
+            is_found = found is not None and found.user_id == user.subject_id
+            yield _Entry("user", user.email, user, found if is_found else None)
     after = None
     while quotas := list_fingerprint_quotas(conn, after=after, limit=PAGE):
         after = quotas[-1].subject_id
         yield from (_Entry("fingerprint", None, q) for q in quotas if q.credits_used)
 
 
+def _all_entitlements(conn: Connection[Any]) -> Iterator[Entitlement]:
+    after: UUID | None = None
+    while found := list_entitlements(conn, after=after, limit=PAGE):
+        after = found[-1].user_id
+        yield from found
+
+
 def _print_json(entries: Iterator[_Entry]) -> None:
     for entry in entries:
         values = {"kind": entry.kind, **entry.quota._asdict(), "email": entry.email}
-        print_json(values)
+        found = entry.entitlement
+        state = {key: found and getattr(found, key) for key in _JSON_KEYS}
+        print_json(values | state)
 
 
 def _print_table(entries: Iterator[_Entry]) -> None:
@@ -106,7 +137,7 @@ def _print_table(entries: Iterator[_Entry]) -> None:
         HEADER,
         map(_cells, chain((first,), entries)),
         numbers=_NUMBERS,
-        style=lambda row: "red" if row[-1] == "yes" else None,
+        style=lambda cells: "red" if cells[-1] == "yes" else None,
         fitted=HEADER[0],
     )
 
@@ -118,11 +149,33 @@ def _cells(entry: _Entry) -> tuple[str, ...]:
         f"{quota.credits_used:,.2f}",
         f"{quota.quota:,.2f}".removesuffix(".00"),
         f"{quota.credits_remaining:,.2f}",
-        _format_end(quota.end_date.astimezone(UTC)),
+        _format_end(quota.end_date),
         "yes" if quota.is_blocked else "no",
+        *(_subscription_notes(entry.entitlement) if entry.entitlement else ()),
     )
 
 
+def _subscription_notes(entitlement: Entitlement) -> Iterator[str]:
+    """Yield lines of less than 80 columns about the user's subscription."""
+    status = entitlement.subscription_status
+    if status is None:
+        return
+    if not entitlement.subscription_active:
+        yield status
+        return
+    words = [status]
+    if status == "trialing" and entitlement.trial_end:
+        words = [f"{status} until {_format_end(entitlement.trial_end)}"]
+    if entitlement.ends_at:
+        words.append(f"ends {_format_end(entitlement.ends_at)}")
+    yield ", ".join(words)
+    if entitlement.pause_behavior:
+        paused = f"payments paused ({entitlement.pause_behavior})"
+        resumes = entitlement.pause_resumes_at
+        yield paused if resumes is None else f"{paused} until {_format_end(resumes)}"
+
+
 def _format_end(moment: datetime) -> str:
+    moment = moment.astimezone(UTC)
     is_midnight = moment.time() == time()
     return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%d %H:%M}"
