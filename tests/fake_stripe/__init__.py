@@ -4,9 +4,10 @@
         customer = fake.client().v1.customers.create({"email": "a@example.com"})
         delivery = fake.deliveries.take()
 
-It has customers, products, prices, subscriptions, invoices, checkout sessions and
-events, bills by a clock that a test moves, and fails on demand; the same seed gives the
-same ids and faults.
+It has customers, test clocks, products, prices, subscriptions with their items,
+invoices, checkout sessions and events, bills by a clock that a test moves, and fails on
+demand; the same seed gives the same ids and faults. Its replies follow Stripe's OpenAPI
+schema, which tests/test_fake_stripe_schema.py proves.
 
 The package localstripe is another fake. It lacks what the tests of `pyapp.stripe_sync`
 need most: events of the same second, and faults of the API and of deliveries on demand.
