@@ -46,7 +46,7 @@ EXTRA_FIELDS: dict[str, Json] = {
 EXTRA_PATHS = {("post", r"/v1/subscriptions/[^/]+/pause"): "subscription"}
 
 _KEPT = {"type", "enum", "required", "pattern", "maxLength"}
-_NESTED = {"anyOf", "items", "additionalProperties"}
+_NESTED = {"additionalProperties", "anyOf", "items", "oneOf"}
 
 
 @dataclass(frozen=True, slots=True)
