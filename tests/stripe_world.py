@@ -246,6 +246,29 @@ def make_checkout(customer: str | None, user_id: Any, **fields: Any) -> dict[str
     return shape | {"client_reference_id": reference} | fields
 
 
+def make_item(item: str, price: Any = "price_month", **fields: Any) -> dict[str, Any]:
+    """Return an item from START to the end of the subscription; *fields* are its own.
+
+    *price* is an id, or a price object; an id becomes a price that costs something.
+    """
+    if isinstance(price, str):
+        price = {"id": price, "object": "price", "unit_amount": 2000}
+    shape = {
+        "id": item,
+        "object": "subscription_item",
+        "price": price,
+        "quantity": 1,
+        "current_period_start": START,
+        "current_period_end": seconds(2026, 10, 10, 12),
+    }
+    return shape | fields
+
+
+def make_items(*items: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the list of a subscription's items."""
+    return {"object": "list", "data": list(items)}
+
+
 def make_subscription(
     subscription: str, customer: str, **fields: Any
 ) -> dict[str, Any]:
