@@ -7,7 +7,9 @@ SET LOCAL lock_timeout = '5s';
 DROP TRIGGER users_take_stripe_claims ON app.users;
 DROP FUNCTION app.take_stripe_claims();
 DROP VIEW app.stripe_entitlements;
-DROP FUNCTION app.apply_stripe_event(text, text, text, timestamptz, jsonb, text, text, jsonb, boolean);
+DROP FUNCTION app.apply_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+);
 DROP FUNCTION app.sync_stripe_users(uuid[]);
 DROP FUNCTION app.get_paid_period(boolean, timestamptz, timestamptz, timestamptz);
 DROP FUNCTION app.find_best_item(uuid, text);

@@ -5,7 +5,9 @@ SET LOCAL lock_timeout = '5s';
 -- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT05
 
 DROP VIEW app.stripe_entitlements;
-DROP FUNCTION app.apply_stripe_event(text, text, text, timestamptz, jsonb, text, text, jsonb, boolean);
+DROP FUNCTION app.apply_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+);
 DROP FUNCTION app.sync_stripe_users(uuid[], boolean);
 DROP FUNCTION app.find_best_subscription(text, boolean);
 DROP FUNCTION app.find_user_customer(uuid, text);
@@ -1075,7 +1077,8 @@ BEGIN ATOMIC
                 ELSE s.status
             END AS status,
             CASE WHEN COALESCE(i.quantity, 1) > 0 THEN p.plan_id END AS plan_id,
-            p.monthly_credits * COALESCE(i.quantity, 1) AS credits
+            -- NULL without a plan: quantity 0 buys none.
+            p.monthly_credits * NULLIF(COALESCE(i.quantity, 1), 0) AS credits
     ) AS t
     ORDER BY
         c.is_deleted,

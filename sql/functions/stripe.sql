@@ -1143,7 +1143,8 @@ BEGIN ATOMIC
                 ELSE s.status
             END AS status,
             CASE WHEN COALESCE(i.quantity, 1) > 0 THEN p.plan_id END AS plan_id,
-            p.monthly_credits * COALESCE(i.quantity, 1) AS credits
+            -- NULL without a plan: quantity 0 buys none.
+            p.monthly_credits * NULLIF(COALESCE(i.quantity, 1), 0) AS credits
     ) AS t
     ORDER BY
         c.is_deleted,
