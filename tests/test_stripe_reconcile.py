@@ -8,10 +8,16 @@ import pytest
 
 from pyapp import users
 from pyapp._core.connection import connect
-from pyapp.stripe_sync import Difference, reconcile
+from pyapp.stripe_sync import Difference, Refusal, reconcile
 from pyapp.stripe_sync import client as api
 from tests.fake_stripe import seeded_user_id
-from tests.stripe_world import START, StripeWorld, make_checkout, make_subscription
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    make_checkout,
+    make_customer,
+    make_subscription,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +47,12 @@ def check_repair(world: StripeWorld, *expected: tuple[str, str]) -> None:
 def read_tables(conn: psycopg.Connection[Any]) -> list[Any]:
     return [
         conn.execute(f"SELECT to_jsonb(t) FROM app.{table} AS t ORDER BY id").fetchall()
-        for table in ("users", "stripe_customers", "stripe_subscriptions")
+        for table in (
+            "users",
+            "stripe_customers",
+            "stripe_subscriptions",
+            "stripe_subscription_items",
+        )
     ]
 
 
@@ -110,6 +121,33 @@ def test_unknown_customer_of_an_imported_user_is_found(world: StripeWorld):
     user = world.get_user(user_id)
     assert user.subscription_status is None
     assert user.base_quota == 2500
+
+
+CHOSEN = "user/1?a=b&c #%2F+\u00e9 \u05d0"
+
+
+def test_object_with_any_id_is_fetched(world: StripeWorld):
+    """The list leaves out customers of a test clock."""
+    clock = world.client.v1.test_helpers.test_clocks.create({"frozen_time": START})
+    parameters: Any = {"id": CHOSEN, "test_clock": clock.id}
+    world.client.v1.customers.create(parameters)
+    assert world.handle_all() == ["applied"]
+    world.fake.reset_stats()
+    for is_dry_run in (True, False):
+        found = world.reconcile(dry_run=is_dry_run)
+        assert kinds(found) == [("unlinked", CHOSEN, False)]
+    requests = world.fake.stats()["requests"]
+    assert requests["GET /v1/customers/:id"] == 2
+
+
+def test_id_that_is_no_part_of_a_path_is_refused(world: StripeWorld):
+    """Stripe's answer would be about another path, and the customer seem deleted."""
+    for customer in (".", ".."):
+        world.handle_event("customer.created", make_customer(customer))
+    refusals: list[Refusal] = []
+    world.reconcile(on_refusal=refusals.append)
+    assert [one.kind for one in refusals] == ["unreadable"] * 2
+    assert not world.customer_row("..").is_deleted
 
 
 def test_status_price_and_period_are_distinguished(world: StripeWorld):

@@ -27,6 +27,7 @@ from pyapp.stripe_sync.web import create_app
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, sign
 from tests.stripe_world import (
     StripeWorld,
+    make_checkout,
     make_customer,
     make_event,
     make_subscription,
@@ -77,6 +78,43 @@ def test_large_or_malformed_body_is_refused(world: StripeWorld, web: TestClient)
     assert web.post(PATH, content=chunks).status_code == 413
     assert post(web, b"{") == (400, '{"error":"not an event: it is not JSON"}')
     assert world.events() == []
+
+
+def test_thin_event_gets_400_with_the_remedy(world: StripeWorld, web: TestClient):
+    kind = "v1.customer.subscription.updated"
+    subscription = world.create_subscription()
+    payload, signature = world.fake.make_thin_event(kind, subscription)
+    status, answer = post(web, payload, signature)
+    assert status == 400
+    assert json.loads(answer)["error"] == (
+        f"not an event: {kind} is a thin event, which contains no object; let the event"
+        " destination send snapshots (payload style: snapshot)"
+    )
+    assert world.events() == []
+
+
+def own_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "pyapp.stripe"]
+
+
+def test_changed_and_conflicting_users_are_logged(
+    world: StripeWorld, web: TestClient, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    ada, bob = world.create_user(), world.create_user()
+    post(web, make_event("customer.created", make_customer("cus_1", ada)))
+    (record,) = own_records(caplog)
+    assert record.__dict__["user_ids"] == [str(ada)]
+    caplog.clear()
+    claim = make_checkout("cus_1", bob)
+    post(web, make_event("checkout.session.completed", claim))
+    warning, record = own_records(caplog)
+    assert (warning.levelname, warning.getMessage()) == (
+        "WARNING",
+        "stripe claim conflicts with another",
+    )
+    for one in (warning, record):
+        assert one.__dict__["conflicting_user_id"] == str(bob)
 
 
 def test_event_is_acknowledged_once_it_is_committed(

@@ -162,6 +162,8 @@ def _events(found: queries.InboxCounts, now: datetime) -> Iterator[_Line]:
 def _reconcile(run: queries.LastRun | None, now: datetime) -> Iterator[_Line]:
     found, repaired = (run.differences, run.repaired) if run else (0, 0)
     counts = f"{found:,} differences, {repaired:,} repaired"
+    if run and (refused := run.counts.get("refused")):
+        counts += f", {refused:,} refused"
     yield from _run("last reconciliation", run, counts, now)
 
 

@@ -325,6 +325,8 @@ def _report_differences(result: Reconciliation, listed: list[Difference]) -> Non
         is_candidate = difference.user_id and not difference.is_repaired
         if difference.kind == "unlinked" and is_candidate:
             say(f"  user {difference.user_id} has its e-mail address")
+        elif difference.kind == "conflict":
+            say(f"  user {difference.user_id} is claimed")
     if result.number_found > len(listed):
         say(f"and {result.number_found - len(listed):,} more")
     say("")

@@ -4,6 +4,7 @@ A dry run applies each page as a run does, in a transaction that is rolled back:
 finds the same differences and meets the same refusals, and locks nothing for longer.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -143,8 +144,8 @@ class _Comparison:
     on_refusal: Callable[[Refusal], None] | None
     # Ids that have been reported, so that each object is reported once.
     refused: set[tuple[ObjectType, str]] = field(default_factory=set)
-    # In a dry run, the customers that a run would have changed by now.
-    unstored: dict[str, Row] = field(default_factory=dict)
+    # In a dry run, the rows as JSON of the customers that a run would have changed.
+    unstored: dict[str, str] = field(default_factory=dict)
 
     def compare_page(self, page: Page) -> None:
         """Apply the page, then refresh objects that are ambiguous or missing from it.
@@ -237,7 +238,9 @@ class _Comparison:
                 for one in upserted
                 if one.result == "applied" and one.differences
             }
-            self.unstored |= {row["id"]: row for row in rows if row["id"] in changed}
+            self.unstored |= {
+                row["id"]: json.dumps(row) for row in rows if row["id"] in changed
+            }
         ambiguous = {one.id for one in upserted if one.result == "ambiguous"}
         found = self._count(
             find_differences(object_type, upserted, users, self.is_dry_run)
@@ -249,7 +252,8 @@ class _Comparison:
 
         The caller's transaction is rolled back too.
         """
-        rows = [self.unstored[id] for id in set(customers) & self.unstored.keys()]
+        changed = set(customers) & self.unstored.keys()
+        rows = [json.loads(self.unstored[customer]) for customer in changed]
         if rows:
             upserted = upsert_snapshots(
                 self.conn, "customers", rows, "page", match_email=self.match_email

@@ -44,8 +44,9 @@ UNREADABLE = (
 )
 # SQLSTATE classes of errors about one row: data, integrity, program limits, PL/pgSQL.
 _ROW_ERRORS = frozenset({"22", "23", "54", "P0"})
-# Where the server's source raises the error of a RAISE, which can have any SQLSTATE.
-_RAISE = "exec_stmt_raise"
+# Where the server's source raises errors about one row that can have any SQLSTATE, and
+# that of a missing privilege: RAISE, and the policies of row-level security.
+_ROW_SOURCES = frozenset({"exec_stmt_raise", "ExecWithCheckOptions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ def affects_one_object(
         return True
     if not isinstance(error, psycopg.Error):
         return False
-    is_raised = error.diag.source_function == _RAISE
-    if is_raised or (error.sqlstate or "")[:2] in _ROW_ERRORS:
+    is_of_row = error.diag.source_function in _ROW_SOURCES
+    if is_of_row or (error.sqlstate or "")[:2] in _ROW_ERRORS:
         return True
     try:
         with own_transaction(conn, is_kept=False):
