@@ -8,6 +8,7 @@ DROP TABLE app.stripe_subscription_items;
 ALTER TABLE app.stripe_subscriptions
     DROP CONSTRAINT stripe_subscriptions_customer_id_length_check,
     DROP CONSTRAINT stripe_subscriptions_id_length_check,
+    DROP COLUMN claimed_user_id,
     DROP COLUMN pause_resumes_at,
     DROP COLUMN pause_behavior,
     DROP COLUMN trial_end,

@@ -57,6 +57,7 @@ ALTER TABLE app.stripe_subscriptions
     ADD COLUMN trial_end timestamptz,
     ADD COLUMN pause_behavior text,
     ADD COLUMN pause_resumes_at timestamptz,
+    ADD COLUMN claimed_user_id uuid,
     DROP CONSTRAINT stripe_subscriptions_id_shape_check,
     DROP CONSTRAINT stripe_subscriptions_customer_id_shape_check,
     ADD CONSTRAINT stripe_subscriptions_id_length_check
@@ -131,6 +132,8 @@ COMMENT ON COLUMN app.stripe_subscriptions.pause_behavior IS
     ' mark_uncollectible or void; NULL if it is not paused.';
 COMMENT ON COLUMN app.stripe_subscriptions.pause_resumes_at IS
     'When paused collection resumes; NULL if no time is set.';
+COMMENT ON COLUMN app.stripe_subscriptions.claimed_user_id IS
+    'User that its metadata claims for its customer; NULL if none.';
 COMMENT ON TABLE app.stripe_subscription_items IS
     'All items of each Stripe subscription, as in the subscription''s snapshot.';
 COMMENT ON COLUMN app.stripe_subscription_items.subscription_id IS

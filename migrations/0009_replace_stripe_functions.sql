@@ -442,6 +442,51 @@ END;
 COMMENT ON FUNCTION app.find_customer_claim(text) IS
     'The stored user and claim of a customer, and the user whose row names it.';
 
+CREATE FUNCTION app.find_snapshot_claims(snapshots jsonb)
+RETURNS TABLE (
+    customer_id text,
+    claimed_user_id uuid,
+    as_of timestamptz,
+    is_present boolean,
+    former_claim uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT DISTINCT ON (g.customer_id)
+        g.customer_id,
+        g.claimed_user_id,
+        g.as_of,
+        u.id IS NOT NULL AS is_present,
+        b.claimed_user_id AS former_claim
+    FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
+    CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
+        id text, customer_id text, claimed_user_id uuid, as_of timestamptz
+    )
+    LEFT JOIN LATERAL (
+        SELECT o.id
+        FROM app.users AS o
+        WHERE o.id = g.claimed_user_id
+        LIMIT 1
+    ) AS u ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT s.claimed_user_id
+        FROM app.stripe_subscriptions AS s
+        WHERE s.id = g.id
+            AND NOT EXISTS (
+                SELECT
+                FROM app.stripe_subscriptions AS other
+                WHERE other.customer_id = s.customer_id
+                    AND other.id <> s.id
+                    AND other.claimed_user_id = s.claimed_user_id
+            )
+        LIMIT 1
+    ) AS b ON TRUE
+    ORDER BY g.customer_id, u.id IS NULL, g.claimed_user_id IS NULL, v.n;
+END;
+
+COMMENT ON FUNCTION app.find_snapshot_claims(jsonb) IS
+    'One claim for each customer in snapshots, and whether its user exists.';
+
 CREATE FUNCTION app.compare_stripe_claims(snapshots jsonb, source text)
 RETURNS TABLE (
     customer_id text,
@@ -455,30 +500,12 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH claims AS (
-        SELECT DISTINCT ON (g.customer_id)
-            g.customer_id,
-            g.claimed_user_id,
-            g.as_of,
-            u.id IS NOT NULL AS is_present
-        FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
-        CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
-            customer_id text, claimed_user_id uuid, as_of timestamptz
-        )
-        LEFT JOIN LATERAL (
-            SELECT o.id
-            FROM app.users AS o
-            WHERE o.id = g.claimed_user_id
-            LIMIT 1
-        ) AS u ON TRUE
-        ORDER BY g.customer_id, u.id IS NULL, g.claimed_user_id IS NULL, v.n
-    ),
-
-    known AS (
+    WITH known AS (
         SELECT
             c.customer_id,
             c.claimed_user_id,
             c.is_present,
+            c.former_claim,
             COALESCE(k.as_of, c.as_of) AS as_of,
             k.user_id AS known_user_id,
             k.claimed_user_id AS known_claim,
@@ -488,7 +515,7 @@ BEGIN ATOMIC
             app.get_claim_strength(source, FALSE) - app.get_claim_strength(
                 k.claim_source, COALESCE(k.user_id, k.holder_id) IS NOT NULL
             ) AS advantage
-        FROM claims AS c
+        FROM app.find_snapshot_claims(snapshots) AS c
         CROSS JOIN LATERAL app.find_customer_claim(c.customer_id) AS k
     ),
 
@@ -504,6 +531,11 @@ BEGIN ATOMIC
                         AND k.is_present
                         AND k.known_claim IS NOT NULL
                         AND NOT k.is_known_present
+                    )
+                    OR (
+                        k.advantage = 0
+                        AND k.former_claim = k.known_claim
+                        AND k.claimed_user_id <> k.known_claim
                     )
                 ),
                 FALSE
@@ -677,7 +709,9 @@ END;
 COMMENT ON FUNCTION app.compare_stripe_items(text, jsonb) IS
     'Whether items of a snapshot differ from those stored: in price, in period.';
 
-CREATE FUNCTION app.find_subscription_claims(snapshots jsonb, source text)
+CREATE FUNCTION app.find_subscription_claims(
+    snapshots jsonb, source text, can_fetch boolean
+)
 RETURNS jsonb LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT jsonb_agg(v.snapshot ORDER BY v.n)
@@ -695,15 +729,43 @@ BEGIN ATOMIC
         AND NOT EXISTS (
             SELECT
             FROM app.stripe_subscriptions AS s
-            WHERE source <> 'object'
-                AND s.id = v.snapshot ->> 'id'
-                AND date_trunc('second', s.as_of)
-                >= date_trunc('second', (v.snapshot ->> 'as_of')::timestamptz)
+            WHERE s.id = v.snapshot ->> 'id'
+                AND app.compare_stripe_snapshot(
+                    (v.snapshot ->> 'as_of')::timestamptz,
+                    s.as_of,
+                    s.claimed_user_id
+                    IS NOT DISTINCT FROM (v.snapshot ->> 'claimed_user_id')::uuid,
+                    source,
+                    can_fetch
+                ) <> 'applied'
         );
 END;
 
-COMMENT ON FUNCTION app.find_subscription_claims(jsonb, text) IS
+COMMENT ON FUNCTION app.find_subscription_claims(jsonb, text, boolean) IS
     'The snapshots with a claim, or with one that waits for its user; NULL if none.';
+
+CREATE FUNCTION app.claim_subscription_customers(
+    snapshots jsonb, source text, can_fetch boolean
+)
+RETURNS jsonb LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    claims jsonb := app.find_subscription_claims(snapshots, source, can_fetch);
+BEGIN
+    RETURN CASE
+        WHEN claims IS NOT NULL THEN (
+            SELECT jsonb_object_agg(c.customer_id, c.released_user_id)
+            FROM app.claim_stripe_customers(claims, 'subscription') AS c
+        )
+    END;
+END;
+$$;
+
+COMMENT ON FUNCTION app.claim_subscription_customers(jsonb, text, boolean) IS
+    'Stores the claims of subscriptions; returns the released user of each customer.';
 
 CREATE FUNCTION app.replace_stripe_items(
     subscription_ids text[], items jsonb[]
@@ -793,18 +855,20 @@ BEGIN ATOMIC
                 CASE WHEN i.has_new_prices THEN 'price' END,
                 CASE
                     WHEN i.has_new_periods THEN 'period'
-                    WHEN (s.cancel_at, s.cancel_at_period_end)
-                        IS DISTINCT FROM (
-                            (k.known).cancel_at, (k.known).cancel_at_period_end
-                        )
-                        THEN 'period'
-                    WHEN (s.billing_cycle_anchor, s.trial_end)
-                        IS DISTINCT FROM (
+                    WHEN (
+                            s.cancel_at, s.cancel_at_period_end, s.billing_cycle_anchor,
+                            s.trial_end
+                        ) IS DISTINCT FROM (
+                            (k.known).cancel_at, (k.known).cancel_at_period_end,
                             (k.known).billing_cycle_anchor, (k.known).trial_end
                         )
                         THEN 'period'
                 END,
-                CASE WHEN s.created_at <> (k.known).created_at THEN 'created_at' END
+                CASE WHEN s.created_at <> (k.known).created_at THEN 'created_at' END,
+                CASE
+                    WHEN s.claimed_user_id IS DISTINCT FROM (k.known).claimed_user_id
+                        THEN 'unlinked'
+                END
             ], NULL) AS changes
         FROM jsonb_array_elements(snapshots) AS v (snapshot)
         CROSS JOIN LATERAL jsonb_populate_record(
@@ -875,19 +939,13 @@ SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    claims jsonb;
     released jsonb;
     new_items jsonb;
     changed_ids text[];
     changed_items jsonb[];
 BEGIN
     PERFORM app.lock_snapshot_users(snapshots, FALSE);
-    claims := app.find_subscription_claims(snapshots, source);
-    IF claims IS NOT NULL THEN
-        SELECT jsonb_object_agg(c.customer_id, c.released_user_id) INTO released
-        FROM app.claim_stripe_customers(claims, 'subscription') AS c;
-    END IF;
-
+    released := app.claim_subscription_customers(snapshots, source, can_fetch);
     FOR
         id, result, differences, user_id, released_user_id, conflicting_user_id,
         new_items
@@ -901,7 +959,7 @@ BEGIN
         INSERT INTO app.stripe_subscriptions AS s (
             id, customer_id, status, billing_cycle_anchor, cancel_at,
             cancel_at_period_end, canceled_at, trial_end, pause_behavior,
-            pause_resumes_at, created_at, as_of, is_provisional
+            pause_resumes_at, created_at, as_of, is_provisional, claimed_user_id
         )
         SELECT
             (c.snapshot).id,
@@ -916,7 +974,8 @@ BEGIN
             (c.snapshot).pause_resumes_at,
             (c.snapshot).created_at,
             (c.snapshot).as_of,
-            c.is_provisional
+            c.is_provisional,
+            (c.snapshot).claimed_user_id
         FROM compared AS c
         WHERE c.result = 'applied'
         ON CONFLICT (id) DO UPDATE
@@ -932,7 +991,8 @@ BEGIN
             pause_resumes_at = excluded.pause_resumes_at,
             created_at = excluded.created_at,
             as_of = GREATEST(excluded.as_of, s.as_of),
-            is_provisional = excluded.is_provisional
+            is_provisional = excluded.is_provisional,
+            claimed_user_id = excluded.claimed_user_id
     )
 
     SELECT

@@ -178,12 +178,14 @@ GRANT
 INSERT (
     id, customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
     created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
-    pause_resumes_at
+    pause_resumes_at,
+    claimed_user_id
 ),
 UPDATE (
     customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
     created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
-    pause_resumes_at
+    pause_resumes_at,
+    claimed_user_id
 )
 ON app.stripe_subscriptions TO pyapp_sync;
 

@@ -1076,6 +1076,7 @@ CREATE TABLE app.stripe_subscriptions (
     trial_end            timestamptz,
     pause_behavior       text,
     pause_resumes_at     timestamptz,
+    claimed_user_id      uuid,
 
     CONSTRAINT stripe_subscriptions_pkey PRIMARY KEY (id),
     CONSTRAINT stripe_subscriptions_id_length_check
@@ -1114,6 +1115,8 @@ COMMENT ON COLUMN app.stripe_subscriptions.pause_behavior IS
     ' mark_uncollectible or void; NULL if it is not paused.';
 COMMENT ON COLUMN app.stripe_subscriptions.pause_resumes_at IS
     'When paused collection resumes; NULL if no time is set.';
+COMMENT ON COLUMN app.stripe_subscriptions.claimed_user_id IS
+    'User that its metadata claims for its customer; NULL if none.';
 
 -- For sync_users. The function find_best_item reads all subscriptions of a customer.
 CREATE INDEX stripe_subscriptions_customer_id_idx

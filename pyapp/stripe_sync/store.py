@@ -40,7 +40,10 @@ class Customer(NamedTuple):
 
 
 class Subscription(NamedTuple):
-    """A mirrored subscription; `status` is Stripe's own word, an open set."""
+    """A mirrored subscription; `status` is Stripe's own word, an open set.
+
+    `claimed_user_id` is the user that its metadata names.
+    """
 
     id: str
     customer_id: str
@@ -55,6 +58,7 @@ class Subscription(NamedTuple):
     trial_end: datetime | None
     pause_behavior: str | None
     pause_resumes_at: datetime | None
+    claimed_user_id: UUID | None
 
 
 class SubscriptionItem(NamedTuple):

@@ -13,7 +13,8 @@ SELECT
     s.cancel_at,
     s.trial_end,
     s.pause_behavior,
-    s.pause_resumes_at
+    s.pause_resumes_at,
+    s.claimed_user_id
 FROM app.stripe_subscriptions AS s
 WHERE s.id = :id;
 
