@@ -19,6 +19,7 @@ from anyio.to_thread import run_sync
 from psycopg import Connection
 from psycopg_pool import ConnectionPool, PoolTimeout
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -71,6 +72,7 @@ def create_app(
     client: stripe.StripeClient | None = None,
     max_body: int = MAX_BODY,
     livemode: bool | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Starlette:
     """Return an application with POST /stripe/webhook and GET /healthz.
 
@@ -81,6 +83,9 @@ def create_app(
     seconds. Stripe repeats deliveries after 500 and 503. *livemode* is as in
     `handle_webhook`. The caller opens and closes *pool*. Deliveries that wait for a
     lock or for Stripe's API use at most half of its connections.
+
+    *on_outcome* is called in a thread after the response to a delivery, with what its
+    event did. An exception that it raises is logged.
     """
     # A NullConnectionPool may have no limit.
     workers = Workers(pool.max_size or _DEFAULT_SIZE)
@@ -120,7 +125,10 @@ def create_app(
             return _refuse(503, "database unavailable", kind=kind, **fields)
         except Exception as exc:
             return _refuse(500, "error", kind=type(exc).__name__, **fields)
-        return _respond(outcome)
+        response = _respond(outcome)
+        if on_outcome is not None:
+            response.background = BackgroundTask(_report, on_outcome, outcome)
+        return response
 
     async def healthz(_request: Request) -> Response:
         is_healthy = health.recent
@@ -364,6 +372,18 @@ async def _read_body(request: Request, max_body: int) -> bytes | None:
         if len(body) > max_body:
             return None
     return bytes(body)
+
+
+def _report(on_outcome: Callable[[Outcome], None], outcome: Outcome) -> None:
+    """Call the application; its error must not look like one of the delivery."""
+    try:
+        on_outcome(outcome)
+    except Exception as exc:
+        # Only the class is logged: the text may contain private data.
+        fields = {"event_id": outcome.event_id, "event_type": outcome.type}
+        log.error(
+            "stripe outcome not handled", extra={**fields, "kind": type(exc).__name__}
+        )
 
 
 def _respond(outcome: Outcome) -> Response:
