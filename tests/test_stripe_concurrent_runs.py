@@ -101,6 +101,30 @@ def test_page_never_overwrites_a_newer_concurrent_delivery(world: StripeWorld):
                 assert found == [price] * len(subscriptions)
 
 
+def test_deliveries_go_on_during_dry_runs(world: StripeWorld):
+    """A dry run applies each page, and so takes the locks of a run."""
+    subscriptions = [world.create_subscription() for _ in range(8)]
+    world.handle_all()
+
+    def reconcile_dry() -> int:
+        with connect(world.url) as conn:
+            runs = [
+                reconcile(conn, world.client, dry_run=True, page_size=4)
+                for _ in range(10)
+            ]
+        return sum(run.number_refused for run in runs)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(reconcile_dry)
+        while not running.done():
+            for subscription in subscriptions:
+                world.fake.advance(seconds=1)
+                world.change_price(subscription, *PRICES)
+            assert "failed" not in world.handle_all()
+        assert running.result() == 0
+    assert {world.price_of(one) for one in subscriptions} == {PRICES[-1]}
+
+
 def kill(world: StripeWorld, fault: Fault, *arguments: str) -> None:
     """Run the command; send SIGKILL once the *fault* has occurred."""
     environment = os.environ | {
