@@ -22,7 +22,8 @@
 --     pg_try_advisory_xact_lock(bigint), pg_try_advisory_xact_lock_shared(bigint)
 --     FROM public;
 --     GRANT EXECUTE ON FUNCTION
---     pg_advisory_xact_lock(bigint), pg_try_advisory_lock(bigint)
+--     pg_advisory_xact_lock(bigint), pg_try_advisory_lock(bigint),
+--     pg_try_advisory_xact_lock(bigint)
 --     TO pyapp_sync;
 --
 --   The role that migrates needs the last grant too, unless it is a superuser.
@@ -63,7 +64,8 @@ REVOKE ALL ON SCHEMA app FROM pyapp_app, pyapp_sync, pyapp_readonly;
 -- write rows of the caller's choice. Existing triggers fire without this privilege.
 REVOKE EXECUTE ON FUNCTION
 app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
-app.take_stripe_claims(), app.end_unverified_sessions(), app.delete_session(bytea),
+app.take_stripe_claims(), app.end_unverified_sessions(),
+app.replace_stripe_items(text[], jsonb[]), app.delete_session(bytea),
 app.delete_user_sessions(uuid), app.delete_expired_sessions(bigint),
 app.cancel_referral(uuid), app.anonymize_user(uuid)
 FROM public;
@@ -178,26 +180,18 @@ GRANT
 INSERT (
     id, customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
     created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
-    pause_resumes_at,
-    claimed_user_id
+    pause_resumes_at, claimed_user_id
 ),
 UPDATE (
     customer_id, status, billing_cycle_anchor, cancel_at_period_end, canceled_at,
     created_at, as_of, is_provisional, cancel_at, trial_end, pause_behavior,
-    pause_resumes_at,
-    claimed_user_id
+    pause_resumes_at, claimed_user_id
 )
 ON app.stripe_subscriptions TO pyapp_sync;
 
--- DELETE, for items that were removed: this role can lock its own table in every mode.
-GRANT
-DELETE,
-INSERT (
-    subscription_id, id, price_id, unit_amount, quantity, current_period_start,
-    current_period_end
-),
-UPDATE (price_id, unit_amount, quantity, current_period_start, current_period_end)
-ON app.stripe_subscription_items TO pyapp_sync;
+-- SECURITY DEFINER: the only writer of stripe_subscription_items. Instead of DELETE,
+-- which would also allow LOCK TABLE in ACCESS EXCLUSIVE mode.
+GRANT EXECUTE ON FUNCTION app.replace_stripe_items(text[], jsonb[]) TO pyapp_sync;
 
 GRANT
 INSERT (kind, is_dry_run),

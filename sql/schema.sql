@@ -287,7 +287,7 @@ ALTER TABLE app.users
 -- For find_user_by_email. Makes addresses unique ignoring case.
 CREATE UNIQUE INDEX users_lower_email_idx ON app.users (lower(email));
 
--- For upsert_customers, upsert_subscriptions, claim_customers and
+-- For upsert_customers, upsert_subscriptions, claim_customer and
 -- list_unseen_customers. The functions lock_snapshot_users, find_customer_owners and
 -- find_customer_claim read it. Makes a customer's user unique. Partial, because an
 -- UPDATE of a column with a full unique index waits for transactions that
@@ -990,7 +990,7 @@ COMMENT ON COLUMN app.stripe_customers.is_provisional IS
     'Whether events of the same second were applied in order of arrival, which may be'
     ' wrong; the next reconciliation corrects it.';
 COMMENT ON COLUMN app.stripe_customers.claimed_user_id IS
-    'User that the strongest claim names; takes effect once the user exists.';
+    'User that the strongest claim names, once it exists; NULL without a claim.';
 COMMENT ON COLUMN app.stripe_customers.claim_source IS
     'Where the claim is, strongest first: customer, subscription, checkout (metadata),'
     ' reference (client_reference_id), email; NULL without a claim.';
@@ -1019,26 +1019,39 @@ CREATE FUNCTION app.take_stripe_claims()
 RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
 AS $$
 DECLARE
     claims jsonb;
 BEGIN
     -- The lock of a customer belongs to a delivery, which may wait for a row that this
     -- transaction has locked: the delivery, or the next one, takes the claim then. The
-    -- same holds for the user that the customer is taken from.
+    -- same holds for the user that the customer is taken from. MATERIALIZED, because the
+    -- planner may evaluate the lock of a join first, for all customers with a claim.
+    WITH claimed AS MATERIALIZED (
+        SELECT k.id
+        FROM new_users AS u
+        CROSS JOIN LATERAL (
+            SELECT c.id
+            FROM app.stripe_customers AS c
+            WHERE c.claimed_user_id = u.id
+                AND c.claimed_user_id IS NOT NULL
+                AND c.claimed_user_id IS DISTINCT FROM c.user_id
+            LIMIT ALL
+        ) AS k
+    )
+
     SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
-    FROM app.stripe_customers AS c
-    INNER JOIN new_users AS u ON c.claimed_user_id = u.id
-    WHERE c.claimed_user_id IS DISTINCT FROM c.user_id
-        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0))
+    FROM claimed AS c
+    WHERE pg_try_advisory_xact_lock(hashtextextended(c.id, 0))
         AND (
-            NOT EXISTS (SELECT FROM app.users AS h WHERE h.stripe_customer_id = c.id)
-            OR EXISTS (
-                SELECT
+            (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = c.id) IS NULL
+            OR (
+                SELECT h.id
                 FROM app.users AS h
                 WHERE h.stripe_customer_id = c.id
                 FOR NO KEY UPDATE SKIP LOCKED
-            )
+            ) IS NOT NULL
         );
     IF claims IS NOT NULL THEN
         PERFORM app.sync_stripe_users(array_agg(o.id))

@@ -56,8 +56,12 @@ FROM pg_proc AS p
 WHERE p.pronamespace = 'app'::regnamespace
 """
 
-# Tables of billing, referrals and Stripe, whose rows outlive their users.
-KEPT = "^(messages|message_payloads|usage_daily|referrals|stripe_.*)$"
+# Tables of billing, referrals and Stripe, whose rows outlive their users. An item is
+# part of its subscription.
+KEPT = (
+    "^(messages|message_payloads|usage_daily|referrals"
+    "|stripe_(?!subscription_items$).*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ RULES = (
         END, '$') OR c.conname = concat(c.relname, '_check')
         """,
         "name it <table>_<rule or columns>_ and pkey, key, fkey, check or excl",
-        "ALTER TABLE app.plans ADD CHECK (id <> stripe_price_id)",
+        "ALTER TABLE app.plans ADD CHECK (id <> monthly_credits::text)",
         "plans_check",
     ),
     Rule(

@@ -138,26 +138,40 @@ SELECT
     CASE WHEN n % 200 <> 0 THEN now() - interval '1 minute' * n END
 FROM generate_series(0, 19999) AS n;
 
-INSERT INTO app.stripe_customers (id, user_id, created_at, as_of)
+INSERT INTO app.plans (id, monthly_credits)
+SELECT 'plan-' || n, n FROM generate_series(0, 99) AS n;
+
+INSERT INTO app.plan_prices (stripe_price_id, plan_id)
+SELECT 'price_' || n, 'plan-' || n % 100 FROM generate_series(0, 3999) AS n;
+
+-- Every fourth customer has a user; every tenth claims a user who does not exist.
+INSERT INTO app.stripe_customers (
+    id, user_id, claimed_user_id, claim_source, created_at, as_of
+)
 SELECT
     'cus_' || n,
     CASE WHEN n % 4 = 0 THEN md5('user-' || n % 6000)::uuid END,
+    CASE
+        WHEN n % 4 = 0 THEN md5('user-' || n % 6000)::uuid
+        WHEN n % 10 = 1 THEN md5('user-' || 6000 + n)::uuid
+    END,
+    CASE WHEN n % 4 = 0 OR n % 10 = 1 THEN 'customer' END,
     now() - interval '1 day',
     now() - interval '1 second' * n
 FROM generate_series(0, 9999) AS n;
 
-INSERT INTO app.stripe_subscriptions (
-    id, customer_id, user_id, status, price_id, created_at, as_of
-)
+INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
 SELECT
     'sub_' || n,
     'cus_' || n % 8000,
-    CASE WHEN n % 4 = 0 THEN md5('user-' || n % 6000)::uuid END,
     'active',
-    'price_1',
     now() - interval '1 day',
     now() - interval '1 second' * n
 FROM generate_series(0, 9999) AS n;
+
+INSERT INTO app.stripe_subscription_items (subscription_id, id, price_id)
+SELECT 'sub_' || n / 2, 'si_' || n, 'price_' || n % 4000
+FROM generate_series(0, 19999) AS n;
 
 INSERT INTO app.stripe_sync_runs (kind, started_at, finished_at, outcome)
 SELECT

@@ -27,6 +27,8 @@ SECURITY_DEFINER = {
     "app.end_unverified_sessions()": "deletes sessions, which its callers may not",
     "app.grant_referral_credits()": "writes the counters of both users",
     "app.refuse_user_id()": "reads all users",
+    "app.replace_stripe_items(text[],jsonb[])": "deletes, like cancel_referral",
+    "app.take_stripe_claims()": "reads and writes the mirror and Stripe's columns",
 }
 
 # Names without a unit that are Stripe's, or required by the product.
@@ -41,6 +43,7 @@ WITHOUT_UNIT = {
     "quota_anchor": "required by the product",
     "quota_period_start": "required by the product",
     "subscription_active": "required by the product",
+    "trial_end": "Stripe's name",
 }
 
 

@@ -27,7 +27,7 @@ from pyapp._core.queries import sql_dir
 from tests.role_logins import login_name, role_logins
 from tests.role_statements import APP, READONLY, SYNC
 from tests.sql_traps import KINDS, NOTICE, Names, create_traps, read_names
-from tests.violations import ADA, BOB, EVE, FINGERPRINT
+from tests.violations import ADA, BOB, EVE, FINGERPRINT, UNKNOWN
 
 TIME = "2026-03-31 23:30:00+00"
 
@@ -38,6 +38,15 @@ ROWS = f"""
     INSERT INTO app.fingerprints (id) VALUES ('{FINGERPRINT}');
     INSERT INTO app.stripe_customers (id, user_id, as_of)
     VALUES ('cus_1', '{ADA}', '{TIME}');
+    -- The next user is the one that a customer claims.
+    ALTER TABLE app.users ALTER COLUMN id SET DEFAULT '{UNKNOWN}';
+    INSERT INTO app.stripe_customers (id, claimed_user_id, claim_source, as_of)
+    VALUES ('cus_2', '{UNKNOWN}', 'customer', '{TIME}');
+    INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
+    VALUES ('sub_2', 'cus_2', 'active', '{TIME}', '{TIME}');
+    INSERT INTO app.stripe_subscription_items (subscription_id, id, price_id)
+    VALUES ('sub_2', 'si_2', 'price_1');
+    INSERT INTO app.plan_prices (stripe_price_id, plan_id) VALUES ('price_1', 'paid');
 """
 
 
@@ -97,19 +106,23 @@ ALLOWED = {
         f"""
         SELECT * FROM app.apply_stripe_event(
             'evt_1', 'customer.created', NULL, '{TIME}', '{{}}', 'cus_1', 'customers',
-            '{{"id": "cus_1", "user_id": "{BOB}", "is_deleted": false,
-               "created_at": "{TIME}", "as_of": "2026-04-01T00:00:00Z"}}', 'false'
+            'false',
+            '{{"id": "cus_1", "claimed_user_id": "{BOB}", "is_deleted": false,
+               "created_at": "{TIME}", "as_of": "2026-04-01T00:00:00Z"}}'
         )
         """,
         f"""
         SELECT * FROM app.apply_stripe_event(
             'evt_2', 'customer.subscription.created', NULL, '{TIME}', '{{}}', 'cus_1',
-            'subscriptions',
-            '{{"id": "sub_1", "customer_id": "cus_1", "status": "active",
+            'subscriptions', 'false',
+            '{{"id": "sub_1", "customer_id": "cus_3", "status": "active",
+               "claimed_user_id": "{EVE}",
                "cancel_at_period_end": false, "is_provisional": false,
                "created_at": "{TIME}", "as_of": "2026-04-01T00:00:00Z",
-               "billing_cycle_anchor": "{TIME}", "current_period_start": "{TIME}",
-               "current_period_end": "2026-04-30T23:30:00Z"}}', 'false'
+               "billing_cycle_anchor": "{TIME}",
+               "items": [{{"id": "si_1", "price_id": "price_1", "quantity": 1,
+                          "current_period_start": "{TIME}",
+                          "current_period_end": "2026-04-30T23:30:00Z"}}]}}'
         )
         """,
         f"SELECT * FROM app.sync_stripe_users('{{{ADA},{BOB}}}')",
@@ -143,8 +156,10 @@ ARGUMENTS = {
     "integer": "1",
     "interval": "1 day",
     "jsonb": "[]",
+    "jsonb[]": '{"[]"}',
     "numeric": "1",
     "text": "customers",
+    "text[]": "{sub_1}",
     "timestamp with time zone": TIME,
     "uuid": ADA,
     "uuid[]": f"{{{ADA}}}",
@@ -244,7 +259,7 @@ def change_owner(conn: psycopg.Connection, owner: str) -> None:
         conn.execute(sql.SQL("CREATE ROLE {}").format(name))
     objects = conn.execute("""
         SELECT 'TABLE', c.oid::regclass::text FROM pg_class AS c
-        WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p')
+        WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p', 'v')
         UNION ALL
         SELECT 'FUNCTION', p.oid::regprocedure::text FROM pg_proc AS p
         WHERE p.pronamespace = 'app'::regnamespace

@@ -779,13 +779,14 @@ BEGIN ATOMIC
     FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
     WHERE (
             v.snapshot ->> 'claimed_user_id' IS NOT NULL
-            OR EXISTS (
-                SELECT
+            -- EXISTS may read all pending claims at once.
+            OR (
+                SELECT c.id
                 FROM app.stripe_customers AS c
                 WHERE c.id = v.snapshot ->> 'customer_id'
                     AND c.claimed_user_id IS NOT NULL
                     AND c.claimed_user_id IS DISTINCT FROM c.user_id
-            )
+            ) IS NOT NULL
         )
         AND NOT EXISTS (
             SELECT
@@ -828,10 +829,11 @@ $$;
 COMMENT ON FUNCTION app.claim_subscription_customers(jsonb, text, boolean) IS
     'Stores the claims of subscriptions; returns the released user of each customer.';
 
+-- SECURITY DEFINER: DELETE would allow the caller LOCK TABLE in ACCESS EXCLUSIVE mode.
 CREATE OR REPLACE FUNCTION app.replace_stripe_items(
     subscription_ids text[], items jsonb[]
 )
-RETURNS void LANGUAGE plpgsql
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
@@ -880,6 +882,8 @@ $$;
 
 COMMENT ON FUNCTION app.replace_stripe_items(text[], jsonb[]) IS
     'Replaces all items of each of the subscriptions.';
+
+REVOKE EXECUTE ON FUNCTION app.replace_stripe_items(text[], jsonb[]) FROM public;
 
 -- Called after the claims of the snapshots are stored: another claim is a conflict.
 CREATE OR REPLACE FUNCTION app.compare_stripe_subscriptions(
@@ -1454,8 +1458,8 @@ CREATE OR REPLACE FUNCTION app.apply_stripe_event(
     payload jsonb,
     lock_key text,
     object_type text,
-    snapshot jsonb,
     can_fetch boolean,
+    snapshot jsonb,
     OUT result text,
     OUT user_ids uuid[],
     OUT conflicting_user_id uuid
@@ -1518,7 +1522,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION app.apply_stripe_event(
-    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
 ) IS
     'Records and applies an event once; ambiguous, with nothing recorded, if its object'
     ' must be fetched. user_ids: the users that changed.';

@@ -22,8 +22,8 @@ CROSS JOIN LATERAL app.apply_stripe_event(
     :payload::jsonb,
     :lock_key,
     :object_type,
-    :snapshot::jsonb,
-    :can_fetch
+    :can_fetch,
+    :snapshot::jsonb
 ) AS a;
 
 -- name: set_timeouts :one

@@ -1,15 +1,8 @@
--- plan_prices and stripe_subscription_items have replaced these columns. A subscription
--- belongs to the user of its customer.
+-- Separate, so that rows are checked while other sessions write.
 
 SET LOCAL lock_timeout = '5s';
 
-ALTER TABLE app.plans DROP COLUMN stripe_price_id;
-
 ALTER TABLE app.stripe_subscriptions
-    DROP COLUMN user_id,
-    DROP COLUMN price_id,
-    DROP COLUMN current_period_start,
-    DROP COLUMN current_period_end,
     VALIDATE CONSTRAINT stripe_subscriptions_id_length_check,
     VALIDATE CONSTRAINT stripe_subscriptions_customer_id_length_check;
 

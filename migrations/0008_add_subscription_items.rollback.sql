@@ -1,14 +1,25 @@
--- Loses nothing: the functions of one price for each subscription come back.
+-- Loses all prices of a plan but one, all items of a subscription but one, claims, and
+-- pauses. Then run `pyapp db roles` of the release before.
 
 SET LOCAL lock_timeout = '5s';
 
--- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT05
+-- noqa: disable=RF02,RF03,AM03,AM06,AM09
+
+-- Readers and writers of these tables wait for the lock below.
+-- squawk-ignore-file require-concurrent-index-creation
+-- squawk-ignore-file require-concurrent-index-deletion
+-- squawk-ignore-file disallowed-unique-constraint, adding-foreign-key-constraint
+
+LOCK TABLE app.plans, app.stripe_customers, app.stripe_subscriptions
+IN ACCESS EXCLUSIVE MODE;
+
+-- Functions
 
 DROP TRIGGER users_take_stripe_claims ON app.users;
 DROP FUNCTION app.take_stripe_claims();
 DROP VIEW app.stripe_entitlements;
 DROP FUNCTION app.apply_stripe_event(
-    text, text, text, timestamptz, jsonb, text, text, jsonb, boolean
+    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
 );
 DROP FUNCTION app.sync_stripe_users(uuid[]);
 DROP FUNCTION app.get_paid_period(boolean, timestamptz, timestamptz, timestamptz);
@@ -31,6 +42,104 @@ DROP FUNCTION app.resolve_stripe_customers(jsonb, text, boolean);
 DROP FUNCTION app.find_customer_owners(jsonb);
 DROP FUNCTION app.get_claim_strength(text, boolean);
 DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
+
+-- Tables
+
+ALTER TABLE app.plans ADD COLUMN stripe_price_id text;
+
+COMMENT ON COLUMN app.plans.stripe_price_id IS
+    'Stripe price that buys the plan; NULL if none does. Set by the operator.';
+
+-- The price that most subscriptions have.
+UPDATE app.plans AS p
+SET stripe_price_id = (
+    SELECT pp.stripe_price_id
+    FROM app.plan_prices AS pp
+    LEFT JOIN app.stripe_subscription_items AS i ON pp.stripe_price_id = i.price_id
+    WHERE pp.plan_id = p.id
+    GROUP BY pp.stripe_price_id
+    ORDER BY count(i.id) DESC, pp.stripe_price_id ASC
+    LIMIT 1
+);
+
+ALTER TABLE app.plans
+    ADD CONSTRAINT plans_stripe_price_id_key UNIQUE (stripe_price_id);
+
+ALTER TABLE app.stripe_subscriptions
+    DROP COLUMN claimed_user_id,
+    DROP COLUMN pause_resumes_at,
+    DROP COLUMN pause_behavior,
+    DROP COLUMN trial_end,
+    DROP COLUMN cancel_at,
+    ADD COLUMN user_id uuid,
+    ADD COLUMN price_id text,
+    ADD COLUMN current_period_start timestamptz,
+    ADD COLUMN current_period_end timestamptz;
+
+COMMENT ON COLUMN app.stripe_subscriptions.user_id IS
+    'User of the customer; NULL until the customer is linked.';
+COMMENT ON COLUMN app.stripe_subscriptions.price_id IS
+    'Price of the item that decides the plan; NULL if it has none.';
+COMMENT ON COLUMN app.stripe_subscriptions.current_period_start IS
+    'Start of the paid period; NULL if Stripe gives none.';
+COMMENT ON COLUMN app.stripe_subscriptions.current_period_end IS
+    'End of the paid period, the earliest of its items; NULL if Stripe gives none.';
+
+UPDATE app.stripe_subscriptions AS s
+SET
+    user_id = (
+        SELECT c.user_id
+        FROM app.stripe_customers AS c
+        WHERE c.id = s.customer_id
+    ),
+    price_id = i.price_id,
+    current_period_start = i.current_period_start,
+    current_period_end = i.current_period_end
+FROM (
+    SELECT DISTINCT ON (t.id)
+        t.id AS subscription_id,
+        k.price_id,
+        k.current_period_start,
+        k.current_period_end
+    FROM app.stripe_subscriptions AS t
+    LEFT JOIN app.stripe_subscription_items AS k ON t.id = k.subscription_id
+    LEFT JOIN app.plans AS p ON k.price_id = p.stripe_price_id
+    ORDER BY
+        t.id ASC,
+        p.monthly_credits DESC NULLS LAST,
+        k.current_period_end DESC NULLS LAST,
+        k.id ASC
+) AS i
+WHERE s.id = i.subscription_id;
+
+ALTER TABLE app.stripe_subscriptions
+    ADD CONSTRAINT stripe_subscriptions_user_id_fkey FOREIGN KEY (user_id)
+        REFERENCES app.users (id) ON DELETE RESTRICT;
+
+CREATE INDEX stripe_subscriptions_user_id_idx ON app.stripe_subscriptions (user_id);
+
+DROP TABLE app.stripe_subscription_items;
+DROP TABLE app.plan_prices;
+DROP INDEX app.stripe_customers_pending_claim_idx;
+
+ALTER TABLE app.stripe_customers
+    DROP CONSTRAINT stripe_customers_claim_has_source_check,
+    DROP CONSTRAINT stripe_customers_claim_source_known_check,
+    DROP COLUMN claim_source,
+    DROP COLUMN claimed_user_id;
+
+COMMENT ON COLUMN app.users.stripe_customer_id IS
+    'Linked Stripe customer, cus_...; NULL if none.';
+COMMENT ON COLUMN app.users.stripe_subscription_id IS
+    'Best Stripe subscription, sub_...: active first, then latest end; NULL if none.';
+COMMENT ON COLUMN app.users.stripe_price_id IS
+    'Stripe price of the best subscription; NULL if there is none, or without price.';
+COMMENT ON COLUMN app.users.subscription_status IS
+    'Status of the best subscription as reported by Stripe; NULL if there is none.';
+COMMENT ON COLUMN app.stripe_customers.user_id IS
+    'User linked by metadata or checkout; NULL if none.';
+
+-- Functions of the release before
 
 CREATE FUNCTION app.lock_snapshot_users(snapshots jsonb, match_email boolean)
 RETURNS void LANGUAGE plpgsql
