@@ -35,6 +35,9 @@ SETUP = f"""
     INSERT INTO app.stripe_customers (id, as_of) VALUES ('cus_1', now());
     INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
     VALUES ('sub_1', 'cus_1', 'active', now(), now());
+    INSERT INTO app.stripe_subscription_items (subscription_id, id)
+    VALUES ('sub_1', 'si_1');
+    INSERT INTO app.plan_prices (stripe_price_id, plan_id) VALUES ('price_1', 'paid');
 """
 
 ERRORS = {
@@ -144,13 +147,27 @@ def subscription(**values: str) -> str:
     return insert("stripe_subscriptions", **columns)
 
 
+def item(**values: str) -> str:
+    """Return an INSERT of a second item of a Stripe subscription."""
+    columns = {"subscription_id": "'sub_1'", "id": "'si_2'", **values}
+    return insert("stripe_subscription_items", **columns)
+
+
 # By the name of the constraint, unique index or trigger that refuses.
 VIOLATIONS = {
     "plans_pkey": insert("plans", id="'free'", monthly_credits="1"),
-    "plans_stripe_price_id_key": "UPDATE app.plans SET stripe_price_id = 'price_1'",
     "plans_id_not_empty_check": insert("plans", id="''", monthly_credits="1"),
     "plans_monthly_credits_is_amount_check": (
         "UPDATE app.plans SET monthly_credits = -1"
+    ),
+    "plan_prices_pkey": insert(
+        "plan_prices", stripe_price_id="'price_1'", plan_id="'free'"
+    ),
+    "plan_prices_plan_id_fkey": insert(
+        "plan_prices", stripe_price_id="'price_2'", plan_id="'unknown'"
+    ),
+    "plan_prices_stripe_price_id_length_check": insert(
+        "plan_prices", stripe_price_id="''", plan_id="'paid'"
     ),
     "users_pkey": insert("users", id=f"'{ADA}'", email="'new@example.com'"),
     "users_referral_code_key": f"""
@@ -165,10 +182,11 @@ VIOLATIONS = {
     "users_referral_credits_is_amount_check": user("referral_credits = -1"),
     "users_referral_code_shape_check": user("referral_code = 'ref-bob'"),
     "users_referral_count_within_limit_check": user("referral_count = 6"),
-    "users_stripe_customer_id_shape_check": user("stripe_customer_id = 'bob'"),
-    "users_stripe_subscription_id_shape_check": user(
-        "stripe_subscription_id = 'cus_bob', subscription_status = 'active'"
+    "users_stripe_customer_id_length_check": user("stripe_customer_id = ''"),
+    "users_stripe_subscription_id_length_check": user(
+        "stripe_subscription_id = repeat('x', 256), subscription_status = 'active'"
     ),
+    "users_stripe_price_id_length_check": user("stripe_price_id = ''"),
     "users_subscription_has_status_check": user("subscription_status = 'active'"),
     "fingerprints_pkey": insert("fingerprints", id=f"'{FINGERPRINT}'"),
     "fingerprints_base_quota_is_amount_check": (
@@ -262,21 +280,35 @@ VIOLATIONS = {
     "stripe_customers_user_id_fkey": insert(
         "stripe_customers", id="'cus_2'", as_of="now()", user_id=f"'{UNKNOWN}'"
     ),
-    "stripe_customers_id_shape_check": insert(
-        "stripe_customers", id="'sub_2'", as_of="now()"
+    "stripe_customers_id_length_check": insert(
+        "stripe_customers", id="repeat('x', 256)", as_of="now()"
     ),
+    "stripe_customers_claim_source_known_check": """
+        UPDATE app.stripe_customers
+        SET claimed_user_id = gen_random_uuid(), claim_source = 'invoice'
+    """,
+    "stripe_customers_claim_has_source_check": """
+        UPDATE app.stripe_customers SET claimed_user_id = gen_random_uuid()
+    """,
     "stripe_customers_newer_wins": """
         UPDATE app.stripe_customers
         SET is_deleted = TRUE, as_of = as_of - interval '1 second'
     """,
     "stripe_subscriptions_pkey": subscription(id="'sub_1'"),
-    "stripe_subscriptions_user_id_fkey": subscription(user_id=f"'{UNKNOWN}'"),
-    "stripe_subscriptions_id_shape_check": subscription(id="'cus_1'"),
-    "stripe_subscriptions_customer_id_shape_check": subscription(customer_id="'ada'"),
+    "stripe_subscriptions_id_length_check": subscription(id="repeat('x', 256)"),
+    "stripe_subscriptions_customer_id_length_check": subscription(customer_id="''"),
     "stripe_subscriptions_newer_wins": """
         UPDATE app.stripe_subscriptions
         SET status = 'canceled', as_of = as_of - interval '1 second'
     """,
+    "stripe_subscription_items_pkey": item(id="'si_1'"),
+    "stripe_subscription_items_subscription_id_fkey": item(subscription_id="'sub_2'"),
+    "stripe_subscription_items_id_length_check": item(id="''"),
+    "stripe_subscription_items_price_id_length_check": item(
+        price_id="repeat('x', 256)"
+    ),
+    "stripe_subscription_items_unit_amount_is_finite_check": item(unit_amount="'NaN'"),
+    "stripe_subscription_items_quantity_not_negative_check": item(quantity="-1"),
     "stripe_sync_runs_pkey": """
         INSERT INTO app.stripe_sync_runs (id, kind) OVERRIDING SYSTEM VALUE
         VALUES (1, 'replay'), (1, 'replay')

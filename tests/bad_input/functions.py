@@ -15,6 +15,7 @@ from psycopg import Connection
 from pyapp._core.new_messages import JSON, NewMessage, staged_rows
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_message, record_messages
+from pyapp.plans import add_plan_price
 from pyapp.referrals import create_referral
 from pyapp.sessions import create_session
 from pyapp.users import create_user
@@ -86,6 +87,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
     message = record_message(conn, user_id=ada.id, model="m", cost=cost, request=["a"])
     create_referral(conn, referral_code=ada.referral_code, referred_id=bob.id)
     cleo = create_user(conn, email="cleo@catalogue.example")
+    add_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
     return {
         "user_id": ada.id,
         "subject_id": ada.id,
@@ -116,6 +118,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
         "kind": "reconcile",
         "cost": cost,
         "credits": cost,
+        "monthly_credits": cost,
         "margin": cost,
         "finished_at": NOON,
         "at": None,
@@ -131,6 +134,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
 
 # Arguments of functions for which the one of that name is not valid.
 FITTING_ELSEWHERE: Mapping[str, Arguments] = {
+    "create_plan": {"plan_id": "team"},
     "create_user": {"email": "new@example.com"},
     "set_user_email": {"email": "new@example.com"},
 }
