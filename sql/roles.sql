@@ -1,7 +1,8 @@
 -- Optional least-privilege roles. Run this file as the owner of the schema after every
 -- migration, then GRANT one of the roles to each login.
 --
---     pyapp_app       serves requests: users, sessions, messages, referrals
+--     pyapp_app       serves requests: users, sessions, messages, referrals; reads
+--                     entitlements
 --     pyapp_sync      webhooks and reconciliation: the only writer of Stripe's columns
 --     pyapp_readonly  reports, without token hashes and payloads
 --

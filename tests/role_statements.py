@@ -59,6 +59,7 @@ REFUSED = {
         "INSERT INTO app.stripe_subscriptions (id) VALUES ('sub_1')",
         "UPDATE app.stripe_customers SET user_id = NULL",
         "UPDATE app.stripe_customers SET claimed_user_id = NULL",
+        "UPDATE app.stripe_subscriptions SET status = 'active'",
         "INSERT INTO app.stripe_subscription_items (id) VALUES ('si_1')",
         "SELECT app.replace_stripe_items('{}', '{}')",
         "SELECT app.claim_stripe_customers('[]', 'customer')",
