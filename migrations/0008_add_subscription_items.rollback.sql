@@ -24,7 +24,6 @@ DROP FUNCTION app.apply_stripe_event(
 DROP FUNCTION app.sync_stripe_users(uuid[]);
 DROP FUNCTION app.get_paid_period(boolean, timestamptz, timestamptz, timestamptz);
 DROP FUNCTION app.find_best_item(uuid, text);
-DROP FUNCTION app.list_user_customers(uuid, text);
 DROP FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean);
 DROP FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean);
 DROP FUNCTION app.replace_stripe_items(text[], jsonb[]);
@@ -40,6 +39,7 @@ DROP FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean);
 DROP FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean);
 DROP FUNCTION app.resolve_stripe_customers(jsonb, text, boolean);
 DROP FUNCTION app.find_customer_owners(jsonb);
+DROP FUNCTION app.list_user_customers(uuid, text);
 DROP FUNCTION app.get_claim_strength(text, boolean);
 DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
 

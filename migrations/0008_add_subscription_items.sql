@@ -226,6 +226,37 @@ END;
 COMMENT ON FUNCTION app.get_claim_strength(text, boolean) IS
     'Strength of a claim by its source; without a claim, of being linked or not.';
 
+CREATE FUNCTION app.list_user_customers(user_id uuid, linked_id text)
+RETURNS TABLE (
+    id text, is_deleted boolean, created_at timestamptz, claim_source text
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        m.id,
+        m.is_deleted,
+        m.created_at,
+        m.claim_source
+    FROM app.stripe_customers AS m
+    WHERE m.user_id = list_user_customers.user_id
+    UNION ALL
+    -- The linked customer may not be in the mirror yet.
+    SELECT
+        linked_id AS id,
+        FALSE AS is_deleted,
+        NULL AS created_at,
+        NULL AS claim_source
+    WHERE linked_id IS NOT NULL
+        AND NOT EXISTS (
+            SELECT
+            FROM app.stripe_customers AS m
+            WHERE m.id = linked_id
+        );
+END;
+
+COMMENT ON FUNCTION app.list_user_customers(uuid, text) IS
+    'The customers of a user, with the linked one.';
+
 CREATE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (
     id text,
@@ -306,11 +337,16 @@ BEGIN ATOMIC
             WHERE COALESCE(o.owner_id, o.claimed_user_id) IS NULL
                 AND lower(u.email) = lower(o.email)
                 AND u.email_verified_at IS NOT NULL
-                AND u.stripe_customer_id IS NULL
+                AND NOT EXISTS (
+                    SELECT
+                    FROM app.list_user_customers(u.id, u.stripe_customer_id) AS l
+                    WHERE l.claim_source IS DISTINCT FROM 'email'
+                )
                 AND NOT EXISTS (
                     SELECT
                     FROM owned AS other
                     WHERE other.owner_id = u.id
+                        AND other.claim_source IS DISTINCT FROM 'email'
                 )
         ) AS proposed_user_id
     FROM owned AS o;
@@ -1170,33 +1206,6 @@ $$;
 
 COMMENT ON FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean) IS
     'Upserts subscription snapshots newer than the stored rows; a result for each.';
-
-CREATE FUNCTION app.list_user_customers(user_id uuid, linked_id text)
-RETURNS TABLE (id text, is_deleted boolean, created_at timestamptz)
-LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        m.id,
-        m.is_deleted,
-        m.created_at
-    FROM app.stripe_customers AS m
-    WHERE m.user_id = list_user_customers.user_id
-    UNION ALL
-    -- The linked customer may not be in the mirror yet.
-    SELECT
-        linked_id AS id,
-        FALSE AS is_deleted,
-        NULL AS created_at
-    WHERE linked_id IS NOT NULL
-        AND NOT EXISTS (
-            SELECT
-            FROM app.stripe_customers AS m
-            WHERE m.id = linked_id
-        );
-END;
-
-COMMENT ON FUNCTION app.list_user_customers(uuid, text) IS
-    'The customers of a user, with the linked one.';
 
 CREATE FUNCTION app.find_best_item(user_id uuid, linked_id text)
 RETURNS TABLE (
