@@ -23,6 +23,8 @@ from tests.odd_objects import (
     subscription,
     without,
 )
+from tests.role_logins import role_logins
+from tests.role_statements import SYNC
 from tests.stripe_world import StripeWorld, held, make_customer, stripe_world
 
 NUMBER = 100
@@ -254,6 +256,48 @@ def test_customer_refused_on_a_page_is_not_refused_again(world: StripeWorld):
     for is_dry_run in (True, False):
         _, refusals = run(world, client, dry_run=is_dry_run)
         assert [one.object_id for one in refusals] == [customer(30)]
+
+
+def test_refusals_of_objects_that_no_page_contains_are_reported(world: StripeWorld):
+    """Two are deleted at Stripe, one is known by a checkout, one by a user's row."""
+    run(world)
+    gone = [customer(3), customer(4), "cus_checkout", "cus_user"]
+    for deleted in gone[:2]:
+        world.client.v1.customers.delete(deleted)
+    world.conn.execute(
+        "INSERT INTO app.stripe_customers (id, as_of) VALUES ('cus_checkout', now())"
+    )
+    world.conn.execute(
+        "INSERT INTO app.users (email, stripe_customer_id)"
+        " VALUES ('late@example.com', 'cus_user')"
+    )
+    listed = ", ".join(f"'{name}'" for name in gone if name != customer(3))
+    add_trigger(
+        world, "refuse", "app.stripe_customers", f"NEW.id IN ({listed})", "40999"
+    )
+    world.fake.advance(seconds=2)
+    for is_dry_run in (True, False):
+        _, refusals = run(world, dry_run=is_dry_run, page_size=7)
+        assert {one.object_id: one.kind for one in refusals} == dict.fromkeys(
+            gone[1:], "other"
+        )
+        assert world.customer_row(customer(3)).is_deleted is not is_dry_run
+
+
+def test_policy_of_a_row_refuses_one_object(world: StripeWorld):
+    """Its SQLSTATE is that of a missing privilege."""
+    world.conn.execute(
+        f"""
+        ALTER TABLE app.stripe_customers ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE app.stripe_customers FORCE ROW LEVEL SECURITY;
+        CREATE POLICY own_rule ON app.stripe_customers
+        USING (TRUE) WITH CHECK (id <> '{customer(9)}')
+        """
+    )
+    with role_logins(world.url) as logins, connect(logins[SYNC]) as conn:
+        refusals: list[Refusal] = []
+        reconcile(conn, world.client, on_refusal=refusals.append)
+    assert [(one.object_id, one.kind) for one in refusals] == [(customer(9), "other")]
 
 
 def test_refused_fetch_is_reported(world: StripeWorld):
