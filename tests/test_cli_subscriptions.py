@@ -62,16 +62,19 @@ def shown(*arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("fields", "notes"),
     [
-        ({}, ["  active"]),
-        ({"status": "past_due"}, ["  past_due"]),
-        (LATER, ["  active, ends 2099-12-01"]),
+        ({}, ["  subscription active"]),
+        ({"status": "past_due"}, ["  subscription past_due"]),
+        (LATER, ["  subscription active, ends 2099-12-01"]),
         (
             {**LATER, "status": "trialing"},
-            ["  trialing until 2099-11-01 09:30, ends 2099-12-01"],
+            ["  subscription trialing until 2099-11-01 09:30, ends 2099-12-01"],
         ),
-        (PAUSED, ["  active", "  payments paused (void) until 2099-11-15"]),
-        (OPEN_PAUSE, ["  active", "  payments paused (keep_as_draft)"]),
-        ({**LATER, **PAUSED, "status": "canceled"}, ["  canceled"]),
+        (
+            PAUSED,
+            ["  subscription active", "  payments paused (void) until 2099-11-15"],
+        ),
+        (OPEN_PAUSE, ["  subscription active", "  payments paused (keep_as_draft)"]),
+        ({**LATER, **PAUSED, "status": "canceled"}, ["  subscription canceled"]),
     ],
 )
 def test_lines_below_a_subscriber_show_what_is_to_end(
@@ -108,7 +111,7 @@ def test_lines_fit_a_terminal_of_80_columns(
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
     assert lines[2:] == [
-        "  trialing until 2099-11-01 09:30, ends 2099-12-01 09:30",
+        "  subscription trialing until 2099-11-01 09:30, ends 2099-12-01 09:30",
         "  payments paused (mark_uncollectible) until 2099-11-15 23:59",
     ]
 

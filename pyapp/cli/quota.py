@@ -160,15 +160,15 @@ def _subscription_notes(entitlement: Entitlement) -> Iterator[str]:
     status = entitlement.subscription_status
     if status is None:
         return
+    state = f"subscription {status}"
     if not entitlement.subscription_active:
-        yield status
+        yield state
         return
-    words = [status]
     if status == "trialing" and entitlement.trial_end:
-        words = [f"{status} until {_format_end(entitlement.trial_end)}"]
+        state += f" until {_format_end(entitlement.trial_end)}"
     if entitlement.ends_at:
-        words.append(f"ends {_format_end(entitlement.ends_at)}")
-    yield ", ".join(words)
+        state += f", ends {_format_end(entitlement.ends_at)}"
+    yield state
     if entitlement.pause_behavior:
         paused = f"payments paused ({entitlement.pause_behavior})"
         resumes = entitlement.pause_resumes_at
