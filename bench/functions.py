@@ -163,6 +163,8 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
         Case(p.quota.get_fingerprint_quota, {"fingerprint_id": device.id}),
         Case(p.quota.list_user_quotas, {}),
         Case(p.quota.list_fingerprint_quotas, {}),
+        Case(p.entitlements.get_entitlement, by_user),
+        Case(p.entitlements.list_entitlements, {}),
         Case(p.referrals.redeem_referral, code),
         Case(p.referrals.create_referral, code),
         Case(p.referrals.complete_referral, {"referred_id": pending.referred_id}),
