@@ -127,6 +127,7 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
     pending = pyapp.referrals.create_referral(
         conn, referral_code=user.referral_code, referred_id=other.id
     )
+    pyapp.plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_2")
     by_user, message = {"user_id": user.id}, {"subject_id": user.id}
     one = {**message, "message_id": kept.id}
     days = {"first_day": now.date() - timedelta(days=30), "last_day": now.date()}
@@ -172,7 +173,14 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
         Case(p.referrals.list_referrals, by_user),
         Case(p.plans.list_plans, {}),
         Case(p.plans.get_plan, {"plan_id": "free"}),
-        Case(p.plans.set_plan_price, {"plan_id": "paid", "stripe_price_id": "price_1"}),
+        Case(p.plans.create_plan, {"plan_id": "team", "monthly_credits": Decimal(9)}),
+        Case(
+            p.plans.set_plan_credits, {"plan_id": "paid", "monthly_credits": Decimal(9)}
+        ),
+        Case(p.plans.add_plan_price, {"plan_id": "paid", "stripe_price_id": "price_1"}),
+        Case(p.plans.remove_plan_price, {"stripe_price_id": "price_2"}),
+        Case(p.entitlements.get_entitlement, by_user),
+        Case(p.entitlements.list_entitlements, {}),
     ]
 
 

@@ -129,11 +129,11 @@ def test_many_messages_are_recorded_by_copy(shared_database: str):
 
 def test_refusals_keep_the_transaction(shared_database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
-        await aio.plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
+        await aio.plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
         user = await aio.users.create_user(conn, email="ada@example.com")
         for _ in range(10):
             with pytest.raises(PriceTakenError):
-                await aio.plans.set_plan_price(
+                await aio.plans.add_plan_price(
                     conn, plan_id="free", stripe_price_id="price_1"
                 )
             with pytest.raises(EmailTakenError):
@@ -149,10 +149,11 @@ def test_refusals_keep_the_transaction(shared_database: str):
 
 def test_refusal_of_the_first_call_leaves_no_transaction(database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
-        await aio.plans.set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
+        await aio.plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
         await conn.commit()
         for refused in (
-            aio.plans.set_plan_price(conn, plan_id="free", stripe_price_id="price_1"),
+            aio.plans.add_plan_price(conn, plan_id="free", stripe_price_id="price_1"),
+            aio.plans.create_plan(conn, plan_id="free", monthly_credits=Decimal(9)),
             aio.users.anonymize_user(conn, user_id=uuid4()),
         ):
             with pytest.raises(PyappError):
@@ -180,11 +181,11 @@ def test_calls_do_not_commit(database: str):
 def test_calls_work_in_a_pipeline_of_the_caller(shared_database: str):
     async def test(conn: AsyncConnection[Any]) -> None:
         async with conn.pipeline():
-            await aio.plans.set_plan_price(
+            await aio.plans.add_plan_price(
                 conn, plan_id="paid", stripe_price_id="price_1"
             )
             with pytest.raises(PriceTakenError):
-                await aio.plans.set_plan_price(
+                await aio.plans.add_plan_price(
                     conn, plan_id="free", stripe_price_id="price_1"
                 )
             user = await aio.users.create_user(conn, email="ada@example.com")

@@ -109,7 +109,8 @@ def attempt(
 
 def is_meant(parameter: Parameter, value: Any) -> bool:
     """Return whether *value* is valid although it has another type."""
-    is_whole_amount = parameter.name in {"cost", "credits", "margin"} and value == 7
+    amounts = {"cost", "credits", "margin", "monthly_credits"}
+    is_whole_amount = parameter.name in amounts and value == 7
     return is_whole_amount or parameter.name in {"request", "response"}
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,8 +14,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, namedtuple_row, scalar_row, tuple_row
 
 from pyapp._core.connection import connect
-from pyapp.errors import EmailTakenError, PriceTakenError, PyappError, RuleError
-from pyapp.plans import get_plan, set_plan_price
+from pyapp.errors import EmailTakenError, PlanExistsError, PyappError, RuleError
+from pyapp.plans import add_plan_price, create_plan, get_plan, list_plans
 from pyapp.quota import get_user_quota
 from pyapp.sessions import create_session, delete_user_sessions, find_session
 from pyapp.users import (
@@ -32,8 +33,8 @@ Write = Callable[[Connection, User], object]
 # a function that reads whether it took effect.
 WRITES: dict[str, tuple[Write, Callable[[Connection, User], bool]]] = {
     "savepoint": (
-        lambda conn, _: add_priced_plans(conn),
-        lambda conn, _: get_plan(conn, plan_id="paid").stripe_price_id == "price_1",
+        lambda conn, _: add_plan(conn, "team"),
+        lambda conn, _: "team" in plan_ids(conn),
     ),
     "several": (
         lambda conn, user: anonymize_user(conn, user_id=user.id),
@@ -49,14 +50,18 @@ every_write = pytest.mark.parametrize(
 )
 
 
-def add_priced_plans(conn: psycopg.Connection[Any]) -> None:
-    set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
+def add_plan(conn: psycopg.Connection[Any], plan_id: str) -> None:
+    create_plan(conn, plan_id=plan_id, monthly_credits=Decimal(9))
+
+
+def plan_ids(conn: psycopg.Connection[Any]) -> list[str]:
+    return [plan.id for plan in list_plans(conn)]
 
 
 def refuse(conn: psycopg.Connection[Any]) -> RuleError:
     """Make a call that a rule refuses."""
-    with pytest.raises(PriceTakenError) as refusal:
-        set_plan_price(conn, plan_id="free", stripe_price_id="price_1")
+    with pytest.raises(PlanExistsError) as refusal:
+        add_plan(conn, "free")
     return refusal.value
 
 
@@ -93,22 +98,17 @@ def test_autocommit_commits_each_call(database: str, write, took_effect):
 def test_refusal_keeps_earlier_changes_of_the_transaction(
     conn: psycopg.Connection[Any],
 ):
-    add_priced_plans(conn)
     user = create_user(conn, email="ada@example.com")
 
     for _ in range(10):
-        assert refuse(conn).constraint == "plans_stripe_price_id_key"
+        assert refuse(conn).constraint == "plans_pkey"
         assert status(conn) == TransactionStatus.INTRANS
 
     assert get_user(conn, user_id=user.id) == user
-    assert get_plan(conn, plan_id="free").stripe_price_id is None
 
 
 def test_refusal_of_the_first_call_leaves_no_transaction(database: str):
     with connect(database) as conn:
-        add_priced_plans(conn)
-        conn.commit()
-
         refuse(conn)
 
         assert status(conn) == TransactionStatus.IDLE
@@ -116,15 +116,13 @@ def test_refusal_of_the_first_call_leaves_no_transaction(database: str):
 
 def test_refusal_under_autocommit_leaves_no_transaction(database: str):
     with psycopg.connect(database, autocommit=True) as conn:
-        add_priced_plans(conn)
-
         refuse(conn)
 
         assert status(conn) == TransactionStatus.IDLE
 
 
 def test_refusal_within_a_block_leaves_the_block_usable(conn: psycopg.Connection[Any]):
-    add_priced_plans(conn)
+    add_plan(conn, "team")
     with conn.transaction():
         with conn.transaction():
             refuse(conn)
@@ -137,16 +135,15 @@ def test_refusal_within_a_block_leaves_the_block_usable(conn: psycopg.Connection
 def test_callers_own_savepoint_of_the_same_name_survives(
     conn: psycopg.Connection[Any],
 ):
-    add_priced_plans(conn)
     conn.execute("SAVEPOINT pyapp")
     create_user(conn, email="ada@example.com")
 
     refuse(conn)
-    set_plan_price(conn, plan_id="free", stripe_price_id="price_2")
+    add_plan(conn, "team")
     conn.execute("ROLLBACK TO pyapp")
 
     assert list_users(conn) == []
-    assert get_plan(conn, plan_id="free").stripe_price_id is None
+    assert "team" not in plan_ids(conn)
 
 
 def test_failed_erasure_changes_nothing(conn: psycopg.Connection[Any]):
@@ -170,10 +167,10 @@ def test_failed_first_erasure_leaves_no_transaction(database: str):
 def test_other_errors_propagate_and_keep_the_transaction(
     conn: psycopg.Connection[Any],
 ):
-    conn.execute("ALTER TABLE app.plans ADD CHECK (1 / length(stripe_price_id) >= 0)")
+    conn.execute("ALTER TABLE app.plan_prices ADD CHECK (1 / length(plan_id) >= 0)")
     user = create_user(conn, email="ada@example.com")
     with pytest.raises(psycopg.errors.DivisionByZero):
-        set_plan_price(conn, plan_id="paid", stripe_price_id="")
+        add_plan_price(conn, plan_id="", stripe_price_id="price_1")
 
     assert get_user(conn, user_id=user.id) == user
 
@@ -185,27 +182,27 @@ def test_call_in_an_aborted_transaction_raises_psycopgs_error(
         conn.execute("SELECT 1 / 0")
 
     with pytest.raises(psycopg.errors.InFailedSqlTransaction):
-        set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+        add_plan(conn, "team")
     with pytest.raises(psycopg.errors.InFailedSqlTransaction):
         get_plan(conn, plan_id="paid")
 
 
 def test_call_on_a_closed_connection_raises_operational_error(database: str):
     conn = connect(database)
-    add_priced_plans(conn)
+    add_plan(conn, "team")
     conn.close()
 
     with pytest.raises(psycopg.OperationalError):
-        set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+        add_plan(conn, "gold")
 
 
 def test_call_on_a_lost_connection_raises_operational_error(database: str):
     with connect(database) as conn, connect(database) as other:
-        add_priced_plans(conn)
+        add_plan(conn, "team")
         other.execute("SELECT pg_terminate_backend(%s)", [conn.info.backend_pid])
 
         with pytest.raises(psycopg.OperationalError):
-            set_plan_price(conn, plan_id="paid", stripe_price_id=None)
+            add_plan(conn, "gold")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +252,6 @@ def test_calls_work_in_a_pipeline_of_the_caller(
     with connect(shared_database) as conn, caplog.at_level(logging.WARNING):
         with conn.pipeline(), conn.transaction() if is_begun else nullcontext():
             conn.execute("SELECT 1")
-            add_priced_plans(conn)
             refuse(conn)
             user = create_user(conn, email="ada@example.com")
             create_session(conn, user_id=user.id)
@@ -273,7 +269,6 @@ def test_calls_work_in_a_pipeline_of_the_caller(
 def test_refusals_are_not_logged(
     conn: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
 ):
-    add_priced_plans(conn)
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
             refuse(conn)
@@ -284,10 +279,10 @@ def test_refusals_are_not_logged(
 def test_call_is_one_round_trip_or_three_with_a_savepoint(
     conn: psycopg.Connection[Any], tmp_path: Path
 ):
-    add_priced_plans(conn)
+    create_user(conn, email="ada@example.com")
     calls: dict[int, Callable[[], object]] = {
         1: lambda: get_plan(conn, plan_id="free"),
-        3: lambda: set_plan_price(conn, plan_id="free", stripe_price_id="price_2"),
+        3: lambda: add_plan(conn, "team"),
     }
     for expected, call in calls.items():
         with (tmp_path / "trace").open("w+") as trace:

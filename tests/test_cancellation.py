@@ -26,7 +26,6 @@ from psycopg.pq import TransactionStatus
 from pyapp import aio
 from pyapp._core.connection import connect
 from pyapp.errors import PyappError
-from pyapp.plans import set_plan_price
 from pyapp.users import create_user
 from tests.metering import add_fingerprint, add_user, new_message, usage_differences
 
@@ -111,9 +110,9 @@ def kinds_of_calls(user: UUID, device: UUID, code: str) -> dict[str, Kind]:
         ),
         "erasure": Kind(lambda conn, id: users.anonymize_user(conn, user_id=id)),
         "read": Kind(lambda conn, id: aio.quota.get_user_quota(conn, user_id=user)),
-        "refused price": Kind(
-            lambda conn, id: aio.plans.set_plan_price(
-                conn, plan_id="free", stripe_price_id="price_1"
+        "refused plan": Kind(
+            lambda conn, id: aio.plans.create_plan(
+                conn, plan_id="free", monthly_credits=Decimal(9)
             ),
         ),
         "refused e-mail": Kind(
@@ -209,7 +208,6 @@ def test_exactly_the_transactions_reported_as_committed_are_stored(
         conn.execute("CREATE TABLE public.notes (id uuid, place text)")
         user, device = add_user(conn), add_fingerprint(conn)
         create_user(conn, email=TAKEN)
-        set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
         row = conn.execute(
             "SELECT referral_code FROM app.users WHERE id = %s", [user]
         ).fetchone()

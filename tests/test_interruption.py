@@ -17,7 +17,7 @@ from pyapp._core import connection_types
 from pyapp._core.connection import connect
 from pyapp.errors import PyappError
 from pyapp.messages import record_message, record_messages
-from pyapp.plans import set_plan_price
+from pyapp.plans import create_plan
 from pyapp.users import create_user, set_user_email
 from tests.metering import add_user, new_message
 
@@ -79,9 +79,7 @@ def record_some(conn: psycopg.Connection[Any], user: UUID) -> object:
 
 
 REFUSED: dict[str, Callable[[psycopg.Connection[Any], UUID], object]] = {
-    "price": lambda conn, _: set_plan_price(
-        conn, plan_id="free", stripe_price_id="price_1"
-    ),
+    "plan": lambda conn, _: create_plan(conn, plan_id="free", monthly_credits=ONE),
     "e-mail": lambda conn, _: create_user(conn, email="no address"),
     "change": lambda conn, user: set_user_email(conn, user_id=user, email=TAKEN),
 }
@@ -136,7 +134,6 @@ def test_interrupted_refusal_keeps_the_transaction(
     with connect(database) as conn:
         user = add_user(conn)
         create_user(conn, email=TAKEN)
-        set_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
     outcomes = []
     for at in range(1, 20):
         with kind.connect(database) as conn:

@@ -207,12 +207,16 @@ def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
     yield "session", plain(new)
     yield "found", plain(sessions.find_session(conn, token=new.token))
     yield "lives", new.session.expires_at - new.session.created_at
+    new_plan = plans.create_plan(conn, plan_id="team", monthly_credits=Decimal("0.5"))
+    yield "plan", plain(new_plan)
     yield (
         "price",
-        plain(plans.set_plan_price(conn, plan_id="paid", stripe_price_id="p")),
+        plain(plans.add_plan_price(conn, plan_id="team", stripe_price_id="p")),
     )
+    yield "priced", plain(plans.get_plan(conn, plan_id="team"))
     for refused in (
-        lambda: plans.set_plan_price(conn, plan_id="free", stripe_price_id="p"),
+        lambda: plans.create_plan(conn, plan_id="free", monthly_credits=Decimal(9)),
+        lambda: plans.add_plan_price(conn, plan_id="free", stripe_price_id="p"),
         lambda: users.create_user(conn, email="\xe4DA@example.com"),
         lambda: users.create_user(conn, email="no address"),
         lambda: users.set_user_email(conn, user_id=bob.id, email="\xe4da@example.com"),
