@@ -23,11 +23,11 @@ class Entitlement(NamedTuple):
     `referral_credits`.
 
     `subscription_status` is Stripe's; it is active if that is active, trialing or past
-    due. `ends_at` is when the subscription ends, or ended,
-    by a cancellation; `trial_end` when its trial ends, or ended. `pause_behavior` is
-    Stripe's word for paused payments, which take nothing away, and `pause_resumes_at`
-    the time at which payments resume. Each is None if it does not apply. Times are
-    aware, in the connection's time zone.
+    due. `ends_at` is when a cancellation ends the subscription, or has ended it;
+    `trial_end` when its trial ends, or has ended. `pause_behavior` is Stripe's word for
+    paused payments, which take nothing away, and `pause_resumes_at` the time at which
+    payments resume. Each is None if it does not apply. Times are aware, in the
+    connection's time zone.
 
     `differences` names the groups of columns of `users` that the next sync will change.
     """
