@@ -179,8 +179,6 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
         ),
         Case(p.plans.add_plan_price, {"plan_id": "paid", "stripe_price_id": "price_1"}),
         Case(p.plans.remove_plan_price, {"stripe_price_id": "price_2"}),
-        Case(p.entitlements.get_entitlement, by_user),
-        Case(p.entitlements.list_entitlements, {}),
     ]
 
 

@@ -21,8 +21,9 @@ SELECT md5('user' || n)::uuid, 'user' || n || '@example.com', 100
 FROM generate_series(1, 20) AS n;
 INSERT INTO app.fingerprints (id, sig_hash)
 SELECT md5('fingerprint' || n)::uuid, 'hash' FROM generate_series(1, 5) AS n;
-UPDATE app.plans SET stripe_price_id = 'price_1' WHERE id = 'paid';
 INSERT INTO app.plans (id, monthly_credits) VALUES ('team', 1e6);
+INSERT INTO app.plan_prices (stripe_price_id, plan_id)
+VALUES ('price_1', 'paid'), ('price_2', 'paid'), ('price_3', 'team');
 INSERT INTO app.referrals (referrer_id, referred_id, status, credits)
 SELECT md5('user' || n % 3 + 1)::uuid, md5('user' || n)::uuid, 'completed', 500 + n
 FROM generate_series(4, 15) AS n;
@@ -56,10 +57,18 @@ INSERT INTO app.stripe_events (
     id, type, event_created_at, payload, status, last_error
 )
 VALUES ('evt_1', 'invoice.paid', now(), '{"a": 1}', 'failed', 'a reason');
-INSERT INTO app.stripe_customers (id, user_id, as_of)
-VALUES ('cus_1', md5('user1')::uuid, now());
+INSERT INTO app.stripe_customers (id, user_id, claimed_user_id, claim_source, as_of)
+VALUES
+    ('cus_1', md5('user1')::uuid, NULL, NULL, now()),
+    ('cus_2', md5('user2')::uuid, md5('user2')::uuid, 'customer', now()),
+    ('cus_3', NULL, md5('user3')::uuid, 'reference', now()),
+    ('cus_4', NULL, md5('user400')::uuid, 'checkout', now());
 INSERT INTO app.stripe_subscriptions (id, customer_id, status, created_at, as_of)
 VALUES ('sub_1', 'cus_1', 'active', now(), now());
+INSERT INTO app.stripe_subscription_items (
+    subscription_id, id, price_id, unit_amount, quantity
+)
+VALUES ('sub_1', 'si_1', 'price_1', 0.5, 3), ('sub_1', 'si_2', NULL, NULL, NULL);
 INSERT INTO app.stripe_sync_runs (kind) VALUES ('reconcile'), ('replay');
 """
 # Partitions are left out: a restore may put rows into other ones.
