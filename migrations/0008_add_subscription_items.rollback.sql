@@ -41,6 +41,9 @@ DROP FUNCTION app.resolve_stripe_customers(jsonb, text, boolean);
 DROP FUNCTION app.find_customer_owners(jsonb);
 DROP FUNCTION app.list_user_customers(uuid, text);
 DROP FUNCTION app.get_claim_strength(text, boolean);
+DROP FUNCTION app.compare_stripe_snapshot(
+    timestamptz, timestamptz, boolean, text, boolean
+);
 DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
 
 -- Tables
@@ -174,6 +177,34 @@ $$;
 
 COMMENT ON FUNCTION app.lock_snapshot_users(jsonb, boolean) IS
     'Locks in id order all users that the customers in snapshots have, had or may get.';
+
+CREATE FUNCTION app.compare_stripe_snapshot(
+    seen_at timestamptz,
+    known_at timestamptz,
+    is_unchanged boolean,
+    source text,
+    can_fetch boolean
+)
+RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE
+    WHEN known_at IS NULL OR source = 'object' THEN 'applied'
+    -- The time of a fetched row is that of the request. The row may contain a change
+    -- that Stripe made between the request and the response, in the next second.
+    WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
+    WHEN is_unchanged
+        AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
+        THEN 'applied'
+    WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
+        AND (is_unchanged OR source = 'event')
+        THEN 'stale'
+    WHEN can_fetch THEN 'ambiguous'
+    ELSE 'applied'
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_snapshot(
+    timestamptz, timestamptz, boolean, text, boolean
+) IS
+    'Compares snapshot times: applied, stale or ambiguous (same second, new content).';
 
 CREATE FUNCTION app.find_customer_owners(snapshots jsonb)
 RETURNS TABLE (

@@ -26,6 +26,9 @@ DROP FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean);
 DROP FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean, boolean);
 DROP FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean);
 DROP FUNCTION app.find_customer_owners(jsonb);
+DROP FUNCTION app.compare_stripe_snapshot(
+    timestamptz, timestamptz, boolean, text, boolean
+);
 DROP FUNCTION app.lock_snapshot_users(jsonb, boolean);
 
 -- Tables
@@ -211,6 +214,38 @@ $$;
 
 COMMENT ON FUNCTION app.lock_snapshot_users(jsonb, boolean) IS
     'Locks in id order all users that the customers in snapshots have, had or may get.';
+
+CREATE FUNCTION app.compare_stripe_snapshot(
+    seen_at timestamptz,
+    known_at timestamptz,
+    is_unchanged boolean,
+    source text,
+    can_fetch boolean
+)
+RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE
+    WHEN known_at IS NULL OR source = 'object' THEN 'applied'
+    -- The time of a fetched row is that of the request. The row may contain a change
+    -- that Stripe made between the request and the response, in the next second.
+    WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
+    -- It would change nothing, not even the time of the row.
+    WHEN is_unchanged AND source = 'event'
+        AND date_trunc('second', seen_at) <= date_trunc('second', known_at)
+        THEN 'stale'
+    WHEN is_unchanged
+        AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
+        THEN 'applied'
+    WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
+        AND (is_unchanged OR source = 'event')
+        THEN 'stale'
+    WHEN can_fetch THEN 'ambiguous'
+    ELSE 'applied'
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_snapshot(
+    timestamptz, timestamptz, boolean, text, boolean
+) IS
+    'Compares snapshot times: applied, stale or ambiguous (same second, new content).';
 
 CREATE FUNCTION app.get_claim_strength(source text, is_linked boolean)
 RETURNS integer LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -458,6 +493,7 @@ BEGIN ATOMIC
             WHEN (r.known).created_at IS NULL THEN 'applied'
             -- A deletion is final.
             WHEN r.is_deleted AND NOT (r.known).is_deleted THEN 'applied'
+            WHEN r.is_gone AND NOT r.is_deleted THEN 'stale'
             ELSE app.compare_stripe_snapshot(
                 r.as_of,
                 (r.known).as_of,
@@ -922,6 +958,12 @@ BEGIN ATOMIC
                     source,
                     can_fetch
                 ) <> 'applied'
+                AND (
+                    date_trunc('second', s.as_of)
+                    > date_trunc('second', (v.snapshot ->> 'as_of')::timestamptz)
+                    OR s.claimed_user_id
+                    IS DISTINCT FROM (v.snapshot ->> 'claimed_user_id')::uuid
+                )
         );
 END;
 
@@ -943,13 +985,15 @@ BEGIN
         WHEN claims IS NOT NULL THEN (
             SELECT jsonb_object_agg(c.customer_id, c.released_user_id)
             FROM app.claim_stripe_customers(claims, 'subscription') AS c
+            WHERE c.is_changed
         )
     END;
 END;
 $$;
 
 COMMENT ON FUNCTION app.claim_subscription_customers(jsonb, text, boolean) IS
-    'Stores the claims of subscriptions; returns the released user of each customer.';
+    'Stores the claims of subscriptions; returns the changed customers, each with the'
+    ' released user.';
 
 CREATE FUNCTION app.replace_stripe_items(
     subscription_ids text[], items jsonb[]
@@ -1183,7 +1227,11 @@ BEGIN
 
     SELECT
         (c.snapshot).id,
-        c.result,
+        CASE
+            WHEN c.result = 'stale' AND released ? (c.snapshot).customer_id
+                THEN 'applied'
+            ELSE c.result
+        END AS result,
         c.differences,
         c.user_id,
         (released ->> (c.snapshot).customer_id)::uuid AS released_user_id,

@@ -140,7 +140,7 @@ def test_claim_takes_effect_when_its_user_is_created(
     make(world.conn, user_id)
     assert claimed(world) == (user_id, user_id, source)
     user = world.get_user(user_id)
-    assert (user.stripe_customer_id, user.base_quota) == ("cus_1", PAID)
+    assert (user.stripe_customer_id, int(user.base_quota)) == ("cus_1", PAID)
     assert user.created_at.timestamp() == START
 
 

@@ -328,20 +328,25 @@ def _apply_ambiguous(
     if effect:
         return effect
     is_partial = has_more_items(event.object)
-    if is_partial and _mark_provisional(conn, snapshot.row["id"], event):
-        return Effect("applied")
+    if is_partial and (effect := _mark_provisional(conn, snapshot.row["id"], event)):
+        return effect
     upserted = upsert_snapshots(conn, snapshot.object_type, [snapshot.row], "event")
     if is_partial:
         _mark_provisional(conn, snapshot.row["id"], event)
     return _sync(conn, upserted)
 
 
-def _mark_provisional(conn: Connection[Any], subscription: str, event: Event) -> bool:
-    """Leave a stored subscription to the next reconciliation; False if it is newer."""
-    marked = store.mark_subscription_provisional(
-        conn, id=subscription, as_of=event.created_at
-    )
-    return marked > 0
+def _mark_provisional(
+    conn: Connection[Any], subscription: str, event: Event
+) -> Effect | None:
+    """Leave a subscription to the next reconciliation; None if not stored, or newer."""
+    known = store.find_subscription(conn, id=subscription)
+    if known is None or known.as_of.replace(microsecond=0) > event.created_at:
+        return None
+    if known.is_provisional:
+        return Effect("ignored")
+    store.mark_subscription_provisional(conn, id=subscription, as_of=event.created_at)
+    return Effect("applied")
 
 
 def _apply_invoice(
@@ -354,8 +359,7 @@ def _apply_invoice(
     if known is not None and known.as_of.replace(microsecond=0) > event.created_at:
         return Effect("stale")
     if client is None:
-        is_marked = _mark_provisional(conn, subscription, event)
-        return Effect("applied" if is_marked else "ignored")
+        return _mark_provisional(conn, subscription, event) or Effect("ignored")
     effect = _refresh_and_sync(
         conn, client, "subscriptions", subscription, event.created_at
     )

@@ -20,7 +20,7 @@ class Outcome:
 
     applied    the event changed the mirror or a user
     duplicate  the event was processed before; nothing changed
-    stale      a newer snapshot is stored; nothing changed
+    stale      this state or a newer one is stored; nothing changed
     ignored    the event is stored and has no effect
     failed     nothing changed; the event is stored with `error`; deliver it again
 

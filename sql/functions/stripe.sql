@@ -87,6 +87,10 @@ RETURN CASE
     -- The time of a fetched row is that of the request. The row may contain a change
     -- that Stripe made between the request and the response, in the next second.
     WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
+    -- It would change nothing, not even the time of the row.
+    WHEN is_unchanged AND source = 'event'
+        AND date_trunc('second', seen_at) <= date_trunc('second', known_at)
+        THEN 'stale'
     WHEN is_unchanged
         AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
         THEN 'applied'
@@ -358,6 +362,7 @@ BEGIN ATOMIC
             WHEN (r.known).created_at IS NULL THEN 'applied'
             -- A deletion is final.
             WHEN r.is_deleted AND NOT (r.known).is_deleted THEN 'applied'
+            WHEN r.is_gone AND NOT r.is_deleted THEN 'stale'
             ELSE app.compare_stripe_snapshot(
                 r.as_of,
                 (r.known).as_of,
@@ -836,6 +841,12 @@ BEGIN ATOMIC
                     source,
                     can_fetch
                 ) <> 'applied'
+                AND (
+                    date_trunc('second', s.as_of)
+                    > date_trunc('second', (v.snapshot ->> 'as_of')::timestamptz)
+                    OR s.claimed_user_id
+                    IS DISTINCT FROM (v.snapshot ->> 'claimed_user_id')::uuid
+                )
         );
 END;
 
@@ -857,13 +868,15 @@ BEGIN
         WHEN claims IS NOT NULL THEN (
             SELECT jsonb_object_agg(c.customer_id, c.released_user_id)
             FROM app.claim_stripe_customers(claims, 'subscription') AS c
+            WHERE c.is_changed
         )
     END;
 END;
 $$;
 
 COMMENT ON FUNCTION app.claim_subscription_customers(jsonb, text, boolean) IS
-    'Stores the claims of subscriptions; returns the released user of each customer.';
+    'Stores the claims of subscriptions; returns the changed customers, each with the'
+    ' released user.';
 
 -- SECURITY DEFINER: DELETE would allow the caller LOCK TABLE in ACCESS EXCLUSIVE mode.
 CREATE OR REPLACE FUNCTION app.replace_stripe_items(
@@ -1099,7 +1112,11 @@ BEGIN
 
     SELECT
         (c.snapshot).id,
-        c.result,
+        CASE
+            WHEN c.result = 'stale' AND released ? (c.snapshot).customer_id
+                THEN 'applied'
+            ELSE c.result
+        END AS result,
         c.differences,
         c.user_id,
         (released ->> (c.snapshot).customer_id)::uuid AS released_user_id,
