@@ -141,6 +141,8 @@ COMMENT ON COLUMN app.users.subscription_status IS
     'Status of the best subscription as reported by Stripe; NULL if there is none.';
 COMMENT ON COLUMN app.stripe_customers.user_id IS
     'User linked by metadata or checkout; NULL if none.';
+COMMENT ON COLUMN app.stripe_customers.as_of IS
+    'Stripe''s time of the snapshot stored in this row.';
 
 -- Functions of the release before
 

@@ -985,7 +985,7 @@ COMMENT ON COLUMN app.stripe_customers.is_deleted IS
 COMMENT ON COLUMN app.stripe_customers.created_at IS
     'When Stripe created it; NULL if only the id is known.';
 COMMENT ON COLUMN app.stripe_customers.as_of IS
-    'Stripe''s time of the snapshot stored in this row.';
+    'Stripe''s time of the snapshot stored in this row; 1970 if only the id is known.';
 COMMENT ON COLUMN app.stripe_customers.is_provisional IS
     'Whether events of the same second were applied in order of arrival, which may be'
     ' wrong; the next reconciliation corrects it.';

@@ -263,3 +263,17 @@ def state(conn: psycopg.Connection[Any]) -> list[Any]:
         " JOIN app.stripe_customers AS c ON c.id = s.customer_id"
         " JOIN app.users AS u ON u.id = c.user_id ORDER BY s.id"
     ).fetchall()
+
+
+def test_claim_before_the_customer_hides_no_event_of_it(world: StripeWorld):
+    """A claim stores the id of the customer, not a state of it."""
+    first, second, other = (world.create_user() for _ in range(3))
+    claiming = make_subscription("sub_1", "cus_1", metadata={"user_id": str(other)})
+
+    world.handle_event("customer.subscription.created", claiming, START + 20)
+    for delay, user_id in ((0, first), (10, second)):
+        shape = make_customer("cus_1", user_id)
+        outcome = world.handle_event("customer.updated", shape, START + delay)
+        assert outcome.result == "applied"
+
+    assert world.customer_row("cus_1").user_id == second

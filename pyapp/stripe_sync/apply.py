@@ -390,7 +390,7 @@ def _apply_checkout(
     ]
     for source, user_id in claims.items():
         if user_id is not None:
-            effects.append(_claim(conn, customer, UUID(user_id), source, event))
+            effects.append(_claim(conn, customer, UUID(user_id), source))
     conflicts = [one.conflicting_user_id for one in effects if one.conflicting_user_id]
     return Effect(
         "applied" if any(one.result == "applied" for one in effects) else "ignored",
@@ -420,11 +420,8 @@ def _claim(
     customer: str,
     user_id: UUID,
     source: Literal["checkout", "reference"],
-    event: Event,
 ) -> Effect:
-    stored = store.claim_customer(
-        conn, id=customer, user_id=user_id, source=source, as_of=event.created_at
-    )
+    stored = store.claim_customer(conn, id=customer, user_id=user_id, source=source)
     users = []
     if stored.is_changed:
         owners = [stored.user_id, stored.released_user_id]

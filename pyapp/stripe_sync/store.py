@@ -244,7 +244,6 @@ def claim_customer(
     id: str,
     user_id: UUID,
     source: Literal["checkout", "reference"],
-    as_of: datetime,
 ) -> ClaimResult:
     """Store the claim of a checkout, unless a stronger or equal one is stored.
 
@@ -258,7 +257,6 @@ def claim_customer(
         id=id,
         user_id=user_id,
         source=source,
-        as_of=as_of,
     )
 
 

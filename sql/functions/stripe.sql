@@ -490,7 +490,6 @@ COMMENT ON FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean) I
 
 CREATE OR REPLACE FUNCTION app.find_customer_claim(customer_id text)
 RETURNS TABLE (
-    as_of timestamptz,
     user_id uuid,
     claimed_user_id uuid,
     claim_source text,
@@ -500,7 +499,6 @@ RETURNS TABLE (
 LANGUAGE sql STABLE
 BEGIN ATOMIC
     SELECT
-        k.as_of,
         k.user_id,
         k.claimed_user_id,
         k.claim_source,
@@ -511,8 +509,7 @@ BEGIN ATOMIC
         SELECT
             s.user_id,
             s.claimed_user_id,
-            s.claim_source,
-            s.as_of
+            s.claim_source
         FROM app.stripe_customers AS s
         WHERE s.id = c.id
         LIMIT 1
@@ -540,7 +537,6 @@ CREATE OR REPLACE FUNCTION app.find_snapshot_claims(snapshots jsonb)
 RETURNS TABLE (
     customer_id text,
     claimed_user_id uuid,
-    as_of timestamptz,
     is_present boolean,
     former_claim uuid
 )
@@ -549,12 +545,11 @@ BEGIN ATOMIC
     SELECT DISTINCT ON (g.customer_id)
         g.customer_id,
         g.claimed_user_id,
-        g.as_of,
         u.id IS NOT NULL AS is_present,
         b.claimed_user_id AS former_claim
     FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
     CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
-        id text, customer_id text, claimed_user_id uuid, as_of timestamptz
+        id text, customer_id text, claimed_user_id uuid
     )
     LEFT JOIN LATERAL (
         SELECT o.id
@@ -590,7 +585,6 @@ RETURNS TABLE (
     user_id uuid,
     claimed_user_id uuid,
     claim_source text,
-    as_of timestamptz,
     released_user_id uuid,
     conflicting_user_id uuid,
     is_changed boolean
@@ -603,7 +597,6 @@ BEGIN ATOMIC
             c.claimed_user_id,
             c.is_present,
             c.former_claim,
-            COALESCE(k.as_of, c.as_of) AS as_of,
             k.user_id AS known_user_id,
             k.claimed_user_id AS known_claim,
             k.claim_source AS known_source,
@@ -647,7 +640,6 @@ BEGIN ATOMIC
             AS claimed_user_id,
         CASE WHEN d.is_winner THEN compare_stripe_claims.source ELSE d.known_source END
             AS claim_source,
-        d.as_of,
         CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
         CASE
             WHEN NOT d.is_winner
@@ -708,7 +700,8 @@ BEGIN
             n.user_id,
             n.claimed_user_id,
             n.claim_source,
-            n.as_of
+            -- Older than each snapshot: no snapshot of the customer is stored.
+            to_timestamp(0)
         FROM changed AS n
         ON CONFLICT (id) DO UPDATE
         SET

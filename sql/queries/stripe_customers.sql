@@ -57,8 +57,7 @@ FROM app.claim_stripe_customers(
     jsonb_build_array(
         jsonb_build_object(
             'customer_id', :id::text,
-            'claimed_user_id', :user_id::uuid,
-            'as_of', :as_of::timestamptz
+            'claimed_user_id', :user_id::uuid
         )
     ),
     :source
