@@ -161,7 +161,11 @@ class World:
                 setattr(record, field.name, getattr(saved, field.name))
             raise
         after = self.render(record)
-        if previous := difference(before, after):
+        previous = difference(before, after)
+        # The object contains a part of its items.
+        if previous or (
+            isinstance(saved, Subscription) and _has_other_items(record, saved)
+        ):
             self.emit_shape(kind, record.livemode, after, previous)
 
     def kept_events_since(self) -> int:
@@ -194,6 +198,10 @@ class World:
                 self.clock.move_to(moment)
                 action()
             self.clock.move_to(target)
+
+
+def _has_other_items(record: Record, saved: Subscription) -> bool:
+    return isinstance(record, Subscription) and record.items != saved.items
 
 
 def difference(before: Json, after: Json) -> Json:
