@@ -14,7 +14,8 @@ from pyapp._core.queries import schema_text
 from pyapp.devtools.server.embedded import EmbeddedServer
 from tests.fake_stripe import Delivery, FakeStripe
 from tests.killing import Twins, Worker, make_twins
-from tests.simulation.life import START, begin
+from tests.simulation.begin import begin
+from tests.simulation.life import START
 
 NUMBERS = count(1)
 SEED = 7
@@ -30,7 +31,7 @@ def twins(durable_server: EmbeddedServer) -> Iterator[tuple[Twins, Iterator[Deli
         url = create_database(durable_server, name)
         with connect(url) as conn:
             conn.execute(schema_text().encode())
-        life = begin(url, fake, Random(SEED), users=40)
+        life, _ = begin(url, fake, Random(SEED), users=80)
 
         def deliver() -> Iterator[Delivery]:
             for _ in chain(life.births(10), life.changes(10**6)):

@@ -4,6 +4,7 @@
 
 The fake Stripe changes customers and subscriptions; its events are lost, repeated,
 delayed and reordered, and eight workers handle them concurrently. `life` makes the
-changes, and `history` records each version of each object. `checks` and `users` compare
-the database with that history. They share no code with the product.
+changes to what `people` and `catalog` draw, and `history` records each version of each
+object. `checks` compares the database with that history, by the rules in `users` and
+`claims`. They share no code with the product, and follow its documentation alone.
 """

@@ -10,7 +10,8 @@ from tests.simulation.run import Report, SimulationError, simulate
 from tests.temp_server import temp_server
 
 HEAD = (
-    "seed  events  applied  stale  duplicate  ignored  failed  runs  replayed  seconds"
+    "seed  events  applied  stale  duplicate  ignored  failed  runs  refused  replayed"
+    "  seconds"
 )
 
 
@@ -44,7 +45,7 @@ def format_row(seed: int, report: Report) -> str:
     kinds = ("applied", "stale", "duplicate", "ignored", "failed")
     counts = [seed, report.events, *(report.outcomes[kind] for kind in kinds)]
     words = HEAD.split()
-    counts += [report.runs, report.replayed]
+    counts += [report.runs, report.refused, report.replayed]
     cells = [*map(str, counts), f"{report.seconds:.1f}"]
     widths = [len(words[0]), *(len(word) + 2 for word in words[1:])]
     return "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))

@@ -1,22 +1,27 @@
-"""Computes what a user must have, from its customers and their subscriptions."""
+"""Computes what a user must have, from its customers and their subscriptions.
 
-from collections.abc import Iterable, Mapping, Sequence
+The rule is that of the documentation: the best item of all live customers counts, and
+only what is paid for moves the period.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import class_row
 
 from tests.metering import period_end
-from tests.simulation.history import SubscriptionState
-from tests.simulation.life import CREDITS, DAY, PRICES
+from tests.simulation.catalog import FREE_CREDITS, PRICES
+from tests.simulation.history import History, ItemState, SubscriptionState
+from tests.simulation.life import DAY
 from tests.stripe_world import moment
 
-ACTIVE = {"active", "trialing", "past_due"}
-FREE = Decimal(2500)
+ENTITLING = {"active", "trialing", "past_due"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,49 @@ class UserRow:
 
 @dataclass(frozen=True, slots=True)
 class CustomerRecord:
-    """A customer and its subscriptions, in Stripe or in the mirror."""
+    """A mirrored customer and its subscriptions."""
 
     id: str
     user_id: UUID | None
     is_deleted: bool
     created: int | None
-    subscriptions: Mapping[str, Sequence[SubscriptionState]]
+    subscriptions: Mapping[str, SubscriptionState]
+
+
+class Candidate(NamedTuple):
+    """An item that may be the best one."""
+
+    customer: CustomerRecord
+    subscription_id: str
+    subscription: SubscriptionState
+    item: ItemState
+
+    @property
+    def status(self) -> str:
+        """Return the status; a deleted customer's subscriptions have ended."""
+        status = self.subscription.status
+        has_ended = status in {"canceled", "incomplete_expired"}
+        return "canceled" if self.customer.is_deleted and not has_ended else status
+
+    @property
+    def worth(self) -> tuple[bool, bool, bool, Decimal, int]:
+        """Return the order of the items; ids decide among equal ones."""
+        return (
+            self.status in ENTITLING,
+            self.item.credits is not None,
+            self.status in {"active", "trialing"},
+            self.item.credits or Decimal(0),
+            self.item.end or 0,
+        )
+
+    @property
+    def credits(self) -> Decimal:
+        bought = self.item.credits if self.status in ENTITLING else None
+        return FREE_CREDITS if bought is None else bought
+
+    @property
+    def is_paid(self) -> bool:
+        return self.status == "active" and self.subscription.is_paid(self.item)
 
 
 def read_users(conn: psycopg.Connection[Any]) -> list[UserRow]:
@@ -53,82 +94,94 @@ def read_users(conn: psycopg.Connection[Any]) -> list[UserRow]:
 
 
 def find_faults(
-    users: Iterable[UserRow], customers: Iterable[CustomerRecord]
-) -> list[str]:
-    """Return the users whose columns differ from what their customers imply."""
-    owned: dict[UUID | None, list[CustomerRecord]] = {}
+    users: Iterable[UserRow], customers: Iterable[CustomerRecord], history: History
+) -> Iterator[str]:
+    """Yield the users whose columns differ from what their customers imply."""
+    owned: dict[UUID | None, list[CustomerRecord]] = defaultdict(list)
     for customer in customers:
-        owned.setdefault(customer.user_id, []).append(customer)
-    return [
-        f"user {user.id} {fault}: {user}"
-        for user in users
-        if (fault := find_fault(user, owned.get(user.id, [])))
+        owned[customer.user_id].append(customer)
+    paid = history.paid_periods()
+    for user in users:
+        fault, best = _find_fault(user, owned[user.id])
+        if fault is None and not (best and best.is_paid):
+            fault = _find_fault_of_kept_period(
+                user, history.initial.get(user.id), paid.get(user.id, set())
+            )
+        if fault is not None:
+            yield f"user {user.id} {fault}: {user}, with {owned[user.id]}"
+
+
+def _find_fault(
+    user: UserRow, customers: Sequence[CustomerRecord]
+) -> tuple[str | None, Candidate | None]:
+    """Return what is wrong, and the best item."""
+    if not customers:
+        if user.stripe_customer_id is not None:
+            return "has a customer of another user", None
+        return _has_nothing(user), None
+    relevant = [c for c in customers if not c.is_deleted] or customers
+    items = [
+        Candidate(customer, name, subscription, item)
+        for customer in relevant
+        for name, subscription in customer.subscriptions.items()
+        for item in subscription.items
     ]
-
-
-def find_fault(user: UserRow, customers: Sequence[CustomerRecord]) -> str | None:
-    live = [c for c in customers if not c.is_deleted]
-    paying = [c for c in live if any(map(_is_paid, c.subscriptions.values()))]
-    allowed = {c.id: c for c in paying or live or customers}
-    if not allowed:
-        return (
-            _has_nothing(user)
-            if user.stripe_customer_id is None
-            else "has a customer of another user"
-        )
-    customer = allowed.get(user.stripe_customer_id or "")
-    if customer is None:
-        return f"should have one of the customers {sorted(allowed)}"
+    best = max((one.worth for one in items), default=None)
+    allowed = [one for one in items if one.worth == best]
+    names = {one.customer.id for one in allowed} or {c.id for c in relevant}
+    if user.stripe_customer_id not in names:
+        return f"should have one of the customers {sorted(names)}", None
+    (customer,) = (c for c in relevant if c.id == user.stripe_customer_id)
     if customer.created and user.created_at != moment(customer.created):
-        return f"should be created at {moment(customer.created)}"
-    if not customer.subscriptions:
-        return _has_nothing(user)
-    return _find_fault_of_subscription(user, customer)
+        return f"should be created at {moment(customer.created)}", None
+    if not allowed:
+        return _has_nothing(user), None
+    return _find_fault_of_item(user, allowed)
 
 
-def _find_fault_of_subscription(user: UserRow, customer: CustomerRecord) -> str | None:
-    best = max(map(_worth, customer.subscriptions.values()))
-    allowed = {
-        name: states
-        for name, states in customer.subscriptions.items()
-        if _worth(states) == best
-    }
-    states = allowed.get(user.stripe_subscription_id or "")
-    if states is None:
-        return f"should have one of the subscriptions {sorted(allowed)}"
-    faults = [_find_fault_of_state(user, customer, state) for state in states]
-    return None if None in faults else faults[0]
-
-
-def _find_fault_of_state(
-    user: UserRow, customer: CustomerRecord, state: SubscriptionState
-) -> str | None:
-    status = state.status
-    if customer.is_deleted and status != "incomplete_expired":
-        status = "canceled"
-    is_active = status in ACTIVE
-    credits = CREDITS.get(state.price_id or "", FREE) if is_active else FREE
+def _find_fault_of_item(
+    user: UserRow, allowed: Sequence[Candidate]
+) -> tuple[str | None, Candidate | None]:
+    """Compare with the items that are equally good."""
     found = (
+        user.stripe_customer_id,
+        user.stripe_subscription_id,
+        user.stripe_price_id,
         user.subscription_status,
         user.subscription_active,
-        user.stripe_price_id,
         user.base_quota,
     )
-    wanted = (status, is_active, state.price_id, credits)
-    if found != wanted:
-        return f"should have {wanted}"
-    return _find_fault_of_period(user, state) if is_active else None
+    wanted = {
+        (
+            one.customer.id,
+            one.subscription_id,
+            one.item.price_id,
+            one.status,
+            one.status in ENTITLING,
+            one.credits,
+        ): one
+        for one in allowed
+    }
+    if found not in wanted:
+        return f"should have one of {list(wanted)}", None
+    best = wanted[found]
+    fault = None
+    if best.is_paid:
+        fault = _find_fault_of_paid_period(user, best.subscription, best.item)
+    return fault, best
 
 
-def _find_fault_of_period(user: UserRow, state: SubscriptionState) -> str | None:
+def _find_fault_of_paid_period(
+    user: UserRow, subscription: SubscriptionState, item: ItemState
+) -> str | None:
     """A paid month is the quota period; otherwise the quota resets on the anchor."""
-    assert state.start is not None
-    assert state.end is not None
-    assert state.anchor is not None
+    assert item.start is not None
+    assert item.end is not None
+    assert subscription.anchor is not None
     anchor, reset = user.quota_anchor, user.next_quota_reset
-    end, billed_from = moment(state.end), moment(state.anchor)
-    days = (state.end - state.start) / DAY
-    is_month = PRICES[state.price_id or ""] == 1 and days <= 31
+    end, billed_from = moment(item.end), moment(subscription.anchor)
+    days = (item.end - item.start) / DAY
+    is_month = PRICES[item.price_id or ""].months == 1 and days <= 31
     # An item's period may be shorter than a month, and before API 2025-03-31 period and
     # price may come from different items.
     if is_month and (days >= 28 or _is_boundary(billed_from, end)):
@@ -139,15 +192,30 @@ def _find_fault_of_period(user: UserRow, state: SubscriptionState) -> str | None
         return None
     if anchor != billed_from:
         return f"should have the anchor {billed_from}"
-    now = datetime.now(UTC)
-    # The fake's clock may be ahead of the database's. A trial that ends on the first
-    # boundary after its start is then reset there, and not before.
-    start = moment(state.start)
-    if start > now and reset == end == period_end(anchor, start):
-        return None
-    coming = period_end(anchor, now)
-    effective = reset if reset > now else coming
+    coming = period_end(anchor, datetime.now(UTC))
+    effective = reset if reset > datetime.now(UTC) else coming
     return None if effective == coming else f"should be reset at {coming}"
+
+
+def _find_fault_of_kept_period(
+    user: UserRow, initial: tuple[Any, Any] | None, paid: Set[tuple[int, int]]
+) -> str | None:
+    """Without a paid item, the period is that of the last one, or the first period.
+
+    So a user who has never paid for a plan never gets a second period.
+    """
+    anchor, reset = user.quota_anchor, user.next_quota_reset
+    if initial is None or (anchor, reset) == initial:
+        return None
+    if not paid:
+        return f"has paid for nothing, and should still have the period {initial}"
+    anchors = {initial[0], *(moment(time) for pair in paid for time in pair)}
+    if anchor not in anchors:
+        return f"has an anchor that no paid item had, {anchor}"
+    ends = {initial[1], *(moment(end) for _, end in paid)}
+    if reset not in ends and not _is_boundary(anchor, reset):
+        return f"is reset at {reset}, which is no boundary of a paid item"
+    return None
 
 
 def _is_boundary(anchor: datetime, instant: datetime) -> bool:
@@ -156,13 +224,5 @@ def _is_boundary(anchor: datetime, instant: datetime) -> bool:
 
 def _has_nothing(user: UserRow) -> str | None:
     has = (user.stripe_subscription_id, user.subscription_status, user.stripe_price_id)
-    is_free = user.base_quota == FREE and not user.subscription_active
+    is_free = user.base_quota == FREE_CREDITS and not user.subscription_active
     return None if has == (None, None, None) and is_free else "should have nothing"
-
-
-def _worth(states: Sequence[SubscriptionState]) -> tuple[bool, int]:
-    return _is_paid(states), states[0].end or 0
-
-
-def _is_paid(states: Sequence[SubscriptionState]) -> bool:
-    return states[0].status in ACTIVE
