@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pyapp.stripe_sync.objects import read_subscription
 from tests.stripe_world import (
     StripeWorld,
     make_customer,
@@ -110,3 +111,13 @@ def test_invoice_without_subscription_is_ignored(world: StripeWorld):
         world.handle_event("invoice.paid", shape, client=world.client).result
         == "ignored"
     )
+
+
+@pytest.mark.parametrize("seconds", [-62135596800, 253402300799])
+@pytest.mark.parametrize("name", ["created", "cancel_at", "trial_end"])
+def test_time_that_some_zones_cannot_show_is_refused(name: str, seconds: int):
+    """A session east or west of UTC could not read it back."""
+    shape = make_subscription("sub_1", "cus_1") | {name: seconds}
+
+    with pytest.raises(ValueError, match=f"{name} is not a number of seconds in range"):
+        read_subscription(shape)

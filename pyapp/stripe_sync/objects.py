@@ -264,7 +264,7 @@ def find_created(listed: Any) -> int | None:
     if not isinstance(created, int) or isinstance(created, bool):
         return None
     try:
-        datetime.fromtimestamp(created, UTC)
+        _read_seconds(created)
     except (OSError, OverflowError, ValueError):
         return None
     return created
@@ -366,9 +366,21 @@ def _read_created(value: Any) -> datetime:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("created is not a number of seconds")
     try:
-        return datetime.fromtimestamp(value, UTC)
+        return _read_seconds(value)
     except (OSError, OverflowError, ValueError):
         raise ValueError("created is out of range") from None
+
+
+def _read_seconds(value: float) -> datetime:
+    """Return a time that a session in any time zone can read from the database.
+
+    Raises:
+        ValueError, OverflowError, OSError: it is not in the years 2 to 9998.
+    """
+    moment = datetime.fromtimestamp(value, UTC)
+    if not 2 <= moment.year <= 9998:
+        raise OverflowError
+    return moment
 
 
 def _read_items(subscription: JsonObject) -> list[dict[str, Any]]:
@@ -451,6 +463,6 @@ def _read_time(stripe_object: JsonObject, name: str) -> str | None:
     try:
         if isinstance(seconds, bool):
             raise TypeError
-        return datetime.fromtimestamp(seconds, UTC).isoformat()
+        return _read_seconds(seconds).isoformat()
     except (OSError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{name} is not a number of seconds in range") from None
