@@ -155,7 +155,7 @@ def read_customer(customer: JsonObject, *, is_deleted: bool = False) -> dict[str
     if not is_deleted:
         _require(customer, "created")
     return {
-        "id": _require(customer, "id"),
+        "id": _read_identifier("id", customer.get("id")),
         "claimed_user_id": read_claim(customer),
         "email": customer.get("email"),
         "is_deleted": is_deleted,
@@ -175,8 +175,10 @@ def read_subscription(subscription: JsonObject) -> dict[str, Any]:
     began = next((n for n in names if subscription.get(n) is not None), "created")
     _require(subscription, began)
     return {
-        "id": _require(subscription, "id"),
-        "customer_id": object_id(_require(subscription, "customer")),
+        "id": _read_identifier("id", subscription.get("id")),
+        "customer_id": _read_identifier(
+            "customer", object_id(subscription.get("customer"))
+        ),
         "status": _require(subscription, "status"),
         "billing_cycle_anchor": _read_time(subscription, "billing_cycle_anchor"),
         "cancel_at": _read_time(subscription, "cancel_at"),
@@ -400,12 +402,15 @@ def _read_items(subscription: JsonObject) -> list[dict[str, Any]]:
 
 def _read_item(item: JsonObject, subscription: JsonObject) -> dict[str, Any]:
     price = item.get("price") or item.get("plan")
+    price_id = object_id(price)
     quantity = item.get("quantity")
     if quantity is not None and type(quantity) is not int:
         raise ValueError("quantity of an item is not a whole number")
     return {
-        "id": object_id(item) or subscription["id"],
-        "price_id": object_id(price),
+        "id": _read_identifier("id of an item", object_id(item) or subscription["id"]),
+        "price_id": (
+            _read_identifier("price of an item", price_id) if price_id else None
+        ),
         "unit_amount": _read_amount(price) if isinstance(price, Mapping) else None,
         "quantity": quantity,
         "current_period_start": _read_period(item, subscription, "start"),
