@@ -493,7 +493,6 @@ RETURNS TABLE (
     user_id uuid,
     claimed_user_id uuid,
     claim_source text,
-    is_present boolean,
     holder_id uuid
 )
 LANGUAGE sql STABLE
@@ -502,7 +501,6 @@ BEGIN ATOMIC
         k.user_id,
         k.claimed_user_id,
         k.claim_source,
-        u.id IS NOT NULL AS is_present,
         h.id AS holder_id
     FROM (VALUES (find_customer_claim.customer_id)) AS c (id)
     LEFT JOIN LATERAL (
@@ -514,12 +512,6 @@ BEGIN ATOMIC
         WHERE s.id = c.id
         LIMIT 1
     ) AS k ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT o.id
-        FROM app.users AS o
-        WHERE o.id = k.claimed_user_id
-        LIMIT 1
-    ) AS u ON TRUE
     LEFT JOIN LATERAL (
         SELECT o.id
         FROM app.users AS o
@@ -600,7 +592,11 @@ BEGIN ATOMIC
             k.user_id AS known_user_id,
             k.claimed_user_id AS known_claim,
             k.claim_source AS known_source,
-            k.is_present AS is_known_present,
+            (
+                SELECT u.id
+                FROM app.users AS u
+                WHERE u.id = k.claimed_user_id
+            ) IS NOT NULL AS is_known_present,
             k.holder_id,
             app.get_claim_strength(source, FALSE) - app.get_claim_strength(
                 k.claim_source, COALESCE(k.user_id, k.holder_id) IS NOT NULL
@@ -813,7 +809,7 @@ BEGIN ATOMIC
     FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
     WHERE (
             v.snapshot ->> 'claimed_user_id' IS NOT NULL
-            -- EXISTS may read all pending claims at once.
+            -- EXISTS may read all pending claims, or all subscriptions, at once.
             OR (
                 SELECT c.id
                 FROM app.stripe_customers AS c
@@ -822,11 +818,9 @@ BEGIN ATOMIC
                     AND c.claimed_user_id IS DISTINCT FROM c.user_id
             ) IS NOT NULL
         )
-        AND NOT EXISTS (
+        AND (
             SELECT
-            FROM app.stripe_subscriptions AS s
-            WHERE s.id = v.snapshot ->> 'id'
-                AND app.compare_stripe_snapshot(
+                app.compare_stripe_snapshot(
                     (v.snapshot ->> 'as_of')::timestamptz,
                     s.as_of,
                     s.claimed_user_id
@@ -840,7 +834,9 @@ BEGIN ATOMIC
                     OR s.claimed_user_id
                     IS DISTINCT FROM (v.snapshot ->> 'claimed_user_id')::uuid
                 )
-        );
+            FROM app.stripe_subscriptions AS s
+            WHERE s.id = v.snapshot ->> 'id'
+        ) IS NOT TRUE;
 END;
 
 COMMENT ON FUNCTION app.find_subscription_claims(jsonb, text, boolean) IS
@@ -855,8 +851,29 @@ SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 AS $$
 DECLARE
-    claims jsonb := app.find_subscription_claims(snapshots, source, can_fetch);
+    given_claim uuid := snapshots -> 0 ->> 'claimed_user_id';
+    claims jsonb;
 BEGIN
+    -- Most events are of a customer with a claim that is in effect, and agree with it.
+    IF jsonb_array_length(snapshots) = 1 AND EXISTS (
+        SELECT
+        FROM app.stripe_customers AS c
+        WHERE c.id = snapshots -> 0 ->> 'customer_id'
+            AND (c.claimed_user_id IS NULL OR c.claimed_user_id = c.user_id)
+            AND (
+                given_claim IS NULL
+                OR (
+                    c.claimed_user_id = given_claim
+                    AND app.get_claim_strength(c.claim_source, FALSE)
+                    >= app.get_claim_strength('subscription', FALSE)
+                )
+            )
+    )
+    THEN
+        RETURN NULL;
+    END IF;
+    PERFORM app.lock_snapshot_users(snapshots, FALSE);
+    claims := app.find_subscription_claims(snapshots, source, can_fetch);
     RETURN CASE
         WHEN claims IS NOT NULL THEN (
             SELECT jsonb_object_agg(c.customer_id, c.released_user_id)
@@ -946,7 +963,7 @@ BEGIN ATOMIC
     WITH compared AS (
         SELECT DISTINCT ON (s.id)
             s AS snapshot,
-            v.snapshot AS given,
+            v.snapshot -> 'items' AS items,
             k.known,
             i.has_new_prices OR i.has_new_periods AS has_new_items,
             array_remove(ARRAY[
@@ -994,7 +1011,7 @@ BEGIN ATOMIC
 
     SELECT
         c.snapshot,
-        c.given -> 'items' AS items,
+        c.items,
         c.has_new_items,
         COALESCE(
             source = 'event'
@@ -1016,14 +1033,12 @@ BEGIN ATOMIC
         END AS differences,
         COALESCE(o.user_id, o.holder_id) AS user_id,
         CASE
-            WHEN claim.user_id <> COALESCE(o.claimed_user_id, o.user_id, o.holder_id)
-                THEN claim.user_id
+            WHEN (c.snapshot).claimed_user_id
+                <> COALESCE(o.claimed_user_id, o.user_id, o.holder_id)
+                THEN (c.snapshot).claimed_user_id
         END AS conflicting_user_id
     FROM compared AS c
-    CROSS JOIN LATERAL app.find_customer_claim((c.snapshot).customer_id) AS o
-    CROSS JOIN LATERAL (
-        SELECT (c.given ->> 'claimed_user_id')::uuid AS user_id
-    ) AS claim;
+    CROSS JOIN LATERAL app.find_customer_claim((c.snapshot).customer_id) AS o;
 END;
 
 COMMENT ON FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean) IS
@@ -1044,6 +1059,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1052,7 +1068,6 @@ DECLARE
     changed_ids text[];
     changed_items jsonb[];
 BEGIN
-    PERFORM app.lock_snapshot_users(snapshots, FALSE);
     released := app.claim_subscription_customers(snapshots, source, can_fetch);
     FOR
         id, result, differences, user_id, released_user_id, conflicting_user_id,
@@ -1116,7 +1131,6 @@ BEGIN
         c.conflicting_user_id,
         CASE WHEN c.result = 'applied' AND c.has_new_items THEN c.items END AS new_items
     FROM compared AS c
-    ORDER BY (c.snapshot).id
     LOOP
         IF new_items IS NOT NULL THEN
             changed_ids := changed_ids || id;
@@ -1273,7 +1287,8 @@ BEGIN ATOMIC
             AS next_quota_reset
     FROM (
         SELECT
-            period_end = app.get_period_end(anchor, period_start) AS is_on_anchor,
+            is_paid AND period_end = app.get_period_end(anchor, period_start)
+                AS is_on_anchor,
             period_end - period_start
                 BETWEEN interval '28 days' AND interval '31 days' AS is_month
         LIMIT ALL
@@ -1416,6 +1431,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1429,7 +1445,19 @@ BEGIN
 
     RETURN QUERY
     WITH entitled AS MATERIALIZED (
-        SELECT e.*
+        -- No other column, because all of a materialized subquery are evaluated.
+        SELECT
+            e.id,
+            e.stripe_customer_id,
+            e.created_at,
+            e.stripe_subscription_id,
+            e.stripe_price_id,
+            e.subscription_status,
+            e.base_quota,
+            e.quota_anchor,
+            e.next_quota_reset,
+            e.has_unknown_price,
+            e.differences
         FROM app.stripe_entitlements AS e
         WHERE e.id = ANY(user_ids)
     ),
@@ -1457,8 +1485,7 @@ BEGIN
         e.stripe_subscription_id AS subscription_id,
         e.differences,
         e.has_unknown_price
-    FROM entitled AS e
-    ORDER BY e.id;
+    FROM entitled AS e;
 END;
 $$;
 
