@@ -14,8 +14,14 @@ SELECT pg_catalog.set_config('citus.enable_unsafe_triggers', 'on', FALSE);
 -- Reference tables
 -- ---------------------------------------------------------------------------
 
+-- A trigger of a reference table runs on each machine, and the mirror of Stripe is on
+-- the coordinator. A claim on a new user takes effect at the next event of its customer
+-- or the next reconciliation.
+DROP TRIGGER users_take_stripe_claims ON app.users;
+
 -- Distributed rows refer to these tables, and a foreign key needs both sides on one
--- machine. Sessions, referrals and stripe_* refer to them, and stay on the coordinator.
+-- machine. Sessions, referrals, plan_prices and stripe_* refer to them, and stay on the
+-- coordinator.
 SELECT pg_catalog.create_reference_table('app.plans');
 SELECT pg_catalog.create_reference_table('app.users');
 SELECT pg_catalog.create_reference_table('app.fingerprints');

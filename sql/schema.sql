@@ -1028,6 +1028,8 @@ BEGIN
     -- transaction has locked: the delivery, or the next one, takes the claim then. The
     -- same holds for the user that the customer is taken from. MATERIALIZED, because the
     -- planner may evaluate the lock of a join first, for all customers with a claim.
+    -- LIMIT, because the server has room for some thousand locks: a reconciliation takes
+    -- the other claims on users that are loaded in bulk.
     WITH claimed AS MATERIALIZED (
         SELECT k.id
         FROM new_users AS u
@@ -1039,6 +1041,7 @@ BEGIN
                 AND c.claimed_user_id IS DISTINCT FROM c.user_id
             LIMIT ALL
         ) AS k
+        LIMIT 1000
     )
 
     SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims

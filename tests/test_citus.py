@@ -57,6 +57,24 @@ def test_distributed_tables_refer_to_reference_tables(conn: psycopg.Connection):
     assert {name for (name,) in referred} <= {*DISTRIBUTED, *REFERENCE}
 
 
+def test_no_trigger_of_other_machines_reads_the_mirror(conn: psycopg.Connection):
+    for trigger, table in re.findall(r"DROP TRIGGER (\w+) ON app\.(\w+)", TEXT):
+        conn.execute(f"DROP TRIGGER {trigger} ON app.{table}".encode())
+    rows = conn.execute(
+        """
+        SELECT t.tgname
+        FROM pg_trigger AS t
+        INNER JOIN pg_class AS c ON c.oid = t.tgrelid
+        INNER JOIN pg_proc AS p ON p.oid = t.tgfoid
+        WHERE c.relnamespace = 'app'::regnamespace AND NOT t.tgisinternal
+            AND c.relname = ANY(%s) AND p.prosrc ~ 'stripe_|plan_prices'
+        """,
+        [[*DISTRIBUTED, *REFERENCE]],
+    ).fetchall()
+
+    assert rows == []
+
+
 def test_payer_is_not_a_generated_column(conn: psycopg.Connection):
     rows = conn.execute(
         "SELECT FROM pg_attribute WHERE attname = 'subject_id' AND attgenerated <> ''"
