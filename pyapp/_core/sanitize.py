@@ -15,6 +15,8 @@ MAX_DEPTH = 200
 MAX_JSON_CHARACTERS = 16 * 1024 * 1024
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# json.dumps would make one for each call.
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 # JSON's escape for NUL, after an even number of backslashes.
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
@@ -39,7 +41,7 @@ def json_text(value: Any) -> str:
 
     Raises: as json.dumps, and ValueError for NaN and infinities.
     """
-    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     if "\\u0000" in text:
         text = _NUL.sub(rf"\1{REPLACEMENT}", text)
     return storable_text(text)

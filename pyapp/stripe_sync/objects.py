@@ -285,6 +285,9 @@ class _TooDeepError(ValueError):
 
 
 def _is_storable(text: str) -> bool:
+    # Most texts have no escape, and one character is found faster than two.
+    if "\\" not in text:
+        return True
     # jsonb refuses NUL and lone surrogates; escaped surrogate pairs are rare.
     return "\\u0000" not in text and "\\ud" not in text and "\\uD" not in text
 
