@@ -5,13 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import pytest
+import stripe
 
-from pyapp.stripe_sync import Outcome, Refusal, reconcile, replay_events
+from pyapp._core.connection import connect
+from pyapp.stripe_sync import (
+    Outcome,
+    Refusal,
+    handle_webhook,
+    reconcile,
+    replay_events,
+)
 from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync.replay import retry_failed_events
-from tests.fake_stripe import TEST_KEY
-from tests.stripe_world import StripeWorld, held, make_customer
+from tests.fake_stripe import TEST_KEY, TEST_SECRET
+from tests.stripe_world import StripeWorld, held, make_customer, make_subscription
 from tests.support import run_cli
 
 Change = Callable[[list[Any]], None]
@@ -186,6 +195,46 @@ def test_retry_command_names_the_event_and_exits_1(
     line, total = out.splitlines()
     assert line.startswith(f"{first}  InvalidPayloadError: ")
     assert total == "2 applied, 1 failed"
+
+
+@dataclass
+class CuttingClient:
+    """A client whose first request of an object finds the database's connection cut."""
+
+    client: Any
+    world: StripeWorld
+    process: int
+
+    def raw_request(self, method_: str, url_: str, **params: Any) -> Any:
+        if url_.startswith("/v1/subscriptions/"):
+            self.world.conn.execute(
+                "SELECT pg_terminate_backend(%s, 5000)", [self.process]
+            )
+            raise stripe.RateLimitError("too many requests", http_status=429)
+        return self.client.raw_request(method_, url_, **params)
+
+
+@pytest.mark.parametrize("attempt", ["webhook", "replay", "reconcile"])
+def test_lost_connection_during_a_fetch_is_reported_as_such(
+    world: StripeWorld, attempt: str
+):
+    """The error of Stripe's API is not the one to report."""
+    world.create_subscription()
+    delivery = world.pop_deliveries("invoice.paid")[-1]
+    gone = make_subscription("sub_gone", "cus_1")
+    world.handle_event("customer.subscription.created", gone)
+    world.fake.advance(seconds=2)
+    with connect(world.url) as conn:
+        client: Any = CuttingClient(world.client, world, conn.info.backend_pid)
+        runs: dict[str, Callable[[], object]] = {
+            "webhook": lambda: handle_webhook(
+                conn, delivery.payload, delivery.signature, [TEST_SECRET], client
+            ),
+            "replay": lambda: replay_events(conn, client),
+            "reconcile": lambda: reconcile(conn, client),
+        }
+        with pytest.raises(psycopg.OperationalError):
+            runs[attempt]()
 
 
 # --- replay ---

@@ -16,6 +16,7 @@ import psycopg
 import stripe
 from psycopg import Connection
 
+from pyapp._core.run import check_connection
 from pyapp.errors import RuleError, StripeRequestError
 from pyapp.stripe_sync import events, store
 from pyapp.stripe_sync.client import (
@@ -126,6 +127,7 @@ def _process(
                 client = with_deadline(client, until)
             effect = apply_with_fetch(conn, event, client, until)
     except Exception as exc:
+        check_connection(conn, exc)
         may_retry = isinstance(exc, stripe.StripeError) and is_transient(exc)
         if conn.closed or (may_retry and not is_limited):
             raise

@@ -16,6 +16,7 @@ from uuid import UUID
 import stripe
 from psycopg import Connection
 
+from pyapp._core.run import check_connection
 from pyapp.stripe_sync import store
 from pyapp.stripe_sync.client import with_retries
 from pyapp.stripe_sync.differences import KINDS, Difference, find_differences
@@ -385,6 +386,7 @@ class _Comparison:
         try:
             upserted, users = with_retries(refresh)
         except Exception as exc:
+            check_connection(self.conn, exc)
             if not self._affects_one_object(object_type, exc):
                 raise
             self._refuse(object_type, object_id, exc)

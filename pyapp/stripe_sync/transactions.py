@@ -87,7 +87,10 @@ def check_idle(conn: Connection[Any]) -> None:
 
     Raises:
         OpenTransactionError: it is.
+        psycopg.OperationalError: the connection is lost.
     """
+    if conn.closed:
+        raise psycopg.OperationalError("the connection was lost")
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise OpenTransactionError(
             "the connection is in a transaction; commit it, or give another connection"
