@@ -136,6 +136,14 @@ BETTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"price": OTHER, "current_period_end": START + 101},
         {"price": "price_unknown", "current_period_end": START + 100},
     ),
+    "another product before quantity 0 that ends first": (
+        {"price": OTHER, "current_period_end": START + 101},
+        {"price": PRO, "quantity": 0, "current_period_end": START + 100},
+    ),
+    "quantity 0 that ends later before another product": (
+        {"price": PRO, "quantity": 0, "current_period_end": START + 101},
+        {"price": OTHER, "current_period_end": START + 100},
+    ),
     "another product before none": (
         {"price": OTHER, "quantity": 0},
         {"price": None, "current_period_end": None},
@@ -279,6 +287,9 @@ def test_deleted_customer_does_not_hide_a_live_one(payer: Payer):
     )
     assert outcome.user_ids == (payer.user_id,)
     assert (payer.best(), payer.quota()) == (("cus_b", "sub_b", OTHER), FREE)
+    # Also if no subscription of the live one entitles.
+    payer.subscribe("sub_b", customer="cus_b", status="canceled", created=START + 5)
+    assert payer.best()[:2] == ("cus_b", "sub_c")
 
     payer.world.handle_event(
         "customer.deleted", make_customer(live, payer.user_id), START + 6
@@ -384,7 +395,7 @@ def sort_key(status: str, item: tuple[Any, ...] | None) -> tuple[Any, ...]:
         status not in ENTITLING,
         not buys,
         status == "past_due",
-        -(plan_credits or 0) * number if plan_credits is not None else 1,
+        -(plan_credits or 0) * number if buys else 0,
         -(START - 99 if end is None else end),
     )
 
