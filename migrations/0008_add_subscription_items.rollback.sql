@@ -1,5 +1,4 @@
--- Loses all prices of a plan but one, all items of a subscription but one, claims, and
--- pauses. Then run `pyapp db roles` of the release before.
+-- Loses all prices of a plan and items of a subscription but one, and claims.
 
 SET LOCAL lock_timeout = '5s';
 

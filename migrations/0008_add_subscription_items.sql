@@ -423,8 +423,8 @@ BEGIN ATOMIC
         c.claim_source,
         -- The link of a customer without a claim is not part of its snapshot.
         (
-            (c.claimed_user_id, c.claim_source)
-                IS DISTINCT FROM ((o.known).claimed_user_id, (o.known).claim_source)
+            c.claimed_user_id IS DISTINCT FROM (o.known).claimed_user_id
+            OR c.claim_source IS DISTINCT FROM (o.known).claim_source
             OR (
                 c.claimed_user_id IS NOT DISTINCT FROM c.user_id
                 AND c.user_id IS DISTINCT FROM (o.known).user_id
@@ -890,8 +890,10 @@ BEGIN ATOMIC
     SELECT
         COALESCE(
             bool_or(
-                (n.id, n.price_id, n.unit_amount, n.quantity)
-                    IS DISTINCT FROM (k.id, k.price_id, k.unit_amount, k.quantity)
+                n.id IS DISTINCT FROM k.id
+                OR n.price_id IS DISTINCT FROM k.price_id
+                OR n.unit_amount IS DISTINCT FROM k.unit_amount
+                OR n.quantity IS DISTINCT FROM k.quantity
             ),
             FALSE
         ) AS has_new_prices,
@@ -1085,25 +1087,22 @@ BEGIN ATOMIC
             i.has_new_prices OR i.has_new_periods AS has_new_items,
             array_remove(ARRAY[
                 CASE
-                    WHEN (s.status, s.canceled_at, s.pause_behavior, s.pause_resumes_at)
-                        IS DISTINCT FROM (
-                            (k.known).status,
-                            (k.known).canceled_at,
-                            (k.known).pause_behavior,
-                            (k.known).pause_resumes_at
-                        )
+                    WHEN s.status IS DISTINCT FROM (k.known).status
+                        OR s.canceled_at IS DISTINCT FROM (k.known).canceled_at
+                        OR s.pause_behavior IS DISTINCT FROM (k.known).pause_behavior
+                        OR s.pause_resumes_at
+                        IS DISTINCT FROM (k.known).pause_resumes_at
                         THEN 'status'
                 END,
                 CASE WHEN i.has_new_prices THEN 'price' END,
                 CASE
                     WHEN i.has_new_periods THEN 'period'
-                    WHEN (
-                            s.cancel_at, s.cancel_at_period_end, s.billing_cycle_anchor,
-                            s.trial_end
-                        ) IS DISTINCT FROM (
-                            (k.known).cancel_at, (k.known).cancel_at_period_end,
-                            (k.known).billing_cycle_anchor, (k.known).trial_end
-                        )
+                    WHEN s.cancel_at IS DISTINCT FROM (k.known).cancel_at
+                        OR s.cancel_at_period_end
+                        IS DISTINCT FROM (k.known).cancel_at_period_end
+                        OR s.billing_cycle_anchor
+                        IS DISTINCT FROM (k.known).billing_cycle_anchor
+                        OR s.trial_end IS DISTINCT FROM (k.known).trial_end
                         THEN 'period'
                 END,
                 CASE WHEN s.created_at <> (k.known).created_at THEN 'created_at' END,

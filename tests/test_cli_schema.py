@@ -53,7 +53,10 @@ def test_migrate_names_the_migration_that_loses_grants(
     folder = shutil.copytree(migrations_dir(), tmp_path / "migrations")
     monkeypatch.setattr(files, "migrations_dir", lambda: folder)
     assert run("migrate") == 0
-    assert "pyapp db roles" not in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    hint = "  It drops functions or views with their grants: run pyapp db roles next"
+    assert lines.count(hint) == 1
+    assert lines[lines.index(hint) - 1] == "Applying 0008_add_subscription_items"
     text = "-- Why.\n-- Run pyapp db roles right after it: grants are lost.\n\n"
     for suffix in (".sql", ".rollback.sql"):
         (folder / f"0999_recreate_views{suffix}").write_text(

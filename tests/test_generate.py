@@ -157,11 +157,11 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
         ],
     ),
     "renamed_column": (
-        replace("email_verified_at", "email_checked_at"),
-        ["ALTER TABLE app.users RENAME COLUMN email_verified_at TO email_checked_at;"],
+        replace("sig_hash", "signature_hash"),
+        ["ALTER TABLE app.fingerprints RENAME COLUMN sig_hash TO signature_hash;"],
     ),
 }
-RENAMES = {"renamed_column": [Rename("users", "email_verified_at", "email_checked_at")]}
+RENAMES = {"renamed_column": [Rename("fingerprints", "sig_hash", "signature_hash")]}
 
 
 def version(url: str) -> int:
@@ -209,9 +209,9 @@ def test_change_is_drafted_applied_and_rolled_back(
     ("change", "complaint"),
     [
         (
-            replace("email_verified_at", "email_checked_at"),
-            r"would lose app\.users\.email_verified_at: if it is a new name,"
-            r" --rename users\.email_verified_at=email_checked_at; else",
+            replace("sig_hash", "signature_hash"),
+            r"would lose app\.fingerprints\.sig_hash: if it is a new name,"
+            r" --rename fingerprints\.sig_hash=signature_hash; else",
         ),
         (
             replace("fillfactor = 70", "fillfactor = 60"),
