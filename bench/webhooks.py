@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from bench.engines import TARGETS, Engine
 from bench.load import query
 from bench.measures import Measure, at_least
 from pyapp._core.connection import connect
+from pyapp.plans import add_plan_price, create_plan
 from pyapp.stripe_sync import handle_webhook
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.fake_stripe.clock import Clock
@@ -87,6 +89,9 @@ def make_customers(url: str) -> dict[str, dict[str, Any]]:
     customers = {}
     with connect(url) as conn:
         conn.autocommit = True
+        create_plan(conn, plan_id="bench", monthly_credits=Decimal(500))
+        price = subscription.items[0].price.id
+        add_plan_price(conn, plan_id="bench", stripe_price_id=price)
         rows = conn.execute(query("insert_stripe_users").sql, {"users": CUSTOMERS})
         for number, (user_id,) in enumerate(rows.fetchall()):
             subscription.id, subscription.customer = f"sub_{number}", f"cus_{number}"
