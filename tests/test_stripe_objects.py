@@ -58,6 +58,27 @@ def test_text_in_place_of_a_flag_is_named(world: StripeWorld):
     assert outcome.error == "ValueError: deleted is not true or false"
 
 
+@pytest.mark.parametrize("status", [7, {"id": "active"}, "", "active\0"])
+def test_status_that_is_not_text_is_named(world: StripeWorld, status: object):
+    """Stored as an unknown status, it would take the plan away."""
+    shape = make_subscription("sub_1", "cus_1", status=status)
+    error = world.handle_event(CREATED, shape).error
+    assert error is not None
+    assert error.startswith("ValueError: status ")
+
+
+@pytest.mark.parametrize(
+    ("parent", "name"),
+    [("in_1", "parent"), ({"subscription_details": [1]}, "subscription_details")],
+)
+def test_wrong_value_of_an_invoice_is_named(
+    world: StripeWorld, parent: object, name: str
+):
+    shape = {"id": "in_1", "object": "invoice", "customer": "cus_1", "parent": parent}
+    outcome = world.handle_event("invoice.paid", shape)
+    assert outcome.error == f"ValueError: {name} is not an object"
+
+
 @pytest.mark.parametrize("version", ["2024-06-20", "2026-10-28.endive"])
 def test_both_api_versions_are_read(database: str, version: str):
     with stripe_world(database, api_version=version) as world:

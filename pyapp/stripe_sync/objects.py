@@ -179,7 +179,7 @@ def read_subscription(subscription: JsonObject) -> dict[str, Any]:
         "customer_id": _read_identifier(
             "customer", object_id(subscription.get("customer"))
         ),
-        "status": _require(subscription, "status"),
+        "status": _read_identifier("status", subscription.get("status")),
         "billing_cycle_anchor": _read_time(subscription, "billing_cycle_anchor"),
         "cancel_at": _read_time(subscription, "cancel_at"),
         "cancel_at_period_end": _read_flag(subscription, "cancel_at_period_end"),
@@ -205,9 +205,12 @@ def read_claim(claiming: JsonObject) -> str | None:
 
 
 def find_invoice_subscription(invoice: JsonObject) -> str | None:
-    """Return the id of the subscription that an invoice bills, if there is one."""
-    parent = invoice.get("parent") or {}
-    details = parent.get("subscription_details") or {}
+    """Return the id of the subscription that an invoice bills, if there is one.
+
+    Raises:
+        ValueError: a field is wrong; the text names it.
+    """
+    details = _read_field(_read_field(invoice, "parent"), "subscription_details")
     return object_id(details.get("subscription") or invoice.get("subscription"))
 
 
@@ -442,11 +445,9 @@ def _read_period(item: JsonObject, subscription: JsonObject, end: str) -> str | 
     return _read_time(item if item.get(name) is not None else subscription, name)
 
 
-def _require(stripe_object: JsonObject, name: str) -> Any:
-    value = stripe_object.get(name)
-    if value is None or value == "":
+def _require(stripe_object: JsonObject, name: str) -> None:
+    if stripe_object.get(name) is None:
         raise ValueError(f"{name} is missing")
-    return value
 
 
 def _read_field(stripe_object: JsonObject, name: str) -> JsonObject:
