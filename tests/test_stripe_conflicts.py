@@ -90,6 +90,29 @@ def test_link_outlives_its_claim_and_resists_all_but_the_customer(world: StripeW
     assert claimed(world) == (other, other, "customer")
 
 
+def test_link_of_another_than_the_best_customer_outlives_its_claim(
+    world: StripeWorld,
+):
+    owner = world.create_user()
+    add_paid_customer(world)
+    for customer in ("cus_1", "cus_2"):
+        claim(world, "customer", owner, customer=customer)
+    assert world.get_user(owner).stripe_customer_id == "cus_1"
+    claim(world, "customer", None, customer="cus_2")
+    assert claimed(world, "cus_2") == (owner, None, None)
+
+
+def test_customer_that_stripe_deleted_keeps_its_claim(world: StripeWorld):
+    """The deleted object has no metadata."""
+    owner, customer, _ = world.create_subscribed_user()
+    world.client.v1.customers.delete(customer)
+    world.pop_deliveries()
+    world.fake.advance(seconds=60)
+    world.reconcile()
+    assert world.customer_row(customer).is_deleted
+    assert claimed(world, customer) == (owner, owner, "customer")
+
+
 def test_claim_that_is_removed_before_its_user_exists_has_no_effect(
     world: StripeWorld,
 ):
