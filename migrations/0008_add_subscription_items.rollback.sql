@@ -9,6 +9,10 @@ SET LOCAL lock_timeout = '5s';
 -- squawk-ignore-file require-concurrent-index-deletion
 -- squawk-ignore-file disallowed-unique-constraint, adding-foreign-key-constraint
 
+-- An INSERT into users locks users, then plans, for a default: the same order, because
+-- DROP TRIGGER below needs this lock.
+LOCK TABLE app.users IN ACCESS EXCLUSIVE MODE;
+
 LOCK TABLE app.plans, app.stripe_customers, app.stripe_subscriptions
 IN ACCESS EXCLUSIVE MODE;
 

@@ -8,6 +8,10 @@ SET LOCAL lock_timeout = '5s';
 -- Programs of the release before fail from here on: the changelog says to stop them.
 -- squawk-ignore-file ban-drop-column, ban-drop-function, ban-drop-view
 
+-- An INSERT into users locks users, then plans, for a default: the same order, because
+-- CREATE TRIGGER below needs this lock.
+LOCK TABLE app.users IN SHARE ROW EXCLUSIVE MODE;
+
 -- Programs of the release before write the columns that are copied.
 LOCK TABLE app.plans, app.stripe_customers, app.stripe_subscriptions
 IN ACCESS EXCLUSIVE MODE;

@@ -7,6 +7,8 @@ entitlements from items take the place of the earlier ones.
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -16,8 +18,9 @@ from psycopg import errors
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import MigrationError
+from pyapp.users import create_user
 from tests.support import execute, states
-from tests.waiting import run_blocked, wait_for_waiter
+from tests.waiting import run_blocked, wait_for_lock, wait_for_waiter
 
 NAMES = [file.name for file in read_migrations()]
 BEFORE = NAMES.index("0007_relax_stripe_ids")
@@ -321,6 +324,28 @@ def test_program_of_the_release_before_fails_afterwards(filled: str):
             conn.rollback()
         with pytest.raises(errors.UndefinedColumn):
             conn.execute(OLD_WRITE)
+
+
+@pytest.mark.parametrize("is_rollback", [False, True], ids=["forward", "rollback"])
+def test_users_created_concurrently_cause_no_deadlock(filled: str, is_rollback: bool):
+    """The INSERT reads plans for a default, after it has locked users."""
+    migrate(filled, count=2 if is_rollback else 1)
+    run: Callable[..., object] = rollback if is_rollback else migrate
+    with (
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(filled) as reader,
+        psycopg.connect(filled) as creator,
+    ):
+        # The last of the tables that the migration locks first.
+        reader.execute("SELECT FROM app.stripe_subscriptions LIMIT 1")
+        migration = pool.submit(run, filled, count=1)
+        wait_for_waiter(reader)
+        creation = pool.submit(create_user, creator, email="new@example.com")
+        wait_for_lock(reader, creator)
+        reader.commit()
+        creation.result(20)
+        creator.commit()
+        migration.result(20)
 
 
 def test_run_that_is_killed_while_it_waits_can_be_repeated(filled: str):
