@@ -997,6 +997,14 @@ BEGIN
     THEN
         RETURN NULL;
     END IF;
+    -- An ambiguous event changes nothing: its object is fetched, and its claim with it.
+    IF source = 'event' AND can_fetch AND (
+        SELECT c.result
+        FROM app.compare_stripe_subscriptions(snapshots, source, can_fetch) AS c
+    ) = 'ambiguous'
+    THEN
+        RETURN NULL;
+    END IF;
     PERFORM app.lock_snapshot_users(snapshots, FALSE);
     claims := app.find_subscription_claims(snapshots, source, can_fetch);
     RETURN CASE

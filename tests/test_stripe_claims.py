@@ -238,3 +238,26 @@ def test_claim_left_by_a_creation_is_taken_by_the_next_event(
         outcome = claim(world, source, named, customer=customer)
         assert (outcome.result, outcome.user_ids) == ("applied", (user_id,))
     assert quota(world, user_id) == PAID
+
+
+def test_fetched_object_of_an_ambiguous_event_takes_the_claim(world: StripeWorld):
+    """The user that loses the customer loses the plan: both changes are one."""
+    customer = world.create_customer()
+    subscription = world.subscribe(customer)
+    world.handle_all()
+    owner, absent = world.create_user(), uuid4()
+    claim(world, "reference", owner, customer=customer)
+    claim(world, "checkout", absent, customer=customer)
+    with held(world.url, "SELECT app.lock_stripe_customer(%s)", customer):
+        insert(world.conn, absent)
+    assert claimed(world, customer) == (owner, absent, "checkout")
+
+    # Two states of one second.
+    params = {"cancel_at_period_end": True}
+    world.client.v1.subscriptions.update(subscription, params)  # type: ignore[arg-type]
+    (delivery,) = world.pop_deliveries()
+    outcome = world.handle_delivery(delivery, world.client)
+
+    assert outcome.result == "applied"
+    assert set(outcome.user_ids) == {owner, absent}
+    assert [quota(world, one) for one in (owner, absent)] == [FREE, PAID]
