@@ -125,6 +125,19 @@ def odd(fake: FakeStripe, database: str, monkeypatch: pytest.MonkeyPatch) -> Fak
     return fake
 
 
+def test_run_that_ends_with_an_error_lists_what_it_has_found(odd: FakeStripe):
+    """The run that resumes it does not report it again."""
+    odd.faults.add("error", path="/v1/subscriptions", status=403)
+    code, out, err = run_cli("stripe", "reconcile")
+    assert (code, "PermissionError" in err) == (1, True)
+    assert f"{customer(6)}: in Stripe, not in the database\n" in out
+    assert f"{customer(7)}  metadata is not an object" in out
+    code, out, _ = run_cli("stripe", "reconcile")
+    assert code == 1
+    assert customer(7) not in out
+    assert "refused: 2 (2 unreadable)" in out
+
+
 def test_command_lists_refusals_in_a_table(odd: FakeStripe):
     for arguments in (["--dry-run"], [], []):
         code, out, err = run_cli("stripe", "reconcile", *arguments)

@@ -111,19 +111,37 @@ def test_discarded_event_is_not_retried(
 
     code, out, err = run_cli("stripe", "discard", "evt_bad", "--yes")
     assert (code, err) == (0, "")
-    assert out.startswith(f"discarded evt_bad ({CREATED}): ")
+    assert out.startswith(f"evt_bad ({CREATED}) is discarded: RuleError: ")
     assert "no_bad_price" in out
     assert run_cli("stripe", "retry") == (0, "there are no failed events\n", "")
     repair(world)
     shape = make_subscription("sub_1", "cus_1", price="price_bad")
     assert world.handle_event(CREATED, shape, id="evt_bad").result == "duplicate"
-    # The event and its error are kept.
-    assert "no_bad_price" in run_cli("stripe", "events")[1]
+    (row,) = [event for event in world.events() if event[1] == "ignored"]
+    assert str(row[3]).startswith("discarded: RuleError: ")
+    assert "discarded: RuleError: " in run_cli("stripe", "events")[1]
 
     for event in ("evt_bad", "evt_good", "evt_unknown"):
         code, out, err = run_cli("stripe", "discard", event, "--yes")
         assert (code, out) == (1, "")
         assert err.startswith(f"error: there is no failed event {event}: ")
+
+
+def test_retry_names_the_user_of_a_conflict(world: StripeWorld):
+    owner, other = world.create_user(), world.create_user()
+    world.handle_event("customer.created", make_customer("cus_1", owner))
+    refuse_bad_price(world)
+    shape = make_subscription(
+        "sub_1", "cus_1", price="price_bad", metadata={"user_id": str(other)}
+    )
+    world.handle_event(CREATED, shape, id="evt_bad")
+    repair(world)
+    assert run_cli("stripe", "retry") == (
+        0,
+        f"evt_bad  conflict: it claims user {other}, and its customer has another one\n"
+        "1 applied\n",
+        "",
+    )
 
 
 def test_retry_prints_one_json_object_a_line(world: StripeWorld):

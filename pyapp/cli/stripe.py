@@ -69,7 +69,7 @@ _DIFFERENCES = {
     "period": "another period",
     "created_at": "another creation date",
     "unlinked": "customer linked to no user, or to another one",
-    "conflict": "another user is claimed, by a weaker claim",
+    "conflict": "claims another user than its customer has",
     "unknown_price": "price without a plan",
 }
 
@@ -134,7 +134,7 @@ def retry(as_json: AsJson = False) -> None:
     settings = load_settings()
     client, livemode = _make_client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
-    report = _print_outcome if as_json else _say_error
+    report = _print_outcome if as_json else _say_problem
     with connect() as conn:
         for outcome in retry_failed_events(conn, client, livemode=livemode):
             counts[outcome.result] += 1
@@ -165,7 +165,7 @@ def replay(
             client,
             since=moment,
             progress=progress,
-            on_outcome=_print_outcome if as_json else _say_error,
+            on_outcome=_print_outcome if as_json else _say_problem,
         )
     resumed = ", resumed" if done.is_resumed else ""
     if as_json:
@@ -198,7 +198,7 @@ def discard(
             f"there is no failed event {event_id}: pyapp stripe events --failed lists"
             " them"
         )
-    say(f"discarded {found.id} ({found.type}): {found.last_error}")
+    say(f"{found.id} ({found.type}) is {found.last_error}")
 
 
 def prune(
@@ -296,16 +296,22 @@ def _reconcile_table(
         if len(refusals) < LISTED_REFUSALS:
             refusals.append(refusal)
 
-    with connect() as conn, show_objects() as progress:
-        result = run_reconciliation(
-            conn,
-            client,
-            dry_run=dry_run,
-            match_email=match_email,
-            progress=progress,
-            on_difference=keep_difference,
-            on_refusal=keep_refusal,
-        )
+    try:
+        with connect() as conn, show_objects() as progress:
+            result = run_reconciliation(
+                conn,
+                client,
+                dry_run=dry_run,
+                match_email=match_email,
+                progress=progress,
+                on_difference=keep_difference,
+                on_refusal=keep_refusal,
+            )
+    except BaseException:
+        # The run that resumes this one does not report them again.
+        _list_differences(differences)
+        _list_refusals(refusals)
+        raise
     compared = ", ".join(f"{number:,} {name}" for name, number in result.seen.items())
     compared += ", resumed" if result.is_resumed else ""
     _report_differences(result, differences)
@@ -320,13 +326,7 @@ def _reconcile_table(
 def _report_differences(result: Reconciliation, listed: list[Difference]) -> None:
     if not result.number_found:
         return
-    for difference in listed:
-        say(f"{difference.object_id}: {_DIFFERENCES[difference.kind]}")
-        is_candidate = difference.user_id and not difference.is_repaired
-        if difference.kind == "unlinked" and is_candidate:
-            say(f"  user {difference.user_id} has its e-mail address")
-        elif difference.kind == "conflict":
-            say(f"  user {difference.user_id} is claimed")
+    _list_differences(listed)
     if result.number_found > len(listed):
         say(f"and {result.number_found - len(listed):,} more")
     say("")
@@ -341,21 +341,36 @@ def _report_differences(result: Reconciliation, listed: list[Difference]) -> Non
     )
 
 
+def _list_differences(listed: list[Difference]) -> None:
+    for difference in listed:
+        say(f"{difference.object_id}: {_DIFFERENCES[difference.kind]}")
+        is_candidate = difference.user_id and not difference.is_repaired
+        if difference.kind == "unlinked" and is_candidate:
+            say(f"  user {difference.user_id} has its e-mail address")
+        elif difference.kind == "conflict":
+            say(f"  user {difference.user_id} is claimed")
+
+
 def _report_refusals(result: Reconciliation, listed: list[Refusal]) -> None:
     number = result.number_refused
     if not number:
         return
     if result.number_found:
         say("")
-    print_table(
-        ("refused", "reason"),
-        ((one.object_id, one.reason) for one in listed),
-        fitted="reason",
-    )
+    _list_refusals(listed)
     if number > len(listed):
         say(f"and {number - len(listed):,} more")
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in result.refused.items() if n)
     say(f"refused: {number:,} ({kinds})")
+
+
+def _list_refusals(listed: list[Refusal]) -> None:
+    if listed:
+        print_table(
+            ("refused", "reason"),
+            ((one.object_id, one.reason) for one in listed),
+            fitted="reason",
+        )
 
 
 def _check_address(host: str, port: int) -> None:
@@ -381,9 +396,14 @@ def _make_client(settings: Settings) -> StripeClient | None:
     return make_client(settings) if settings.stripe_api_key else None
 
 
-def _say_error(outcome: Outcome) -> None:
+def _say_problem(outcome: Outcome) -> None:
     if outcome.error is not None:
         say(f"{outcome.event_id}  {outcome.error}")
+    if outcome.conflicting_user_id:
+        say(
+            f"{outcome.event_id}  conflict: it claims user"
+            f" {outcome.conflicting_user_id}, and its customer has another one"
+        )
 
 
 def _print_outcome(outcome: Outcome) -> None:

@@ -26,7 +26,7 @@ class Difference:
 
     *kind* is one of KINDS. *object_id* is a customer, a subscription or a user.
     *user_id* is the object's user; for `unlinked`, the user with its e-mail address;
-    for `conflict`, the user that a weaker claim names.
+    for `conflict`, the user of a claim that does not win.
     """
 
     kind: str

@@ -85,9 +85,12 @@ SET status = :status, last_error = COALESCE(:last_error::text, e.last_error)
 WHERE e.id = :id;
 
 -- name: discard_event :optional
--- The error is kept. No row: there is no such event, or it has not failed.
+-- The error says why. No row: there is no such event, or it has not failed.
 UPDATE app.stripe_events AS e
-SET status = 'ignored', processed_at = now()
+SET
+    status = 'ignored',
+    last_error = 'discarded: ' || e.last_error,
+    processed_at = now()
 WHERE e.id = :id AND e.status = 'failed'
 RETURNING e.id, e.type, e.last_error;
 
