@@ -17,3 +17,5 @@ def test_unreliable_deliveries_leave_the_state_of_stripe(database: str, seed: in
     assert report.outcomes["applied"] > 200
     assert report.outcomes["stale"] > 10
     assert report.outcomes["duplicate"] > 50
+    assert report.failed
+    assert report.refused > 5

@@ -1,6 +1,7 @@
 """python -m tests.simulation --seeds 50: one line per seed, until one fails."""
 
 import argparse
+import logging
 import sys
 
 from pyapp._core.connection import connect
@@ -22,6 +23,8 @@ def main() -> int:
     parser.add_argument("--customers", type=int, default=300)
     parser.add_argument("--changes", type=int, default=2000)
     options = parser.parse_args()
+    # Workers and runs are killed on purpose.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     schema = schema_text()
     print(HEAD, flush=True)
     with temp_server() as server:

@@ -154,6 +154,7 @@ def check_equal(
     history: History,
     delivered: Set[str],
     *,
+    has_client: bool,
     odd: Set[str] = frozenset(),
 ) -> list[str]:
     """Return the differences from the fake after a reconciliation.
@@ -162,7 +163,7 @@ def check_equal(
     objects of a test clock. Objects of the customers *odd* were refused.
     """
     mirror, world = read_mirror(conn), history.fake.world
-    seen = history.newest(delivered, has_client=True)
+    seen = history.newest(delivered, has_client=has_client)
     faults = []
     unknown = set(mirror.rows)
     for subscription in world.subscriptions:

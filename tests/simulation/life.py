@@ -183,6 +183,11 @@ class Life:
         subscription = self._subscription(customer)
         self._update(subscription, default_payment_method=card)
 
+    def fail_to_pay(self, customer: str) -> None:
+        """Begin a period with a card that is declined."""
+        changes = {"default_payment_method": DECLINED, "billing_cycle_anchor": "now"}
+        self._update(self._subscription(customer), **changes)
+
     def begin_period(self, customer: str) -> None:
         self._update(self._subscription(customer), billing_cycle_anchor="now")
 
@@ -232,8 +237,12 @@ class Life:
         with self.fake.world.lock:
             if customer in self.odd_customers:
                 self.restore(customer)
+                return
+            self.distort_any(customer)
+            if customer in self.odd:
+                self.change_name(customer)
             else:
-                self.distort_any(customer)
+                self.change_price(customer)
 
     def distort_any(self, customer: str) -> None:
         """Distort the customer or one of its subscriptions."""
@@ -290,6 +299,9 @@ class Life:
         if self.choose.random() < 0.5:
             self.change_name(customer)
         self.fake.request("DELETE", f"/v1/customers/{quote(customer, safe='')}")
+        if self.choose.random() < 0.5:
+            # Deleting the customer has canceled its subscriptions.
+            self.fake.deliveries.drop("customer.subscription.deleted")
         people.settled.add(customer)
         is_owned = "customer" in people.claims.get(customer, ())
         if is_owned and self.choose.random() < 0.5:
@@ -304,7 +316,8 @@ class Life:
     def _copy(self, customer: str) -> None:
         again = self.people.copy_customer(customer)
         self.people.settled.add(again)
-        self.subscribe(again)
+        if self.choose.random() < 0.7:
+            self.subscribe(again)
 
     def be_born(self, _customer: str) -> None:
         if self.people.future:
@@ -408,6 +421,7 @@ _KINDS: list[tuple[Callable[[Life, str], None], int]] = [
     (Life.pause, 6),
     (Life.pause_collection, 5),
     (Life.change_card, 6),
+    (Life.fail_to_pay, 5),
     (Life.begin_period, 4),
     (Life.try_out, 6),
     (Life.subscribe, 6),
@@ -419,7 +433,7 @@ _KINDS: list[tuple[Callable[[Life, str], None], int]] = [
     (Life.change_name, 4),
     (Life.change_owner, 3),
     (Life.forget_owner, 1),
-    (Life.delete, 3),
+    (Life.delete, 6),
     (Life.join, 2),
     (Life.be_born, 4),
     (Life.check_out_known, 4),

@@ -127,7 +127,7 @@ class People:
                     f"U{number}",
                 )
             )
-        elif dice < 0.13:
+        elif dice < 0.12:
             options["test_clock"] = self._make_clock()
         customer = self.post("customers", options)
         self.customers.append(customer)

@@ -1,5 +1,6 @@
 """Runs one seed: changes, deliveries, and the checks of their result."""
 
+import json
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from pyapp.errors import InvalidPayloadError
 from pyapp.stripe_sync import Outcome, handle_webhook, replay_events
 from pyapp.stripe_sync import client as api
 from tests.fake_stripe import TEST_SECRET, Delivery, FakeStripe
+from tests.fake_stripe.faults import Kind
 from tests.simulation.begin import add_born, begin
 from tests.simulation.checks import (
     check_equal,
@@ -32,7 +34,8 @@ from tests.simulation.checks import (
 )
 from tests.simulation.history import CHECKOUT, CUSTOMER_TYPES, INVOICE_TYPES, History
 from tests.simulation.life import START, Life
-from tests.simulation.runs import run_killed, run_once, run_predicted
+from tests.simulation.runs import RunRecord, run_killed, run_once, run_predicted
+from tests.simulation.users import UserRow, read_users
 
 WORKERS = 8
 # Number of checks during the changes.
@@ -41,6 +44,7 @@ CHECKS = 20
 TYPES = (*CUSTOMER_TYPES, *INVOICE_TYPES, CHECKOUT, "customer.subscription.*")
 # Errors that the fake's faults cause, as stored with failed events.
 TRANSIENT = ("RateLimitError", "APIError", "APIConnectionError")
+_REQUEST_FAULTS: tuple[Kind, ...] = ("rate_limit", "error", "cut")
 
 
 class SimulationError(AssertionError):
@@ -74,7 +78,7 @@ def simulate(url: str, seed: int, customers: int = 300, changes: int = 2000) -> 
     """Run *seed* in the empty database at *url*.
 
     Every third seed handles deliveries without a client; every second one reconciles
-    concurrently.
+    concurrently; two of four replay the lost events before they reconcile.
 
     Raises:
         SimulationError: the database differs from the history of Stripe.
@@ -96,10 +100,14 @@ def _add_faults(fake: FakeStripe, choose: Random) -> None:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
-    for kind in ("rate_limit", "error", "cut"):
-        fake.faults.add(kind, method="GET", share=0.05, times=None)
+    _add_request_faults(fake)
     # A slow response is out of date when it arrives.
     fake.faults.add("slow", method="GET", share=0.2, times=None, seconds=0.05)
+
+
+def _add_request_faults(fake: FakeStripe) -> None:
+    for kind in _REQUEST_FAULTS:
+        fake.faults.add(kind, method="GET", share=0.05, times=None)
 
 
 @dataclass(slots=True)
@@ -138,10 +146,15 @@ class _Simulation:
             self.fake.deliveries.release()
             settle()
             self._check("after the deliveries", self._check_deliveries)
+            # Nothing changes any more that a slow response could miss.
+            self.fake.faults.clear()
+            _add_request_faults(self.fake)
             born = self._give_birth(conn)
             self._check(
                 "after births", lambda conn: self._check_rows(conn, linked=born)
             )
+            if self.seed % 4 < 2:
+                self._replay()
             if life.choose.random() < 0.5:
                 self.fake.advance(seconds=life.choose.randint(1, 100))
             self._reconcile_with_odd_objects(conn)
@@ -270,14 +283,19 @@ class _Simulation:
     def _replay(self) -> None:
         """Replay the events that are still lost and that Stripe still has."""
         client, outcomes = self.fake.client(), list[Outcome]()
-        with connect(self.url) as conn:
-            replay = replay_events(
-                conn, client, on_outcome=outcomes.append, page_size=10
-            )
+        with connect(self.url) as conn, connect(self.url) as reading:
+            reading.autocommit = True
+            before = {user.id: user for user in read_users(reading)}
+
+            def check(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                self._check_outcome(reading, outcome, before)
+
+            replay = replay_events(conn, client, on_outcome=check, page_size=10)
         for outcome in outcomes:
             if outcome.result != "failed":
                 self._record(outcome)
-        self.report.replayed = replay.seen
+        self.report.replayed += replay.seen
         failed = {one.event_id for one in outcomes if one.result == "failed"}
         self.report.failed |= failed
         kept_since = self.fake.world.kept_events_since()
@@ -289,6 +307,23 @@ class _Simulation:
         ]
         if left or failed - self.history.odd_events:
             raise SimulationError(f"seed {self.seed}: {replay} leaves {left}, {failed}")
+
+    def _check_outcome(
+        self, conn: Connection[Any], outcome: Outcome, users: dict[UUID, UserRow]
+    ) -> None:
+        """Check that the outcome names the users that the event has changed."""
+        event = self.fake.world.events.get(outcome.event_id)
+        about = json.loads(event.data)["object"]
+        customer = about["id"] if about["object"] == "customer" else about["customer"]
+        possible = self.history.claimants(customer or "")
+        after = {user.id: user for user in read_users(conn, possible)}
+        changed = {name for name, user in after.items() if users[name] != user}
+        users.update(after)
+        conflict = outcome.conflicting_user_id
+        if changed != set(outcome.user_ids) or not {conflict} <= {None, *possible}:
+            self._fail(
+                "in a replay", [f"{outcome} should name {changed} of {possible}"]
+            )
 
     def _resend_lost(self, choose: Random) -> None:
         """Deliver half of the lost events of stored objects."""
@@ -344,17 +379,17 @@ class _Simulation:
 
     # Reconciliations
 
-    def _check_run(self, conn: Connection[Any], when: str, **options: Any) -> None:
+    def _check_run(self, conn: Connection[Any], when: str, **options: Any) -> RunRecord:
         conn.autocommit = False
-        faults = run_predicted(conn, self.fake, **options)
+        last, faults = run_predicted(conn, self.fake, **options)
         conn.autocommit = True
         self.report.runs += 3
         self._fail(when, faults)
+        return last
 
     def _reconcile(self, conn: Connection[Any], **options: Any) -> None:
-        self._check_run(conn, "in a reconciliation", **options)
+        record = self._check_run(conn, "in a reconciliation", **options)
         expected = list_conflicts(conn, self.history)
-        record = run_once(conn, self.fake, **options)
         found = {
             one.object_id: one.user_id
             for one in record.differences
@@ -408,8 +443,13 @@ class _Simulation:
     def _check_equal(
         self, conn: Connection[Any], odd: set[str] | None = None
     ) -> list[str]:
-        delivered = self.report.delivered
-        equal = check_equal(conn, self.history, delivered, odd=odd or set())
+        equal = check_equal(
+            conn,
+            self.history,
+            self.report.delivered,
+            has_client=self.has_client,
+            odd=odd or set(),
+        )
         return [*self._check_effects(conn), *equal]
 
     def _check_effects(self, conn: Connection[Any]) -> list[str]:

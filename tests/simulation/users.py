@@ -87,10 +87,18 @@ class Candidate(NamedTuple):
         return self.status == "active" and self.subscription.is_paid(self.item)
 
 
-def read_users(conn: psycopg.Connection[Any]) -> list[UserRow]:
+def read_users(
+    conn: psycopg.Connection[Any], ids: Set[UUID] | None = None
+) -> list[UserRow]:
+    """Return these users, by default all."""
     with conn.cursor(row_factory=class_row(UserRow)) as cursor:
         columns = ", ".join(UserRow.__slots__)
-        return cursor.execute(f"SELECT {columns} FROM app.users ORDER BY id").fetchall()
+        statement = (
+            f"SELECT {columns} FROM app.users"
+            " WHERE %(ids)s::uuid[] IS NULL OR id = ANY(%(ids)s) ORDER BY id"
+        )
+        chosen = None if ids is None else list(ids)
+        return cursor.execute(statement.encode(), {"ids": chosen}).fetchall()
 
 
 def find_faults(

@@ -114,7 +114,7 @@ class Account:
         return [
             *check_inbox(conn, processed, failed),
             *check_rows(conn, self.history, processed, has_client=True),
-            *check_equal(conn, self.history, processed),
+            *check_equal(conn, self.history, processed, has_client=True),
         ]
 
     def _make_changes(self) -> Iterator[int]:
