@@ -1024,6 +1024,10 @@ AS $$
 DECLARE
     claims jsonb;
 BEGIN
+    -- The statements below must see what the last holder of the lock committed.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN NULL;
+    END IF;
     -- The lock of a customer belongs to a delivery, which may wait for a row that this
     -- transaction has locked: the delivery, or the next one, takes the claim then. The
     -- same holds for the user that the customer is taken from. MATERIALIZED, because the

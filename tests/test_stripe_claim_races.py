@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import IsolationLevel
 
 from pyapp._core.connection import connect
 from pyapp.stripe_sync import Outcome
@@ -98,6 +99,29 @@ def test_delivery_waits_for_a_creation_that_takes_its_customer(world: StripeWorl
         outcome = delivery.result(10)
     assert set(outcome.user_ids) == {user_id, other}
     assert [quota(world, one) for one in (user_id, other)] == [FREE, PAID]
+
+
+@pytest.mark.parametrize(
+    "level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+)
+def test_creation_in_an_older_snapshot_leaves_the_claim(
+    world: StripeWorld, level: IsolationLevel
+):
+    """It does not see the cancellation; the next event takes the claim."""
+    add_paid_customer(world)
+    user_id = uuid4()
+    claim(world, "customer", user_id)
+    with connect(world.url) as conn:
+        conn.isolation_level = level
+        conn.execute("SELECT FROM app.users")
+        canceled = make_subscription("sub_paid", "cus_1", status="canceled")
+        world.handle_event(UPDATED, canceled, START + 1)
+        insert(conn, user_id)
+        conn.commit()
+    assert quota(world, user_id) == FREE
+    claim(world, "customer", user_id)
+    assert claimed(world) == (user_id, user_id, "customer")
+    assert world.get_user(user_id).subscription_status == "canceled"
 
 
 def test_two_creations_of_one_transaction_wait_for_no_page(world: StripeWorld):
