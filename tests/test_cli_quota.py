@@ -134,6 +134,7 @@ def test_json_is_exact(conn: Connection) -> None:
         "trial_end": None,
         "pause_behavior": None,
         "pause_resumes_at": None,
+        "reason": "no_customer",
     }
 
 

@@ -14,7 +14,14 @@ from pyapp.cli import quota as command
 from pyapp.messages import record_messages
 from pyapp.quota import list_user_quotas
 from tests.metering import add_fingerprint, add_user, new_message
-from tests.stripe_world import StripeWorld, make_customer, make_subscription, seconds
+from tests.stripe_world import (
+    StripeWorld,
+    make_customer,
+    make_item,
+    make_items,
+    make_subscription,
+    seconds,
+)
 from tests.support import run_cli
 
 LATER = {
@@ -75,9 +82,21 @@ def shown(*arguments: str) -> list[str]:
         ),
         (OPEN_PAUSE, ["  subscription active", "  payments paused (keep_as_draft)"]),
         ({**LATER, **PAUSED, "status": "canceled"}, ["  subscription canceled"]),
+        (
+            {"price": "price_lost"},
+            ["  subscription active", "  no plan has its price: price_lost"],
+        ),
+        (
+            {"items": make_items()},
+            ["  subscription active", "  no plan has its price: (none)"],
+        ),
+        (
+            {"items": make_items(make_item("si_1", quantity=0))},
+            ["  subscription active", "  no plan: its quantity is 0"],
+        ),
     ],
 )
-def test_lines_below_a_subscriber_show_what_is_to_end(
+def test_lines_below_a_subscriber_show_what_is_to_end_or_missing(
     world: StripeWorld, fields: dict[str, object], notes: list[str]
 ) -> None:
     subscribe(world, fields)
@@ -122,13 +141,14 @@ def test_json_has_the_times_of_a_subscription(world: StripeWorld) -> None:
     (line,) = shown("ada@example.com", "--json")
     found = json.loads(line)
 
-    assert {key: found[key] for key in list(found)[-6:]} == {
+    assert {key: found[key] for key in list(found)[-7:]} == {
         "plan_id": "paid",
         "subscription_status": "active",
         "ends_at": "2099-12-01T00:00:00+00:00",
         "trial_end": "2099-11-01T09:30:00+00:00",
         "pause_behavior": "void",
         "pause_resumes_at": "2099-11-15T00:00:00+00:00",
+        "reason": None,
     }
 
 

@@ -1,6 +1,7 @@
 """`pyapp quota`: quota, usage and period of one payer or of all.
 
-Below a user with a subscription, a line shows its status and what is to end.
+Below a user with a subscription, lines show its status, what is to end, and why an
+active one buys no plan.
 """
 
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ _JSON_KEYS = (
     "trial_end",
     "pause_behavior",
     "pause_resumes_at",
+    "reason",
 )
 
 
@@ -169,6 +171,10 @@ def _subscription_notes(entitlement: Entitlement) -> Iterator[str]:
     if entitlement.ends_at:
         state += f", ends {_format_end(entitlement.ends_at)}"
     yield state
+    if entitlement.reason == "no_quantity":
+        yield "no plan: its quantity is 0"
+    elif entitlement.reason:
+        yield f"no plan has its price: {entitlement.stripe_price_id or '(none)'}"
     if entitlement.pause_behavior:
         paused = f"payments paused ({entitlement.pause_behavior})"
         resumes = entitlement.pause_resumes_at
