@@ -117,7 +117,7 @@ _SUBSCRIPTION = {
     "id": "sub_4",
     "customer_id": "cus_4",
     "status": "active",
-    "claimed_user_id": str(make_id("user", 4)),
+    "claimed_user_id": str(make_id("user", 5)),
     "items": [{"id": "si_8", "price_id": "price_8", "quantity": 1}],
     "cancel_at_period_end": False,
     "created_at": "2026-01-01T00:00:00+00:00",
