@@ -934,14 +934,14 @@ BEGIN ATOMIC
     FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
     WHERE (
             v.snapshot ->> 'claimed_user_id' IS NOT NULL
-            -- EXISTS may read all pending claims, or all subscriptions, at once.
+            -- Conditions of the WHERE clause could read the index of pending claims.
             OR (
-                SELECT c.id
+                SELECT
+                    c.claimed_user_id IS NOT NULL
+                    AND c.claimed_user_id IS DISTINCT FROM c.user_id
                 FROM app.stripe_customers AS c
                 WHERE c.id = v.snapshot ->> 'customer_id'
-                    AND c.claimed_user_id IS NOT NULL
-                    AND c.claimed_user_id IS DISTINCT FROM c.user_id
-            ) IS NOT NULL
+            )
         )
         AND (
             SELECT

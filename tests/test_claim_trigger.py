@@ -1,4 +1,4 @@
-"""The trigger that takes claims of Stripe customers on new users, with many rows.
+"""Many claims of Stripe customers: the trigger that takes them, and a page.
 
 tests/test_stripe_claims.py has the rules of claims.
 """
@@ -23,6 +23,10 @@ CREATE = """
 LOCKS = """
     SELECT count(*) FROM pg_locks
     WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+"""
+FETCHED = """
+    SELECT idx_tup_fetch FROM pg_stat_xact_user_tables
+    WHERE relid = 'app.stripe_customers'::regclass
 """
 LINKED = "SELECT count(*) FROM app.stripe_customers WHERE user_id IS NOT NULL"
 
@@ -67,6 +71,26 @@ def test_conflicting_insert_takes_no_claim_of_a_user_that_exists(
     conn.execute(f"{CREATE} ON CONFLICT DO NOTHING".encode(), [1, 1])
 
     assert count(conn, LINKED) == 0
+
+
+def test_page_reads_only_its_customers_with_old_statistics(conn: psycopg.Connection):
+    """The index of pending claims looks as selective as the key, and smaller."""
+    conn.execute(CLAIM, [1])
+    conn.execute("ANALYZE app.stripe_customers")
+    conn.execute(f"{CLAIM} ON CONFLICT DO NOTHING".encode(), [1000])
+    conn.execute(
+        "INSERT INTO app.stripe_customers (id, as_of)"
+        " SELECT 'cus_other_' || n, now() FROM generate_series(1, 9000) AS n"
+    )
+    before = count(conn, FETCHED)
+
+    conn.execute(
+        "SELECT app.find_subscription_claims(jsonb_agg(jsonb_build_object("
+        "'id', 'sub_' || n, 'customer_id', 'cus_other_' || n)), 'page', TRUE)"
+        " FROM generate_series(1, 100) AS n"
+    )
+
+    assert count(conn, FETCHED) - before == 100
 
 
 def test_roles_sql_grants_the_advisory_locks_that_the_schema_takes():
