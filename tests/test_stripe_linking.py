@@ -117,6 +117,21 @@ def test_checkout_does_not_move_a_linked_customer(world: StripeWorld):
     assert world.get_user(other).stripe_customer_id is None
 
 
+def test_without_subscriptions_the_linked_or_oldest_customer_counts(
+    world: StripeWorld,
+):
+    user_id = world.create_user()
+    shapes = [
+        make_customer(name, user_id, created=START - age)
+        for name, age in (("cus_c", 0), ("cus_b", 8), ("cus_a", 4))
+    ]
+    for shape in shapes:
+        world.handle_event("customer.created", shape)
+    assert world.get_user(user_id).stripe_customer_id == "cus_c"
+    world.handle_event("customer.deleted", shapes[0], START + 1)
+    assert world.get_user(user_id).stripe_customer_id == "cus_b"
+
+
 def test_second_live_customer_does_not_replace_the_first(world: StripeWorld):
     user_id = world.create_user()
     world.handle_event("customer.created", make_customer("cus_b", user_id), START)
