@@ -99,7 +99,7 @@ def process_event(
     Raises:
         OpenTransactionError: the connection is in a transaction.
         StripeRequestError: Stripe was unavailable for minutes.
-        psycopg.OperationalError: the connection is lost; nothing changed.
+        psycopg.OperationalError: the connection is lost; the event may be applied.
     """
     if wait_for_stripe:
         try:

@@ -49,6 +49,7 @@ def handle_webhook(
         InvalidSignatureError: no secret matches, or the signature is too old.
         InvalidPayloadError: the payload is too large, or is not an event.
         OpenTransactionError: the connection is in a transaction.
+        psycopg.OperationalError: the connection is lost; the event may be applied.
         ConfigError: there is no secret, or an empty one.
         InvalidValueError: the payload or the signature has the wrong type.
     """
