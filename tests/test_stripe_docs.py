@@ -16,7 +16,13 @@ from pyapp.stripe_sync.apply import USED_TYPES
 from pyapp.stripe_sync.differences import KINDS
 from pyapp.stripe_sync.refusals import REFUSAL_KINDS
 from tests.fake_stripe import TEST_SECRET, sign
-from tests.stripe_world import START, StripeWorld, make_event, make_subscription
+from tests.stripe_world import (
+    START,
+    StripeWorld,
+    make_checkout,
+    make_event,
+    make_subscription,
+)
 from tests.test_docs import DOCS, blocks_of
 
 PAGE = DOCS / "stripe.md"
@@ -103,6 +109,31 @@ def test_example_of_a_checkout_gives_the_user_a_plan(world: StripeWorld):
 
     assert "failed" not in results
     assert world.get_user(user.id).base_quota == PAID
+
+
+@pytest.mark.parametrize("linked", ["by a payer", "deleted"])
+def test_example_of_a_checkout_needs_a_customer_that_names_the_user(
+    world: StripeWorld, linked: str
+):
+    """What the user pays must not be in the account of another payer."""
+    user_id = world.create_user()
+    customer = world.create_customer(None if linked == "by a payer" else user_id)
+    shape = make_checkout(customer, user_id)
+    world.handle_event("checkout.session.completed", shape)
+    if linked == "deleted":
+        world.client.v1.customers.delete(customer)
+    user = world.get_user(user_id)
+    assert user.stripe_customer_id == customer
+
+    example("open_checkout")(world.client, user, "price_month")
+
+    (session,) = world.client.v1.checkout.sessions.list().data
+    assert isinstance(session.customer, str)
+    assert session.customer != customer
+    world.fake.complete_checkout(session.id)
+    world.handle_all(world.client)
+    user = world.get_user(user_id)
+    assert (user.stripe_customer_id, user.base_quota) == (session.customer, PAID)
 
 
 def test_example_of_a_route_reports_changed_users(
