@@ -258,6 +258,17 @@ def test_customer_refused_on_a_page_is_not_refused_again(world: StripeWorld):
         assert [one.object_id for one in refusals] == [customer(30)]
 
 
+def test_customer_of_a_users_row_is_reported_once(world: StripeWorld):
+    """A dry run has rolled back the page that would have stored it."""
+    world.conn.execute(
+        "UPDATE app.users SET stripe_customer_id = %s WHERE id = %s",
+        [customer(30), seeded_user_id(30)],
+    )
+    found = [run(world, dry_run=is_dry_run)[0].found for is_dry_run in (True, False)]
+    assert found[0] == found[1]
+    assert found[0]["missing_here"] == 2 * NUMBER
+
+
 def test_refusals_of_objects_that_no_page_contains_are_reported(world: StripeWorld):
     """Two are deleted at Stripe, one is known by a checkout, one by a user's row."""
     run(world)
