@@ -1696,6 +1696,7 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
+    customer_ids text[];
     claims jsonb;
 BEGIN
     -- The statements below must see what the last holder of the lock committed.
@@ -1703,11 +1704,10 @@ BEGIN
         RETURN NULL;
     END IF;
     -- The lock of a customer belongs to a delivery, which may wait for a row that this
-    -- transaction has locked: the delivery, or the next one, takes the claim then. The
-    -- same holds for the user that the customer is taken from. MATERIALIZED, because the
-    -- planner may evaluate the lock of a join first, for all customers with a claim.
-    -- LIMIT, because the server has room for some thousand locks: a reconciliation takes
-    -- the other claims on users that are loaded in bulk.
+    -- transaction has locked: the delivery, or the next one, takes the claim then.
+    -- MATERIALIZED, because the planner may evaluate the lock of a join first, for all
+    -- customers with a claim. The server has room for some thousand locks: of users that
+    -- are loaded in bulk, a reconciliation takes the other claims.
     WITH claimed AS MATERIALIZED (
         SELECT k.id
         FROM new_users AS u
@@ -1722,17 +1722,37 @@ BEGIN
         LIMIT 1000
     )
 
-    SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
+    SELECT array_agg(c.id) INTO customer_ids
     FROM claimed AS c
-    WHERE pg_try_advisory_xact_lock(hashtextextended(c.id, 0))
-        AND (
-            (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = c.id) IS NULL
-            OR (
-                SELECT h.id
-                FROM app.users AS h
-                WHERE h.stripe_customer_id = c.id
-                FOR NO KEY UPDATE SKIP LOCKED
-            ) IS NOT NULL
+    WHERE (
+            SELECT count(*)
+            FROM pg_locks AS l
+            WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory'
+        ) < 1000
+        AND pg_try_advisory_xact_lock(hashtextextended(c.id, 0));
+    IF customer_ids IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- The same holds for the users that lose a customer. They are locked, because a sync
+    -- of another customer of theirs could return to this one.
+    SELECT jsonb_agg(jsonb_build_object('customer_id', c.id)) INTO claims
+    FROM app.stripe_customers AS c
+    WHERE c.id = ANY(customer_ids)
+        AND NOT EXISTS (
+            SELECT
+            FROM unnest(
+                ARRAY[
+                    c.user_id,
+                    (SELECT h.id FROM app.users AS h WHERE h.stripe_customer_id = c.id)
+                ]
+            ) AS o (id)
+            WHERE o.id IS NOT NULL
+                AND (
+                    SELECT u.id
+                    FROM app.users AS u
+                    WHERE u.id = o.id
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) IS NULL
         );
     IF claims IS NOT NULL THEN
         PERFORM app.sync_stripe_users(array_agg(o.id))

@@ -6,6 +6,7 @@ tests/test_stripe_claims.py has the rules of claims.
 import re
 
 import psycopg
+import pytest
 
 from pyapp._core.queries import QUERIES, schema_text, sql_dir
 from pyapp.users import create_user
@@ -52,11 +53,15 @@ def test_only_customers_that_claim_a_new_user_are_locked(conn: psycopg.Connectio
     assert count(conn, LINKED) == 3
 
 
-def test_users_loaded_in_bulk_take_a_limited_number_of_locks(conn: psycopg.Connection):
+@pytest.mark.parametrize("rows", [1200, 100, 1])
+def test_users_loaded_in_bulk_take_a_limited_number_of_locks(
+    conn: psycopg.Connection, rows: int
+):
     """The others wait for a reconciliation; the users are inserted in any case."""
     conn.execute(CLAIM, [1200])
 
-    conn.execute(CREATE, [1, 1200])
+    for first in range(1, 1201, rows):
+        conn.execute(CREATE, [first, first + rows - 1])
 
     assert count(conn, "SELECT count(*) FROM app.users") == 1200
     assert count(conn, LOCKS) == count(conn, LINKED) == 1000

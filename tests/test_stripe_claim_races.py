@@ -162,6 +162,30 @@ def test_two_creations_of_one_transaction_wait_for_no_page(world: StripeWorld):
     assert [quota(world, one) for one in new.values()] == [PAID, PAID]
 
 
+def test_owner_of_a_customer_that_a_creation_takes_does_not_return_to_it(
+    world: StripeWorld,
+):
+    """The owner's best subscription ends before the creation is committed."""
+    owner, user_id = world.create_user(), uuid4()
+    world.handle_event("customer.created", make_customer("cus_2", owner))
+    world.handle_event(UPDATED, make_subscription("sub_2", "cus_2"))
+    add_paid_customer(world)
+    claim(world, "reference", owner)
+    claim(world, "checkout", user_id)
+    # Of two equal items, the first counts.
+    ended, taken = world.get_user(owner).stripe_customer_id, "cus_1"
+    assert ended == "cus_2"
+    with ThreadPoolExecutor(1) as pool, connect(world.url) as conn:
+        insert(conn, user_id)
+        canceled = make_subscription("sub_2", "cus_2", status="canceled")
+        delivery = pool.submit(world.handle_event, UPDATED, canceled, START + 1)
+        wait_for_waiter(conn)
+        conn.commit()
+        assert delivery.result(10).result == "applied"
+    assert claimed(world, taken)[0] == user_id
+    assert [quota(world, one) for one in (owner, user_id)] == [FREE, PAID]
+
+
 NAMES = [f"cus_{number}" for number in range(4)]
 USERS = [UUID(int=number) for number in range(1, 9)]
 
