@@ -58,6 +58,20 @@ def test_claim_in_the_second_of_the_creation_is_not_lost(
     assert world.subscription_row(subscription).is_provisional != has_client
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_claims_of_one_second_are_fetched(world: StripeWorld, order: int):
+    first, second = world.create_user(), world.create_user()
+    customer = world.create_customer()
+    subscription = world.subscribe(customer, metadata={"user_id": str(first)})
+    world.client.v1.subscriptions.update(
+        subscription, {"metadata": {"user_id": str(second)}}
+    )
+    created, updated = world.pop_deliveries("customer.subscription.created", UPDATED)
+    for delivery in (created, updated)[::order]:
+        assert world.handle_delivery(delivery, world.client).result == "applied"
+    assert claimed(world, customer) == (second, second, "subscription")
+
+
 def test_subscription_keeps_a_claim_that_another_one_shares(world: StripeWorld):
     first, second = world.create_user(), world.create_user()
     for name in ("sub_1", "sub_2"):
