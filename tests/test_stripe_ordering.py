@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pyapp.stripe_sync import client as api
 from pyapp.stripe_sync import reconcile
 from tests.fake_stripe import Delivery
 from tests.stripe_world import (
@@ -277,3 +278,36 @@ def test_claim_before_the_customer_hides_no_event_of_it(world: StripeWorld):
         assert outcome.result == "applied"
 
     assert world.customer_row("cus_1").user_id == second
+
+
+def test_items_beyond_ten_are_of_the_state_of_their_subscription(
+    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    """The items that an object leaves out are listed by another request."""
+    names = [f"price_{n}" for n in range(11)]
+    for name in names:
+        world.fake.add_price(name)
+    subscription = world.client.v1.subscriptions.create(
+        {
+            "customer": world.create_customer(),
+            "items": [{"price": name} for name in names],
+        }
+    )
+    list_items, item = api._list_items, subscription["items"].data[0].id
+
+    def change_then_list(client: Any, name: str) -> list[Any]:
+        monkeypatch.setattr(api, "_list_items", list_items)
+        change = {"cancel_at_period_end": True, "items": [{"id": item, "quantity": 3}]}
+        world.fake.request("POST", f"/v1/subscriptions/{name}", change)
+        return list_items(client, name)
+
+    monkeypatch.setattr(api, "_list_items", change_then_list)
+    response = api.fetch(world.client, "subscriptions", subscription.id)
+
+    assert response is not None
+    found = {one["id"]: one["quantity"] for one in response.data["items"]["data"]}
+    assert (response.data["cancel_at_period_end"], found[item], len(found)) == (
+        True,
+        3,
+        11,
+    )

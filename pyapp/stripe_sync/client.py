@@ -34,6 +34,8 @@ _DEADLINE_ATTEMPTS = 4
 _DEADLINE_WAIT = 0.25
 # Stripe's error for a live object and a test key: the object is not missing.
 _OTHER_MODE = "similar object exists"
+# Requests for a subscription that changes while its items are listed.
+_MOST_FETCHES = 5
 _CURSORS = ("starting_after", "ending_before")
 _SECRET = re.compile(r"\b(?:sk|rk|pk|whsec)_\S+")
 sleep: Callable[[float], None] = time.sleep
@@ -156,16 +158,32 @@ def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse
     if segment.strip(".") == "":
         raise ValueError(f"the id {object_id!r} cannot be requested")
     try:
-        response = _get(client, f"/v1/{object_type}/{segment}")
+        path = f"/v1/{object_type}/{segment}"
+        response = _get(client, path)
         if has_more_items(response.data):
-            items = _list_items(client, object_id)
-            response.data["items"] = {"object": "list", "data": items}
+            response = _fetch_items(client, path, object_id, response)
         return response
     except stripe.InvalidRequestError as exc:
         is_missing = exc.code == "resource_missing" or exc.http_status == 404
         if is_missing and _OTHER_MODE not in str(exc):
             return None
         raise
+
+
+def _fetch_items(
+    client: StripeApi, path: str, subscription: str, response: StripeResponse
+) -> StripeResponse:
+    """Return the subscription with all its items, as it was before the last request."""
+    for _ in range(_MOST_FETCHES):
+        items = _list_items(client, subscription)
+        # Subscription and items are of one state if nothing changed in between.
+        before, response = response, _get(client, path)
+        if response.data == before.data or not has_more_items(response.data):
+            break
+    if has_more_items(response.data):
+        before.data["items"] = {"object": "list", "data": items}
+        return before
+    return response
 
 
 def _list_items(client: StripeApi, subscription: str) -> list[Any]:
