@@ -257,7 +257,7 @@ class _Simulation:
             with self.lock:
                 self.report.failed.add(outcome.event_id)
             return
-        is_transient = str(outcome.error).startswith(TRANSIENT)
+        is_transient = outcome.is_busy or str(outcome.error).startswith(TRANSIENT)
         if not is_transient and not self.life.concerns_odd(delivery.event):
             raise SimulationError(f"seed {self.seed}, a delivery failed: {outcome}")
 
@@ -339,11 +339,11 @@ class _Simulation:
     # Odd objects, births, addresses
 
     def _give_birth(self, conn: Connection[Any]) -> set[UUID]:
-        """Let users exist while nothing else happens; return them."""
+        """Let claimed users exist while nothing else happens; return them."""
         people = self.life.people
-        number = len(people.future) // 2
-        for _ in range(number):
-            people.be_born()
+        claimed = set().union(*(claims.values() for claims in people.claims.values()))
+        people.born = [person for person in people.future if person.id in claimed]
+        people.future = [person for person in people.future if person.id not in claimed]
         born = {person.id for person in people.born}
         add_born(conn, self.life, self.history)
         return born
