@@ -168,6 +168,25 @@ def test_conflict_is_reported_by_every_reconciliation(world: StripeWorld):
     assert world.reconcile() == []
 
 
+@pytest.mark.parametrize("is_dry_run", [True, False])
+def test_reconciliation_reports_the_user_that_loses_a_customer(
+    world: StripeWorld, is_dry_run: bool
+):
+    """The former one, when a subscription claims the customer for another user."""
+    former, owner = world.create_user(), world.create_user()
+    customer = world.create_customer()
+    subscription = world.subscribe(customer, metadata={"user_id": str(former)})
+    world.handle_all()
+    world.client.v1.subscriptions.update(
+        subscription, {"metadata": {"user_id": str(owner)}}
+    )
+    found = world.reconcile(dry_run=is_dry_run)
+    lost = [(d.object_id, d.kind) for d in found if d.user_id == former]
+    assert lost == [(str(former), kind) for kind in ("status", "price")]
+    assert {d.is_repaired for d in found} == {not is_dry_run}
+    assert world.reconcile(dry_run=is_dry_run) == (found if is_dry_run else [])
+
+
 def test_dry_run_reports_the_conflict_that_a_run_reports(world: StripeWorld):
     owner, other = world.create_user(), world.create_user()
     customer = world.create_customer(owner)

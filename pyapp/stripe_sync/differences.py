@@ -57,9 +57,12 @@ def find_differences(
             yield Difference("conflict", one.id, one.conflicting_user_id, False)
         if kinds:
             explained.add(one.user_id)
+    released = {one.released_user_id for one in upserted}
     for user in users:
-        # Users with a customer appear once with it, and again with a subscription.
-        if object_type == "customers" and user.id not in explained:
+        # Users with a customer appear once with it, and again with a subscription,
+        # unless the subscription claims the customer for another user.
+        is_first = object_type == "customers" or user.id in released
+        if is_first and user.id not in explained:
             for kind in user.differences:
                 yield Difference(kind, str(user.id), user.id, not is_dry_run)
         if user.has_unknown_price and user.subscription_id in ids:
