@@ -107,6 +107,18 @@ def test_checkout_without_a_customer_is_ignored(world: StripeWorld):
     )
 
 
+def test_checkout_fetches_a_customer_of_which_only_the_id_is_known(
+    world: StripeWorld,
+):
+    user_id = world.create_user()
+    customer = world.create_customer()
+    shape = make_checkout(customer, user_id)
+    world.handle_event(COMPLETED, shape)
+    assert world.customer_row(customer).created_at is None
+    world.handle_event(COMPLETED, shape, client=world.client)
+    assert world.get_user(user_id).created_at == moment(START)
+
+
 def test_checkout_does_not_move_a_linked_customer(world: StripeWorld):
     owner, other = world.create_user(), world.create_user()
     for customer in ("cus_0", "cus_1"):
