@@ -335,6 +335,15 @@ def test_only_a_verified_address_is_matched_and_only_if_asked(world: StripeWorld
     assert world.get_user(bob).created_at == moment(START)
 
 
+def test_address_is_matched_in_the_second_of_an_event(world: StripeWorld):
+    """The page is ambiguous, so that the customer is fetched."""
+    ada = add_address(world, "ada")
+    customer = world.create_customer(email="ada@example.com")
+    world.handle_all()
+    reconcile(world.conn, world.client, match_email=True)
+    assert store_user(world, customer) == ada
+
+
 @pytest.mark.parametrize("page_size", [1, 100])
 def test_one_address_of_two_customers_is_matched_alike(
     world: StripeWorld, page_size: int
