@@ -40,6 +40,25 @@ def test_changed_claim_moves_the_link(world: StripeWorld, source: str, is_late: 
     assert world.get_user(first).stripe_customer_id is None
 
 
+def test_page_takes_a_corrected_claim_before_a_conflict(world: StripeWorld):
+    """In events too, the subscription that made the claim moves it."""
+    first, second, other = (world.create_user() for _ in range(3))
+    customer = world.create_customer()
+    made = world.subscribe(customer, metadata={"user_id": str(first)})
+    world.fake.advance(seconds=5)
+    # Stripe lists the newest first.
+    world.subscribe(customer, metadata={"user_id": str(other)})
+    world.handle_all()
+    assert claimed(world, customer)[0] == first
+
+    world.client.v1.subscriptions.update(made, {"metadata": {"user_id": str(second)}})
+    found = world.reconcile()
+
+    assert claimed(world, customer) == (second, second, "subscription")
+    assert [one.user_id for one in found if one.kind == "conflict"] == [other]
+    assert [quota(world, one) for one in (first, second)] == [FREE, PAID]
+
+
 @pytest.mark.parametrize("has_client", [False, True])
 def test_claim_in_the_second_of_the_creation_is_not_lost(
     world: StripeWorld, has_client: bool

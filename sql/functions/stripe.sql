@@ -526,14 +526,14 @@ END;
 COMMENT ON FUNCTION app.find_customer_claim(text) IS
     'The stored user and claim of a customer, and the user whose row names it.';
 
--- Among several claims on one customer, the first one whose user exists. former_claim:
--- what the subscription, and no other one of the customer, claims until now.
+-- Among several claims on one customer: one that corrects the customer's claim, else
+-- the first one whose user exists. A subscription corrects a claim that it made alone.
 CREATE OR REPLACE FUNCTION app.find_snapshot_claims(snapshots jsonb)
 RETURNS TABLE (
     customer_id text,
     claimed_user_id uuid,
     is_present boolean,
-    former_claim uuid
+    is_correction boolean
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
@@ -541,7 +541,7 @@ BEGIN ATOMIC
         g.customer_id,
         g.claimed_user_id,
         u.id IS NOT NULL AS is_present,
-        b.claimed_user_id AS former_claim
+        b.id IS NOT NULL AS is_correction
     FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
     CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
         id text, customer_id text, claimed_user_id uuid
@@ -553,9 +553,15 @@ BEGIN ATOMIC
         LIMIT 1
     ) AS u ON TRUE
     LEFT JOIN LATERAL (
-        SELECT s.claimed_user_id
+        SELECT s.id
         FROM app.stripe_subscriptions AS s
         WHERE s.id = g.id
+            AND s.claimed_user_id <> g.claimed_user_id
+            AND s.claimed_user_id = (
+                SELECT c.claimed_user_id
+                FROM app.stripe_customers AS c
+                WHERE c.id = s.customer_id
+            )
             AND NOT EXISTS (
                 SELECT
                 FROM app.stripe_subscriptions AS other
@@ -565,7 +571,8 @@ BEGIN ATOMIC
             )
         LIMIT 1
     ) AS b ON TRUE
-    ORDER BY g.customer_id, u.id IS NULL, g.claimed_user_id IS NULL, v.n;
+    ORDER BY
+        g.customer_id, b.id IS NULL, u.id IS NULL, g.claimed_user_id IS NULL, v.n;
 END;
 
 COMMENT ON FUNCTION app.find_snapshot_claims(jsonb) IS
@@ -591,7 +598,7 @@ BEGIN ATOMIC
             c.customer_id,
             c.claimed_user_id,
             c.is_present,
-            c.former_claim,
+            c.is_correction,
             k.user_id AS known_user_id,
             k.claimed_user_id AS known_claim,
             k.claim_source AS known_source,
@@ -621,11 +628,7 @@ BEGIN ATOMIC
                         AND k.known_claim IS NOT NULL
                         AND NOT k.is_known_present
                     )
-                    OR (
-                        k.advantage = 0
-                        AND k.former_claim = k.known_claim
-                        AND k.claimed_user_id <> k.known_claim
-                    )
+                    OR (k.advantage = 0 AND k.is_correction)
                 ),
                 FALSE
             ) AS is_winner
@@ -818,7 +821,7 @@ BEGIN ATOMIC
             OR (
                 SELECT
                     c.claimed_user_id IS NOT NULL
-                    AND c.claimed_user_id IS DISTINCT FROM c.user_id
+                    AND (c.claimed_user_id = c.user_id) IS NOT TRUE
                 FROM app.stripe_customers AS c
                 WHERE c.id = v.snapshot ->> 'customer_id'
             )
