@@ -226,6 +226,14 @@ def test_two_claims_of_one_checkout_are_a_conflict(world: StripeWorld):
     assert claimed(world) == (first, first, "checkout")
 
 
+def test_either_claim_of_a_checkout_is_a_conflict(world: StripeWorld):
+    owner, other = world.create_user(), world.create_user()
+    claim(world, "customer", owner)
+    for reference, name in ((owner, other), (other, owner)):
+        shape = make_checkout("cus_1", reference, metadata={"user_id": str(name)})
+        assert world.handle_event(COMPLETED, shape).conflicting_user_id == other
+
+
 def test_reference_of_an_attacker_takes_nothing_from_a_user(world: StripeWorld):
     """A payer can write any client_reference_id into a payment link's URL."""
     victim, attacker = world.create_user(), world.create_user()
