@@ -162,7 +162,7 @@ def _retry(
             api_version=failed.api_version,
             created_at=failed.event_created_at,
             object={},
-            foreign="it cannot be read",
+            foreign=None,
             text=stored.payload,
         )
         return record_failure(conn, unreadable, exc, NO_DEADLINE)
