@@ -215,6 +215,7 @@ def test_claim_left_by_a_creation_is_taken_by_the_next_event(
     world.handle_all()
     user_id = uuid4()
     claim(world, "checkout", user_id, customer=customer)
+    world.conn.execute("SET lock_timeout = '5s'")
     with held(world.url, "SELECT app.lock_stripe_customer(%s)", customer):
         insert(world.conn, user_id)
     row = world.customer_row(customer)

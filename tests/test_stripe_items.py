@@ -366,6 +366,29 @@ def test_all_fields_of_an_item_are_stored(payer: Payer):
     assert times == {(moment(start), moment(end))}
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"price": {"id": BASIC, "unit_amount": 2000}},
+    {"price": {"id": PRO, "unit_amount": 0}},
+    {"price": {"id": PRO, "unit_amount": None}},
+    {"quantity": 2},
+    {"quantity": None},
+    {"current_period_start": START + 1},
+    {"current_period_end": START + 2},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_change_of_one_field_of_an_item_is_stored(payer: Payer, change: dict[str, Any]):
+    payer.add_customer()
+    other = make_item("si_2", OTHER)
+    before = payer.subscribe("sub", make_item("si_1", PRO), other)
+    first = payer.world.items(before)
+    payer.subscribe("sub", make_item("si_1", PRO) | change, other)
+    second = payer.world.items(before)
+    assert second[1:] == first[1:]
+    assert second[0] != first[0]
+
+
 STATUSES = (*ENTITLING, "unpaid", "canceled", "incomplete_expired", "paused", "new")
 ITEMS = st.lists(
     st.tuples(

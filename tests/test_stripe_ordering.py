@@ -113,8 +113,10 @@ def test_late_event_does_not_revive_a_deleted_customer(world: StripeWorld):
         world.handle_delivery(delivery)
     assert world.customer_row(customer).is_deleted
     shape = make_customer(customer, created=START)
-    world.handle_event("customer.updated", shape, START + 60)
-    assert world.customer_row(customer).is_deleted
+    before = world.customer_row(customer)
+    outcome = world.handle_event("customer.updated", shape, START + 60)
+    assert (outcome.result, world.customer_row(customer)) == ("stale", before)
+    assert before.is_deleted
 
 
 def test_reconciliation_revives_a_customer_deleted_by_mistake(world: StripeWorld):
