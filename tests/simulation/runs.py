@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
-from uuid import UUID
-
 from psycopg import Connection
 
 from pyapp.stripe_sync import Difference, Progress, Reconciliation, Refusal, reconcile
@@ -26,13 +24,15 @@ class RunRecord:
     refusals: list[Refusal] = field(default_factory=list)
 
     @property
-    def repairs(self) -> Counter[tuple[str, str, UUID | None]]:
-        """Return what was repaired, or what a dry run would have repaired."""
+    def repairs(self) -> Counter[tuple[str, str]]:
+        """Return what was repaired, or what a dry run would have repaired.
+
+        A dry run compares each page with the database as it is: it does not see the
+        users, conflicts and prices that the pages before it would have left.
+        """
         return Counter(
-            (one.kind, one.object_id, one.user_id)
+            (one.kind, one.object_id)
             for one in self.differences
-            # A dry run compares each page with the database as it is: it does not see
-            # which claims and prices the pages before it would have left.
             if one.kind not in {"conflict", "unknown_price"}
         )
 
