@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+
 from psycopg import Connection
 
 from pyapp.stripe_sync import Difference, Progress, Reconciliation, Refusal, reconcile
