@@ -271,3 +271,26 @@ def test_unseen_customer_of_a_user_is_not_replaced(world: StripeWorld):
     world.handle_event("customer.updated", make_customer("cus_1"), START + 2)
     assert world.customer_row("cus_1").user_id == user_id
     assert world.get_user(user_id).stripe_subscription_id == "sub_1"
+
+
+def test_outcome_names_the_user_that_loses_its_customer(world: StripeWorld):
+    first, second, third = (world.create_user() for _ in range(3))
+    world.handle_event(COMPLETED, make_checkout("cus_1", first))
+
+    claim = make_checkout("cus_1", None, metadata={"user_id": str(second)})
+    outcome = world.handle_event(COMPLETED, claim)
+    assert set(outcome.user_ids) == {first, second}
+
+    customer = make_customer("cus_1", third)
+    outcome = world.handle_event("customer.created", customer)
+    assert set(outcome.user_ids) == {second, third}
+
+
+def test_subscription_names_the_user_that_loses_its_customer(world: StripeWorld):
+    first, second = (world.create_user() for _ in range(2))
+    world.handle_event(COMPLETED, make_checkout("cus_1", first))
+
+    claiming = make_subscription("sub_1", "cus_1", metadata={"user_id": str(second)})
+    outcome = world.handle_event(CREATED, claiming)
+
+    assert set(outcome.user_ids) == {first, second}

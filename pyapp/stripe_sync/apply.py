@@ -430,7 +430,7 @@ def _claim(
         users = store.sync_users(conn, user_ids=[one for one in owners if one])
     return Effect(
         "applied" if stored.is_changed else "ignored",
-        changed_users(users),
+        changed_users(users, [stored.released_user_id]),
         stored.conflicting_user_id,
     )
 
@@ -441,7 +441,7 @@ def _sync(conn: Connection[Any], upserted: Sequence[UpsertResult]) -> Effect:
     is_applied = any(one.result == "applied" for one in upserted)
     return Effect(
         "applied" if is_applied else "stale",
-        changed_users(users),
+        changed_users(users, [one.released_user_id for one in upserted]),
         next(filter(None, conflicts), None),
     )
 

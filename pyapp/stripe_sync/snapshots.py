@@ -3,7 +3,7 @@
 The caller holds the locks of the customers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -126,6 +126,8 @@ def sync_affected_users(
     )
 
 
-def changed_users(users: Iterable[SyncedUser]) -> list[UUID]:
-    """Return the users whose row a sync changed."""
-    return [user.id for user in users if user.differences]
+def changed_users(
+    users: Iterable[SyncedUser], released: Collection[UUID | None]
+) -> list[UUID]:
+    """Return the users whose row a sync changed; those *released* lost a customer."""
+    return [user.id for user in users if user.differences or user.id in released]
