@@ -1665,7 +1665,8 @@ BEGIN
     IF result = 'applied' THEN
         SELECT array_agg(u.id) INTO user_ids
         FROM app.sync_stripe_users(owner_ids) AS u
-        WHERE u.differences <> '{}';
+        -- The released user has lost the customer before.
+        WHERE u.differences <> '{}' OR u.id = owner_ids[1];
     END IF;
 
     INSERT INTO app.stripe_events AS e (
