@@ -100,14 +100,14 @@ def _add_faults(fake: FakeStripe, choose: Random) -> None:
     faults = fake.deliveries.faults
     faults.duplicate, faults.drop, faults.delay = 0.2, 0.1, 0.15
     faults.shuffle = choose.choice((1, 5, 50))
-    _add_request_faults(fake)
+    _add_request_faults(fake, 0.05)
     # A slow response is out of date when it arrives.
     fake.faults.add("slow", method="GET", share=0.2, times=None, seconds=0.05)
 
 
-def _add_request_faults(fake: FakeStripe) -> None:
+def _add_request_faults(fake: FakeStripe, share: float) -> None:
     for kind in _REQUEST_FAULTS:
-        fake.faults.add(kind, method="GET", share=0.05, times=None)
+        fake.faults.add(kind, method="GET", share=share, times=None)
 
 
 @dataclass(slots=True)
@@ -146,9 +146,10 @@ class _Simulation:
             self.fake.deliveries.release()
             settle()
             self._check("after the deliveries", self._check_deliveries)
-            # Nothing changes any more that a slow response could miss.
+            # Nothing changes any more that a slow response could miss. No object is
+            # refused because of repeated errors.
             self.fake.faults.clear()
-            _add_request_faults(self.fake)
+            _add_request_faults(self.fake, 0.02)
             born = self._give_birth(conn)
             self._check(
                 "after births", lambda conn: self._check_rows(conn, linked=born)
