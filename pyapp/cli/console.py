@@ -86,9 +86,10 @@ def print_table(
             max(width, *map(cell_len, column))
             for width, *column in zip(widths, *columns, strict=True)
         ]
+        printed = _fit(widths, header, fitted)
         for row in page:
             cells, notes = row[:count], row[count:]
-            line = _align(cells, header, _fit(widths, header, fitted), numbers)
+            line = _align(cells, header, printed, numbers)
             console.print(line, style="bold" if row is header else style(cells))
             for note in notes:
                 console.print(_GAP + note)
