@@ -3,12 +3,12 @@
 import signal
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from time import sleep
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import psycopg
 import typer
@@ -48,6 +48,8 @@ from pyapp.stripe_sync.events import (
 from pyapp.stripe_sync.outcomes import Result
 from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 from pyapp.stripe_sync.replay import RESULTS
+
+T = TypeVar("T")
 
 AsJson = Annotated[
     bool,
@@ -245,7 +247,8 @@ def reconcile(
         raise typer.BadParameter("--every must be greater than zero, such as 1h")
     client = make_client(load_settings())
     reconcile_once = partial(
-        _reconcile_json if as_json else _reconcile_table, client, dry_run, match_email
+        _reconcile_json if as_json else _reconcile_table,
+        partial(_reconcile, client, dry_run, match_email),
     )
     result = reconcile_once()
     while pause is not None:
@@ -261,52 +264,41 @@ def reconcile(
         raise typer.Exit(DIFFERENT)
 
 
-def _reconcile_json(
-    client: StripeClient, dry_run: bool, match_email: bool
+def _reconcile(
+    client: StripeClient,
+    dry_run: bool,
+    match_email: bool,
+    on_difference: Callable[[Difference], None],
+    on_refusal: Callable[[Refusal], None],
 ) -> Reconciliation:
     with connect() as conn, show_objects() as progress:
-        result = run_reconciliation(
+        return run_reconciliation(
             conn,
             client,
             dry_run=dry_run,
             match_email=match_email,
             progress=progress,
-            on_difference=lambda difference: print_json(
-                {"record": "difference", **asdict(difference)}
-            ),
-            on_refusal=lambda refusal: print_json(
-                {"record": "refused", **asdict(refusal)}
-            ),
+            on_difference=on_difference,
+            on_refusal=on_refusal,
         )
+
+
+def _reconcile_json(run: Callable[..., Reconciliation]) -> Reconciliation:
+    result = run(
+        lambda difference: print_json({"record": "difference", **asdict(difference)}),
+        lambda refusal: print_json({"record": "refused", **asdict(refusal)}),
+    )
     print_json({"record": "totals", **asdict(result)})
     return result
 
 
-def _reconcile_table(
-    client: StripeClient, dry_run: bool, match_email: bool
-) -> Reconciliation:
+def _reconcile_table(run: Callable[..., Reconciliation]) -> Reconciliation:
     differences: list[Difference] = []
     refusals: list[Refusal] = []
-
-    def keep_difference(difference: Difference) -> None:
-        if len(differences) < LISTED:
-            differences.append(difference)
-
-    def keep_refusal(refusal: Refusal) -> None:
-        if len(refusals) < LISTED_REFUSALS:
-            refusals.append(refusal)
-
     try:
-        with connect() as conn, show_objects() as progress:
-            result = run_reconciliation(
-                conn,
-                client,
-                dry_run=dry_run,
-                match_email=match_email,
-                progress=progress,
-                on_difference=keep_difference,
-                on_refusal=keep_refusal,
-            )
+        result = run(
+            _keep_first(LISTED, differences), _keep_first(LISTED_REFUSALS, refusals)
+        )
     except BaseException:
         # The run that resumes this one does not report them again.
         _list_differences(differences)
@@ -321,6 +313,16 @@ def _reconcile_table(
     else:
         say(f"no differences: {compared}")
     return result
+
+
+def _keep_first(most: int, kept: list[T]) -> Callable[[T], None]:
+    """Return a function that appends to *kept* what it is given, up to *most*."""
+
+    def keep(one: T) -> None:
+        if len(kept) < most:
+            kept.append(one)
+
+    return keep
 
 
 def _report_differences(result: Reconciliation, listed: list[Difference]) -> None:

@@ -45,7 +45,7 @@ from pyapp.stripe_sync.snapshots import (
     sync_affected_users,
     upsert_snapshots,
 )
-from pyapp.stripe_sync.store import ObjectType, UpsertResult
+from pyapp.stripe_sync.store import ObjectType, Subscription, UpsertResult
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -142,7 +142,7 @@ def with_deadline(client: StripeApi | None, deadline: Deadline) -> StripeApi | N
 
 def needs_fetch(event: Event) -> bool:
     """Return True if the event only names its object, or contains a part of it."""
-    if not event.is_ours:
+    if event.foreign is not None:
         return False
     if event.type in _REFERENCE_TYPES:
         return True
@@ -330,24 +330,29 @@ def _apply_ambiguous(
     if effect:
         return effect
     is_partial = has_more_items(event.object)
-    if is_partial and (effect := _mark_provisional(conn, snapshot.row["id"], event)):
-        return effect
+    if is_partial:
+        known = store.find_subscription(conn, id=snapshot.row["id"])
+        if known is not None and not _is_newer(known, event):
+            return _mark_provisional(conn, known, event)
     upserted = upsert_snapshots(conn, snapshot.object_type, [snapshot.row], "event")
     if is_partial:
-        _mark_provisional(conn, snapshot.row["id"], event)
+        store.mark_subscription_provisional(
+            conn, id=snapshot.row["id"], as_of=event.created_at
+        )
     return _sync(conn, upserted)
 
 
+def _is_newer(known: Subscription, event: Event) -> bool:
+    return known.as_of.replace(microsecond=0) > event.created_at
+
+
 def _mark_provisional(
-    conn: Connection[Any], subscription: str, event: Event
-) -> Effect | None:
-    """Leave a subscription to the next reconciliation; None if not stored, or newer."""
-    known = store.find_subscription(conn, id=subscription)
-    if known is None or known.as_of.replace(microsecond=0) > event.created_at:
-        return None
+    conn: Connection[Any], known: Subscription, event: Event
+) -> Effect:
+    """Leave a stored subscription to the next reconciliation."""
     if known.is_provisional:
         return Effect("ignored")
-    store.mark_subscription_provisional(conn, id=subscription, as_of=event.created_at)
+    store.mark_subscription_provisional(conn, id=known.id, as_of=event.created_at)
     return Effect("applied")
 
 
@@ -358,10 +363,10 @@ def _apply_invoice(
     if subscription is None:
         return Effect("ignored")
     known = store.find_subscription(conn, id=subscription)
-    if known is not None and known.as_of.replace(microsecond=0) > event.created_at:
+    if known is not None and _is_newer(known, event):
         return Effect("stale")
     if client is None:
-        return _mark_provisional(conn, subscription, event) or Effect("ignored")
+        return _mark_provisional(conn, known, event) if known else Effect("ignored")
     effect = _refresh_and_sync(
         conn, client, "subscriptions", subscription, event.created_at
     )
@@ -393,11 +398,11 @@ def _apply_checkout(
     for source, user_id in claims.items():
         if user_id is not None:
             effects.append(_claim(conn, customer, UUID(user_id), source))
-    conflicts = [one.conflicting_user_id for one in effects if one.conflicting_user_id]
+    conflicts = (one.conflicting_user_id for one in effects)
     return Effect(
         "applied" if any(one.result == "applied" for one in effects) else "ignored",
         sorted({user_id for one in effects for user_id in one.user_ids}),
-        conflicts[0] if conflicts else None,
+        next(filter(None, conflicts), None),
     )
 
 
@@ -424,10 +429,7 @@ def _claim(
     source: Literal["checkout", "reference"],
 ) -> Effect:
     stored = store.claim_customer(conn, id=customer, user_id=user_id, source=source)
-    users = []
-    if stored.is_changed:
-        owners = [stored.user_id, stored.released_user_id]
-        users = store.sync_users(conn, user_ids=[one for one in owners if one])
+    users = sync_affected_users(conn, [stored]) if stored.is_changed else []
     return Effect(
         "applied" if stored.is_changed else "ignored",
         changed_users(users, [stored.released_user_id]),
@@ -437,7 +439,7 @@ def _claim(
 
 def _sync(conn: Connection[Any], upserted: Sequence[UpsertResult]) -> Effect:
     users = sync_affected_users(conn, upserted)
-    conflicts = [one.conflicting_user_id for one in upserted]
+    conflicts = (one.conflicting_user_id for one in upserted)
     is_applied = any(one.result == "applied" for one in upserted)
     return Effect(
         "applied" if is_applied else "stale",

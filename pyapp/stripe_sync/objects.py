@@ -45,11 +45,6 @@ class Event:
     text: str
 
     @property
-    def is_ours(self) -> bool:
-        """Return True unless the event is of another account or mode."""
-        return self.foreign is None
-
-    @property
     def lock_key(self) -> str:
         """Return the advisory-lock key: customer id, else object id, else event id."""
         if self.object.get("object") == "customer":
@@ -223,10 +218,10 @@ def object_id(value: Any) -> str | None:
 
 def find_id(listed: Any) -> str | None:
     """Return the id of a listed object; None if it has no valid id."""
-    found = object_id(listed) if isinstance(listed, Mapping) else None
-    if found is None or len(found) > MAX_ID_LENGTH or storable_text(found) != found:
+    try:
+        return require_id(listed)
+    except ValueError:
         return None
-    return found
 
 
 def describe_id(listed: Any) -> str:
@@ -371,20 +366,23 @@ def _read_identifier(name: str, value: Any) -> str:
 def _read_created(value: Any) -> datetime:
     if value is None:
         raise ValueError("created is missing or null")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("created is not a number of seconds")
     try:
         return _read_seconds(value)
+    except TypeError:
+        raise ValueError("created is not a number of seconds") from None
     except (OSError, OverflowError, ValueError):
         raise ValueError("created is out of range") from None
 
 
-def _read_seconds(value: float) -> datetime:
+def _read_seconds(value: Any) -> datetime:
     """Return a time that a session in any time zone can read from the database.
 
     Raises:
+        TypeError: it is not a number.
         ValueError, OverflowError, OSError: it is not in the years 2 to 9998.
     """
+    if isinstance(value, bool):
+        raise TypeError
     moment = datetime.fromtimestamp(value, UTC)
     if not 2 <= moment.year <= 9998:
         raise OverflowError
@@ -470,8 +468,6 @@ def _read_time(stripe_object: JsonObject, name: str) -> str | None:
     if seconds is None:
         return None
     try:
-        if isinstance(seconds, bool):
-            raise TypeError
         return _read_seconds(seconds).isoformat()
     except (OSError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{name} is not a number of seconds in range") from None

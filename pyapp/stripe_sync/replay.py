@@ -219,7 +219,6 @@ class EventCursor:
 
     def advance(self, page: EventPage) -> "EventCursor":
         """Return the cursor after *page*."""
-        ids = [find_id(listed) for listed in page]
         times = [time for listed in page if (time := find_created(listed)) is not None]
         created = times[-1] if times else self.created
         after = find_last_id(page)
@@ -227,7 +226,8 @@ class EventCursor:
             return replace(
                 self, created=created, without_id=self.without_id + len(page)
             )
-        return EventCursor(self.since, after, created, ids[::-1].index(after))
+        count = count_without_id(reversed(page))
+        return EventCursor(self.since, after, created, count)
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

@@ -14,7 +14,13 @@ from psycopg import Connection
 from pyapp.stripe_sync import store
 from pyapp.stripe_sync.client import StripeApi, fetch
 from pyapp.stripe_sync.objects import read_customer, read_subscription
-from pyapp.stripe_sync.store import ObjectType, Source, SyncedUser, UpsertResult
+from pyapp.stripe_sync.store import (
+    ClaimResult,
+    ObjectType,
+    Source,
+    SyncedUser,
+    UpsertResult,
+)
 
 _READERS: dict[ObjectType, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "customers": read_customer,
@@ -116,10 +122,10 @@ def upsert_snapshots(
 
 
 def sync_affected_users(
-    conn: Connection[Any], upserted: Sequence[UpsertResult]
+    conn: Connection[Any], stored: Sequence[UpsertResult | ClaimResult]
 ) -> list[SyncedUser]:
     """Sync the users that own, or owned until now, these objects; ordered by id."""
-    ids = {one.user_id for one in upserted} | {one.released_user_id for one in upserted}
+    ids = {one.user_id for one in stored} | {one.released_user_id for one in stored}
     return store.sync_users(
         conn,
         user_ids=[user_id for user_id in ids if user_id is not None],
