@@ -21,12 +21,6 @@ IN ACCESS EXCLUSIVE MODE;
 DROP TRIGGER users_take_stripe_claims ON app.users;
 DROP FUNCTION app.take_stripe_claims();
 DROP VIEW app.stripe_entitlements;
-DROP FUNCTION app.apply_stripe_event(
-    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
-);
-DROP FUNCTION app.sync_stripe_users(uuid[]);
-DROP FUNCTION app.get_paid_period(boolean, timestamptz, timestamptz, timestamptz);
-DROP FUNCTION app.find_best_item(uuid, text);
 DROP FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean);
 DROP FUNCTION app.compare_stripe_subscriptions(jsonb, text, boolean);
 DROP FUNCTION app.replace_stripe_items(text[], jsonb[]);
@@ -34,15 +28,22 @@ DROP FUNCTION app.claim_subscription_customers(jsonb, text, boolean);
 DROP FUNCTION app.find_subscription_claims(jsonb, text, boolean);
 DROP FUNCTION app.compare_stripe_items(text, jsonb);
 DROP FUNCTION app.read_stripe_items(jsonb);
-DROP FUNCTION app.claim_stripe_customers(jsonb, text);
-DROP FUNCTION app.compare_stripe_claims(jsonb, text);
-DROP FUNCTION app.find_snapshot_claims(jsonb);
-DROP FUNCTION app.find_customer_claim(text);
+DROP FUNCTION app.apply_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
+);
+DROP FUNCTION app.sync_stripe_users(uuid[]);
+DROP FUNCTION app.get_paid_period(boolean, timestamptz, timestamptz, timestamptz);
+DROP FUNCTION app.find_best_item(uuid, text);
+DROP FUNCTION app.find_bought_plan(text, bigint);
 DROP FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean);
 DROP FUNCTION app.compare_stripe_customers(jsonb, text, boolean, boolean);
 DROP FUNCTION app.resolve_stripe_customers(jsonb, text, boolean);
 DROP FUNCTION app.find_customer_owners(jsonb);
 DROP FUNCTION app.list_user_customers(uuid, text);
+DROP FUNCTION app.claim_stripe_customers(jsonb, text);
+DROP FUNCTION app.compare_stripe_claims(jsonb, text);
+DROP FUNCTION app.find_snapshot_claims(jsonb);
+DROP FUNCTION app.find_customer_claim(text);
 DROP FUNCTION app.get_claim_strength(text, boolean);
 DROP FUNCTION app.compare_stripe_snapshot(
     timestamptz, timestamptz, boolean, text, boolean

@@ -234,15 +234,18 @@ RETURN CASE
     -- The time of a fetched row is that of the request. The row may contain a change
     -- that Stripe made between the request and the response, in the next second.
     WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
-    -- It would change nothing, not even the time of the row.
-    WHEN is_unchanged AND source = 'event'
-        AND date_trunc('second', seen_at) <= date_trunc('second', known_at)
-        THEN 'stale'
-    WHEN is_unchanged
-        AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
-        THEN 'applied'
-    WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
-        AND (is_unchanged OR source = 'event')
+    WHEN is_unchanged THEN
+        CASE
+            WHEN date_trunc('second', seen_at) > date_trunc('second', known_at)
+                THEN 'applied'
+            -- An event would change nothing, not even the time of the row.
+            WHEN date_trunc('second', seen_at) = date_trunc('second', known_at)
+                AND source <> 'event'
+                THEN 'applied'
+            ELSE 'stale'
+        END
+    WHEN source = 'event'
+        AND date_trunc('second', seen_at) < date_trunc('second', known_at)
         THEN 'stale'
     WHEN can_fetch THEN 'ambiguous'
     ELSE 'applied'
@@ -266,6 +269,248 @@ END;
 
 COMMENT ON FUNCTION app.get_claim_strength(text, boolean) IS
     'Strength of a claim by its source; without a claim, of being linked or not.';
+
+CREATE FUNCTION app.find_customer_claim(customer_id text)
+RETURNS TABLE (
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    holder_id uuid
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT
+        k.user_id,
+        k.claimed_user_id,
+        k.claim_source,
+        h.id AS holder_id
+    FROM (VALUES (find_customer_claim.customer_id)) AS c (id)
+    LEFT JOIN LATERAL (
+        SELECT
+            s.user_id,
+            s.claimed_user_id,
+            s.claim_source
+        FROM app.stripe_customers AS s
+        WHERE s.id = c.id
+        LIMIT 1
+    ) AS k ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT o.id
+        FROM app.users AS o
+        WHERE o.stripe_customer_id = c.id
+        LIMIT 1
+    ) AS h ON TRUE;
+END;
+
+COMMENT ON FUNCTION app.find_customer_claim(text) IS
+    'The stored user and claim of a customer, and the user whose row names it.';
+
+CREATE FUNCTION app.find_snapshot_claims(snapshots jsonb)
+RETURNS TABLE (
+    customer_id text,
+    claimed_user_id uuid,
+    is_present boolean,
+    is_correction boolean
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT DISTINCT ON (g.customer_id)
+        g.customer_id,
+        g.claimed_user_id,
+        u.id IS NOT NULL AS is_present,
+        b.id IS NOT NULL AS is_correction
+    FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
+    CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
+        id text, customer_id text, claimed_user_id uuid
+    )
+    LEFT JOIN LATERAL (
+        SELECT o.id
+        FROM app.users AS o
+        WHERE o.id = g.claimed_user_id
+        LIMIT 1
+    ) AS u ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT s.id
+        FROM app.stripe_subscriptions AS s
+        WHERE s.id = g.id
+            AND s.claimed_user_id <> g.claimed_user_id
+            AND s.claimed_user_id = (
+                SELECT c.claimed_user_id
+                FROM app.stripe_customers AS c
+                WHERE c.id = s.customer_id
+            )
+            AND NOT EXISTS (
+                SELECT
+                FROM app.stripe_subscriptions AS other
+                WHERE other.customer_id = s.customer_id
+                    AND other.id <> s.id
+                    AND other.claimed_user_id = s.claimed_user_id
+            )
+        LIMIT 1
+    ) AS b ON TRUE
+    ORDER BY
+        g.customer_id, b.id IS NULL, u.id IS NULL, g.claimed_user_id IS NULL, v.n;
+END;
+
+COMMENT ON FUNCTION app.find_snapshot_claims(jsonb) IS
+    'One claim for each customer in snapshots, and whether its user exists.';
+
+CREATE FUNCTION app.compare_stripe_claims(snapshots jsonb, source text)
+RETURNS TABLE (
+    customer_id text,
+    user_id uuid,
+    claimed_user_id uuid,
+    claim_source text,
+    released_user_id uuid,
+    conflicting_user_id uuid,
+    is_changed boolean
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH known AS (
+        SELECT
+            c.customer_id,
+            c.claimed_user_id,
+            c.is_present,
+            c.is_correction,
+            k.user_id AS known_user_id,
+            k.claimed_user_id AS known_claim,
+            k.claim_source AS known_source,
+            (
+                SELECT u.id
+                FROM app.users AS u
+                WHERE u.id = k.claimed_user_id
+            ) IS NOT NULL AS is_known_present,
+            k.holder_id,
+            app.get_claim_strength(source, FALSE) - app.get_claim_strength(
+                k.claim_source, COALESCE(k.user_id, k.holder_id) IS NOT NULL
+            ) AS advantage
+        FROM app.find_snapshot_claims(snapshots) AS c
+        CROSS JOIN LATERAL app.find_customer_claim(c.customer_id) AS k
+    ),
+
+    decided AS (
+        SELECT
+            k.*,
+            COALESCE(
+                k.claimed_user_id IS NOT NULL
+                AND (
+                    k.advantage > 0
+                    OR (
+                        k.advantage = 0
+                        AND (
+                            k.is_correction
+                            OR (
+                                k.is_present
+                                AND k.known_claim IS NOT NULL
+                                AND NOT k.is_known_present
+                            )
+                        )
+                    )
+                ),
+                FALSE
+            ) AS is_winner
+        FROM known AS k
+    )
+
+    SELECT
+        d.customer_id,
+        o.user_id,
+        CASE WHEN d.is_winner THEN d.claimed_user_id ELSE d.known_claim END
+            AS claimed_user_id,
+        CASE WHEN d.is_winner THEN compare_stripe_claims.source ELSE d.known_source END
+            AS claim_source,
+        CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
+        CASE
+            WHEN NOT d.is_winner
+                AND d.claimed_user_id
+                <> COALESCE(d.known_claim, d.known_user_id, d.holder_id)
+                THEN d.claimed_user_id
+        END AS conflicting_user_id,
+        (
+            d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id
+        ) AS is_changed
+    FROM decided AS d
+    CROSS JOIN LATERAL (
+        SELECT
+            CASE
+                WHEN d.is_winner AND d.is_present THEN d.claimed_user_id
+                WHEN NOT d.is_winner AND d.is_known_present THEN d.known_claim
+                ELSE d.known_user_id
+            END AS user_id
+    ) AS o;
+END;
+
+COMMENT ON FUNCTION app.compare_stripe_claims(jsonb, text) IS
+    'The claim and the user of each customer, after the claims of the snapshots.';
+
+CREATE FUNCTION app.claim_stripe_customers(snapshots jsonb, source text)
+RETURNS TABLE (
+    customer_id text,
+    user_id uuid,
+    released_user_id uuid,
+    conflicting_user_id uuid,
+    is_changed boolean
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH compared AS MATERIALIZED (
+        SELECT c.*
+        FROM app.compare_stripe_claims(snapshots, claim_stripe_customers.source) AS c
+    ),
+
+    changed AS MATERIALIZED (
+        SELECT c.*
+        FROM compared AS c
+        WHERE c.is_changed
+    ),
+
+    upserted AS (
+        INSERT INTO app.stripe_customers AS c (
+            id, user_id, claimed_user_id, claim_source, as_of
+        )
+        SELECT
+            n.customer_id,
+            n.user_id,
+            n.claimed_user_id,
+            n.claim_source,
+            -- Older than each snapshot: no snapshot of the customer is stored.
+            to_timestamp(0)
+        FROM changed AS n
+        ON CONFLICT (id) DO UPDATE
+        SET
+            user_id = excluded.user_id,
+            claimed_user_id = excluded.claimed_user_id,
+            claim_source = excluded.claim_source
+    ),
+
+    released AS (
+        UPDATE app.users AS u
+        SET stripe_customer_id = NULL
+        WHERE u.id = ANY(ARRAY(SELECT n.released_user_id FROM changed AS n))
+    )
+
+    SELECT
+        c.customer_id,
+        c.user_id,
+        n.released_user_id,
+        c.conflicting_user_id,
+        c.is_changed
+    FROM compared AS c
+    LEFT JOIN changed AS n ON c.customer_id = n.customer_id
+    ORDER BY c.customer_id;
+END;
+$$;
+
+COMMENT ON FUNCTION app.claim_stripe_customers(jsonb, text) IS
+    'Stores the claims of snapshots that win, and links the customers. The caller locks'
+    ' their users.';
 
 CREATE FUNCTION app.list_user_customers(user_id uuid, linked_id text)
 RETURNS TABLE (
@@ -621,243 +866,426 @@ $$;
 COMMENT ON FUNCTION app.upsert_stripe_customers(jsonb, text, boolean, boolean) IS
     'Upserts customer snapshots newer than the stored rows; returns a result for each.';
 
-CREATE FUNCTION app.find_customer_claim(customer_id text)
-RETURNS TABLE (
-    user_id uuid,
-    claimed_user_id uuid,
-    claim_source text,
-    holder_id uuid
-)
-LANGUAGE sql STABLE
+CREATE FUNCTION app.find_bought_plan(price_id text, quantity bigint)
+RETURNS TABLE (is_price_known boolean, plan_id text, credits numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT
-        k.user_id,
-        k.claimed_user_id,
-        k.claim_source,
-        h.id AS holder_id
-    FROM (VALUES (find_customer_claim.customer_id)) AS c (id)
-    LEFT JOIN LATERAL (
-        SELECT
-            s.user_id,
-            s.claimed_user_id,
-            s.claim_source
-        FROM app.stripe_customers AS s
-        WHERE s.id = c.id
-        LIMIT 1
-    ) AS k ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT o.id
-        FROM app.users AS o
-        WHERE o.stripe_customer_id = c.id
-        LIMIT 1
-    ) AS h ON TRUE;
+        TRUE AS is_price_known,
+        CASE WHEN q.units > 0 THEN p.id END AS plan_id,
+        p.monthly_credits * NULLIF(q.units, 0) AS credits
+    FROM app.plan_prices AS pp
+    INNER JOIN app.plans AS p ON pp.plan_id = p.id
+    CROSS JOIN (VALUES (COALESCE(quantity, 1))) AS q (units)
+    WHERE pp.stripe_price_id = price_id
+    LIMIT 1;
 END;
 
-COMMENT ON FUNCTION app.find_customer_claim(text) IS
-    'The stored user and claim of a customer, and the user whose row names it.';
+COMMENT ON FUNCTION app.find_bought_plan(text, bigint) IS
+    'The plan that an item buys, and its credits.';
 
-CREATE FUNCTION app.find_snapshot_claims(snapshots jsonb)
+CREATE FUNCTION app.find_best_item(user_id uuid, linked_id text)
 RETURNS TABLE (
     customer_id text,
-    claimed_user_id uuid,
-    is_present boolean,
-    is_correction boolean
+    is_deleted boolean,
+    customer_created_at timestamptz,
+    subscription_id text,
+    status text,
+    is_active boolean,
+    anchor timestamptz,
+    ends_at timestamptz,
+    trial_end timestamptz,
+    pause_behavior text,
+    pause_resumes_at timestamptz,
+    price_id text,
+    unit_amount numeric,
+    period_start timestamptz,
+    period_end timestamptz,
+    is_price_known boolean,
+    plan_id text,
+    credits numeric
 )
-LANGUAGE sql STABLE
+LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
-    SELECT DISTINCT ON (g.customer_id)
-        g.customer_id,
-        g.claimed_user_id,
-        u.id IS NOT NULL AS is_present,
-        b.id IS NOT NULL AS is_correction
-    FROM jsonb_array_elements(snapshots) WITH ORDINALITY AS v (snapshot, n)
-    CROSS JOIN LATERAL jsonb_to_record(v.snapshot) AS g (
-        id text, customer_id text, claimed_user_id uuid
-    )
-    LEFT JOIN LATERAL (
-        SELECT o.id
-        FROM app.users AS o
-        WHERE o.id = g.claimed_user_id
-        LIMIT 1
-    ) AS u ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT s.id
-        FROM app.stripe_subscriptions AS s
-        WHERE s.id = g.id
-            AND s.claimed_user_id <> g.claimed_user_id
-            AND s.claimed_user_id = (
-                SELECT c.claimed_user_id
-                FROM app.stripe_customers AS c
-                WHERE c.id = s.customer_id
-            )
-            AND NOT EXISTS (
-                SELECT
-                FROM app.stripe_subscriptions AS other
-                WHERE other.customer_id = s.customer_id
-                    AND other.id <> s.id
-                    AND other.claimed_user_id = s.claimed_user_id
-            )
-        LIMIT 1
-    ) AS b ON TRUE
-    ORDER BY
-        g.customer_id, b.id IS NULL, u.id IS NULL, g.claimed_user_id IS NULL, v.n;
-END;
-
-COMMENT ON FUNCTION app.find_snapshot_claims(jsonb) IS
-    'One claim for each customer in snapshots, and whether its user exists.';
-
-CREATE FUNCTION app.compare_stripe_claims(snapshots jsonb, source text)
-RETURNS TABLE (
-    customer_id text,
-    user_id uuid,
-    claimed_user_id uuid,
-    claim_source text,
-    released_user_id uuid,
-    conflicting_user_id uuid,
-    is_changed boolean
-)
-LANGUAGE sql STABLE
-BEGIN ATOMIC
-    WITH known AS (
-        SELECT
-            c.customer_id,
-            c.claimed_user_id,
-            c.is_present,
-            c.is_correction,
-            k.user_id AS known_user_id,
-            k.claimed_user_id AS known_claim,
-            k.claim_source AS known_source,
-            (
-                SELECT u.id
-                FROM app.users AS u
-                WHERE u.id = k.claimed_user_id
-            ) IS NOT NULL AS is_known_present,
-            k.holder_id,
-            app.get_claim_strength(source, FALSE) - app.get_claim_strength(
-                k.claim_source, COALESCE(k.user_id, k.holder_id) IS NOT NULL
-            ) AS advantage
-        FROM app.find_snapshot_claims(snapshots) AS c
-        CROSS JOIN LATERAL app.find_customer_claim(c.customer_id) AS k
-    ),
-
-    decided AS (
-        SELECT
-            k.*,
-            COALESCE(
-                k.claimed_user_id IS NOT NULL
-                AND (
-                    k.advantage > 0
-                    OR (
-                        k.advantage = 0
-                        AND k.is_present
-                        AND k.known_claim IS NOT NULL
-                        AND NOT k.is_known_present
-                    )
-                    OR (k.advantage = 0 AND k.is_correction)
-                ),
-                FALSE
-            ) AS is_winner
-        FROM known AS k
-    )
-
     SELECT
-        d.customer_id,
-        o.user_id,
-        CASE WHEN d.is_winner THEN d.claimed_user_id ELSE d.known_claim END
-            AS claimed_user_id,
-        CASE WHEN d.is_winner THEN compare_stripe_claims.source ELSE d.known_source END
-            AS claim_source,
-        CASE WHEN d.holder_id <> o.user_id THEN d.holder_id END AS released_user_id,
-        CASE
-            WHEN NOT d.is_winner
-                AND d.claimed_user_id
-                <> COALESCE(d.known_claim, d.known_user_id, d.holder_id)
-                THEN d.claimed_user_id
-        END AS conflicting_user_id,
-        (
-            d.is_winner OR o.user_id IS DISTINCT FROM d.known_user_id
-        ) AS is_changed
-    FROM decided AS d
+        c.id AS customer_id,
+        c.is_deleted,
+        c.created_at AS customer_created_at,
+        s.id AS subscription_id,
+        t.status,
+        app.is_active_status(t.status) AS is_active,
+        s.billing_cycle_anchor AS anchor,
+        -- LEAST ignores NULL.
+        LEAST(
+            s.cancel_at, CASE WHEN s.cancel_at_period_end THEN i.current_period_end END
+        ) AS ends_at,
+        s.trial_end,
+        s.pause_behavior,
+        s.pause_resumes_at,
+        i.price_id,
+        i.unit_amount,
+        i.current_period_start AS period_start,
+        i.current_period_end AS period_end,
+        p.is_price_known IS TRUE AS is_price_known,
+        p.plan_id,
+        p.credits
+    FROM app.list_user_customers(find_best_item.user_id, linked_id) AS c
+    LEFT JOIN LATERAL (
+        SELECT
+            k.id,
+            k.status,
+            k.billing_cycle_anchor,
+            k.cancel_at,
+            k.cancel_at_period_end,
+            k.trial_end,
+            k.pause_behavior,
+            k.pause_resumes_at
+        FROM app.stripe_subscriptions AS k
+        WHERE k.customer_id = c.id
+        LIMIT ALL
+    ) AS s ON TRUE
+    LEFT JOIN LATERAL (
+        SELECT
+            k.id,
+            k.price_id,
+            k.unit_amount,
+            k.quantity,
+            k.current_period_start,
+            k.current_period_end
+        FROM app.stripe_subscription_items AS k
+        WHERE k.subscription_id = s.id
+        LIMIT ALL
+    ) AS i ON TRUE
+    LEFT JOIN LATERAL app.find_bought_plan(i.price_id, i.quantity) AS p ON TRUE
     CROSS JOIN LATERAL (
         SELECT
+            -- Deleting a customer cancels its subscriptions, even if no event says so.
             CASE
-                WHEN d.is_winner AND d.is_present THEN d.claimed_user_id
-                WHEN NOT d.is_winner AND d.is_known_present THEN d.known_claim
-                ELSE d.known_user_id
-            END AS user_id
-    ) AS o;
+                WHEN c.is_deleted AND s.status <> 'incomplete_expired' THEN 'canceled'
+                ELSE s.status
+            END AS status
+    ) AS t
+    ORDER BY
+        c.is_deleted,
+        app.is_active_status(t.status) DESC,
+        p.plan_id IS NULL,
+        t.status = 'past_due',
+        p.credits DESC NULLS LAST,
+        i.current_period_end DESC NULLS LAST,
+        s.id,
+        i.id,
+        -- Customers without subscriptions.
+        c.id = linked_id DESC NULLS LAST,
+        c.created_at,
+        c.id
+    LIMIT 1;
 END;
 
-COMMENT ON FUNCTION app.compare_stripe_claims(jsonb, text) IS
-    'The claim and the user of each customer, after the claims of the snapshots.';
+COMMENT ON FUNCTION app.find_best_item(uuid, text) IS
+    'The subscription item that decides what the user has, and its customer.';
 
-CREATE FUNCTION app.claim_stripe_customers(snapshots jsonb, source text)
+CREATE FUNCTION app.get_paid_period(
+    is_paid boolean,
+    anchor timestamptz,
+    period_start timestamptz,
+    period_end timestamptz
+)
+RETURNS TABLE (quota_anchor timestamptz, next_quota_reset timestamptz)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        CASE
+            WHEN NOT is_paid THEN NULL
+            WHEN p.is_on_anchor THEN anchor
+            WHEN p.is_month THEN period_end
+            ELSE COALESCE(anchor, period_end)
+        END AS quota_anchor,
+        CASE WHEN is_paid AND (p.is_on_anchor OR p.is_month) THEN period_end END
+            AS next_quota_reset
+    FROM (
+        SELECT
+            is_paid AND period_end = app.get_period_end(anchor, period_start)
+                AS is_on_anchor,
+            period_end - period_start
+                BETWEEN interval '28 days' AND interval '31 days' AS is_month
+        LIMIT ALL
+    ) AS p;
+END;
+
+COMMENT ON FUNCTION app.get_paid_period(
+    boolean, timestamptz, timestamptz, timestamptz
+) IS
+    'Anchor and reset of the quota by a paid period; NULL where the user''s stay.';
+
+CREATE VIEW app.stripe_entitlements WITH (security_invoker = TRUE) AS
+SELECT
+    u.id,
+    e.stripe_customer_id,
+    e.created_at,
+    e.stripe_subscription_id,
+    e.stripe_price_id,
+    e.subscription_status,
+    e.base_quota,
+    e.quota_anchor,
+    e.next_quota_reset,
+    best.ends_at,
+    best.trial_end,
+    best.pause_behavior,
+    best.pause_resumes_at,
+    e.has_unknown_price,
+    array_remove(ARRAY[
+        CASE
+            WHEN e.stripe_customer_id IS DISTINCT FROM u.stripe_customer_id
+                THEN 'unlinked'
+        END,
+        CASE WHEN e.created_at <> u.created_at THEN 'created_at' END,
+        CASE
+            WHEN (e.stripe_subscription_id, e.subscription_status)
+                IS DISTINCT FROM (u.stripe_subscription_id, u.subscription_status)
+                THEN 'status'
+        END,
+        CASE
+            WHEN (e.stripe_price_id, e.base_quota)
+                IS DISTINCT FROM (u.stripe_price_id, u.base_quota)
+                THEN 'price'
+        END,
+        CASE
+            WHEN (e.quota_anchor, e.next_quota_reset)
+                IS DISTINCT FROM (u.quota_anchor, u.next_quota_reset)
+                THEN 'period'
+        END
+    ], NULL) AS differences,
+    CASE
+        WHEN best.is_active AND best.plan_id IS NOT NULL THEN NULL
+        WHEN e.stripe_customer_id IS NULL THEN 'no_customer'
+        WHEN best.is_deleted THEN 'deleted_customer'
+        WHEN best.subscription_id IS NULL THEN 'no_subscription'
+        WHEN NOT best.is_active THEN 'inactive_subscription'
+        WHEN best.is_price_known THEN 'no_quantity'
+        ELSE 'unknown_price'
+    END AS reason
+FROM app.users AS u
+LEFT JOIN LATERAL app.find_best_item(u.id, u.stripe_customer_id) AS best ON TRUE
+CROSS JOIN LATERAL app.get_paid_period(
+    -- A price that is not known to be zero.
+    best.status = 'active' AND best.plan_id IS NOT NULL
+    AND best.unit_amount IS DISTINCT FROM 0,
+    best.anchor,
+    best.period_start,
+    best.period_end
+) AS paid
+LEFT JOIN app.plans AS free ON free.id = 'free'
+CROSS JOIN LATERAL (
+    SELECT
+        best.customer_id AS stripe_customer_id,
+        COALESCE(best.customer_created_at, u.created_at) AS created_at,
+        best.subscription_id AS stripe_subscription_id,
+        best.price_id AS stripe_price_id,
+        best.status AS subscription_status,
+        COALESCE(
+            CASE WHEN best.is_active AND best.plan_id IS NOT NULL THEN best.credits END,
+            free.monthly_credits,
+            u.base_quota
+        ) AS base_quota,
+        COALESCE(paid.quota_anchor, u.quota_anchor) AS quota_anchor,
+        CASE
+            WHEN paid.next_quota_reset IS NOT NULL THEN paid.next_quota_reset
+            -- A lapsed reset on an unchanged anchor already means the next boundary.
+            WHEN paid.quota_anchor <> u.quota_anchor
+                OR (paid.quota_anchor IS NOT NULL AND u.next_quota_reset > now())
+                THEN app.get_period_end(paid.quota_anchor, now())
+            ELSE u.next_quota_reset
+        END AS next_quota_reset,
+        COALESCE(best.is_active AND NOT best.is_price_known, FALSE) AS has_unknown_price
+    LIMIT ALL
+) AS e;
+
+COMMENT ON VIEW app.stripe_entitlements IS
+    'What each user should have by the mirror; sync_stripe_users copies it to users.';
+COMMENT ON COLUMN app.stripe_entitlements.id IS
+    'The user.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_customer_id IS
+    'Customer of the best item; without one, the linked or oldest; NULL if none.';
+COMMENT ON COLUMN app.stripe_entitlements.created_at IS
+    'When the customer was created at Stripe; the user''s created_at if not known.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_subscription_id IS
+    'Subscription of the best item, find_best_item; NULL if there is none.';
+COMMENT ON COLUMN app.stripe_entitlements.stripe_price_id IS
+    'Price of the best item; NULL if there is none or it has no price.';
+COMMENT ON COLUMN app.stripe_entitlements.subscription_status IS
+    'Stripe''s status; canceled if the customer is deleted; NULL if no subscription.';
+COMMENT ON COLUMN app.stripe_entitlements.base_quota IS
+    'Credits a period: of the plan that is bought x quantity, else of free.';
+COMMENT ON COLUMN app.stripe_entitlements.quota_anchor IS
+    'Periods begin at the anchor plus whole months in UTC; only paid plans move it.';
+COMMENT ON COLUMN app.stripe_entitlements.next_quota_reset IS
+    'When the period ends; only paid plans move it; NULL if it never resets.';
+COMMENT ON COLUMN app.stripe_entitlements.ends_at IS
+    'When the subscription will end by cancellation; NULL if it renews.';
+COMMENT ON COLUMN app.stripe_entitlements.trial_end IS
+    'When the trial ends or ended; NULL if there was none.';
+COMMENT ON COLUMN app.stripe_entitlements.pause_behavior IS
+    'Stripe''s word for paused collection, which takes nothing away; else NULL.';
+COMMENT ON COLUMN app.stripe_entitlements.pause_resumes_at IS
+    'When paused collection resumes; NULL if no time is set.';
+COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS
+    'Whether the subscription entitles and no plan has the price of its best item.';
+COMMENT ON COLUMN app.stripe_entitlements.differences IS
+    'Groups of columns that differ from users, docs/stripe.md; empty if none.';
+COMMENT ON COLUMN app.stripe_entitlements.reason IS
+    'Why no paid plan applies: no_customer, deleted_customer, no_subscription,'
+    ' inactive_subscription, no_quantity, unknown_price; NULL if one applies.';
+
+CREATE FUNCTION app.sync_stripe_users(user_ids uuid[])
 RETURNS TABLE (
+    id uuid,
     customer_id text,
-    user_id uuid,
-    released_user_id uuid,
-    conflicting_user_id uuid,
-    is_changed boolean
+    subscription_id text,
+    differences text[],
+    has_unknown_price boolean
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 BEGIN
+    -- Transactions of two customers of one user queue here: the statement below sees
+    -- what the first one committed.
+    PERFORM u.id
+    FROM app.users AS u
+    WHERE u.id = ANY(user_ids)
+    ORDER BY u.id
+    FOR NO KEY UPDATE;
+
     RETURN QUERY
-    WITH compared AS MATERIALIZED (
-        SELECT c.*
-        FROM app.compare_stripe_claims(snapshots, claim_stripe_customers.source) AS c
-    ),
-
-    changed AS MATERIALIZED (
-        SELECT c.*
-        FROM compared AS c
-        WHERE c.is_changed
-    ),
-
-    upserted AS (
-        INSERT INTO app.stripe_customers AS c (
-            id, user_id, claimed_user_id, claim_source, as_of
-        )
+    WITH entitled AS MATERIALIZED (
+        -- No other column, because all of a materialized subquery are evaluated.
         SELECT
-            n.customer_id,
-            n.user_id,
-            n.claimed_user_id,
-            n.claim_source,
-            -- Older than each snapshot: no snapshot of the customer is stored.
-            to_timestamp(0)
-        FROM changed AS n
-        ON CONFLICT (id) DO UPDATE
-        SET
-            user_id = excluded.user_id,
-            claimed_user_id = excluded.claimed_user_id,
-            claim_source = excluded.claim_source
+            e.id,
+            e.stripe_customer_id,
+            e.created_at,
+            e.stripe_subscription_id,
+            e.stripe_price_id,
+            e.subscription_status,
+            e.base_quota,
+            e.quota_anchor,
+            e.next_quota_reset,
+            e.has_unknown_price,
+            e.differences
+        FROM app.stripe_entitlements AS e
+        WHERE e.id = ANY(user_ids)
     ),
 
-    released AS (
+    synced AS (
         UPDATE app.users AS u
-        SET stripe_customer_id = NULL
-        WHERE u.id = ANY(ARRAY(SELECT n.released_user_id FROM changed AS n))
+        SET
+            stripe_customer_id = e.stripe_customer_id,
+            created_at = e.created_at,
+            stripe_subscription_id = e.stripe_subscription_id,
+            stripe_price_id = e.stripe_price_id,
+            subscription_status = e.subscription_status,
+            base_quota = e.base_quota,
+            quota_anchor = e.quota_anchor,
+            next_quota_reset = e.next_quota_reset
+        FROM entitled AS e
+        WHERE u.id = e.id
+            AND u.id = ANY(user_ids)
+            AND e.differences <> '{}'
     )
 
     SELECT
-        c.customer_id,
-        c.user_id,
-        n.released_user_id,
-        c.conflicting_user_id,
-        c.is_changed
-    FROM compared AS c
-    LEFT JOIN changed AS n ON c.customer_id = n.customer_id
-    ORDER BY c.customer_id;
+        e.id,
+        e.stripe_customer_id AS customer_id,
+        e.stripe_subscription_id AS subscription_id,
+        e.differences,
+        e.has_unknown_price
+    FROM entitled AS e;
 END;
 $$;
 
-COMMENT ON FUNCTION app.claim_stripe_customers(jsonb, text) IS
-    'Stores the claims of snapshots that win, and links the customers. The caller locks'
-    ' their users.';
+COMMENT ON FUNCTION app.sync_stripe_users(uuid[]) IS
+    'Updates users from the Stripe mirror; returns the differences.';
+
+CREATE FUNCTION app.apply_stripe_event(
+    id text,
+    type text,
+    api_version text,
+    event_created_at timestamptz,
+    payload jsonb,
+    lock_key text,
+    object_type text,
+    can_fetch boolean,
+    snapshot jsonb,
+    OUT result text,
+    OUT user_ids uuid[],
+    OUT conflicting_user_id uuid
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    snapshots jsonb := jsonb_build_array(snapshot);
+    owner_ids uuid[];
+BEGIN
+    result := 'ignored';
+    -- Statements after the lock must see what its last holder committed.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'app.apply_stripe_event needs READ COMMITTED'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM app.lock_stripe_customer(lock_key);
+    IF EXISTS (
+        SELECT FROM app.stripe_events AS e
+        WHERE e.id = apply_stripe_event.id AND e.status <> 'failed'
+    ) THEN
+        result := 'duplicate';
+        RETURN;
+    END IF;
+
+    IF object_type = 'customers' THEN
+        SELECT c.result, ARRAY[c.released_user_id, c.user_id] INTO result, owner_ids
+        FROM app.upsert_stripe_customers(snapshots, 'event', can_fetch, FALSE) AS c;
+    ELSIF object_type IS NOT NULL THEN
+        SELECT s.result, ARRAY[s.released_user_id, s.user_id], s.conflicting_user_id
+        INTO result, owner_ids, conflicting_user_id
+        FROM app.upsert_stripe_subscriptions(snapshots, 'event', can_fetch) AS s;
+    END IF;
+    IF result = 'ambiguous' THEN
+        RETURN;
+    END IF;
+    IF result = 'applied' THEN
+        SELECT array_agg(u.id) INTO user_ids
+        FROM app.sync_stripe_users(owner_ids) AS u
+        -- The released user has lost the customer before.
+        WHERE u.differences <> '{}' OR u.id = owner_ids[1];
+    END IF;
+
+    INSERT INTO app.stripe_events AS e (
+        id, type, api_version, event_created_at, payload, status, attempts, processed_at
+    )
+    VALUES (
+        apply_stripe_event.id, apply_stripe_event.type, apply_stripe_event.api_version,
+        apply_stripe_event.event_created_at, apply_stripe_event.payload, result, 1, now()
+    )
+    ON CONFLICT (id) DO UPDATE
+    SET
+        status = excluded.status,
+        payload = excluded.payload,
+        attempts = e.attempts + 1,
+        processed_at = excluded.processed_at
+    WHERE e.status = 'failed';
+END;
+$$;
+
+COMMENT ON FUNCTION app.apply_stripe_event(
+    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
+) IS
+    'Records and applies an event once; ambiguous, with nothing recorded, if its object'
+    ' must be fetched. user_ids: the users that changed.';
 
 CREATE FUNCTION app.read_stripe_items(items jsonb)
 RETURNS TABLE (
@@ -1194,12 +1622,11 @@ SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    released jsonb;
+    released jsonb := app.claim_subscription_customers(snapshots, source, can_fetch);
     new_items jsonb;
     changed_ids text[];
     changed_items jsonb[];
 BEGIN
-    released := app.claim_subscription_customers(snapshots, source, can_fetch);
     FOR
         id, result, differences, user_id, released_user_id, conflicting_user_id,
         new_items
@@ -1277,420 +1704,6 @@ $$;
 
 COMMENT ON FUNCTION app.upsert_stripe_subscriptions(jsonb, text, boolean) IS
     'Upserts subscription snapshots newer than the stored rows; a result for each.';
-
-CREATE FUNCTION app.find_best_item(user_id uuid, linked_id text)
-RETURNS TABLE (
-    customer_id text,
-    is_deleted boolean,
-    customer_created_at timestamptz,
-    subscription_id text,
-    status text,
-    is_active boolean,
-    anchor timestamptz,
-    ends_at timestamptz,
-    trial_end timestamptz,
-    pause_behavior text,
-    pause_resumes_at timestamptz,
-    price_id text,
-    unit_amount numeric,
-    period_start timestamptz,
-    period_end timestamptz,
-    is_price_known boolean,
-    plan_id text,
-    credits numeric
-)
-LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        c.id AS customer_id,
-        c.is_deleted,
-        c.created_at AS customer_created_at,
-        s.id AS subscription_id,
-        t.status,
-        app.is_active_status(t.status) AS is_active,
-        s.billing_cycle_anchor AS anchor,
-        -- LEAST ignores NULL.
-        LEAST(
-            s.cancel_at, CASE WHEN s.cancel_at_period_end THEN i.current_period_end END
-        ) AS ends_at,
-        s.trial_end,
-        s.pause_behavior,
-        s.pause_resumes_at,
-        i.price_id,
-        i.unit_amount,
-        i.current_period_start AS period_start,
-        i.current_period_end AS period_end,
-        p.plan_id IS NOT NULL AS is_price_known,
-        t.plan_id,
-        t.credits
-    FROM app.list_user_customers(find_best_item.user_id, linked_id) AS c
-    LEFT JOIN LATERAL (
-        SELECT
-            k.id,
-            k.status,
-            k.billing_cycle_anchor,
-            k.cancel_at,
-            k.cancel_at_period_end,
-            k.trial_end,
-            k.pause_behavior,
-            k.pause_resumes_at
-        FROM app.stripe_subscriptions AS k
-        WHERE k.customer_id = c.id
-        LIMIT ALL
-    ) AS s ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT
-            k.id,
-            k.price_id,
-            k.unit_amount,
-            k.quantity,
-            k.current_period_start,
-            k.current_period_end
-        FROM app.stripe_subscription_items AS k
-        WHERE k.subscription_id = s.id
-        LIMIT ALL
-    ) AS i ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT
-            k.id AS plan_id,
-            k.monthly_credits
-        FROM app.plan_prices AS pp
-        INNER JOIN app.plans AS k ON pp.plan_id = k.id
-        WHERE pp.stripe_price_id = i.price_id
-        LIMIT 1
-    ) AS p ON TRUE
-    CROSS JOIN LATERAL (
-        SELECT
-            -- Deleting a customer cancels its subscriptions, even if no event says so.
-            CASE
-                WHEN c.is_deleted AND s.status <> 'incomplete_expired' THEN 'canceled'
-                ELSE s.status
-            END AS status,
-            CASE WHEN COALESCE(i.quantity, 1) > 0 THEN p.plan_id END AS plan_id,
-            -- NULL without a plan: quantity 0 buys none.
-            p.monthly_credits * NULLIF(COALESCE(i.quantity, 1), 0) AS credits
-    ) AS t
-    ORDER BY
-        c.is_deleted,
-        app.is_active_status(t.status) DESC,
-        t.plan_id IS NULL,
-        t.status = 'past_due',
-        t.credits DESC NULLS LAST,
-        i.current_period_end DESC NULLS LAST,
-        s.id,
-        i.id,
-        -- Customers without subscriptions.
-        c.id = linked_id DESC NULLS LAST,
-        c.created_at,
-        c.id
-    LIMIT 1;
-END;
-
-COMMENT ON FUNCTION app.find_best_item(uuid, text) IS
-    'The subscription item that decides what the user has, and its customer.';
-
-CREATE FUNCTION app.get_paid_period(
-    is_paid boolean,
-    anchor timestamptz,
-    period_start timestamptz,
-    period_end timestamptz
-)
-RETURNS TABLE (quota_anchor timestamptz, next_quota_reset timestamptz)
-LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        CASE
-            WHEN NOT is_paid THEN NULL
-            WHEN p.is_on_anchor THEN anchor
-            WHEN p.is_month THEN period_end
-            ELSE COALESCE(anchor, period_end)
-        END AS quota_anchor,
-        CASE WHEN is_paid AND (p.is_on_anchor OR p.is_month) THEN period_end END
-            AS next_quota_reset
-    FROM (
-        SELECT
-            is_paid AND period_end = app.get_period_end(anchor, period_start)
-                AS is_on_anchor,
-            period_end - period_start
-                BETWEEN interval '28 days' AND interval '31 days' AS is_month
-        LIMIT ALL
-    ) AS p;
-END;
-
-COMMENT ON FUNCTION app.get_paid_period(
-    boolean, timestamptz, timestamptz, timestamptz
-) IS
-    'Anchor and reset of the quota by a paid period; NULL where the user''s stay.';
-
-CREATE VIEW app.stripe_entitlements WITH (security_invoker = TRUE) AS
-SELECT
-    u.id,
-    e.stripe_customer_id,
-    e.created_at,
-    e.stripe_subscription_id,
-    e.stripe_price_id,
-    e.subscription_status,
-    e.base_quota,
-    e.quota_anchor,
-    e.next_quota_reset,
-    best.ends_at,
-    best.trial_end,
-    best.pause_behavior,
-    best.pause_resumes_at,
-    e.has_unknown_price,
-    array_remove(ARRAY[
-        CASE
-            WHEN e.stripe_customer_id IS DISTINCT FROM u.stripe_customer_id
-                THEN 'unlinked'
-        END,
-        CASE WHEN e.created_at <> u.created_at THEN 'created_at' END,
-        CASE
-            WHEN (e.stripe_subscription_id, e.subscription_status)
-                IS DISTINCT FROM (u.stripe_subscription_id, u.subscription_status)
-                THEN 'status'
-        END,
-        CASE
-            WHEN (e.stripe_price_id, e.base_quota)
-                IS DISTINCT FROM (u.stripe_price_id, u.base_quota)
-                THEN 'price'
-        END,
-        CASE
-            WHEN (e.quota_anchor, e.next_quota_reset)
-                IS DISTINCT FROM (u.quota_anchor, u.next_quota_reset)
-                THEN 'period'
-        END
-    ], NULL) AS differences,
-    CASE
-        WHEN best.is_active AND best.plan_id IS NOT NULL THEN NULL
-        WHEN e.stripe_customer_id IS NULL THEN 'no_customer'
-        WHEN best.is_deleted THEN 'deleted_customer'
-        WHEN best.subscription_id IS NULL THEN 'no_subscription'
-        WHEN NOT best.is_active THEN 'inactive_subscription'
-        WHEN best.is_price_known THEN 'no_quantity'
-        ELSE 'unknown_price'
-    END AS reason
-FROM app.users AS u
-LEFT JOIN LATERAL app.find_best_item(u.id, u.stripe_customer_id) AS best ON TRUE
-CROSS JOIN LATERAL app.get_paid_period(
-    -- A price that is not known to be zero.
-    best.status = 'active' AND best.plan_id IS NOT NULL
-    AND best.unit_amount IS DISTINCT FROM 0,
-    best.anchor,
-    best.period_start,
-    best.period_end
-) AS paid
-LEFT JOIN app.plans AS free ON free.id = 'free'
-CROSS JOIN LATERAL (
-    SELECT
-        best.customer_id AS stripe_customer_id,
-        COALESCE(best.customer_created_at, u.created_at) AS created_at,
-        best.subscription_id AS stripe_subscription_id,
-        best.price_id AS stripe_price_id,
-        best.status AS subscription_status,
-        COALESCE(
-            CASE WHEN best.is_active AND best.plan_id IS NOT NULL THEN best.credits END,
-            free.monthly_credits,
-            u.base_quota
-        ) AS base_quota,
-        COALESCE(paid.quota_anchor, u.quota_anchor) AS quota_anchor,
-        CASE
-            WHEN paid.next_quota_reset IS NOT NULL THEN paid.next_quota_reset
-            -- A lapsed reset on an unchanged anchor already means the next boundary.
-            WHEN paid.quota_anchor <> u.quota_anchor
-                OR (paid.quota_anchor IS NOT NULL AND u.next_quota_reset > now())
-                THEN app.get_period_end(paid.quota_anchor, now())
-            ELSE u.next_quota_reset
-        END AS next_quota_reset,
-        COALESCE(best.is_active AND NOT best.is_price_known, FALSE) AS has_unknown_price
-    LIMIT ALL
-) AS e;
-
-COMMENT ON VIEW app.stripe_entitlements IS
-    'What each user should have by the mirror; sync_stripe_users copies it to users.';
-COMMENT ON COLUMN app.stripe_entitlements.id IS
-    'The user.';
-COMMENT ON COLUMN app.stripe_entitlements.stripe_customer_id IS
-    'Customer of the best item; without one, the linked or oldest; NULL if none.';
-COMMENT ON COLUMN app.stripe_entitlements.created_at IS
-    'When the customer was created at Stripe; the user''s created_at if not known.';
-COMMENT ON COLUMN app.stripe_entitlements.stripe_subscription_id IS
-    'Subscription of the best item, find_best_item; NULL if there is none.';
-COMMENT ON COLUMN app.stripe_entitlements.stripe_price_id IS
-    'Price of the best item; NULL if there is none or it has no price.';
-COMMENT ON COLUMN app.stripe_entitlements.subscription_status IS
-    'Stripe''s status; canceled if the customer is deleted; NULL if no subscription.';
-COMMENT ON COLUMN app.stripe_entitlements.base_quota IS
-    'Credits a period: of the plan that is bought x quantity, else of free.';
-COMMENT ON COLUMN app.stripe_entitlements.quota_anchor IS
-    'Periods begin at the anchor plus whole months in UTC; only paid plans move it.';
-COMMENT ON COLUMN app.stripe_entitlements.next_quota_reset IS
-    'When the period ends; only paid plans move it; NULL if it never resets.';
-COMMENT ON COLUMN app.stripe_entitlements.ends_at IS
-    'When the subscription will end by cancellation; NULL if it renews.';
-COMMENT ON COLUMN app.stripe_entitlements.trial_end IS
-    'When the trial ends or ended; NULL if there was none.';
-COMMENT ON COLUMN app.stripe_entitlements.pause_behavior IS
-    'Stripe''s word for paused collection, which takes nothing away; else NULL.';
-COMMENT ON COLUMN app.stripe_entitlements.pause_resumes_at IS
-    'When paused collection resumes; NULL if no time is set.';
-COMMENT ON COLUMN app.stripe_entitlements.has_unknown_price IS
-    'Whether the subscription entitles and no plan has the price of its best item.';
-COMMENT ON COLUMN app.stripe_entitlements.differences IS
-    'Groups of columns that differ from users, docs/stripe.md; empty if none.';
-COMMENT ON COLUMN app.stripe_entitlements.reason IS
-    'Why no paid plan applies: no_customer, deleted_customer, no_subscription,'
-    ' inactive_subscription, no_quantity, unknown_price; NULL if one applies.';
-
-CREATE FUNCTION app.sync_stripe_users(user_ids uuid[])
-RETURNS TABLE (
-    id uuid,
-    customer_id text,
-    subscription_id text,
-    differences text[],
-    has_unknown_price boolean
-)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off
-SET enable_memoize = off
-AS $$
-#variable_conflict use_column
-BEGIN
-    -- Transactions of two customers of one user queue here: the statement below sees
-    -- what the first one committed.
-    PERFORM u.id
-    FROM app.users AS u
-    WHERE u.id = ANY(user_ids)
-    ORDER BY u.id
-    FOR NO KEY UPDATE;
-
-    RETURN QUERY
-    WITH entitled AS MATERIALIZED (
-        -- No other column, because all of a materialized subquery are evaluated.
-        SELECT
-            e.id,
-            e.stripe_customer_id,
-            e.created_at,
-            e.stripe_subscription_id,
-            e.stripe_price_id,
-            e.subscription_status,
-            e.base_quota,
-            e.quota_anchor,
-            e.next_quota_reset,
-            e.has_unknown_price,
-            e.differences
-        FROM app.stripe_entitlements AS e
-        WHERE e.id = ANY(user_ids)
-    ),
-
-    synced AS (
-        UPDATE app.users AS u
-        SET
-            stripe_customer_id = e.stripe_customer_id,
-            created_at = e.created_at,
-            stripe_subscription_id = e.stripe_subscription_id,
-            stripe_price_id = e.stripe_price_id,
-            subscription_status = e.subscription_status,
-            base_quota = e.base_quota,
-            quota_anchor = e.quota_anchor,
-            next_quota_reset = e.next_quota_reset
-        FROM entitled AS e
-        WHERE u.id = e.id
-            AND u.id = ANY(user_ids)
-            AND e.differences <> '{}'
-    )
-
-    SELECT
-        e.id,
-        e.stripe_customer_id AS customer_id,
-        e.stripe_subscription_id AS subscription_id,
-        e.differences,
-        e.has_unknown_price
-    FROM entitled AS e;
-END;
-$$;
-
-COMMENT ON FUNCTION app.sync_stripe_users(uuid[]) IS
-    'Updates users from the Stripe mirror; returns the differences.';
-
-CREATE FUNCTION app.apply_stripe_event(
-    id text,
-    type text,
-    api_version text,
-    event_created_at timestamptz,
-    payload jsonb,
-    lock_key text,
-    object_type text,
-    can_fetch boolean,
-    snapshot jsonb,
-    OUT result text,
-    OUT user_ids uuid[],
-    OUT conflicting_user_id uuid
-)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    snapshots jsonb := jsonb_build_array(snapshot);
-    owner_ids uuid[];
-BEGIN
-    result := 'ignored';
-    -- Statements after the lock must see what its last holder committed.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'app.apply_stripe_event needs READ COMMITTED'
-            USING ERRCODE = 'object_not_in_prerequisite_state';
-    END IF;
-    PERFORM app.lock_stripe_customer(lock_key);
-    IF EXISTS (
-        SELECT FROM app.stripe_events AS e
-        WHERE e.id = apply_stripe_event.id AND e.status <> 'failed'
-    ) THEN
-        result := 'duplicate';
-        RETURN;
-    END IF;
-
-    IF object_type = 'customers' THEN
-        SELECT c.result, ARRAY[c.released_user_id, c.user_id] INTO result, owner_ids
-        FROM app.upsert_stripe_customers(snapshots, 'event', can_fetch, FALSE) AS c;
-    ELSIF object_type IS NOT NULL THEN
-        SELECT s.result, ARRAY[s.released_user_id, s.user_id], s.conflicting_user_id
-        INTO result, owner_ids, conflicting_user_id
-        FROM app.upsert_stripe_subscriptions(snapshots, 'event', can_fetch) AS s;
-    END IF;
-    IF result = 'ambiguous' THEN
-        RETURN;
-    END IF;
-    IF result = 'applied' THEN
-        SELECT array_agg(u.id) INTO user_ids
-        FROM app.sync_stripe_users(owner_ids) AS u
-        -- The released user has lost the customer before.
-        WHERE u.differences <> '{}' OR u.id = owner_ids[1];
-    END IF;
-
-    INSERT INTO app.stripe_events AS e (
-        id, type, api_version, event_created_at, payload, status, attempts, processed_at
-    )
-    VALUES (
-        apply_stripe_event.id, apply_stripe_event.type, apply_stripe_event.api_version,
-        apply_stripe_event.event_created_at, apply_stripe_event.payload, result, 1, now()
-    )
-    ON CONFLICT (id) DO UPDATE
-    SET
-        status = excluded.status,
-        payload = excluded.payload,
-        attempts = e.attempts + 1,
-        processed_at = excluded.processed_at
-    WHERE e.status = 'failed';
-END;
-$$;
-
-COMMENT ON FUNCTION app.apply_stripe_event(
-    text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
-) IS
-    'Records and applies an event once; ambiguous, with nothing recorded, if its object'
-    ' must be fetched. user_ids: the users that changed.';
 
 -- SECURITY DEFINER: the role that inserts users may not write the mirror.
 CREATE FUNCTION app.take_stripe_claims()

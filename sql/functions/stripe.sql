@@ -84,15 +84,18 @@ RETURN CASE
     -- The time of a fetched row is that of the request. The row may contain a change
     -- that Stripe made between the request and the response, in the next second.
     WHEN date_trunc('second', seen_at) >= known_at + interval '1 second' THEN 'applied'
-    -- It would change nothing, not even the time of the row.
-    WHEN is_unchanged AND source = 'event'
-        AND date_trunc('second', seen_at) <= date_trunc('second', known_at)
-        THEN 'stale'
-    WHEN is_unchanged
-        AND date_trunc('second', seen_at) >= date_trunc('second', known_at)
-        THEN 'applied'
-    WHEN date_trunc('second', seen_at) < date_trunc('second', known_at)
-        AND (is_unchanged OR source = 'event')
+    WHEN is_unchanged THEN
+        CASE
+            WHEN date_trunc('second', seen_at) > date_trunc('second', known_at)
+                THEN 'applied'
+            -- An event would change nothing, not even the time of the row.
+            WHEN date_trunc('second', seen_at) = date_trunc('second', known_at)
+                AND source <> 'event'
+                THEN 'applied'
+            ELSE 'stale'
+        END
+    WHEN source = 'event'
+        AND date_trunc('second', seen_at) < date_trunc('second', known_at)
         THEN 'stale'
     WHEN can_fetch THEN 'ambiguous'
     ELSE 'applied'

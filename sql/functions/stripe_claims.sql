@@ -153,11 +153,15 @@ BEGIN ATOMIC
                     k.advantage > 0
                     OR (
                         k.advantage = 0
-                        AND k.is_present
-                        AND k.known_claim IS NOT NULL
-                        AND NOT k.is_known_present
+                        AND (
+                            k.is_correction
+                            OR (
+                                k.is_present
+                                AND k.known_claim IS NOT NULL
+                                AND NOT k.is_known_present
+                            )
+                        )
                     )
-                    OR (k.advantage = 0 AND k.is_correction)
                 ),
                 FALSE
             ) AS is_winner

@@ -4,6 +4,25 @@
 -- The linter takes parameters for columns without a table.
 -- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05
 
+-- No row: no plan has the price. Quantity 0 buys none, and no quantity counts as 1.
+CREATE OR REPLACE FUNCTION app.find_bought_plan(price_id text, quantity bigint)
+RETURNS TABLE (is_price_known boolean, plan_id text, credits numeric)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        TRUE AS is_price_known,
+        CASE WHEN q.units > 0 THEN p.id END AS plan_id,
+        p.monthly_credits * NULLIF(q.units, 0) AS credits
+    FROM app.plan_prices AS pp
+    INNER JOIN app.plans AS p ON pp.plan_id = p.id
+    CROSS JOIN (VALUES (COALESCE(quantity, 1))) AS q (units)
+    WHERE pp.stripe_price_id = price_id
+    LIMIT 1;
+END;
+
+COMMENT ON FUNCTION app.find_bought_plan(text, bigint) IS
+    'The plan that an item buys, and its credits.';
+
 -- Among the items of the user's live customers: the subscription entitles; the price
 -- buys a plan; active or trialing before past_due; most credits; latest period end.
 CREATE OR REPLACE FUNCTION app.find_best_item(user_id uuid, linked_id text)
@@ -48,9 +67,9 @@ BEGIN ATOMIC
         i.unit_amount,
         i.current_period_start AS period_start,
         i.current_period_end AS period_end,
-        p.plan_id IS NOT NULL AS is_price_known,
-        t.plan_id,
-        t.credits
+        p.is_price_known IS TRUE AS is_price_known,
+        p.plan_id,
+        p.credits
     FROM app.list_user_customers(find_best_item.user_id, linked_id) AS c
     LEFT JOIN LATERAL (
         SELECT
@@ -78,32 +97,21 @@ BEGIN ATOMIC
         WHERE k.subscription_id = s.id
         LIMIT ALL
     ) AS i ON TRUE
-    LEFT JOIN LATERAL (
-        SELECT
-            k.id AS plan_id,
-            k.monthly_credits
-        FROM app.plan_prices AS pp
-        INNER JOIN app.plans AS k ON pp.plan_id = k.id
-        WHERE pp.stripe_price_id = i.price_id
-        LIMIT 1
-    ) AS p ON TRUE
+    LEFT JOIN LATERAL app.find_bought_plan(i.price_id, i.quantity) AS p ON TRUE
     CROSS JOIN LATERAL (
         SELECT
             -- Deleting a customer cancels its subscriptions, even if no event says so.
             CASE
                 WHEN c.is_deleted AND s.status <> 'incomplete_expired' THEN 'canceled'
                 ELSE s.status
-            END AS status,
-            CASE WHEN COALESCE(i.quantity, 1) > 0 THEN p.plan_id END AS plan_id,
-            -- NULL without a plan: quantity 0 buys none.
-            p.monthly_credits * NULLIF(COALESCE(i.quantity, 1), 0) AS credits
+            END AS status
     ) AS t
     ORDER BY
         c.is_deleted,
         app.is_active_status(t.status) DESC,
-        t.plan_id IS NULL,
+        p.plan_id IS NULL,
         t.status = 'past_due',
-        t.credits DESC NULLS LAST,
+        p.credits DESC NULLS LAST,
         i.current_period_end DESC NULLS LAST,
         s.id,
         i.id,

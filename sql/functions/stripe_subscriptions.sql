@@ -341,12 +341,11 @@ SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    released jsonb;
+    released jsonb := app.claim_subscription_customers(snapshots, source, can_fetch);
     new_items jsonb;
     changed_ids text[];
     changed_items jsonb[];
 BEGIN
-    released := app.claim_subscription_customers(snapshots, source, can_fetch);
     FOR
         id, result, differences, user_id, released_user_id, conflicting_user_id,
         new_items

@@ -17,7 +17,7 @@ from tests.simulation.run import simulate
 from tests.temp_server import temp_server
 
 _ITEMS = "WHERE k.subscription_id = s.id\n        LIMIT ALL"
-_PRODUCT = "        t.plan_id IS NULL,\n"
+_PRODUCT = "        p.plan_id IS NULL,\n"
 _PAST_DUE = "        t.status = 'past_due',\n"
 _CREDITS = "        t.credits DESC NULLS LAST,\n"
 _END = "        i.current_period_end DESC NULLS LAST,\n"
@@ -52,7 +52,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "past_due is like active": [(_PAST_DUE, "")],
     "the fewest credits count": [(_CREDITS, _CREDITS.replace("DESC", "ASC"))],
     "the earliest end counts": [(_END, _END.replace("DESC", "ASC"))],
-    "quantity does not count": [("* NULLIF(COALESCE(i.quantity, 1), 0)", "")],
+    "quantity does not count": [("* NULLIF(q.units, 0)", "")],
     "quantity 0 buys a plan": [
         ("COALESCE(i.quantity, 1) > 0", "COALESCE(i.quantity, 1) >= 0")
     ],
