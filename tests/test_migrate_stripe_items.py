@@ -343,9 +343,11 @@ def test_users_created_concurrently_cause_no_deadlock(filled: str, is_rollback: 
         creation = pool.submit(create_user, creator, email="new@example.com")
         wait_for_lock(reader, creator)
         reader.commit()
-        creation.result(20)
+        created = creation.result(20)
         creator.commit()
         migration.result(20)
+
+    assert created.id in {row[0] for row in query(filled, USERS)}
 
 
 def test_run_that_is_killed_while_it_waits_can_be_repeated(filled: str):
