@@ -54,7 +54,7 @@ def test_weaker_claim_never_moves_a_link(world: StripeWorld, strong: str, weak: 
     first, second = world.create_user(), world.create_user()
     claim(world, strong, first)
     outcome = claim(world, weak, second)
-    # A subscription is stored, whatever its claim is worth.
+    # A subscription is stored also if its claim does not win.
     assert outcome.result == ("applied" if weak == "subscription" else "ignored")
     assert (outcome.user_ids, outcome.conflicting_user_id) == ((), second)
     assert claimed(world) == (first, first, strong)

@@ -1,4 +1,4 @@
-"""Stripe's ids are text of 1 to 255 characters, whatever they contain."""
+"""Stripe's ids are text of any 1 to 255 characters."""
 
 from typing import Any
 

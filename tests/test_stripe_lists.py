@@ -1,4 +1,4 @@
-"""Lists are read to their end whatever they contain, or end with an error."""
+"""Lists with any content are read to their end, or end with an error."""
 
 from collections import Counter
 from dataclasses import dataclass
