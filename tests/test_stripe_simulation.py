@@ -5,6 +5,8 @@
 
 import pytest
 
+from pyapp._core.queries import schema_text
+from tests.simulation.mutants import MUTANTS, mutate
 from tests.simulation.run import simulate
 
 
@@ -19,3 +21,11 @@ def test_unreliable_deliveries_leave_the_state_of_stripe(database: str, seed: in
     assert report.outcomes["duplicate"] > 50
     assert report.failed
     assert report.refused > 5
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_schema_contains_the_rule_that_a_mutant_breaks(name: str):
+    """`python -m tests.simulation.mutants` simulates each mutant."""
+    schema = schema_text()
+
+    assert mutate(schema, MUTANTS[name]) != schema
