@@ -10,10 +10,10 @@ most of its time in calculations of 95 microseconds each.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
 from pyapp._core.validation import check_amount, check_count, check_time
@@ -49,6 +49,78 @@ class _Rates:
 _cache: tuple[DataSnapshot | None, dict[tuple[Any, ...], _Rates | None]] = (None, {})
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedPrice:
+    """The price of one call, or the reason why it has none.
+
+    `cost` is in USD; it is None if anything that was used has no price of its own, and
+    then `reason` names it. `other_cost` is the part of the cost that is not for the
+    four token counts, such as searches: 0 without them, None if one of them has no
+    price. `is_standard` is False if the tier, speed, region or modality of the call
+    differs from text tokens at the plain price.
+    """
+
+    cost: Decimal | None
+    other_cost: Decimal | None
+    is_standard: bool
+    reason: str | None
+
+
+def published_price(
+    *,
+    model: str,
+    input_tokens: int,
+    cache_creation_input_tokens: int,
+    cache_read_input_tokens: int,
+    output_tokens: int,
+    finished_at: datetime,
+    provider: str | None = None,
+    cache_creation_1h_input_tokens: int = 0,
+    units: Mapping[str, int] | None = None,
+    context: Mapping[str, str] | None = None,
+) -> PublishedPrice:
+    """Return the published price of one call at the time *finished_at*.
+
+    The four counts are disjoint; the cache writes for one hour are part of all cache
+    writes. *units* are other counts, by the names of genai-prices: parts of the four
+    (`input_audio_tokens`) and separate units (`web_searches`). *context* describes the
+    call as its log does: `service_tier`, `speed`, `processing` (`batch`) and
+    `inference_geo`. Without *provider*, the model's name determines it.
+
+    Raises: InvalidValueError.
+    """
+    shown = ascii(model[:100]) + (f" of {provider[:100]!a}" if provider else "")
+    counts = {
+        "input_tokens": input_tokens,
+        "cache_write_tokens": cache_creation_input_tokens,
+        "cache_read_tokens": cache_read_input_tokens,
+        "output_tokens": output_tokens,
+        **(units or {}),
+    }
+    if cache_creation_1h_input_tokens:
+        counts["cache_write_1h_tokens"] = cache_creation_1h_input_tokens
+    for name, value in counts.items():
+        check_count(name, value)
+    hour = cache_creation_1h_input_tokens
+    if hour > cache_creation_input_tokens:
+        raise InvalidValueError(f"cache_write_1h_tokens ({hour}) exceed all written")
+    at = check_time("finished_at", finished_at)
+    # In genai-prices, the input includes cache writes and cache reads.
+    counts["input_tokens"] += cache_creation_input_tokens + cache_read_input_tokens
+    try:
+        snapshot = _snapshot()
+        found, info = snapshot.find_provider_model(model, None, provider, None)
+        with localcontext(_EXACT):
+            cost = _price(snapshot, found, info, counts, at, context, shown)
+    except LookupError:
+        reason = f"no published price for model {shown}"
+    except (MissingExtraError, UnknownModelError) as exc:
+        reason = str(exc)
+    else:
+        return PublishedPrice(cost, Decimal(0), True, None)
+    return PublishedPrice(None, None, True, reason)
+
+
 def price_usage(
     *,
     model: str,
@@ -58,57 +130,66 @@ def price_usage(
     output_tokens: int,
     finished_at: datetime,
     provider: str | None = None,
-    details: Mapping[str, int] | None = None,
+    cache_creation_1h_input_tokens: int = 0,
+    units: Mapping[str, int] | None = None,
     context: Mapping[str, str] | None = None,
 ) -> Decimal:
-    """Return the exact price in USD of one call, at the prices of *finished_at*.
-
-    The four counts are disjoint. *details* are counts with prices of their own, by
-    genai-prices' names: parts of the four (`cache_write_1h_tokens`,
-    `input_audio_tokens`, `output_audio_tokens`) and other units (`web_searches`).
-    *context* describes the call, such as `{"service_tier": "flex"}`. Without
-    *provider*, it follows from the model's name.
+    """Return the exact published price of one call in USD, as published_price does.
 
     Raises: UnknownModelError when the model, or a unit it used, has no published
     price; InvalidValueError; MissingExtraError.
     """
-    units = {
-        "input_tokens": input_tokens,
-        "cache_write_tokens": cache_creation_input_tokens,
-        "cache_read_tokens": cache_read_input_tokens,
-        "output_tokens": output_tokens,
-    }
-    if details:
-        units.update(details)
-    for name, value in units.items():
-        check_count(name, value)
-    hour = units.get("cache_write_1h_tokens", 0)
-    if hour > cache_creation_input_tokens:
-        raise InvalidValueError(f"cache_write_1h_tokens ({hour}) exceed all written")
-    at = check_time("finished_at", finished_at)
-    # In genai-prices, the input includes cache writes and cache reads.
-    units["input_tokens"] += cache_creation_input_tokens + cache_read_input_tokens
-    snapshot = _snapshot()
-    # The name may be any text; the error is one printable line.
-    shown = ascii(model[:100]) + (f" of {provider[:100]!a}" if provider else "")
-    try:
-        found, info = snapshot.find_provider_model(model, None, provider, None)
-    except LookupError as exc:
-        raise UnknownModelError(f"no published price for model {shown}") from exc
+    _snapshot()
+    price = published_price(
+        model=model,
+        input_tokens=input_tokens,
+        cache_creation_input_tokens=cache_creation_input_tokens,
+        cache_read_input_tokens=cache_read_input_tokens,
+        output_tokens=output_tokens,
+        finished_at=finished_at,
+        provider=provider,
+        cache_creation_1h_input_tokens=cache_creation_1h_input_tokens,
+        units=units,
+        context=context,
+    )
+    if price.cost is None:
+        raise UnknownModelError(price.reason)
+    return price.cost
+
+
+def add_prices(prices: Iterable[PublishedPrice]) -> PublishedPrice:
+    """Return the price of several passes of one call: the sums, and the first reason.
+
+    The call is standard if all its passes are.
+    """
+    cost: Decimal | None = Decimal(0)
+    other_cost: Decimal | None = Decimal(0)
+    is_standard = True
+    reason = None
     with localcontext(_EXACT):
-        return _price(snapshot, found, info, units, at, context, shown)
+        for price in prices:
+            cost = _sum(cost, price.cost)
+            other_cost = _sum(other_cost, price.other_cost)
+            is_standard = is_standard and price.is_standard
+            reason = reason or price.reason
+    return PublishedPrice(cost, other_cost, is_standard, reason)
+
+
+def _sum(left: Decimal | None, right: Decimal | None) -> Decimal | None:
+    return None if left is None or right is None else left + right
 
 
 def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
     """Return credits = cost x 100 x (1 + margin), exact to six decimals.
 
-    *cost* is in USD; a margin of 0.2 adds a fifth. A tie goes to the even digit.
+    *cost* is in USD; a margin of 0.2 adds a fifth. A tie is rounded away from
+    zero, as by PostgreSQL's round().
 
     Raises: InvalidValueError when either is not an amount.
     """
     cost, margin = check_amount("cost", cost), check_amount("margin", margin)
     with localcontext(_EXACT):
-        return (cost * 100 * (1 + margin)).quantize(_MICRO)
+        return (cost * 100 * (1 + margin)).quantize(_MICRO, ROUND_HALF_UP)
 
 
 def _snapshot() -> DataSnapshot:

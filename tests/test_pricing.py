@@ -35,19 +35,19 @@ def test_counts_are_disjoint():
 
 
 def test_cache_writes_for_an_hour_cost_more():
-    an_hour = {"cache_write_1h_tokens": 1_000}
-    assert price(counts=(0, 1_000, 0, 0), details=an_hour) == Decimal("0.006")
-    assert price(counts=(0, 3_000, 0, 0), details=an_hour) == Decimal("0.0135")
+    an_hour = {"cache_creation_1h_input_tokens": 1_000}
+    assert price(counts=(0, 1_000, 0, 0), **an_hour) == Decimal("0.006")
+    assert price(counts=(0, 3_000, 0, 0), **an_hour) == Decimal("0.0135")
 
 
 def test_web_searches_are_paid_for():
-    assert price(details={"web_searches": 3}) == Decimal("0.03")
+    assert price(units={"web_searches": 3}) == Decimal("0.03")
 
 
 def test_audio_has_its_own_price():
     text = price("gpt-audio", counts=(1_000, 0, 0, 0))
     audio = price(
-        "gpt-audio", counts=(1_000, 0, 0, 0), details={"input_audio_tokens": 1_000}
+        "gpt-audio", counts=(1_000, 0, 0, 0), units={"input_audio_tokens": 1_000}
     )
     assert audio > 10 * text > 0
 
@@ -103,7 +103,7 @@ def test_prices_equal_those_of_genai_prices():
                     at=at,
                     counts=(total - written - read, written, read, output),
                     provider=provider.id,
-                    details={"cache_write_1h_tokens": hour},
+                    cache_creation_1h_input_tokens=hour,
                     context=context,
                 )
             except UnknownModelError:
@@ -178,7 +178,7 @@ def test_count_must_be_a_whole_number_from_zero(count):
 
 def test_part_must_not_exceed_its_whole():
     with pytest.raises(InvalidValueError, match="exceed"):
-        price(counts=(0, 5, 0, 0), details={"cache_write_1h_tokens": 6})
+        price(counts=(0, 5, 0, 0), cache_creation_1h_input_tokens=6)
 
 
 def test_time_without_a_time_zone_is_refused():
@@ -217,8 +217,8 @@ def test_many_small_calls_cost_as_much_as_one_large_call(parts):
         ("0.01", "0.2", "1.200000"),
         ("0", "0.2", "0.000000"),
         ("0.000000003", "0", "0.000000"),
-        ("0.000000015", "0", "0.000002"),  # a tie goes to the even digit
-        ("0.000000025", "0", "0.000002"),
+        ("0.000000015", "0", "0.000002"),  # a tie is rounded away from zero
+        ("0.000000025", "0", "0.000003"),
         ("123456789.123456789", "0.2", "14814814694.814815"),
     ],
 )

@@ -250,7 +250,12 @@ def _cost(response: ModelResponse, finished_at: datetime) -> Decimal:
             cache_read_input_tokens=part.cache_read_input_tokens,
             output_tokens=part.output_tokens,
             finished_at=finished_at,
-            details=part.details,
+            cache_creation_1h_input_tokens=part.details.get("cache_write_1h_tokens", 0),
+            units={
+                unit: used
+                for unit, used in part.details.items()
+                if unit != "cache_write_1h_tokens"
+            },
             context=response.context,
         )
         for part in response.passes
