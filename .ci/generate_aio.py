@@ -22,6 +22,7 @@ SOURCES = (
     "pyapp/referrals.py",
     "pyapp/sessions.py",
     "pyapp/stats.py",
+    "pyapp/usage.py",
     "pyapp/users.py",
     "pyapp/_core/connection.py",
     "pyapp/_core/connection_types.py",

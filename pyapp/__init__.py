@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         referrals,
         sessions,
         stats,
+        usage,
         users,
     )
     from pyapp._core.config import load_settings
@@ -41,6 +42,7 @@ __all__ = [
     "referrals",
     "sessions",
     "stats",
+    "usage",
     "users",
 ]
 

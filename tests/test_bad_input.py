@@ -21,12 +21,12 @@ from pyapp._core.sanitize import storable_text
 from pyapp.errors import InvalidValueError, PyappError
 from pyapp.messages import (
     find_message_payload,
-    get_client_usage,
     list_messages,
     record_message,
 )
 from pyapp.referrals import list_referrals
 from pyapp.stripe_sync.events import list_events, list_failed_events
+from pyapp.usage import get_client_usage
 from pyapp.users import create_user, get_user, set_user_profile
 from tests.bad_input.functions import (
     Arguments,

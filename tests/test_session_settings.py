@@ -27,6 +27,7 @@ from pyapp import (
     quota,
     referrals,
     sessions,
+    usage,
     users,
 )
 from pyapp._core.connection import LEFT_TO_THE_OPERATOR, SETTINGS, connect, pool
@@ -187,7 +188,7 @@ def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
             )
         ),
     )
-    yield "usage", plain(messages.get_request_usage(conn, client_request_id="r"))
+    yield "usage", plain(usage.get_request_usage(conn, client_request_id="r"))
     yield "quota", plain(quota.get_user_quota(conn, user_id=ada.id, at=WHEN))
     yield "quotas", plain(quota.list_user_quotas(conn))
     yield (

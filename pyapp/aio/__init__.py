@@ -12,6 +12,7 @@ from pyapp.aio import (
     referrals,
     sessions,
     stats,
+    usage,
     users,
 )
 from pyapp.aio.connection import connect, pool
@@ -27,5 +28,6 @@ __all__ = [
     "referrals",
     "sessions",
     "stats",
+    "usage",
     "users",
 ]

@@ -19,7 +19,6 @@ from pyapp._core.run_async import (
     fetch_one,
     fetch_optional,
 )
-from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import check_cursor, validated
 from pyapp.errors import (
     FingerprintNotFoundError,
@@ -32,10 +31,8 @@ from pyapp.messages import (
     DailyUsage,
     Message,
     MessagePayload,
-    ModelUsage,
     RecordedMessage,
     RecordedMessages,
-    Usage,
     _RecordMessageRow,
     _RecordMessagesRow,
 )
@@ -203,45 +200,6 @@ async def list_messages(
         before_id=before_id,
         limit=limit,
     )
-
-
-@validated
-async def get_request_usage(
-    conn: AsyncConnection[Any],
-    *,
-    client_request_id: str,
-    subject_id: UUID | None = None,
-) -> Usage:
-    """Return the usage of one request of a client, over all its calls to models.
-
-    Clients choose the id, so give *subject_id* to count one payer's calls only.
-    """
-    total, *models = await fetch_all(
-        conn,
-        ModelUsage,
-        "get_request_usage",
-        client_request_id=storable_text(client_request_id),
-        subject_id=subject_id,
-    )
-    return Usage(total, tuple(models))
-
-
-@validated
-async def get_client_usage(
-    conn: AsyncConnection[Any], *, client_id: str, subject_id: UUID | None = None
-) -> Usage:
-    """Return the usage of one run of a client, over all its calls to models.
-
-    Clients choose the id, so give *subject_id* to count one payer's calls only.
-    """
-    total, *models = await fetch_all(
-        conn,
-        ModelUsage,
-        "get_client_usage",
-        client_id=storable_text(client_id),
-        subject_id=subject_id,
-    )
-    return Usage(total, tuple(models))
 
 
 @validated

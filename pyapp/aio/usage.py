@@ -1,0 +1,51 @@
+# Generated from pyapp/usage.py by .ci/generate_aio.py; do not edit.
+"""Usage: sums over messages, for reports."""
+
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from pyapp._core.run_async import fetch_all
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import validated
+from pyapp.usage import ModelUsage, Usage
+
+
+@validated
+async def get_request_usage(
+    conn: AsyncConnection[Any],
+    *,
+    client_request_id: str,
+    subject_id: UUID | None = None,
+) -> Usage:
+    """Return the usage of one request of a client, over all its calls to models.
+
+    Clients choose the id, so give *subject_id* to count one payer's calls only.
+    """
+    total, *models = await fetch_all(
+        conn,
+        ModelUsage,
+        "get_request_usage",
+        client_request_id=storable_text(client_request_id),
+        subject_id=subject_id,
+    )
+    return Usage(total, tuple(models))
+
+
+@validated
+async def get_client_usage(
+    conn: AsyncConnection[Any], *, client_id: str, subject_id: UUID | None = None
+) -> Usage:
+    """Return the usage of one run of a client, over all its calls to models.
+
+    Clients choose the id, so give *subject_id* to count one payer's calls only.
+    """
+    total, *models = await fetch_all(
+        conn,
+        ModelUsage,
+        "get_client_usage",
+        client_id=storable_text(client_id),
+        subject_id=subject_id,
+    )
+    return Usage(total, tuple(models))
