@@ -156,7 +156,7 @@ SELECT
         WHEN n % 10 = 1 THEN md5('user-' || 6000 + n)::uuid
     END,
     CASE WHEN n % 4 = 0 OR n % 10 = 1 THEN 'customer' END,
-    now() - interval '1 day',
+    now() - interval '1 hour' * n,
     now() - interval '1 second' * n
 FROM generate_series(0, 9999) AS n;
 
@@ -165,7 +165,7 @@ SELECT
     'sub_' || n,
     'cus_' || n % 8000,
     'active',
-    now() - interval '1 day',
+    now() - interval '1 hour' * n,
     now() - interval '1 second' * n
 FROM generate_series(0, 9999) AS n;
 

@@ -131,6 +131,23 @@ def test_every_query_uses_its_indexes(reader: PlanReader, catalog: Catalog):
     assert not complaints, "\n".join(complaints)
 
 
+@pytest.mark.parametrize(
+    "table", ["stripe_customers", "stripe_events", "stripe_subscriptions"]
+)
+def test_lookup_planned_on_an_empty_table_uses_its_key(conn, table):
+    """A session may keep such a plan for a minute while it fills the table."""
+    conn.execute(sql.SQL("ANALYZE {}").format(sql.Identifier("app", table)))
+    conn.execute("SET LOCAL enable_seqscan = off")
+
+    plan = conn.execute(
+        sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} AS t WHERE t.id = 'x'").format(
+            sql.Identifier("app", table)
+        )
+    ).fetchone()
+
+    assert plan[0][0]["Plan"]["Index Name"] == f"{table}_pkey"
+
+
 def test_every_foreign_key_uses_its_index(reader: PlanReader, catalog: Catalog):
     complaints = [
         complaint

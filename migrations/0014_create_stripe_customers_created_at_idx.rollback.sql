@@ -1,0 +1,4 @@
+-- Loses nothing.
+-- transactional: false
+
+DROP INDEX CONCURRENTLY app.stripe_customers_created_at_idx;
