@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyapp.messages import NewMessage
-from pyapp.usage_import import reader as usage_logs
+from pyapp.usage_import import lines as usage_lines
 from pyapp.usage_import.reader import BrokenLine, LineCounts
 from tests.usage_lines import (
     ANTHROPIC,
@@ -105,7 +105,7 @@ def test_reason_for_a_huge_count_is_short(tmp_path):
 
 
 def test_line_over_the_size_limit_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(usage_logs, "MAX_LINE_BYTES", 2_000)
+    monkeypatch.setattr(usage_lines, "MAX_BYTES", 2_000)
     huge = changed(SESSION, message__content="x" * 9_000)
     (broken, message), _ = read(tmp_path, huge, CHAT)
     assert (broken.line, broken.reason) == (1, "longer than 0 MiB")
@@ -258,15 +258,13 @@ def test_no_line_stops_the_import(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("hostile")
     lines = [line.replace(b"\n", b"") for line in lines]
     results, counts = read(folder, *lines, CHAT)
-    blank = sum(not line.strip(b" \t\r\n\0\xef\xbb\xbf") for line in lines)
-    assert counts.messages + counts.broken == len(results)
-    assert counts.repeats + counts.without_usage + len(results) == (
-        len(lines) + 1 - blank
-    )
+    reported = counts.broken + counts.unknown + counts.unknown_files
+    assert counts.messages + reported == len(results)
     assert any(getattr(r, "model", "") == CHAT["model"] for r in results)
     for result in results:
-        if isinstance(result, BrokenLine):
+        if not isinstance(result, NewMessage):
             assert result.reason.isprintable()
         else:
+            assert result.cost is not None
             assert result.cost.is_finite()
             assert min(*tokens(result), result.cost) >= 0

@@ -4,7 +4,13 @@ import copy
 import json
 
 from pyapp.messages import NewMessage
-from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
+from pyapp.usage_import.reader import (
+    BrokenLine,
+    LineCounts,
+    ReadMessage,
+    UnknownUsage,
+    read_usage_logs,
+)
 
 SESSION = {
     "parentUuid": None,
@@ -94,7 +100,11 @@ def read(tmp_path, *lines, **options):
 
 
 def read_files(*paths, **options):
-    return list(read_usage_logs(paths, **options))
+    """Return the messages and what is reported of other lines."""
+    return [
+        result.message if isinstance(result, ReadMessage) else result
+        for result in read_usage_logs(paths, **options)
+    ]
 
 
 def as_bytes(line):
@@ -113,7 +123,8 @@ def only(tmp_path, *lines, **options):
 
 def reason(tmp_path, line):
     """Return the reason why the only line is broken."""
-    (broken,), counts = read(tmp_path, line)
+    (broken, *unknown), counts = read(tmp_path, line)
+    assert all(isinstance(each, UnknownUsage) for each in unknown)
     assert isinstance(broken, BrokenLine), broken
     assert (broken.line, counts.broken) == (1, 1)
     return broken.reason

@@ -23,7 +23,13 @@ from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import NewMessage, record_messages
-from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
+from pyapp.usage_import.reader import (
+    BrokenLine,
+    LineCounts,
+    ReadMessage,
+    UnknownUsage,
+    read_usage_logs,
+)
 
 log = logging.getLogger("pyapp.imports")
 
@@ -55,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Logs in JSON Lines.")
+        list[Path], typer.Argument(metavar="FILE", help="Logs, or folders of logs.")
     ],
     user: Annotated[
         str | None, typer.Option(metavar="EMAIL|UUID", help="The paying user.")
@@ -68,6 +74,12 @@ def usage(
         typer.Option(
             metavar="TIME|now",
             help="Time of responses without one; default: the file's.",
+        ),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Host of all calls; default: as the log says."
         ),
     ] = None,
 ) -> None:
@@ -84,13 +96,18 @@ def usage(
         payer = _find_payer(conn, user, fingerprint_id)
         latest = fetch_one(conn, _Latest, "get_latest_finish").finished_at
         lines = read_usage_logs(
-            files, at=moment, latest=latest, counts=tally.lines, on_bytes=advance
+            files,
+            at=moment,
+            latest=latest,
+            provider=provider,
+            counts=tally.lines,
+            on_bytes=advance,
         )
         with _reporting(tally):
             _record(conn, _messages(lines), payer, settings.margin, tally)
     for line in _summary(tally):
         say(line)
-    if tally.lines.broken:
+    if tally.lines.broken or tally.lines.unknown or tally.lines.unknown_files:
         raise typer.Exit(1)
 
 
@@ -130,16 +147,18 @@ def _find_payer(
     return {"fingerprint_id": fingerprint_id}
 
 
-def _messages(lines: Iterable[NewMessage | BrokenLine]) -> Iterator[NewMessage]:
+def _messages(
+    lines: Iterable[ReadMessage | BrokenLine | UnknownUsage],
+) -> Iterator[NewMessage]:
     """Yield the messages, and print the first broken lines as they are read."""
     broken = 0
     for line in lines:
-        if isinstance(line, NewMessage):
-            yield line
+        if isinstance(line, ReadMessage):
+            yield line.message
             continue
         broken += 1
         if broken <= SHOWN_BROKEN_LINES:
-            warn(f"{line.file}:{line.line}: {line.reason}")
+            warn(f"{line.file}:{line.line or ''}: {line.reason}")
         elif broken == SHOWN_BROKEN_LINES + 1:
             warn("further broken lines are only counted")
 

@@ -1,0 +1,98 @@
+"""The formats of usage logs, each a small reader in a module of its own.
+
+There are two kinds of format, and a kind of lines that have no usage.
+
+1. A **body** is a response as a provider returns it, an object that contains its usage.
+   It is looked for at each path of `PATHS`, so that it can be in any common envelope.
+   A module provides it as a `Body` for `BODIES`: `has_usage(response)` is a cheap test
+   for the usage of this format, and the first body that says yes reads the line.
+   `read(chain)` returns the response, or None if nothing is billed; `describe` and
+   `identify` of `responses` take from the envelope what the format does not state.
+   `is_known(response)` is true for an object of this format without usage.
+2. A **format** reads whole lines: sessions, streams, logs of gateways. A module
+   provides a subclass of `Format` for `FORMATS`. An instance gets the objects of one
+   file in their order and may keep state. `read` returns None for an object of another
+   format, else its responses, often none. Every format gets every object before the
+   bodies do, so its first test has to be cheap.
+3. **Lines without usage** of known formats: a predicate for `KNOWN`.
+
+A response may be returned repeatedly while its counts grow: the reader counts the
+largest. Usage that is not valid raises BadUsageError; its reason contains the figures.
+An object of no known format that has usage is reported as unknown, and a file without
+an object of a known format too. Every format has rows in tests/data/usage_cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from pyapp.usage_import.fields import Object
+from pyapp.usage_import.formats import anthropic, claude_code, openai, streams
+from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
+from pyapp.usage_import.responses import Chain, ModelResponse
+
+# In the order in which they are asked.
+FORMATS: tuple[type[Format], ...] = (streams.Stream, claude_code.Result)
+BODIES: tuple[Body, ...] = (anthropic.BODY, openai.BODY)
+KNOWN: tuple[Callable[[Object], bool], ...] = (claude_code.is_session_line,)
+
+# Paths from a line to the response in it.
+PATHS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("message",),
+    ("response",),
+    ("response", "body"),
+    ("result", "message"),
+    ("data", "message", "message"),
+    ("data",),
+    ("body",),
+)
+
+
+class Reader:
+    """Reads the objects of one file in their order."""
+
+    def __init__(self, file: str) -> None:
+        self._formats = [format(file) for format in FORMATS]
+        self._reads = [format.read for format in self._formats]
+
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Return the responses of *line*, or None if it is of no known format.
+
+        Raises: BadUsageError.
+        """
+        for read in self._reads:
+            responses = read(line, number)
+            if responses is not None:
+                return responses
+        return _read_body(line)
+
+    def finish(self) -> Iterable[ModelResponse | Unfinished]:
+        """Return what is left at the end of the file."""
+        for format in self._formats:
+            yield from format.finish()
+
+
+def _read_body(line: Object) -> Sequence[ModelResponse] | None:
+    chains = [chain for path in PATHS if (chain := _follow(line, path)) is not None]
+    for chain in chains:
+        response = chain[-1]
+        for body in BODIES:
+            if body.has_usage(response):
+                found = body.read(chain)
+                return () if found is None else (found,)
+    for chain in chains:
+        if any(body.is_known(chain[-1]) for body in BODIES):
+            return ()
+    return () if any(is_known(line) for is_known in KNOWN) else None
+
+
+def _follow(line: Object, path: tuple[str, ...]) -> Chain | None:
+    """Return the objects on *path*, or None if it does not exist."""
+    chain = [line]
+    for key in path:
+        part = chain[-1].get(key)
+        if not isinstance(part, dict):
+            return None
+        chain.append(part)
+    return chain

@@ -1,0 +1,44 @@
+"""What a module of a format provides: a Body, or a Format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from pyapp.usage_import.fields import Object
+from pyapp.usage_import.responses import Chain, ModelResponse
+
+
+class Body(NamedTuple):
+    """A format of responses, wherever in a line they are."""
+
+    has_usage: Callable[[Object], bool]
+    read: Callable[[Chain], ModelResponse | None]
+    is_known: Callable[[Object], bool]
+
+
+class Unfinished(NamedTuple):
+    """Usage that began at a line and did not end before its file did."""
+
+    line: int
+    reason: str
+
+
+class Format:
+    """A format of lines; an instance reads one file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Return the responses of *line*, or None if it is of another format.
+
+        *number* is that of the line in its file.
+
+        Raises: BadUsageError if the usage of the line cannot be billed.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> Iterable[ModelResponse | Unfinished]:
+        """Return what is left at the end of the file."""
+        return ()

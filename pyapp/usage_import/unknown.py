@@ -1,0 +1,104 @@
+"""Tells whether an object of no known format carries usage that somebody bills."""
+
+from __future__ import annotations
+
+import re
+
+from pyapp.usage_import.fields import Object
+
+_MAX_DEPTH = 8
+_MAX_VALUES = 5_000
+# Words of a key, in snake case, that name usage or a price.
+_WORDS = {
+    "usage",
+    "spend",
+    "cost",
+    "costs",
+    "tokens",
+    "token",
+    "billed",
+    "usd",
+    "credits",
+}
+# Words that make it a limit, a price list or a secret.
+_OTHERS = {
+    "max",
+    "min",
+    "limit",
+    "limits",
+    "budget",
+    "per",
+    "price",
+    "pricing",
+    "window",
+    "threshold",
+    "remaining",
+    "reset",
+    "id",
+    "ids",
+    "type",
+    "access",
+    "refresh",
+    "auth",
+    "api",
+    "expires",
+    "at",
+}
+# Keys of what users and models say to each other.
+_CONTENT = {
+    "arguments",
+    "content",
+    "contents",
+    "input",
+    "logprobs",
+    "messages",
+    "parameters",
+    "prompt",
+    "text",
+    "tools",
+}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+def find_usage(line: Object) -> str | None:
+    """Return the path of the first usage in *line*, such as `meta.tokens`, or None.
+
+    Usage is a number greater than zero at a key that names tokens or a cost, or
+    anywhere in an object that is at such a key; but not in what a model was asked or
+    has answered.
+    """
+    left = _MAX_VALUES
+    level: list[tuple[str, object, bool]] = [("", line, False)]
+    for _ in range(_MAX_DEPTH):
+        inner: list[tuple[str, object, bool]] = []
+        for path, value, is_usage in level:
+            items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+            for key, item in items:
+                left -= 1
+                if left < 0:
+                    return None
+                name, named = path, is_usage
+                if isinstance(key, str):
+                    if key in _CONTENT and not is_usage:
+                        continue
+                    name = f"{path}.{key}" if path else key
+                    named = _names_usage(key, is_usage)
+                if named and _is_amount(item):
+                    return name
+                if isinstance(item, dict | list):
+                    inner.append((name, item, named))
+        level = inner
+    return None
+
+
+def _names_usage(key: str, is_usage: bool) -> bool:
+    words = {word.lower() for word in _WORD.findall(key)}
+    return (is_usage or not words.isdisjoint(_WORDS)) and words.isdisjoint(_OTHERS)
+
+
+def _is_amount(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"\d*\.?\d*[1-9]\d*(e-?\d+)?", value[:40]))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value > 0
