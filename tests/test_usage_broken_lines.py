@@ -257,7 +257,7 @@ def test_no_line_stops_the_import(tmp_path_factory, data):
     )
     folder = tmp_path_factory.mktemp("hostile")
     lines = [line.replace(b"\n", b"") for line in lines]
-    results, counts = read(folder, *lines, CHAT)
+    results, counts = read(folder, RESPONSE, *lines, CHAT)
     reported = counts.broken + counts.unknown + counts.unknown_files
     assert counts.messages + reported == len(results)
     assert any(getattr(r, "model", "") == CHAT["model"] for r in results)

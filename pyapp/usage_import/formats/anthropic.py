@@ -1,7 +1,16 @@
-"""Responses of Anthropic's Messages API, also inside Claude Code's sessions."""
+"""Responses of Anthropic's Messages API, also inside Claude Code's sessions.
+
+Sources: the documentation of the Messages API and of its tools (advisor, compaction,
+fallbacks, web search, web fetch, code execution), and the types of the official
+package `anthropic`. A web fetch and a tool search cost their tokens only; executions
+of code are free in a request with web search or web fetch.
+"""
 
 from __future__ import annotations
 
+import re
+
+from pyapp._core.validation import shown
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -9,6 +18,7 @@ from pyapp.usage_import.fields import (
     count,
     hashed_text,
     inner,
+    text,
 )
 from pyapp.usage_import.formats.kinds import Body
 from pyapp.usage_import.responses import (
@@ -20,20 +30,37 @@ from pyapp.usage_import.responses import (
     identify,
 )
 
-# Counts of an object at server_tool_use, and the units that they are.
-_TOOLS = {"web_search_requests": "web_searches"}
+# Counts at server_tool_use, each with its unit; None if it costs nothing of its own.
+_TOOLS = {
+    "web_search_requests": "web_searches",
+    "web_fetch_requests": None,
+    "code_execution_requests": "code_executions",
+    "tool_search_requests": None,
+}
+# With these, executions of code are free.
+_FREES_CODE = ("web_search_requests", "web_fetch_requests")
+_KEYS = (
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+    "output_tokens",
+)
+# Types of iterations that the usage itself reports too.
+_MAIN = ("message", "fallback_message")
+# Hosts that mark the ids of their responses.
+_HOSTS = {"msg_bdrk_": "aws", "msg_vrtx_": "google"}
+_DATE = re.compile(r"-\d{8}$")
 
 
 def _has_usage(response: Object) -> bool:
     usage = response.get("usage")
     if not usage:
         return False
-    if not isinstance(usage, dict):
-        return response.get("type") == "message"
     if response.get("type") == "message":
         return True
     return (
-        ("input_tokens" in usage or "output_tokens" in usage)
+        isinstance(usage, dict)
+        and ("input_tokens" in usage or "output_tokens" in usage)
         and "input_tokens_details" not in usage
         and response.get("object") != "response"
     )
@@ -51,32 +78,91 @@ def _read(chain: Chain) -> ModelResponse | None:
     # Claude Code writes such a message itself, without a call to a model.
     if response.get("model") == "<synthetic>":
         return None
+    model = text(response.get("model"))
     # A subagent's log may repeat a response with another request id.
     name = hashed_text(response.get("id"))
     is_unique = name is not None and name.startswith("msg_")
     return describe(
         chain,
         identify(chain, "anthropic", None if is_unique else find_request(chain)),
-        _passes(usage),
+        read_passes(usage, model),
+        provider=_find_provider(name, model),
         cost=cost("costUSD", chain[0].get("costUSD")),
         is_open=response.get("stop_reason", "") is None,
     )
 
 
-def _passes(usage: Object) -> list[Pass]:
-    """Return the passes; a compaction is billed and not included in the usage."""
-    parts = [usage]
-    iterations = usage.get("iterations")
-    if isinstance(iterations, list):
-        parts += [
-            part
-            for part in iterations
-            if isinstance(part, dict) and part.get("type") == "compaction"
-        ]
-    return [_pass(part) for part in parts]
+def _find_provider(id: str | None, model: str | None) -> str | None:
+    """Return the host; other makers' models are served in this format too."""
+    if id is not None:
+        for prefix, provider in _HOSTS.items():
+            if id.startswith(prefix):
+                return provider
+    return "anthropic" if model is not None and model.startswith("claude-") else None
 
 
-def _pass(usage: Object) -> Pass:
+def read_passes(usage: Object, model: str | None) -> list[Pass]:
+    """Return every pass that is billed; *model* is the response's.
+
+    `iterations` lists all passes. The counts of *usage* are those of the model's own
+    passes without compactions: their sum or, in older responses, those of the first.
+
+    Raises: BadUsageError if they are neither.
+    """
+    whole = read_pass(usage)
+    iterations = usage.get("iterations") or []
+    if not isinstance(iterations, list):
+        raise BadUsageError("iterations is not a list")
+    main: list[Object] = []
+    others: list[Pass] = []
+    for number, part in enumerate(iterations, start=1):
+        if not isinstance(part, dict):
+            raise BadUsageError(f"iteration {number} is not an object")
+        kind, name = part.get("type"), text(part.get("model"))
+        is_own = name is None or _base(name) == _base(model)
+        if kind in _MAIN and is_own:
+            main.append(part)
+        elif kind not in (*_MAIN, "compaction") and name is None:
+            raise BadUsageError(
+                f"iteration {number} of type {shown(kind)} names no model"
+            )
+        else:
+            others.append(read_pass(part)._replace(model=None if is_own else name))
+    return [*_main_passes(whole, main), *others]
+
+
+def _main_passes(whole: Pass, parts: list[Object]) -> list[Pass]:
+    """Return the passes of *parts*, of which *whole* has the counts."""
+    if not parts:
+        return [whole]
+    passes = [read_pass(part) for part in parts]
+    for key in _KEYS:
+        stated = getattr(whole, key)
+        counts = [getattr(each, key) for each in passes]
+        if all(part.get(key) is None for part in parts):
+            passes[0] = passes[0]._replace(**{key: stated})
+        elif stated not in (sum(counts), counts[0]):
+            raise BadUsageError(
+                f"{key} ({stated}) is neither the sum of the iterations"
+                f" ({sum(counts)}) nor that of the first ({counts[0]})"
+            )
+    hours = whole.cache_creation_1h_input_tokens
+    if not any("cache_creation" in part for part in parts):
+        for place, each in enumerate(passes):
+            hour = min(hours, each.cache_creation_input_tokens)
+            passes[place] = each._replace(cache_creation_1h_input_tokens=hour)
+            hours -= hour
+    passes[0] = passes[0]._replace(units=whole.units)
+    return passes
+
+
+def _base(model: str | None) -> str | None:
+    """Return the name of a model without its date."""
+    return model and _DATE.sub("", model)
+
+
+def read_pass(usage: Object) -> Pass:
+    """Return the counts of *usage*, which are disjoint."""
     written = inner(usage, "cache_creation")
     hour = count(written, "ephemeral_1h_input_tokens")
     by_lifetime = hour + count(written, "ephemeral_5m_input_tokens")
@@ -87,16 +173,33 @@ def _pass(usage: Object) -> Pass:
         raise BadUsageError(
             f"cache writes by lifetime ({by_lifetime}) exceed their sum ({creation})"
         )
-    called = inner(usage, "server_tool_use")
-    units = {unit: used for key, unit in _TOOLS.items() if (used := count(called, key))}
     return Pass(
         count(usage, "input_tokens", required=True),
         creation,
         count(usage, "cache_read_input_tokens"),
         count(usage, "output_tokens", required=True),
         hour,
-        units or None,
+        _units(inner(usage, "server_tool_use")),
     )
+
+
+def _units(called: Object) -> dict[str, int] | None:
+    """Return the calls of tools that cost more than their tokens."""
+    if not called:
+        return None
+    counts = {
+        key: count(called, key)
+        for key, value in called.items()
+        if isinstance(value, int) or key in _TOOLS
+    }
+    if any(counts.get(key) for key in _FREES_CODE):
+        counts.pop("code_execution_requests", None)
+    units = {
+        unit: used
+        for key, used in counts.items()
+        if used and (unit := _TOOLS.get(key, key)) is not None
+    }
+    return units or None
 
 
 BODY = Body(has_usage=_has_usage, read=_read, is_known=_is_known)

@@ -9,17 +9,33 @@ from pyapp.usage_import.formats.kinds import Format
 from pyapp.usage_import.responses import ModelResponse
 
 _TYPES = {
-    "assistant",
+    "agent-name",
+    "ai-title",
     "attachment",
+    "bridge-session",
+    "cost-state",
     "custom-title",
     "file-history-snapshot",
     "last-prompt",
+    "mode",
+    "permission-mode",
+    "pr-link",
     "progress",
     "queue-operation",
+    "rate_limit_event",
     "summary",
     "system",
     "tag",
     "user",
+}
+# Keys of which a line of a session has at least one.
+_MARKS = {
+    "leafUuid",
+    "messageId",
+    "sessionId",
+    "session_id",
+    "toolUseResult",
+    "uuid",
 }
 
 
@@ -34,4 +50,6 @@ class Result(Format):
 def is_session_line(line: Object) -> bool:
     """Tell whether *line* is of a session, such as a user's turn."""
     kind = line.get("type")
-    return isinstance(kind, str) and kind in _TYPES
+    if not isinstance(kind, str) or kind not in _TYPES:
+        return False
+    return isinstance(line.get("message"), dict) or not _MARKS.isdisjoint(line)
