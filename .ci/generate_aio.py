@@ -18,6 +18,7 @@ SOURCES = (
     "pyapp/fingerprints.py",
     "pyapp/messages.py",
     "pyapp/plans.py",
+    "pyapp/prices.py",
     "pyapp/quota.py",
     "pyapp/referrals.py",
     "pyapp/sessions.py",

@@ -75,7 +75,10 @@ class DataDriftError(PyappError):
 
 
 class UnknownModelError(PyappError):
-    """No published price for this model; give the cost, or correct the model's name."""
+    """The call has no price, for the reason in the message.
+
+    Give the cost, set an own price of the model, or correct its name.
+    """
 
 
 class InvalidValueError(PyappError):
@@ -153,6 +156,18 @@ class PriceNotFoundError(RuleError):
     """No plan has this price; list_plans returns the prices of each."""
 
 
+class ModelPriceExistsError(RuleError):
+    """The model has another price from this time; set one from a later time."""
+
+
+class ModelPriceInForceError(RuleError):
+    """The price is in force and is never deleted; set one from a later time."""
+
+
+class ModelPriceNotFoundError(RuleError):
+    """There is no such price; list_model_prices returns all of them."""
+
+
 class ReferralError(RuleError):
     """The referral is not possible; the subclass gives the reason."""
 
@@ -200,6 +215,29 @@ _RULES: dict[str, tuple[type[RuleError], str]] = {
         " (messages_finished_at_not_ahead_check)",
     ),
     "messages_user_id_fkey": (UserNotFoundError, "no such user"),
+    "model_prices_cache_has_input_check": (
+        RuleError,
+        "prices of the cache need an input price (model_prices_cache_has_input_check)",
+    ),
+    "model_prices_input_has_output_check": (
+        RuleError,
+        "give both an input price and an output price, or neither"
+        " (model_prices_input_has_output_check)",
+    ),
+    "model_prices_cache_creation_1h_has_default_check": (
+        RuleError,
+        "a price of 1-hour cache writes needs one of cache writes"
+        " (model_prices_cache_creation_1h_has_default_check)",
+    ),
+    "model_prices_keep_in_force": (
+        ModelPriceInForceError,
+        "the price is in force: set one from a later time",
+    ),
+    "model_prices_model_valid_from_provider_key": (
+        ModelPriceExistsError,
+        "the model has another price from this time, and a price is never changed:"
+        " set one from a later time",
+    ),
     "plan_prices_pkey": (PriceTakenError, "another plan has this price"),
     "plan_prices_plan_id_fkey": (PlanNotFoundError, "no such plan"),
     "plans_pkey": (PlanExistsError, "there is such a plan already"),

@@ -1,6 +1,6 @@
 """Messages: calls to models, with their token counts, cost and credits."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -8,7 +8,13 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 
-from pyapp._core.new_messages import JSON, message_values, staged_rows
+from pyapp._core.new_messages import (
+    JSON,
+    margin_of,
+    message_values,
+    one_line,
+    staged_rows,
+)
 from pyapp._core.new_messages import NewMessage as NewMessage  # re-exported
 from pyapp._core.run import (
     atomic,
@@ -23,8 +29,10 @@ from pyapp.errors import (
     FingerprintNotFoundError,
     InvalidValueError,
     MessageNotFoundError,
+    UnknownModelError,
     UserNotFoundError,
 )
+from pyapp.pricing import PublishedPrice
 
 _AHEAD = "more than 24 hours ahead of the database's clock; correct the clock"
 
@@ -59,6 +67,7 @@ class Message(NamedTuple):
     fingerprint_id: UUID | None
     finished_at: datetime
     recorded_at: datetime
+    provider: str | None
     model: str
     input_tokens: int
     cache_creation_input_tokens: int
@@ -98,6 +107,7 @@ class _RecordMessageRow(NamedTuple):
     is_user_known: bool
     is_fingerprint_known: bool
     is_ahead: bool
+    unpriced_reason: str | None
     id: UUID
     is_new: bool
     cost: Decimal
@@ -110,6 +120,12 @@ class _RecordMessagesRow(NamedTuple):
     cost: Decimal
     credits: Decimal
     ahead_position: int | None
+    unpriced_positions: list[int] | None
+    unpriced_reasons: list[str] | None
+
+    def unpriced(self) -> Iterable[tuple[int, str]]:
+        reasons = map(one_line, self.unpriced_reasons or ())
+        return zip(self.unpriced_positions or (), reasons, strict=True)
 
 
 def record_message(
@@ -132,24 +148,33 @@ def record_message(
     request: JSON = None,
     response: JSON = None,
     margin: Decimal | None = None,
+    provider: str | None = None,
+    cache_creation_1h_input_tokens: int = 0,
+    published: PublishedPrice | None = None,
 ) -> RecordedMessage:
     """Record one call to a model, in one round trip, and return what it added.
 
     The user pays, otherwise the fingerprint. Repeating the *id* for the same payer or
     the same fingerprint changes nothing; without an id, each call is new. A retry after
     sign-in is a duplicate if it also names the fingerprint: the payer of the first
-    recording pays. The four token counts are disjoint.
-    *finished_at* is aware (default: now). *cost* is in USD, by default computed from
-    the model's published prices at that time; *credits* are by default computed from
-    the cost and *margin*, which is PYAPP_MARGIN if not given. *request* and *response*
-    may be any values: invalid characters and values that JSON cannot hold are replaced.
-    They are not stored for an anonymized user.
+    recording pays. The four token counts are disjoint; cache writes that are kept for
+    an hour are part of *cache_creation_input_tokens*. *finished_at* is aware (default:
+    now). *provider* is the host that served the model.
+
+    *cost* is in USD. By default it follows from the own price (`pyapp.prices`) of the
+    provider and model in force at that time, else from *published*, by default
+    `pyapp.pricing.published_price` of the same arguments. *credits* are by default
+    computed from the cost and *margin*, which is PYAPP_MARGIN if not given.
+
+    *request* and *response* may be any values: invalid characters and values that JSON
+    cannot hold are replaced. They are not stored for an anonymized user.
 
     Raises:
         InvalidValueError: a value that no message can have, such as a time more than
             24 hours ahead of the database's clock; nothing is recorded, and the
             transaction can go on.
-        UnknownModelError: *cost* is not given and the model has no published price.
+        UnknownModelError: *cost* is not given, and the call has no price; the message
+            gives the reason. Nothing is recorded, and the transaction can go on.
         UserNotFoundError, FingerprintNotFoundError: there is no such payer; nothing is
             recorded, and the transaction can go on.
         ConfigError: *margin* is not given and PYAPP_MARGIN is not an amount.
@@ -171,15 +196,26 @@ def record_message(
         credits=credits,
         request=request,
         response=response,
+        provider=provider,
+        cache_creation_1h_input_tokens=cache_creation_1h_input_tokens,
+        published=published,
     )
-    values = message_values(message, margin=margin)
-    recorded = fetch_one(conn, _RecordMessageRow, "record_message", **values)
+    values = message_values(message)
+    recorded = fetch_one(
+        conn,
+        _RecordMessageRow,
+        "record_message",
+        margin=margin_of(margin),
+        **values,
+    )
     if recorded.is_ahead:
         raise InvalidValueError(f"finished_at {message.finished_at} is {_AHEAD}")
     if not recorded.is_user_known:
         raise UserNotFoundError(f"no user {user_id}")
     if not recorded.is_fingerprint_known:
         raise FingerprintNotFoundError(f"no fingerprint {fingerprint_id}")
+    if recorded.unpriced_reason is not None:
+        raise UnknownModelError(one_line(recorded.unpriced_reason))
     return RecordedMessage(
         recorded.id, recorded.is_new, recorded.cost, recorded.credits
     )
@@ -193,6 +229,7 @@ def record_messages(
     user_id: UUID | None = None,
     fingerprint_id: UUID | None = None,
     margin: Decimal | None = None,
+    on_unpriced: Callable[[int, str], None] | None = None,
 ) -> RecordedMessages:
     """Record many calls to models by COPY, all or none, and return what was new.
 
@@ -201,17 +238,27 @@ def record_messages(
     *messages* are read one by one, so that memory stays flat; commit every few
     thousand, because other sessions that record for the same payers wait until then.
 
+    A message without a price is an error. With *on_unpriced*, it is left out instead:
+    the function is called with its position, from 1, and the reason, after the others
+    are recorded.
+
     Raises: as record_message; the error begins with the message's position, from 1.
     """
     with atomic(conn):
         execute(conn, "create_staged_messages")
         execute(conn, "delete_staged_messages")
-        rows = staged_rows(messages, user_id, fingerprint_id, margin)
+        rows = staged_rows(messages, user_id, fingerprint_id)
         copy_rows(conn, "copy_staged_messages", rows)
-        recorded = fetch_one(conn, _RecordMessagesRow, "record_messages")
+        recorded = fetch_one(
+            conn, _RecordMessagesRow, "record_messages", margin=margin_of(margin)
+        )
         if recorded.ahead_position is not None:
             where = f"message {recorded.ahead_position}"
             raise InvalidValueError(f"{where}: finished_at is {_AHEAD}")
+        for position, reason in recorded.unpriced():
+            if on_unpriced is None:
+                raise UnknownModelError(f"message {position}: {reason}")
+            on_unpriced(position, reason)
     return RecordedMessages(
         recorded.recorded, recorded.duplicates, recorded.cost, recorded.credits
     )

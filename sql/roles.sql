@@ -83,7 +83,8 @@ GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 -- ---------------------------------------------------------------------------
 
 GRANT SELECT ON
-app.plans, app.plan_prices, app.users, app.fingerprints, app.usage_daily
+app.plans, app.plan_prices, app.model_prices, app.users, app.fingerprints,
+app.usage_daily
 TO pyapp_app;
 
 -- For the end date and the trial on a user's account page. The view runs with the
@@ -114,7 +115,7 @@ SELECT,
 INSERT (
     subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
     cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
-    model, client_id, client_request_id, cost, credits
+    model, client_id, client_request_id, cost, credits, provider
 )
 ON app.messages TO pyapp_app;
 
@@ -204,10 +205,10 @@ ON app.stripe_sync_runs TO pyapp_sync;
 -- ---------------------------------------------------------------------------
 
 GRANT SELECT ON
-app.plans, app.plan_prices, app.users, app.fingerprints, app.messages,
-app.usage_daily, app.referrals, app.stripe_customers, app.stripe_subscriptions,
-app.stripe_subscription_items, app.stripe_entitlements, app.stripe_sync_runs,
-app.usage_drift, app.referral_drift
+app.plans, app.plan_prices, app.model_prices, app.users, app.fingerprints,
+app.messages, app.usage_daily, app.referrals, app.stripe_customers,
+app.stripe_subscriptions, app.stripe_subscription_items, app.stripe_entitlements,
+app.stripe_sync_runs, app.usage_drift, app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

@@ -144,6 +144,21 @@ SELECT 'plan-' || n, n FROM generate_series(0, 99) AS n;
 INSERT INTO app.plan_prices (stripe_price_id, plan_id)
 SELECT 'price_' || n, 'plan-' || n % 100 FROM generate_series(0, 3999) AS n;
 
+-- Ten changes of a thousand prices, at ten providers.
+INSERT INTO app.model_prices (
+    provider, model, valid_from, input_price, cache_creation_price, cache_read_price,
+    output_price
+)
+SELECT
+    'provider-' || n % 10,
+    'model-' || n / 100,
+    now() - interval '30 days' * (n / 10 % 10),
+    3,
+    3.75,
+    0.3,
+    15
+FROM generate_series(0, 9999) AS n;
+
 -- Every fourth customer has a user; every tenth claims a user who does not exist.
 INSERT INTO app.stripe_customers (
     id, user_id, claimed_user_id, claim_source, created_at, as_of

@@ -27,6 +27,7 @@ from psycopg.rows import TupleRow
 import pyapp
 from pyapp._core import run
 from pyapp._core.queries import QUERIES, Query
+from pyapp.pricing import PublishedPrice
 
 RUNNERS = {"fetch_one", "fetch_optional", "fetch_all", "execute", "copy_rows"}
 BY_SQL = {query.sql: query.name for query in QUERIES.values()}
@@ -52,6 +53,7 @@ SAMPLES: dict[Any, Any] = {
     datetime: datetime(2026, 1, 31, tzinfo=UTC),
     Decimal: Decimal("0.5"),
     int: 1,
+    PublishedPrice: PublishedPrice(Decimal(1), Decimal(0), True, None),
     str: "x",
     timedelta: timedelta(days=1),
     UUID: UUID(int=1),
@@ -208,6 +210,8 @@ def sample(hint: Any) -> Any:
         return typing.get_args(kind)[0]
     if kind in SAMPLES:
         return SAMPLES[kind]
+    if origin is Callable:
+        return print
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return {}
     if inspect.isclass(origin) and issubclass(origin, Iterable):

@@ -141,12 +141,20 @@ CALLABLE = {
     (SYNC, "app.replace_stripe_items(text[],jsonb[])"),
 }
 # Queries that only the owner of the schema runs.
-OPERATOR = {"add_plan_price", "create_plan", "remove_plan_price", "set_plan_credits"}
+OPERATOR = {
+    "add_plan_price",
+    "create_plan",
+    "delete_model_price",
+    "remove_plan_price",
+    "set_model_price",
+    "set_plan_credits",
+}
 EVERYTHING = (
     "SELECT * FROM app.users",
     "SELECT * FROM app.fingerprints",
     "SELECT * FROM app.plans",
     "SELECT * FROM app.plan_prices",
+    "SELECT * FROM app.model_prices",
     "SELECT * FROM app.messages",
     "SELECT * FROM app.usage_daily",
     "SELECT * FROM app.referrals",

@@ -110,8 +110,13 @@ def attempt(
 def is_meant(parameter: Parameter, value: Any) -> bool:
     """Return whether *value* is valid although it has another type."""
     amounts = {"cost", "credits", "margin", "monthly_credits"}
-    is_whole_amount = parameter.name in amounts and value == 7
-    return is_whole_amount or parameter.name in {"request", "response"}
+    is_amount = parameter.name in amounts or parameter.name.endswith("_price")
+    is_function = parameter.name == "on_unpriced" and callable(value)
+    return (
+        (is_amount and value == 7)
+        or is_function
+        or parameter.name in {"request", "response"}
+    )
 
 
 @pytest.mark.parametrize("function", BY_FUNCTION)

@@ -41,6 +41,7 @@ WITHOUT_UNIT = {
     "day": "the key of a table named daily",
     "next_quota_reset": "required by the product",
     "quota_anchor": "required by the product",
+    "valid_from": "the usual name for the beginning of a validity",
     "quota_period_start": "required by the product",
     "subscription_active": "required by the product",
     "trial_end": "Stripe's name",

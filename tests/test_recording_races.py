@@ -317,19 +317,28 @@ def read_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from read_nodes(child)
 
 
+def is_price_lookup(loop: dict[str, Any]) -> bool:
+    """Tell whether *loop* reads the messages once, and a price for each."""
+    outer, inner = loop["Plans"]
+    return outer.get("Relation Name") == "staged_messages" and "model_prices" in str(
+        inner
+    )
+
+
 def test_plan_of_a_bulk_does_not_loop_over_all_rows(conn: psycopg.Connection):
     """The plan is kept for the session, also when later bulks are larger."""
     conn.execute(QUERIES["create_staged_messages"].sql)
 
     row = conn.execute(
-        "EXPLAIN (FORMAT JSON) " + QUERIES["record_messages"].sql
+        "EXPLAIN (FORMAT JSON) " + QUERIES["record_messages"].sql,
+        {"margin": Decimal("0.2")},
     ).fetchone()
 
     assert row is not None
     loops = [
         child
         for node in read_nodes(row[0][0]["Plan"])
-        if node["Node Type"] == "Nested Loop"
+        if node["Node Type"] == "Nested Loop" and not is_price_lookup(node)
         for child in node["Plans"]
         if child.get("CTE Name") in {"first_message", "new_message"}
         or child.get("Relation Name") == "staged_messages"

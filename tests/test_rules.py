@@ -19,6 +19,7 @@ from tests.violations import (
     VIOLATIONS,
     expected_error,
     message,
+    price,
     referral,
     subscription,
     user,
@@ -36,6 +37,7 @@ AMOUNTS = {
     "messages_cost_is_amount_check": message(cost="{}"),
     "messages_credits_is_amount_check": message(credits="{}"),
     "referrals_credits_is_amount_check": referral(BOB, EVE, credits="{}"),
+    "model_prices_price_is_amount_check": price(output_price="{}"),
 }
 
 GENERATED = {

@@ -38,6 +38,8 @@ SETUP = f"""
     INSERT INTO app.stripe_subscription_items (subscription_id, id)
     VALUES ('sub_1', 'si_1');
     INSERT INTO app.plan_prices (stripe_price_id, plan_id) VALUES ('price_1', 'paid');
+    INSERT INTO app.model_prices (model, valid_from, input_price, output_price)
+    VALUES ('a-model', '2026-01-01Z', 3, 15);
 """
 
 ERRORS = {
@@ -153,6 +155,18 @@ def item(**values: str) -> str:
     return insert("stripe_subscription_items", **columns)
 
 
+def price(**values: str) -> str:
+    """Return an INSERT of another own price of the model."""
+    columns = {
+        "model": "'a-model'",
+        "valid_from": "'2026-02-01Z'",
+        "input_price": "3",
+        "output_price": "15",
+        **values,
+    }
+    return insert("model_prices", **columns)
+
+
 # By the name of the constraint, unique index or trigger that refuses.
 VIOLATIONS = {
     "plans_pkey": insert("plans", id="'free'", monthly_credits="1"),
@@ -169,6 +183,25 @@ VIOLATIONS = {
     "plan_prices_stripe_price_id_length_check": insert(
         "plan_prices", stripe_price_id="''", plan_id="'paid'"
     ),
+    "model_prices_pkey": """
+        INSERT INTO app.model_prices (id, model, valid_from) OVERRIDING SYSTEM VALUE
+        VALUES (1, 'b', '2026-01-01Z'), (1, 'c', '2026-01-01Z')
+    """,
+    "model_prices_model_valid_from_provider_key": price(valid_from="'2026-01-01Z'"),
+    "model_prices_provider_length_check": price(provider="''"),
+    "model_prices_model_length_check": price(model="repeat('x', 256)"),
+    "model_prices_valid_from_is_finite_check": price(valid_from="'infinity'"),
+    "model_prices_price_is_amount_check": price(cache_read_price="-1"),
+    "model_prices_input_has_output_check": price(output_price="NULL"),
+    "model_prices_cache_has_input_check": price(
+        input_price="NULL", output_price="NULL", cache_read_price="1"
+    ),
+    "model_prices_cache_creation_1h_has_default_check": price(
+        cache_creation_1h_price="1"
+    ),
+    "model_prices_never_change": "UPDATE app.model_prices SET input_price = 2",
+    "model_prices_keep_in_force": "DELETE FROM app.model_prices",
+    "model_prices_no_truncate": "TRUNCATE app.model_prices",
     "users_pkey": insert("users", id=f"'{ADA}'", email="'new@example.com'"),
     "users_referral_code_key": f"""
         UPDATE app.users AS u SET referral_code = a.referral_code
@@ -221,6 +254,7 @@ VIOLATIONS = {
     "messages_client_ids_length_check": message(client_id="repeat('x', 256)"),
     "messages_cost_is_amount_check": message(cost="-1"),
     "messages_credits_is_amount_check": message(credits="-1"),
+    "messages_provider_length_check": message(provider="repeat('x', 256)"),
     "messages_append_only": "UPDATE app.messages SET credits = 0",
     # PostgreSQL reports the primary key of the partition.
     "message_payloads_default_pkey": """

@@ -19,8 +19,8 @@ from pyapp._core.validation import (
     shown,
     storable_id,
 )
-from pyapp.errors import InvalidValueError, UnknownModelError
-from pyapp.pricing import credits_for_cost, price_usage
+from pyapp.errors import InvalidValueError
+from pyapp.pricing import PublishedPrice, published_price
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -31,8 +31,10 @@ class NewMessage:
 
     Recording the same `id` again is harmless. The payer is `user_id`, otherwise
     `fingerprint_id`. `finished_at` is aware. The four token counts are disjoint.
-    `cost` is in USD, by default computed from the model's published prices; `credits`
-    are by default computed from the cost.
+    `cache_creation_1h_input_tokens` are part of `cache_creation_input_tokens`; they
+    affect the price and are not stored. `cost` is in USD; by default it follows from
+    the own price of the provider and model, else from `published`, which is by default
+    computed from the counts. `credits` are by default computed from the cost.
     """
 
     # In the order of the columns of copy_staged_messages.
@@ -42,9 +44,11 @@ class NewMessage:
     finished_at: datetime
     input_tokens: int
     cache_creation_input_tokens: int
+    cache_creation_1h_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
     latency_ms: int | None = None
+    provider: str | None = None
     model: str
     client_id: str | None = None
     client_request_id: str | None = None
@@ -52,39 +56,43 @@ class NewMessage:
     credits: Decimal | None = None
     request: JSON = None
     response: JSON = None
+    published: PublishedPrice | None = None
 
 
 def message_values(
     message: NewMessage,
     *,
-    margin: Decimal | None,
     user_id: UUID | None = None,
     fingerprint_id: UUID | None = None,
 ) -> dict[str, Any]:
     """Return the parameters that record *message*, in the order of its fields.
 
-    *user_id* and *fingerprint_id* pay if the message names no payer. A missing cost is
-    computed from the published prices, and missing credits from the cost and *margin*,
-    by default PYAPP_MARGIN.
+    *user_id* and *fingerprint_id* pay if the message names no payer. Without a cost,
+    the parameters contain the published price.
 
     Raises:
         InvalidValueError: a value that no message can have.
-        UnknownModelError: the cost is not given, and the model has no price.
-        MissingExtraError: the cost is not given, and no prices are installed.
-        ConfigError: the margin is not given, and PYAPP_MARGIN is not an amount.
     """
     values = {name: check(name, getattr(message, name)) for name, check in _FIELDS}
     if values["user_id"] is None and values["fingerprint_id"] is None:
         if user_id is None and fingerprint_id is None:
             raise InvalidValueError("no payer: give user_id, fingerprint_id or both")
         values["user_id"], values["fingerprint_id"] = user_id, fingerprint_id
-    if values["cost"] is None:
-        values["cost"] = price_usage(**{name: values[name] for name in _PRICED})
-    if margin is not None:
-        margin = check_amount("margin", margin)
-    if values["credits"] is None:
-        margin = configured_margin() if margin is None else margin
-        values["credits"] = credits_for_cost(values["cost"], margin)
+    written, hour = (values[name] for name in _WRITTEN)
+    if hour > written:
+        raise InvalidValueError(
+            f"cache_creation_1h_input_tokens ({hour}) exceed"
+            f" cache_creation_input_tokens ({written})"
+        )
+    published = values.pop("published")
+    if values["cost"] is not None:
+        published = _NOT_NEEDED
+    elif published is None:
+        published = published_price(**{name: values[name] for name in _PRICED})
+    values["published_cost"] = published.cost
+    values["other_cost"] = published.other_cost
+    values["is_standard"] = published.is_standard
+    values["published_reason"] = published.reason and storable_text(published.reason)
     return values
 
 
@@ -92,7 +100,6 @@ def staged_rows(
     messages: Iterable[NewMessage],
     user_id: UUID | None,
     fingerprint_id: UUID | None,
-    margin: Decimal | None,
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of copy_staged_messages.
 
@@ -105,12 +112,27 @@ def staged_rows(
             if not isinstance(message, NewMessage):
                 raise InvalidValueError(f"not a NewMessage: {shown(message)}")
             values = message_values(
-                message, margin=margin, user_id=user_id, fingerprint_id=fingerprint_id
+                message, user_id=user_id, fingerprint_id=fingerprint_id
             )
-        except (InvalidValueError, UnknownModelError) as exc:
-            raise type(exc)(f"message {position}: {exc}") from exc
+        except InvalidValueError as exc:
+            raise InvalidValueError(f"message {position}: {exc}") from exc
         subject_id = values["user_id"] or values["fingerprint_id"]
         yield (position, subject_id, *values.values())
+
+
+def margin_of(margin: Decimal | None) -> Decimal:
+    """Return *margin*, by default PYAPP_MARGIN.
+
+    Raises:
+        InvalidValueError: *margin* is not an amount.
+        ConfigError: *margin* is not given, and PYAPP_MARGIN is not an amount.
+    """
+    return configured_margin() if margin is None else check_amount("margin", margin)
+
+
+def one_line(reason: str) -> str:
+    """Return *reason*, which can quote any text, with all its characters printable."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
 
 
 def _model(name: str, value: Any) -> str:
@@ -119,23 +141,45 @@ def _model(name: str, value: Any) -> str:
     raise InvalidValueError(f"{name} must not be empty")
 
 
+def _provider(name: str, value: Any) -> str | None:
+    if value != "":
+        return storable_id(name, value)
+    raise InvalidValueError(f"{name} must not be empty")
+
+
+def _published(name: str, value: Any) -> PublishedPrice | None:
+    if value is None:
+        return None
+    if not isinstance(value, PublishedPrice):
+        raise InvalidValueError(f"{name} must be a PublishedPrice, not {shown(value)}")
+    for part in (value.cost, value.other_cost):
+        if part is not None:
+            check_amount(name, part)
+    return value
+
+
 def _json(name: str, value: Any) -> str | None:
     return storable_json(value)
 
 
 _CHECKS: Mapping[str, Check] = {
     **argument_checks(NewMessage),
+    "provider": _provider,
     "model": _model,
     "client_id": storable_id,
     "client_request_id": storable_id,
     "request": _json,
     "response": _json,
+    "published": _published,
 }
+_NOT_NEEDED = PublishedPrice(cost=None, other_cost=None, is_standard=True, reason=None)
 _FIELDS = [(field.name, _CHECKS[field.name]) for field in fields(NewMessage)]
+_WRITTEN = ("cache_creation_input_tokens", "cache_creation_1h_input_tokens")
 _PRICED = (
+    "provider",
     "model",
     "input_tokens",
-    "cache_creation_input_tokens",
+    *_WRITTEN,
     "cache_read_input_tokens",
     "output_tokens",
     "finished_at",

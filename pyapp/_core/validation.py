@@ -145,6 +145,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     )
 
 
+def check_function(name: str, value: Any) -> Any:
+    """Return *value* if it can be called."""
+    if callable(value):
+        return value
+    raise InvalidValueError(f"{name} must be a function, not {shown(value)}")
+
+
 def check_cursor(name: str, time: datetime | None, id: object) -> None:
     """Refuse an id without its time: it would return the first page again."""
     if id is not None and time is None:
@@ -189,6 +196,8 @@ _CHECKS: Mapping[Any, Check] = {
 def _check_of(kind: Any) -> Check | None:
     if typing.get_origin(kind) is typing.Literal:
         return functools.partial(check_choice, choices=typing.get_args(kind))
+    if typing.get_origin(kind) is Callable:
+        return check_function
     return _CHECKS.get(kind)
 
 

@@ -138,7 +138,7 @@ def _check_files(files: list[Path]) -> None:
 
 def _find_payer(
     conn: psycopg.Connection[Any], user: str | None, fingerprint_id: UUID | None
-) -> dict[str, UUID | None]:
+) -> dict[str, Any]:
     """Return the payer as an argument of record_messages."""
     if user is not None:
         return {"user_id": find_user(conn, user).id}
@@ -166,7 +166,7 @@ def _messages(
 def _record(
     conn: psycopg.Connection[Any],
     messages: Iterator[NewMessage],
-    payer: dict[str, UUID | None],
+    payer: dict[str, Any],
     margin: Decimal,
     tally: _Tally,
 ) -> None:

@@ -1,11 +1,12 @@
 -- name: record_message :one
--- Repeating an id for one payer or one fingerprint changes nothing. An unknown payer
--- and a time that messages_finished_at_not_ahead_check refuses are reported, not
--- raised: the caller's transaction stays usable without a savepoint.
+-- Repeating an id for one payer or one fingerprint changes nothing. An unknown payer,
+-- a time that messages_finished_at_not_ahead_check refuses and a call without a price
+-- are reported, not raised: the caller's transaction stays usable without a savepoint.
 SELECT
     r.is_user_known,
     r.is_fingerprint_known,
     r.is_ahead,
+    r.unpriced_reason,
     r.id,
     r.is_new,
     r.cost,
@@ -26,31 +27,44 @@ FROM app.record_message(
     cost => :cost,
     credits => :credits,
     request => :request,
-    response => :response
+    response => :response,
+    provider => :provider,
+    cache_creation_1h_input_tokens => :cache_creation_1h_input_tokens,
+    published_cost => :published_cost,
+    other_cost => :other_cost,
+    is_standard => :is_standard,
+    published_reason => :published_reason,
+    margin => :margin
 ) AS r;
 
 -- name: create_staged_messages :rowcount
 -- Created once per server session and emptied by every commit, so that bulk writers do
 -- not bloat the catalog, and can share a session through a pooler.
 CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
-    position                    bigint NOT NULL,
-    subject_id                  uuid NOT NULL,
-    id                          uuid NOT NULL,
-    user_id                     uuid,
-    fingerprint_id              uuid,
-    finished_at                 timestamptz NOT NULL,
-    input_tokens                integer NOT NULL,
-    cache_creation_input_tokens integer NOT NULL,
-    cache_read_input_tokens     integer NOT NULL,
-    output_tokens               integer NOT NULL,
-    latency_ms                  integer,
-    model                       text NOT NULL,
-    client_id                   text,
-    client_request_id           text,
-    cost                        numeric NOT NULL,
-    credits                     numeric NOT NULL,
-    request                     jsonb,
-    response                    jsonb
+    position                       bigint NOT NULL,
+    subject_id                     uuid NOT NULL,
+    id                             uuid NOT NULL,
+    user_id                        uuid,
+    fingerprint_id                 uuid,
+    finished_at                    timestamptz NOT NULL,
+    input_tokens                   integer NOT NULL,
+    cache_creation_input_tokens    integer NOT NULL,
+    cache_creation_1h_input_tokens integer NOT NULL,
+    cache_read_input_tokens        integer NOT NULL,
+    output_tokens                  integer NOT NULL,
+    latency_ms                     integer,
+    provider                       text,
+    model                          text NOT NULL,
+    client_id                      text,
+    client_request_id              text,
+    cost                           numeric,
+    credits                        numeric,
+    request                        jsonb,
+    response                       jsonb,
+    published_cost                 numeric,
+    other_cost                     numeric,
+    is_standard                    boolean NOT NULL,
+    published_reason               text
 ) ON COMMIT DELETE ROWS;
 
 -- name: delete_staged_messages :rowcount
@@ -61,8 +75,10 @@ DELETE FROM pg_temp.staged_messages;
 -- Rows are copied in the order of the caller; position is that order.
 COPY pg_temp.staged_messages (
     position, subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
-    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, latency_ms,
-    model, client_id, client_request_id, cost, credits, request, response
+    cache_creation_input_tokens, cache_creation_1h_input_tokens,
+    cache_read_input_tokens, output_tokens, latency_ms, provider, model, client_id,
+    client_request_id, cost, credits, request, response, published_cost, other_cost,
+    is_standard, published_reason
 ) FROM STDIN;
 
 -- name: record_messages :one
@@ -70,7 +86,8 @@ COPY pg_temp.staged_messages (
 -- Inserts in the order of ids, so that concurrent writers of the same messages do not
 -- deadlock. Users are locked as in record_message. If a message is too far ahead for
 -- messages_finished_at_not_ahead_check, nothing is recorded and its position is
--- reported.
+-- reported. Messages without a price are left out and reported, unless another message
+-- of the batch or a stored one has the same id.
 WITH locked_user AS MATERIALIZED (
     SELECT
         u.id,
@@ -91,7 +108,7 @@ first_ahead AS MATERIALIZED (
         > now() AT TIME ZONE interval '0' + interval '24 hours'
 ),
 
-ranked AS (
+priced AS (
     SELECT
         s.position,
         s.subject_id,
@@ -104,19 +121,72 @@ ranked AS (
         s.cache_read_input_tokens,
         s.output_tokens,
         s.latency_ms,
+        s.provider,
         s.model,
         s.client_id,
         s.client_request_id,
-        s.cost,
         s.credits,
+        s.published_reason,
+        o.problem,
         num_nonnulls(s.request, s.response) > 0 AS has_payload,
-        s.position
-        = min(s.position) OVER (PARTITION BY s.id, s.subject_id) AS is_first_of_payer,
-        s.fingerprint_id IS NULL
-        OR s.position
-        = min(s.position) OVER (PARTITION BY s.id, s.fingerprint_id)
-        AS is_first_of_fingerprint
+        -- As in record_message: the given cost, the own price, the published price.
+        COALESCE(
+            s.cost, o.cost, CASE WHEN o.problem IS NULL THEN s.published_cost END
+        ) AS cost
     FROM pg_temp.staged_messages AS s
+    LEFT JOIN LATERAL (
+        SELECT
+            p.cost,
+            p.problem
+        FROM app.find_own_cost(
+            provider => s.provider,
+            model => s.model,
+            finished_at => s.finished_at,
+            input_tokens => s.input_tokens,
+            cache_creation_input_tokens => s.cache_creation_input_tokens,
+            cache_creation_1h_input_tokens => s.cache_creation_1h_input_tokens,
+            cache_read_input_tokens => s.cache_read_input_tokens,
+            output_tokens => s.output_tokens,
+            other_cost => s.other_cost,
+            is_standard => s.is_standard
+        ) AS p
+        WHERE s.cost IS NULL
+    ) AS o ON TRUE
+),
+
+ranked AS (
+    SELECT
+        p.position,
+        p.subject_id,
+        p.id,
+        p.user_id,
+        p.fingerprint_id,
+        p.finished_at,
+        p.input_tokens,
+        p.cache_creation_input_tokens,
+        p.cache_read_input_tokens,
+        p.output_tokens,
+        p.latency_ms,
+        p.provider,
+        p.model,
+        p.client_id,
+        p.client_request_id,
+        p.cost,
+        COALESCE(p.credits, round(p.cost * 100 * (1 + :margin::numeric), 6)) AS credits,
+        p.published_reason,
+        p.problem,
+        p.has_payload,
+        p.position = min(p.position) FILTER (WHERE p.cost IS NOT NULL)
+            OVER (PARTITION BY p.id, p.subject_id) AS is_first_of_payer,
+        p.fingerprint_id IS NULL
+        OR p.position = min(p.position) FILTER (WHERE p.cost IS NOT NULL)
+            OVER (PARTITION BY p.id, p.fingerprint_id) AS is_first_of_fingerprint,
+        count(p.cost) OVER (PARTITION BY p.id, p.subject_id)
+        + CASE
+            WHEN p.fingerprint_id IS NULL THEN 0
+            ELSE count(p.cost) OVER (PARTITION BY p.id, p.fingerprint_id)
+        END AS priced
+    FROM priced AS p
 ),
 
 first_message AS (
@@ -132,6 +202,7 @@ first_message AS (
         r.cache_read_input_tokens,
         r.output_tokens,
         r.latency_ms,
+        r.provider,
         r.model,
         r.client_id,
         r.client_request_id,
@@ -144,11 +215,21 @@ first_message AS (
     WHERE r.is_first_of_payer AND r.is_first_of_fingerprint
 ),
 
+unpriced AS (
+    SELECT
+        r.position,
+        COALESCE(r.problem, r.published_reason, 'no cost is given') AS reason
+    FROM ranked AS r
+    WHERE r.priced = 0
+        AND NOT app.is_message_recorded(r.id, r.user_id, r.fingerprint_id)
+),
+
 new_message AS (
     INSERT INTO app.messages AS m (
         subject_id, id, user_id, fingerprint_id, finished_at,
         input_tokens, cache_creation_input_tokens, cache_read_input_tokens,
-        output_tokens, latency_ms, model, client_id, client_request_id, cost, credits
+        output_tokens, latency_ms, provider, model, client_id, client_request_id, cost,
+        credits
     )
     SELECT
         f.subject_id,
@@ -161,6 +242,7 @@ new_message AS (
         f.cache_read_input_tokens,
         f.output_tokens,
         f.latency_ms,
+        f.provider,
         f.model,
         f.client_id,
         f.client_request_id,
@@ -195,10 +277,17 @@ new_payload AS (
 
 SELECT
     count(*) AS recorded,
-    (SELECT count(*) FROM pg_temp.staged_messages) - count(*) AS duplicates,
+    (SELECT count(*) FROM pg_temp.staged_messages)
+    - (SELECT count(*) FROM unpriced) - count(*) AS duplicates,
     COALESCE(sum(n.cost), 0) AS cost,
     COALESCE(sum(n.credits), 0) AS credits,
-    (SELECT a.position FROM first_ahead AS a) AS ahead_position
+    (SELECT a.position FROM first_ahead AS a) AS ahead_position,
+    (
+        SELECT array_agg(u.position ORDER BY u.position) FROM unpriced AS u
+    ) AS unpriced_positions,
+    (
+        SELECT array_agg(u.reason ORDER BY u.position) FROM unpriced AS u
+    ) AS unpriced_reasons
 FROM new_message AS n;
 
 -- name: get_message :one
@@ -210,6 +299,7 @@ SELECT
     m.fingerprint_id,
     m.finished_at,
     m.recorded_at,
+    m.provider,
     m.model,
     m.input_tokens,
     m.cache_creation_input_tokens,
@@ -247,6 +337,7 @@ SELECT
     m.fingerprint_id,
     m.finished_at,
     m.recorded_at,
+    m.provider,
     m.model,
     m.input_tokens,
     m.cache_creation_input_tokens,

@@ -16,10 +16,11 @@ from pyapp._core.new_messages import JSON, NewMessage, staged_rows
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_message, record_messages
 from pyapp.plans import add_plan_price
+from pyapp.prices import set_model_price
 from pyapp.referrals import create_referral
 from pyapp.sessions import create_session
 from pyapp.users import create_user
-from tests.bad_input.values import DAY, JSONS, MESSAGES, NOON, values_for
+from tests.bad_input.values import DAY, JSONS, LATER, MESSAGES, NOON, values_for
 from tests.metering import new_message
 from tests.query_parity import find_functions, split_optional
 
@@ -67,7 +68,7 @@ def message_fields() -> list[Parameter]:
 def record_in_bulk(conn: Connection[Any], **fields: Any) -> Any:
     """Record one message with these fields, unless its values are refused."""
     messages = [NewMessage(**fields)]
-    list(staged_rows(messages, None, None, None))
+    list(staged_rows(messages, None, None))
     return record_messages(conn, messages)
 
 
@@ -88,6 +89,14 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
     create_referral(conn, referral_code=ada.referral_code, referred_id=bob.id)
     cleo = create_user(conn, email="cleo@catalogue.example")
     add_plan_price(conn, plan_id="paid", stripe_price_id="price_1")
+    set_model_price(
+        conn,
+        provider="openai",
+        model="planned",
+        valid_from=LATER,
+        input_price=cost,
+        output_price=cost,
+    )
     return {
         "user_id": ada.id,
         "subject_id": ada.id,
@@ -105,11 +114,21 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
         "sig_hash": "hash",
         "plan_id": "paid",
         "stripe_price_id": "price_1",
+        "provider": "openai",
         "model": "gpt-4o-mini",
+        "valid_from": NOON,
+        "input_price": cost,
+        "output_price": cost,
+        "cache_creation_price": cost,
+        "cache_creation_1h_price": cost,
+        "cache_read_price": cost,
+        "published": None,
+        "on_unpriced": None,
         "client_id": "run-1",
         "client_request_id": "request-1",
         "input_tokens": 1,
         "cache_creation_input_tokens": 1,
+        "cache_creation_1h_input_tokens": 1,
         "cache_read_input_tokens": 1,
         "output_tokens": 1,
         "latency_ms": 1,
@@ -134,6 +153,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
 
 # Arguments of functions for which the one of that name is not valid.
 FITTING_ELSEWHERE: Mapping[str, Arguments] = {
+    "delete_model_price": {"model": "planned", "valid_from": LATER},
     "create_plan": {"plan_id": "team"},
     "create_user": {"email": "new@example.com"},
     "set_user_email": {"email": "new@example.com"},

@@ -4,11 +4,13 @@ Values of another type come from WRONG_TYPES and are refused. Values of the para
 type are refused or accepted, and harmless in both cases.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Literal, get_origin
 from uuid import UUID
+
+from pyapp.pricing import PublishedPrice
 
 
 class Raising:
@@ -35,8 +37,14 @@ def zone(hours: int) -> timezone:
     return timezone(timedelta(hours=hours, minutes=59 if hours > 0 else -59))
 
 
+def published(**values: Any) -> PublishedPrice:
+    standard = {"cost": None, "other_cost": None, "is_standard": True, "reason": None}
+    return PublishedPrice(**{**standard, **values})
+
+
 DAY = date(2026, 2, 28)
 NOON = datetime(2026, 2, 28, 12, tzinfo=UTC)
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 
 # One value of each type, wrong for a parameter of another type.
@@ -175,6 +183,14 @@ UUID_TEXTS: Mapping[str, str] = {
     "a UUID with NUL": "00000000-0000-4000-8000-00000000000\0",
 }
 
+PUBLISHED: Mapping[str, PublishedPrice] = {
+    **{f"cost {name}": published(cost=value) for name, value in AMOUNTS.items()},
+    **{f"rest {name}": published(other_cost=value) for name, value in AMOUNTS.items()},
+    **{f"because {name}": published(reason=value) for name, value in TEXTS.items()},
+}
+
+FUNCTIONS: Mapping[str, Any] = {"without arguments": lambda: None}
+
 BY_TYPE: Mapping[Any, Mapping[str, Any]] = {
     str: TEXTS,
     int: COUNTS,
@@ -183,6 +199,8 @@ BY_TYPE: Mapping[Any, Mapping[str, Any]] = {
     date: DAYS,
     timedelta: DURATIONS,
     UUID: {**UUIDS, **UUID_TEXTS},
+    PublishedPrice: PUBLISHED,
+    Callable: FUNCTIONS,
 }
 
 
@@ -192,7 +210,7 @@ def values_for(kind: Any, *, is_optional: bool) -> Iterator[tuple[str, Any]]:
         is_right = isinstance(value, kind) if isinstance(kind, type) else False
         if not is_right and not (is_optional and value is None):
             yield name, value
-    kind = str if get_origin(kind) is Literal else kind
+    kind = {Literal: str, Callable: Callable}.get(get_origin(kind), kind)
     assert kind in BY_TYPE, (
         f"no values to try for {kind}: add some to BY_TYPE in tests/bad_input/values.py"
     )
