@@ -57,7 +57,10 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             changed(CHAT, usage__prompt_tokens=...),
             "prompt_tokens must be a whole number",
         ),
-        (changed(CHAT, usage__prompt_tokens=10), "cached tokens (896) exceed"),
+        (
+            changed(CHAT, usage__prompt_tokens=10, usage__total_tokens=60),
+            "cached tokens (896) exceed prompt tokens (10)",
+        ),
         (changed(CHAT, usage__prompt_tokens_details=3), "is not an object"),
         (changed(CHAT, created="yesterday"), "created is not a time: 'yesterday'"),
         (changed(CHAT, created=10**400), "created is not a time"),

@@ -205,6 +205,9 @@ class _Collection:
     def _add_response(
         self, line: int, response: ModelResponse, occurrences: Counter[bytes]
     ) -> None:
+        if not response.is_billed:
+            self._counts.without_usage += 1
+            return
         if response.is_numbered:
             occurrences[response.id] += 1
             number = occurrences[response.id]

@@ -6,6 +6,7 @@ session. *chain* is the list of these objects, from the line down to the respons
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -89,6 +90,13 @@ class ModelResponse(NamedTuple):
     is_numbered: bool = False
 
     @property
+    def is_billed(self) -> bool:
+        """Whether anything was used, or a cost is stated."""
+        return self.cost is not None or any(
+            part.total or part.units for part in self.passes
+        )
+
+    @property
     def total(self) -> int:
         """All tokens of all passes."""
         return sum(part.total for part in self.passes)
@@ -158,6 +166,14 @@ def identify(chain: Chain, shape: str, second: object = None) -> bytes:
         if second is None:
             raise BadUsageError("no id: repeats of the response could not be detected")
     return make_id(shape, name, second)
+
+
+def make_content_id(shape: str, chain: Chain) -> bytes:
+    """Return the id of a response that has none, from the contents of its line.
+
+    Equal lines have equal ids, so such a response is `is_numbered`.
+    """
+    return make_id(shape, "content", json.dumps(chain[0], sort_keys=True))
 
 
 def find_request(chain: Chain) -> str | None:

@@ -1,14 +1,26 @@
-"""Responses of OpenAI's chat completions and responses, and of servers like it."""
+"""Responses of OpenAI's APIs, and of the many servers that answer in their form.
+
+Sources: the documentation of chat completions, responses, embeddings and tools. Servers
+differ in where they state a count: `_READS` and `_WRITES` list the places. In a
+Responses object each search of the web, search of files, container for code and
+generated image is billed in addition to the tokens; to open or to search a page that
+was found is not.
+"""
 
 from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
 
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
     cost,
     count,
+    first_count,
     inner,
     number,
+    text,
 )
 from pyapp.usage_import.formats.kinds import Body
 from pyapp.usage_import.responses import (
@@ -17,7 +29,9 @@ from pyapp.usage_import.responses import (
     Pass,
     describe,
     find_latency,
+    find_request,
     identify,
+    make_content_id,
 )
 
 _KEYS = {
@@ -27,7 +41,25 @@ _KEYS = {
     "output_tokens",
     "total_tokens",
 }
-_OBJECTS = ("chat.completion", "chat.completion.chunk", "response", "text_completion")
+_OBJECTS = {"chat.completion", "chat.completion.chunk", "response", "text_completion"}
+# Places of the cached tokens in a usage, and of those written to a cache: parts of the
+# input. `details` is the object with details of the input.
+_READS = (
+    ("details", "cached_tokens"),
+    ("cached_tokens",),
+    ("prompt_cache_hit_tokens",),
+    ("num_cached_tokens",),
+)
+_WRITES = (
+    ("details", "cache_write_tokens"),
+    ("details", "cache_creation_tokens"),
+)
+_MODALITIES = ("audio", "image", "video")
+# Types of the items of a Responses object that are billed, each with its unit.
+_CALLS = {
+    "file_search_call": "storage_searches",
+    "image_generation_call": "image_generations",
+}
 
 
 def _has_usage(response: Object) -> bool:
@@ -48,20 +80,36 @@ def _read(chain: Chain) -> ModelResponse:
     usage = response["usage"]
     if not isinstance(usage, dict):
         raise BadUsageError("usage is not an object")
+    model = text(response.get("model"))
+    stated = _stated_cost(usage)
+    part = read_pass(usage, model, is_stated=stated is not None)
+    units = {**(part.units or {}), **_calls(response)}
     created = number(response.get("created", response.get("created_at")))
-    second = None if created is None else int(created)
-    stated = usage.get("cost")  # a number, if it is the whole cost
+    is_named = text(response.get("id")) is not None or find_request(chain) is not None
     return describe(
         chain,
-        identify(chain, "openai", second),
-        [_pass(usage)],
-        cost=cost("cost", stated) if isinstance(stated, int | float) else None,
+        identify(chain, "openai", None if created is None else int(created))
+        if is_named
+        else make_content_id("openai", chain),
+        [part._replace(units=units or None)],
+        model=model,
+        cost=stated,
         latency_ms=find_latency(response),
+        is_numbered=not is_named,
     )
 
 
-def _pass(usage: Object) -> Pass:
-    """Return OpenAI's counts; its input includes cached tokens."""
+def _stated_cost(usage: Object) -> Decimal | None:
+    stated = usage.get("cost")  # a number, if it is the whole cost
+    return cost("cost", stated) if isinstance(stated, int | float) else None
+
+
+def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> Pass:
+    """Return the disjoint counts of *usage*; its input includes cached tokens.
+
+    Raises: BadUsageError if the counts contradict each other; not if `is_stated`,
+    because then nothing is computed from them.
+    """
     chat = "prompt_tokens" in usage or "completion_tokens" in usage
     if not chat and "input_tokens" not in usage and "output_tokens" not in usage:
         raise BadUsageError("usage without token counts")
@@ -71,23 +119,105 @@ def _pass(usage: Object) -> Pass:
     prompt = count(usage, f"{into}_tokens", required=True)
     output = count(usage, f"{out}_tokens", required=not chat)
     reasoning = count(written_to, "reasoning_tokens")
-    if reasoning and usage.get("total_tokens") == prompt + output + reasoning:
-        output += reasoning  # some providers do not include it in the output
-    read = count(read_from, "cached_tokens")
-    written = count(read_from, "cache_write_tokens")
+    output = _whole_output(usage, model, into, prompt, output, reasoning, is_stated)
+    places = {**usage, "details": read_from}
+    read, written = first_count(places, _READS), first_count(places, _WRITES)
     if read + written > prompt:
-        raise BadUsageError(
-            f"cached tokens ({read + written}) exceed {into} tokens ({prompt})"
-        )
-    fresh = prompt - read - written
-    heard, spoken = (count(part, "audio_tokens") for part in (read_from, written_to))
-    if heard > prompt or spoken > output:
-        raise BadUsageError("audio tokens exceed the tokens that include them")
-    audio = None
-    if heard or spoken:
-        audio = {"input_audio_tokens": heard, "output_audio_tokens": spoken}
-        audio["cache_audio_read_tokens"] = max(0, heard - fresh)
-    return Pass(fresh, written, read, output, 0, audio)
+        if not is_stated:
+            raise BadUsageError(
+                f"cached tokens ({read + written}) exceed {into} tokens ({prompt})"
+            )
+        read = min(read, prompt)
+        written = prompt - read
+    units = _modalities(into, read_from, prompt, read, written)
+    units |= _modalities(out, written_to, output)
+    return Pass(prompt - read - written, written, read, output, 0, units or None)
+
+
+def _whole_output(
+    usage: Object,
+    model: str | None,
+    into: str,
+    prompt: int,
+    output: int,
+    reasoning: int,
+    is_stated: bool,
+) -> int:
+    """Return the output with the reasoning that some providers do not include.
+
+    Google's models count their thoughts in the total only.
+    """
+    if usage.get("total_tokens") is None:
+        return output
+    total = count(usage, "total_tokens")
+    if total in (prompt + output, prompt + output + reasoning):
+        return total - prompt
+    if total > prompt + output and _is_google(model):
+        return total - prompt
+    if is_stated:
+        return output
+    raise BadUsageError(
+        f"total_tokens ({total}) is not the sum of {into} tokens ({prompt})"
+        f" and output ({output})"
+    )
+
+
+def _is_google(model: str | None) -> bool:
+    return model is not None and model.rpartition("/")[2].startswith("gemini-")
+
+
+def _modalities(
+    side: str, details: Object, whole: int, read: int = 0, written: int = 0
+) -> dict[str, int]:
+    """Return the parts of *whole* that are not text, by the units of their prices."""
+    direction = "input" if side in ("prompt", "input") else "output"
+    found = {}
+    for kind in _MODALITIES:
+        used = count(details, f"{kind}_tokens")
+        if used:
+            found[f"{direction}_{kind}_tokens"] = used
+    if sum(found.values()) > whole:
+        parts = " and ".join(f"{name} ({used})" for name, used in found.items())
+        raise BadUsageError(f"{parts} exceed the {side} tokens ({whole})")
+    cached = inner(details, "cached_tokens_details")
+    for kind in _MODALITIES:
+        used = found.get(f"{direction}_{kind}_tokens", 0)
+        if used and read:
+            # Without a split of the cached tokens, as few of them as is possible.
+            least = max(0, used - (whole - read - written))
+            kept = count(cached, f"{kind}_tokens") if cached else least
+            if kept:
+                found[f"cache_{kind}_read_tokens"] = kept
+    return found
+
+
+def _calls(response: Object) -> dict[str, int]:
+    """Return the calls of tools that are billed, by unit."""
+    calls: dict[str, int] = {}
+    containers = set()
+    items = response.get("output")
+    for item in items if isinstance(items, list) else ():
+        kind = item.get("type") if isinstance(item, dict) else None
+        if not isinstance(kind, str):
+            continue
+        if kind == "web_search_call" and _is_search(item):
+            calls["web_searches"] = calls.get("web_searches", 0) + 1
+        elif kind == "code_interpreter_call":
+            containers.add(text(item.get("container_id")))
+        elif kind in _CALLS:
+            calls[_CALLS[kind]] = calls.get(_CALLS[kind], 0) + 1
+    if containers:
+        calls["code_interpreter_containers"] = len(containers)
+    tools = response.get("tool_usage")
+    searched = tools.get("web_search") if isinstance(tools, dict) else None
+    if isinstance(searched, dict) and searched.get("num_requests") is not None:
+        calls["web_searches"] = count(searched, "num_requests")
+    return {unit: used for unit, used in calls.items() if used}
+
+
+def _is_search(item: Any) -> bool:
+    action = item.get("action")
+    return not isinstance(action, dict) or action.get("type", "search") == "search"
 
 
 BODY = Body(has_usage=_has_usage, read=_read, is_known=_is_known)
