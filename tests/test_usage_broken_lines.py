@@ -80,7 +80,12 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             changed(ANTHROPIC, usage__cache_creation_input_tokens=10),
             "cache writes by lifetime (300) exceed their sum (10)",
         ),
-        ({"type": "message_start", "message": ANTHROPIC}, "part of a stream"),
+        ({"type": "message_start", "message": ANTHROPIC}, "ends before the usage of"),
+        ({"type": "message_delta", "delta": {}, "usage": {}}, "its message_start"),
+        (
+            {"type": "result", "usage": {"input_tokens": 5, "output_tokens": 5}},
+            "no modelUsage, so no model is named",
+        ),
         (
             changed(ANTHROPIC, usage__input_tokens=2**31 - 1),
             "more tokens than a call can have",

@@ -159,7 +159,7 @@ def test_zero_cost_in_the_log_is_computed(tmp_path):
         {"type": "user", "message": {"role": "user", "content": "hello"}},
         {"type": "summary", "summary": "A talk", "leafUuid": "x"},
         {"type": "user", "toolUseResult": {"usage": {"input_tokens": 5}}},
-        {"type": "result", "usage": {"input_tokens": 5, "output_tokens": 5}},
+        {"type": "result", "usage": {"input_tokens": 0, "output_tokens": 0}},
         changed(SESSION, message__model="<synthetic>"),
         changed(SESSION, message__usage=None),
         changed(CHAT, usage=..., object="chat.completion.chunk"),

@@ -27,13 +27,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from pyapp.usage_import.fields import Object
-from pyapp.usage_import.formats import anthropic, claude_code, openai, streams
+from pyapp.usage_import.formats import (
+    anthropic,
+    claude_code,
+    codex,
+    gemini,
+    openai,
+    streams,
+)
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
 from pyapp.usage_import.responses import Chain, ModelResponse
 
 # In the order in which they are asked.
-FORMATS: tuple[type[Format], ...] = (streams.Stream, claude_code.Result)
-BODIES: tuple[Body, ...] = (anthropic.BODY, openai.BODY)
+FORMATS: tuple[type[Format], ...] = (
+    claude_code.Run,
+    streams.Messages,
+    streams.Realtime,
+    codex.Rollout,
+    gemini.Chunks,
+)
+BODIES: tuple[Body, ...] = (
+    gemini.BODY,
+    gemini.INTERACTION,
+    anthropic.BODY,
+    openai.BODY,
+)
 KNOWN: tuple[Callable[[Object], bool], ...] = (claude_code.is_session_line,)
 
 # Paths from a line to the response in it.

@@ -1,12 +1,36 @@
-"""Sessions of Claude Code; the responses in them are Anthropic's."""
+"""Sessions and runs of Claude Code; the responses in them are Anthropic's.
+
+A session file (`~/.claude/projects`) has each response with its final counts. What
+`claude -p` prints is another record of the same calls: with `--output-format json` only
+the last line, of type `result`, whose `modelUsage` sums up the calls by model, and with
+`stream-json` the responses too, but as they were when they began. So the result is a
+message for each model with what the responses before it lack; alone, it is the whole
+run, at the cost that it states. That cost is an estimate by Claude Code's own prices,
+and 0 where it has none. One process may print several results, each with the sum since
+it began: then only the increase is counted.
+
+A result is left out if a file of its session is read in the same import.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
 
-from pyapp.usage_import.fields import Object
+from pyapp.usage_import.fields import (
+    BadUsageError,
+    Object,
+    cost,
+    count,
+    hashed_text,
+    inner,
+    text,
+)
+from pyapp.usage_import.formats import anthropic, streams
 from pyapp.usage_import.formats.kinds import Format
-from pyapp.usage_import.responses import ModelResponse
+from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
 
 _TYPES = {
     "agent-name",
@@ -37,14 +61,97 @@ _MARKS = {
     "toolUseResult",
     "uuid",
 }
+_COUNTS = (
+    "inputTokens",
+    "cacheCreationInputTokens",
+    "cacheReadInputTokens",
+    "outputTokens",
+)
+# Hosts by the names that Claude Code has for them.
+_PROVIDERS = {
+    "bedrock": "aws",
+    "firstParty": "anthropic",
+    "foundry": "azure",
+    "vertex": "google",
+}
+_MAX_ROUNDING = Decimal("0.000001")
 
 
-class Result(Format):
-    """The last line of a run, which sums up the run's calls."""
+class _Sum(NamedTuple):
+    """The calls of one model: the counts in the order of a Pass, searches and cost."""
+
+    counts: tuple[int, ...] = (0, 0, 0, 0)
+    searches: int = 0
+    cost: Decimal | None = None
+    provider: str | None = None
+
+
+@dataclass(slots=True)
+class _Run:
+    """A session in what `claude -p` printed."""
+
+    before: dict[str, _Sum] = field(default_factory=dict)  # the last result
+    responses: dict[bytes, ModelResponse] = field(default_factory=dict)
+
+
+class Run(Format):
+    """The lines that `claude -p` prints."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._runs: dict[str, _Run] = {}
+        self._events = streams.Messages(file)
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
-        """Leave the sum out: the calls are counted."""
-        return () if line.get("type") == "result" else None
+        """Return what a result adds to the responses before it."""
+        kind = line.get("type")
+        if kind == "result" and ("total_cost_usd" in line or "usage" in line):
+            return self._read_result(line)
+        if kind == "assistant" and "session_id" in line and "sessionId" not in line:
+            return self._read_response(line)
+        if kind == "stream_event":
+            return self._note(line, self._events.read(line, number) or ())
+        return None
+
+    def _read_response(self, line: Object) -> Sequence[ModelResponse] | None:
+        message = line.get("message")
+        if not isinstance(message, dict) or not message.get("usage"):
+            return None
+        response = anthropic.BODY.read([line, message])
+        if response is None:
+            return ()
+        # No line of the run says that a response has ended.
+        return self._note(line, (response._replace(is_open=False),))
+
+    def _note(
+        self, line: Object, responses: Sequence[ModelResponse]
+    ) -> Sequence[ModelResponse]:
+        """Store the largest usage of each response of the run."""
+        if responses:
+            run = self._runs.setdefault(str(line.get("session_id")), _Run())
+        for response in responses:
+            known = run.responses.get(response.id)
+            if known is None or known.total <= response.total:
+                run.responses[response.id] = response
+        return responses
+
+    def _read_result(self, line: Object) -> Sequence[ModelResponse]:
+        session = text(line.get("session_id"))
+        sums = _sums(line)
+        _check_cost(line, sums)
+        run = self._runs.setdefault(session or "", _Run())
+        own = _increase(line, sums, run.before)
+        run.before = sums
+        has_responses = bool(run.responses)
+        for response in run.responses.values():
+            for part in response.passes:
+                _take(own, part.model or response.model, part)
+        run.responses = {}
+        return [
+            _describe(line, session, model, rest, has_responses)
+            for model, rest in own.items()
+            if any(rest.counts) or rest.searches
+        ]
 
 
 def is_session_line(line: Object) -> bool:
@@ -53,3 +160,117 @@ def is_session_line(line: Object) -> bool:
     if not isinstance(kind, str) or kind not in _TYPES:
         return False
     return isinstance(line.get("message"), dict) or not _MARKS.isdisjoint(line)
+
+
+def _model(name: str) -> str:
+    """Return the model's id, without the size of its context window."""
+    return name.removesuffix("[1m]")
+
+
+def _sums(line: Object) -> dict[str, _Sum]:
+    """Return the calls of each model, as the result sums them up."""
+    sums: dict[str, _Sum] = {}
+    for name, usage in inner(line, "modelUsage").items():
+        if not isinstance(usage, dict):
+            raise BadUsageError(f"modelUsage of {name[:100]!a} is not an object")
+        one = _Sum(
+            tuple(count(usage, key) for key in _COUNTS),
+            count(usage, "webSearchRequests"),
+            cost("costUSD", usage.get("costUSD")),
+            _provider(name, usage),
+        )
+        model = _model(name)
+        sums[model] = _plus(sums[model], one) if model in sums else one
+    return sums
+
+
+def _provider(model: str, usage: Object) -> str | None:
+    named = text(usage.get("provider"))
+    if named is None:
+        return "anthropic" if model.startswith("claude-") else None
+    return _PROVIDERS.get(named, named)
+
+
+def _plus(a: _Sum, b: _Sum) -> _Sum:
+    counts = tuple(x + y for x, y in zip(a.counts, b.counts, strict=True))
+    both = a.cost + b.cost if a.cost is not None and b.cost is not None else None
+    return _Sum(counts, a.searches + b.searches, both, a.provider)
+
+
+def _check_cost(line: Object, sums: dict[str, _Sum]) -> None:
+    """Check that the costs of the models are the cost of all."""
+    total = cost("total_cost_usd", line.get("total_cost_usd"))
+    if not sums:
+        usage = line.get("usage")
+        used = isinstance(usage, dict) and (
+            count(usage, "input_tokens") or count(usage, "output_tokens")
+        )
+        if total or used:
+            raise BadUsageError("the result has no modelUsage, so no model is named")
+        return
+    costs = [one.cost for one in sums.values() if one.cost is not None]
+    stated = sum(costs, start=Decimal(0))
+    if total is not None and abs(total - stated) > _MAX_ROUNDING:
+        raise BadUsageError(
+            f"the costs of modelUsage ({stated}) differ from total_cost_usd ({total})"
+        )
+
+
+def _increase(
+    line: Object, sums: dict[str, _Sum], before: dict[str, _Sum]
+) -> dict[str, _Sum]:
+    """Return what was used since the last result, if its process printed this one.
+
+    Then the increase covers the usage of the turn; another process begins at zero.
+    """
+    usage = line.get("usage")
+    turn = anthropic.read_pass(usage) if isinstance(usage, dict) else Pass()
+    rest = {model: _minus(one, before.get(model)) for model, one in sums.items()}
+    if not before or before.keys() - sums.keys():
+        return sums
+    if any(part < 0 for one in rest.values() for part in one.counts):
+        return sums
+    increase = map(sum, zip(*(one.counts for one in rest.values()), strict=True))
+    if any(own > most for own, most in zip(turn[:4], increase, strict=True)):
+        return sums
+    return rest
+
+
+def _minus(one: _Sum, other: _Sum | None) -> _Sum:
+    if other is None:
+        return one
+    counts = tuple(x - y for x, y in zip(one.counts, other.counts, strict=True))
+    left = None
+    if one.cost is not None:
+        left = one.cost - (other.cost or 0)
+    return _Sum(counts, one.searches - other.searches, left, one.provider)
+
+
+def _take(sums: dict[str, _Sum], model: str, part: Pass) -> None:
+    """Subtract a pass of a response, which is counted by itself."""
+    if model not in sums:
+        return
+    known = sums[model]
+    searches = (part.units or {}).get("web_searches", 0)
+    counts = (max(0, x - y) for x, y in zip(known.counts, part[:4], strict=True))
+    left = max(0, known.searches - searches)
+    sums[model] = _Sum(tuple(counts), left, None, known.provider)
+
+
+def _describe(
+    line: Object, session: str | None, model: str, rest: _Sum, is_rest: bool
+) -> ModelResponse:
+    name = hashed_text(line.get("uuid"))
+    second = name or str([line.get(key) for key in ("duration_ms", "total_cost_usd")])
+    units = {"web_searches": rest.searches} if rest.searches else None
+    fresh, written, read, output = rest.counts
+    response = describe(
+        [line],
+        make_id("claude_code", session, second, model),
+        [Pass(fresh, written, read, output, 0, units)],
+        model=model,
+        provider=rest.provider,
+        cost=None if is_rest else rest.cost,
+        context={},
+    )
+    return response._replace(session=session, is_sum=True)

@@ -1,21 +1,176 @@
-"""Recordings of streams: the events of which a response consists."""
+"""Recordings of streams, whose events together are a response.
+
+Anthropic's `message_start` has the model and the input, and `message_delta` the counts
+so far; both may be inside another object, such as a `stream_event` of Claude Code.
+OpenAI's realtime sessions name the model in an event, and `response.done`
+has the usage. The events of other streams contain a whole response, a body.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pyapp.usage_import.fields import BadUsageError, Object
-from pyapp.usage_import.formats.kinds import Format
-from pyapp.usage_import.responses import ModelResponse
+from pyapp.usage_import.fields import BadUsageError, Object, count, inner, text
+from pyapp.usage_import.formats import anthropic
+from pyapp.usage_import.formats.kinds import Format, Unfinished
+from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
 
-_PIECES = ("message_start", "message_delta")
+# Keys of an object around an event, and of the ids that tell its stream.
+_ENVELOPES = ("event", "data", "chunk")
+_STREAM_IDS = ("request_id", "session_id", "parent_tool_use_id", "stream_id")
+_OTHER_EVENTS = {
+    "content_block_delta",
+    "content_block_start",
+    "content_block_stop",
+    "message_stop",
+    "ping",
+}
+# Details of realtime usage, and their units.
+_INPUT_UNITS = {
+    "audio_tokens": "input_audio_tokens",
+    "image_tokens": "input_image_tokens",
+}
+_CACHE_UNITS = {
+    "audio_tokens": "cache_audio_read_tokens",
+    "image_tokens": "cache_image_read_tokens",
+}
+_OUTPUT_UNITS = {"audio_tokens": "output_audio_tokens"}
 
 
-class Stream(Format):
-    """Events of Anthropic's streams."""
+class Messages(Format):
+    """Events of Anthropic's streams; streams of one file may overlap."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        # Of each stream, the messages without their usage yet, with their lines.
+        self._begun: dict[tuple[str | None, ...], list[tuple[Object, int]]] = {}
+        self._given: dict[tuple[str | None, ...], Object] = {}
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
-        """Refuse a part of a response."""
-        if line.get("type") in _PIECES:
-            raise BadUsageError("part of a stream; only the whole response is counted")
-        return None
+        """Return the message of a `message_delta`, whose counts may still grow."""
+        event, kind = line, line.get("type")
+        for key in _ENVELOPES:
+            part = line.get(key)
+            if isinstance(part, dict):
+                event, kind = part, part.get("type")
+                break
+        if kind == "message_start" and isinstance(event.get("message"), dict):
+            self._begin(_stream(line), event["message"], number)
+            return ()
+        if kind == "message_delta" and "delta" in event:
+            return self._go_on(_stream(line), line, event)
+        return () if isinstance(kind, str) and kind in _OTHER_EVENTS else None
+
+    def finish(self) -> Iterable[Unfinished]:
+        """Return the messages whose usage is not in the file."""
+        for begun in self._begun.values():
+            for message, number in begun:
+                name = text(message.get("id"))
+                yield Unfinished(number, f"the stream ends before the usage of {name}")
+
+    def _begin(
+        self, stream: tuple[str | None, ...], message: Object, number: int
+    ) -> None:
+        begun = self._begun.setdefault(stream, [])
+        name = message.get("id")
+        if not any(before.get("id") == name for before, _ in begun):
+            begun.append((message, number))
+
+    def _go_on(
+        self, stream: tuple[str | None, ...], line: Object, event: Object
+    ) -> Sequence[ModelResponse]:
+        begun = self._begun.get(stream)
+        if begun:
+            message, _ = begun.pop()
+            self._given[stream] = message
+            if not begun:
+                del self._begun[stream]
+        elif stream in self._given:
+            message = self._given[stream]
+        else:
+            raise BadUsageError("message_delta without its message_start")
+        given, delta = inner(message, "usage"), inner(event, "usage")
+        whole = dict(message)
+        whole["usage"] = {**given, **_largest(given, delta)}
+        whole["stop_reason"] = inner(event, "delta").get("stop_reason") or "unknown"
+        self._given[stream] = whole
+        response = anthropic.BODY.read([line, whole])
+        return () if response is None else (response,)
+
+
+def _stream(line: Object) -> tuple[str | None, ...]:
+    return tuple(text(line.get(key)) for key in _STREAM_IDS)
+
+
+def _largest(before: Object, after: Object) -> Object:
+    """Return the values of *after*; counts are cumulative, so never below *before*."""
+    largest = {}
+    for key, value in after.items():
+        known = before.get(key)
+        if isinstance(value, int) and isinstance(known, int):
+            value = max(value, known)
+        if value is not None:
+            largest[key] = value
+    return largest
+
+
+class Realtime(Format):
+    """Events of OpenAI's realtime sessions."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._model: str | None = None
+
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Return the response of a `response.done`."""
+        kind = line.get("type")
+        if kind in ("session.created", "session.updated"):
+            session = line.get("session")
+            if isinstance(session, dict):
+                self._model = text(session.get("model")) or self._model
+            return ()
+        response = line.get("response")
+        if not isinstance(response, dict) or kind != "response.done":
+            return None
+        usage = response.get("usage")
+        if response.get("object") != "realtime.response":
+            return None
+        if not usage:
+            return ()
+        model = text(response.get("model")) or self._model
+        if model is None:
+            raise BadUsageError("no session.created before it names the model")
+        chain = [line, response]
+        return (
+            describe(
+                chain,
+                identify(chain, "openai"),
+                [_realtime_pass(inner(response, "usage"))],
+                model=model,
+            ),
+        )
+
+
+def _realtime_pass(usage: Object) -> Pass:
+    read_from = inner(usage, "input_token_details")
+    cached_parts = inner(read_from, "cached_tokens_details")
+    written_to = inner(usage, "output_token_details")
+    prompt = count(usage, "input_tokens", required=True)
+    output = count(usage, "output_tokens", required=True)
+    total = count(usage, "total_tokens")
+    cached = count(read_from, "cached_tokens")
+    if total and total != prompt + output:
+        raise BadUsageError(
+            f"input_tokens and output_tokens ({prompt + output}) differ from"
+            f" total_tokens ({total})"
+        )
+    if cached > prompt:
+        raise BadUsageError(f"cached_tokens ({cached}) exceed input_tokens ({prompt})")
+    units: dict[str, int] = {}
+    for part, names in (
+        (read_from, _INPUT_UNITS),
+        (cached_parts, _CACHE_UNITS),
+        (written_to, _OUTPUT_UNITS),
+    ):
+        units |= {unit: n for key, unit in names.items() if (n := count(part, key))}
+    return Pass(prompt - cached, 0, cached, output, 0, units or None)
