@@ -1,52 +1,60 @@
 """The price of a call to a model: USD by the published prices, and credits.
 
-The prices come from genai-prices (the extra `pricing`), which selects those in force at
-a time and in a context. Within one tier its price is linear: a rate for each unit, and
-the tier is chosen by the input tokens alone. So the rates of a tier are computed once
-by genai-prices and applied here, because an import of many lines would otherwise spend
-most of its time in calculations of 95 microseconds each.
+The prices come from genai-prices (the extra `pricing`), with the rules that providers
+document and it does not hold. What has no price of its own, such as a tier before the
+day on which its price is known, has no price here.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal, localcontext
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import TYPE_CHECKING, Any
 
-from pyapp._core.validation import check_amount, check_count, check_time
+from pyapp._core.validation import check_amount, check_count, check_text, check_time
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
+from pyapp.published_prices import rules
+from pyapp.published_prices.hosts import Host, find_hosts, named_region
+from pyapp.published_prices.tariffs import (
+    EXACT,
+    NoPriceError,
+    Tariff,
+    find_tariff,
+)
+from pyapp.published_prices.units import (
+    Counts,
+    cost_of_tokens,
+    cost_of_units,
+    has_other_units,
+    has_special_tokens,
+)
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo, ModelPrice, Provider
 
-# Far more digits than any product here needs: sums of prices are never rounded.
-_EXACT = Context(prec=200, rounding=ROUND_HALF_EVEN)
 _MICRO = Decimal("0.000001")
+_MAX_CACHED = 10_000
+_NO_TERMS: rules.Terms = frozenset()
 
-# Units with a rate, each with the unit that includes it, which comes before it.
-_INCLUDED_IN = {
-    "cache_write_tokens": "input_tokens",
-    "cache_write_1h_tokens": "cache_write_tokens",
-    "cache_read_tokens": "input_tokens",
-    "output_tokens": None,
-    "web_searches": None,
-}
+
+class _Cache:
+    """The hosts and tariffs found in one snapshot of the price data."""
+
+    def __init__(self, snapshot: DataSnapshot | None) -> None:
+        self.snapshot = snapshot
+        self.hosts: dict[tuple[str, str | None], _Hosts] = {}
+        self.tariffs: dict[tuple[Any, ...], Tariff | str] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class _Rates:
-    """USD: a fixed price for each call, and a rate for one more of each unit."""
-
-    fixed: Decimal
-    each: Mapping[str, Decimal]
+class _Hosts:
+    hosts: list[Host]
+    has_hours: bool  # a price depends on the time of day
 
 
-# The price data in use, and the rates of the prices in it.
-_cache: tuple[DataSnapshot | None, dict[tuple[Any, ...], _Rates | None]] = (None, {})
+_cache = _Cache(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +92,60 @@ def published_price(
     The four counts are disjoint; the cache writes for one hour are part of all cache
     writes. *units* are other counts, by the names of genai-prices: parts of the four
     (`input_audio_tokens`) and separate units (`web_searches`). *context* describes the
-    call as its log does: `service_tier`, `speed`, `processing` (`batch`) and
-    `inference_geo`. Without *provider*, the model's name determines it.
+    call as its log does: `service_tier`, `speed`, `processing` (`batch`),
+    `inference_geo`; Perplexity's `search_context_size`. Without *provider*, it is the
+    one that the model's id names, else the model's maker.
 
     Raises: InvalidValueError.
     """
-    shown = ascii(model[:100]) + (f" of {provider[:100]!a}" if provider else "")
-    counts = {
-        "input_tokens": input_tokens,
-        "cache_write_tokens": cache_creation_input_tokens,
-        "cache_read_tokens": cache_read_input_tokens,
-        "output_tokens": output_tokens,
-        **(units or {}),
-    }
-    if cache_creation_1h_input_tokens:
-        counts["cache_write_1h_tokens"] = cache_creation_1h_input_tokens
-    for name, value in counts.items():
-        check_count(name, value)
-    hour = cache_creation_1h_input_tokens
-    if hour > cache_creation_input_tokens:
-        raise InvalidValueError(f"cache_write_1h_tokens ({hour}) exceed all written")
+    counts = Counts(
+        check_count("input_tokens", input_tokens),
+        check_count("cache_creation_input_tokens", cache_creation_input_tokens),
+        check_count("cache_creation_1h_input_tokens", cache_creation_1h_input_tokens),
+        check_count("cache_read_input_tokens", cache_read_input_tokens),
+        check_count("output_tokens", output_tokens),
+    )
+    if counts.cache_write_1h > counts.cache_write:
+        raise InvalidValueError(
+            f"cache_creation_1h_input_tokens ({counts.cache_write_1h}) exceed"
+            f" cache_creation_input_tokens ({counts.cache_write})"
+        )
+    others = {}
+    if units:
+        others = {
+            name: count for name, count in units.items() if check_count(name, count)
+        }
     at = check_time("finished_at", finished_at)
-    # In genai-prices, the input includes cache writes and cache reads.
-    counts["input_tokens"] += cache_creation_input_tokens + cache_read_input_tokens
+    check_text("model", model)
+    if "/locations/" in model and (region := named_region(model)):
+        context = {"inference_geo": region, **(context or {})}
+    terms = rules.special_terms(context) if context else _NO_TERMS
+    if provider is not None:
+        check_text("provider", provider)
     try:
-        snapshot = _snapshot()
-        found, info = snapshot.find_provider_model(model, None, provider, None)
-        with localcontext(_EXACT):
-            cost = _price(snapshot, found, info, counts, at, context, shown)
-    except LookupError:
-        reason = f"no published price for model {shown}"
-    except (MissingExtraError, UnknownModelError) as exc:
-        reason = str(exc)
-    else:
-        return PublishedPrice(cost, Decimal(0), True, None)
-    return PublishedPrice(None, None, True, reason)
+        cache = _current_cache()
+    except MissingExtraError as exc:
+        return _unpriced(str(exc), terms, others)
+    found = _hosts(cache, model, provider)
+    if len(found.hosts) == 1:
+        host = found.hosts[0]
+        return _price(cache, found, host, counts, others, at, terms, (model, provider))
+    if not found.hosts:
+        reason = f"no published price for model {_shown(model, provider)}"
+        return _unpriced(reason, terms, others)
+    prices = {
+        _price(cache, found, host, counts, others, at, terms, (model, provider))
+        for host in found.hosts
+    }
+    if len(prices) == 1:
+        return prices.pop()
+    names = [host.provider.id for host in found.hosts]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    reason = (
+        f"the hosts of model {_shown(model, None)} differ in price"
+        f" ({', '.join(names[:8])}{more}): name one with --provider"
+    )
+    return _unpriced(reason, terms, others)
 
 
 def price_usage(
@@ -166,7 +193,7 @@ def add_prices(prices: Iterable[PublishedPrice]) -> PublishedPrice:
     other_cost: Decimal | None = Decimal(0)
     is_standard = True
     reason = None
-    with localcontext(_EXACT):
+    with localcontext(EXACT):
         for price in prices:
             cost = _sum(cost, price.cost)
             other_cost = _sum(other_cost, price.other_cost)
@@ -188,8 +215,18 @@ def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
     Raises: InvalidValueError when either is not an amount.
     """
     cost, margin = check_amount("cost", cost), check_amount("margin", margin)
-    with localcontext(_EXACT):
+    with localcontext(EXACT):
         return (cost * 100 * (1 + margin)).quantize(_MICRO, ROUND_HALF_UP)
+
+
+def _current_cache() -> _Cache:
+    global _cache
+    snapshot = _snapshot()
+    if _cache.snapshot is not snapshot:
+        _cache = _Cache(snapshot)
+    if len(_cache.hosts) > _MAX_CACHED or len(_cache.tariffs) > _MAX_CACHED:
+        _cache = _Cache(snapshot)
+    return _cache
 
 
 def _snapshot() -> DataSnapshot:
@@ -200,70 +237,78 @@ def _snapshot() -> DataSnapshot:
     return data_snapshot.get_snapshot()
 
 
+def _hosts(cache: _Cache, model: str, provider: str | None) -> _Hosts:
+    key = (model, provider)
+    if key not in cache.hosts:
+        assert cache.snapshot is not None
+        hosts = find_hosts(cache.snapshot.providers, model, provider)
+        has_hours = any(
+            hasattr(price.constraint, "start_time")
+            for host in hosts
+            for prices in (host.model.prices, host.model.price_variants)
+            if isinstance(prices, list)
+            for price in prices
+        )
+        cache.hosts[key] = _Hosts(hosts, has_hours)
+    return cache.hosts[key]
+
+
 def _price(
-    snapshot: DataSnapshot,
-    provider: Provider,
-    info: ModelInfo,
-    units: Mapping[str, int],
+    cache: _Cache,
+    found: _Hosts,
+    host: Host,
+    counts: Counts,
+    others: Mapping[str, int],
     at: datetime,
-    context: Mapping[str, str] | None,
-    shown: str,
-) -> Decimal:
-    # As in genai-prices, a context does not apply to another provider's model.
-    own = context and any(info is model for model in provider.models)
-    prices = info.get_prices(at, context if own else None)
-    for unit, price in (("input", "input_mtok"), ("output", "output_mtok")):
-        if units[f"{unit}_tokens"] and getattr(prices, price) is None:
-            raise UnknownModelError(f"no published {unit} price for model {shown}")
-    rates = None
-    if all(unit in _INCLUDED_IN or unit == "input_tokens" for unit in units):
-        rates = _rates(snapshot, prices, units["input_tokens"])
-    if rates is None:
-        return _price_of(prices, units)
-    return sum(
-        (rates.each[unit] * count for unit, count in units.items() if count),
-        start=rates.fixed,
+    terms: rules.Terms,
+    named: tuple[str, str | None],
+) -> PublishedPrice:
+    """Return the price of a call at one host."""
+    when = at.replace(second=0, microsecond=0) if found.has_hours else at.date()
+    key = (host.provider.id, id(host.model), when, terms)
+    tariff = cache.tariffs.get(key)
+    if tariff is None:
+        try:
+            tariff = find_tariff(host, terms, at)
+        except NoPriceError as exc:
+            tariff = str(exc)
+        cache.tariffs[key] = tariff
+    if isinstance(tariff, str):
+        reason = f"no published price for {tariff} of model {_shown(*named)}"
+        return _unpriced(reason, terms, others)
+    try:
+        other_cost = cost_of_units(tariff, others)
+        cost, is_plain = cost_of_tokens(tariff, counts, others)
+    except NoPriceError as exc:
+        reason = f"no published price for {exc} of model {_shown(*named)}"
+        return _unpriced(reason, terms, others, _known_cost(tariff, others))
+    return PublishedPrice(
+        cost=EXACT.add(cost, other_cost) if other_cost else cost,
+        other_cost=other_cost,
+        is_standard=is_plain and not terms,
+        reason=None,
     )
 
 
-def _rates(snapshot: DataSnapshot, prices: ModelPrice, total: int) -> _Rates | None:
-    """Return the rates of *prices* in the tier of *total* input tokens."""
-    global _cache
-    if _cache[0] is not snapshot:
-        _cache = (snapshot, {})
-    known = _cache[1]
-    values = vars(prices)
-    # A tier begins above its start, and its rates apply to every token of the call.
-    starts = sorted({t.start for v in values.values() for t in getattr(v, "tiers", ())})
-    tier = bisect_left(starts, total)
-    # Prices are not hashable. The snapshot keeps them alive, so ids are not reused.
-    key = (tier, *values, *map(id, values.values()))
-    if key not in known:
-        low = starts[tier - 1] + 1 if tier else 1
-        high = starts[tier] if tier < len(starts) else low + 1
-        known[key] = _find_rates(prices, low) if low < high else None
-    return known[key]
-
-
-def _find_rates(prices: ModelPrice, inputs: int) -> _Rates:
-    """Calculate the price of *inputs* tokens, and of one more of each unit."""
-    base = _price_of(prices, {"input_tokens": inputs})
-    each = {"input_tokens": _price_of(prices, {"input_tokens": inputs + 1}) - base}
-    for unit, whole in _INCLUDED_IN.items():
-        without = {"input_tokens": inputs}
-        while whole is not None and whole != "input_tokens":
-            without[whole] = 1
-            whole = _INCLUDED_IN[whole]
-        each[unit] = _price_of(prices, {**without, unit: 1}) - _price_of(
-            prices, without
-        )
-    return _Rates(fixed=base - inputs * each["input_tokens"], each=each)
-
-
-def _price_of(prices: ModelPrice, units: Mapping[str, int]) -> Decimal:
-    from genai_prices import Usage
-
+def _known_cost(tariff: Tariff, others: Mapping[str, int]) -> Decimal | None:
     try:
-        return prices.calc_price(Usage(**units))["total_price"]
-    except ValueError as exc:
-        raise InvalidValueError(str(exc)) from exc
+        return cost_of_units(tariff, others)
+    except NoPriceError:
+        return None
+
+
+def _unpriced(
+    reason: str,
+    terms: rules.Terms,
+    others: Mapping[str, int],
+    other_cost: Decimal | None = None,
+) -> PublishedPrice:
+    if other_cost is None and not has_other_units(others):
+        other_cost = Decimal(0)
+    is_standard = not terms and not has_special_tokens(others)
+    return PublishedPrice(None, other_cost, is_standard, reason)
+
+
+def _shown(model: str, provider: str | None) -> str:
+    """Return the names for an error; a name may be any text, the error is one line."""
+    return ascii(model[:100]) + (f" of {provider[:100]!a}" if provider else "")

@@ -1,0 +1,1 @@
+"""Prices from genai-prices, as pyapp.pricing applies them to a call."""

@@ -1,0 +1,326 @@
+"""Finds the hosts that may have served a model, and the model in the price data.
+
+The provider that serves a model determines its price. It is the given one, else the one
+that the model's id names, else the model's maker. A model whose maker has no price may
+have several hosts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, Provider
+
+# Other names of providers, in letters and digits only.
+_ALIASES = {
+    "amazonbedrock": "aws",
+    "azureai": "azure",
+    "azureopenai": "azure",
+    "bigmodel": "zhipuai",
+    "claude": "anthropic",
+    "fireworksai": "fireworks",
+    "githubmodels": "azure",
+    "grok": "x-ai",
+    "groqcloud": "groq",
+    "kimi": "moonshotai",
+    "metallama": "meta",
+    "microsoft": "azure",
+    "mistralai": "mistral",
+    "novitaai": "novita",
+    "pplx": "perplexity",
+    "togetherai": "together",
+    "vertex": "google",
+    "voyage": "voyageai",
+    "zai": "zai",
+    "zhipu": "zhipuai",
+}
+# A name with such a word means the host, also if it names the maker as well.
+_HOST_WORDS = (
+    ("azure", "azure"),
+    ("bedrock", "aws"),
+    ("vertex", "google"),
+    ("openrouter", "openrouter"),
+)
+# Servers of the operator's own, whose models have no published price.
+_SELF_HOSTED = frozenset(
+    ("hostedvllm", "llamafile", "lmstudio", "local", "ollama", "ollamachat", "vllm")
+)
+# Names of gateways and dialects, which say nothing about the provider.
+_NOT_PROVIDERS = re.compile(r"compatible|like$|proxy|^litellm$|^custom")
+# Providers that make models, each with a pattern of the listed models that it does not
+# make. Such a model is served by several hosts, of which the maker may be one.
+_MAKERS = {
+    "openai": None,
+    "anthropic": None,
+    "google": re.compile(r"claude|gemma"),
+    "mistral": None,
+    "deepseek": None,
+    "x-ai": None,
+    "moonshotai": None,
+    "zai": None,
+    "zhipuai": None,
+    "minimax": None,
+    "cohere": None,
+    "voyageai": None,
+    "meta": None,
+    "perplexity": re.compile(r"^(?!(perplexity/)?(sonar|pplx|r1-1776))"),
+    "elevenlabs": None,
+    "typesafe": None,
+    "arcee": re.compile(r"/"),
+    "azure": re.compile(r"^(?!phi-)"),
+}
+# Models that match a pattern in the price data and that the provider does not sell:
+# what others made of its published weights.
+_NOT_SOLD = {
+    "deepseek": re.compile(r"deepseek-r1(?!(-\d{4})?$)"),
+    "mistral": re.compile(r"mixtral-8x7b-(\d|instruct)"),
+}
+# How the price data marks an entry that it took from a router, not from the provider.
+_NOT_PUBLISHED = re.compile(r"^(Imported from|Seen on) OpenRouter(?!.*Verified)", re.S)
+# Amazon Bedrock: [region.]maker.model, or a resource name that ends in such an id.
+_BEDROCK = re.compile(
+    r"(?:(?:us|us-gov|eu|apac|ap|au|ca|in|jp|sa|me|af|global)\.)?"
+    r"(?:ai21|amazon|anthropic|cohere|deepseek|google|luma|meta|minimax|mistral|"
+    r"moonshot|moonshotai|nvidia|openai|qwen|stability|twelvelabs|writer|zai)"
+    r"\.[a-z][\w.:-]*"
+)
+_BEDROCK_RESOURCE = re.compile(r"arn:aws[\w-]*:bedrock:")
+_BEDROCK_CATALOG = re.compile(r":(?:foundation-model|inference-profile)/([^/]+)$")
+_VERTEX_VERSION = re.compile(r"claude[\w.-]*@(?:\d{8}|default|latest)")
+_VERTEX_REGION = re.compile(r"/locations/([\w-]+)/publishers/anthropic/")
+# OpenRouter appends what it does with a model; the price differs.
+_ROUTED = re.compile(
+    r":(free|nitro|floor|online|exacto|extended|thinking|beta|batch|flex|priority)$"
+)
+_FINE_TUNED = re.compile(r"^ft:|\.ft-|:ft-|^tunedmodels/|^endpoints/")
+
+
+class Host(NamedTuple):
+    """A provider, and the model in the price data that the call used."""
+
+    provider: Provider
+    model: ModelInfo
+
+
+def named_provider(model: str) -> str | None:
+    """Return the id of the provider that the model's id names, or None.
+
+    Ids of Bedrock, Vertex AI and Azure, and ids with a provider's name in front, name
+    one; `anthropic/claude-opus-4-8` names the maker, which may not be the host.
+    """
+    ref = model.strip().lower()
+    if _BEDROCK_RESOURCE.match(ref) or _BEDROCK.fullmatch(ref):
+        return "aws"
+    if "publishers/" in ref or _VERTEX_VERSION.fullmatch(ref):
+        return "google"
+    first, slash, _ = ref.partition("/")
+    if not slash:
+        return None
+    if first == "models" or first == "tunedmodels":
+        return "google"
+    if first == "accounts":
+        return "fireworks"
+    if first == "@cf":
+        return "cloudflare"
+    return _HOST_PREFIXES.get(_letters(first))
+
+
+# Names in front of a model's id, as routers and gateways write them, that name a host.
+_HOST_PREFIXES = {
+    "azure": "azure",
+    "azureai": "azure",
+    "baseten": "baseten",
+    "bedrock": "aws",
+    "bedrockconverse": "aws",
+    "cerebras": "cerebras",
+    "cloudflare": "cloudflare",
+    "databricks": "databricks",
+    "fireworks": "fireworks",
+    "fireworksai": "fireworks",
+    "gemini": "google",
+    "githubcopilot": "github-copilot",
+    "groq": "groq",
+    "novita": "novita",
+    "openrouter": "openrouter",
+    "ovhcloud": "ovhcloud",
+    "together": "together",
+    "togetherai": "together",
+    "vertex": "google",
+    "vertexai": "google",
+}
+
+
+def named_region(model: str) -> str | None:
+    """Return the region that a Vertex AI resource name of a Claude model states."""
+    found = _VERTEX_REGION.search(model.strip().lower())
+    return found[1] if found else None
+
+
+def find_provider(providers: list[Provider], name: str) -> Provider | None:
+    """Return the provider that people call *name*, or None."""
+    wanted = _letters(name)
+    by_id = {provider.id: provider for provider in providers}
+    for provider in providers:
+        if wanted in (_letters(provider.id), _letters(provider.name)):
+            return provider
+    if wanted in _ALIASES:
+        return by_id.get(_ALIASES[wanted])
+    if not wanted or _NOT_PROVIDERS.search(wanted) or "huggingface" in wanted:
+        return None
+    for word, id in _HOST_WORDS:
+        if word in wanted:
+            return by_id.get(id)
+    for provider in providers:
+        match = provider.provider_match
+        if match is not None and match.is_match(name.strip()):
+            return provider
+    return None
+
+
+def find_hosts(
+    providers: list[Provider], model: str, provider: str | None
+) -> list[Host]:
+    """Return the host of a model, or the several hosts whose prices must agree.
+
+    The list is empty if none has a price of its own for the model.
+    """
+    ref = model.strip().lower()
+    if provider is not None and _letters(provider) != "litellm":
+        given = find_provider(providers, provider)
+        return _at(providers, given, ref) if given else []
+    first = _letters(ref.partition("/")[0])
+    if "/" in ref and first in _SELF_HOSTED:
+        return []
+    named = named_provider(ref)
+    if named is None and _ROUTED.search(ref) and "/" in ref:
+        named = "openrouter"
+    if named is not None:
+        return _at(providers, find_provider(providers, named), ref)
+    return _made_by(providers, ref) or _served_by_any(providers, ref)
+
+
+def _at(providers: list[Provider], provider: Provider | None, ref: str) -> list[Host]:
+    """Return the model at *provider*, which may sell another provider's models."""
+    if provider is None:
+        return []
+    for name in _names(ref, provider):
+        found = provider.find_model(name, all_providers=providers)
+        if found is not None and _is_own(provider, found, name):
+            return [Host(provider, found)]
+    return []
+
+
+def _made_by(providers: list[Provider], ref: str) -> list[Host]:
+    """Return the model at its maker; a maker may sell it under two names."""
+    by_id = {provider.id: provider for provider in providers}
+    vendor, _, rest = ref.rpartition("/")
+    maker = find_provider(providers, vendor) if vendor else None
+    if maker is not None and maker.id in _MAKERS:
+        found = _sold_by_maker(maker, rest) or _sold_by_maker(maker, ref)
+        return [found] if found else []
+    if vendor:
+        return []
+    named = [
+        provider
+        for provider in providers
+        if provider.model_match is not None and provider.model_match.is_match(ref)
+    ]
+    if any(provider.id in ("zai", "zhipuai") for provider in named):
+        named = [by_id[id] for id in ("zai", "zhipuai") if id in by_id]
+        return [host for p in named if (host := _sold_by_maker(p, ref))]
+    for provider in (*named, *(by_id[id] for id in _MAKERS if id in by_id)):
+        if found := _sold_by_maker(provider, ref):
+            return [found]
+    return []
+
+
+def _sold_by_maker(provider: Provider, ref: str) -> Host | None:
+    others = _MAKERS.get(provider.id)
+    if others is not None and others.search(ref):
+        return None
+    found = provider.find_model(ref)
+    if found is None or not _is_own(provider, found, ref):
+        return None
+    return Host(provider, found)
+
+
+def _served_by_any(providers: list[Provider], ref: str) -> list[Host]:
+    """Return all hosts of a model whose maker has no price."""
+    for name in dict.fromkeys((ref, ref.rpartition("/")[2])):
+        hosts = [
+            Host(provider, found)
+            for provider in providers
+            if not (provider.id == "google" and "gemma" in name)  # free of charge there
+            and (found := _served_by(provider, name)) is not None
+        ]
+        if hosts:
+            return hosts
+    return []
+
+
+def _served_by(provider: Provider, name: str) -> ModelInfo | None:
+    found = provider.find_model(name)
+    if found is not None:
+        return found if _is_own(provider, found, name) else None
+    # Some hosts list maker/model, and a log may name the model only.
+    for model in provider.models:
+        if model.id.lower().rpartition("/")[2] == name:
+            return model if _is_own(provider, model, name) else None
+    return None
+
+
+def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
+    """Return whether *found* is the price of *ref* itself, not of its base model."""
+    id = found.id.lower()
+    if provider.id in _NOT_SOLD and _NOT_SOLD[provider.id].search(ref):
+        return False
+    if provider.id != "openrouter" and _NOT_PUBLISHED.match(found.price_comments or ""):
+        return False
+    if _FINE_TUNED.search(ref) and not _FINE_TUNED.search(id):
+        return False
+    routed = _ROUTED.search(ref)
+    return routed is None or routed[0] in id or _is_listed(found.match, ref)
+
+
+def _is_listed(match: Any, ref: str) -> bool:
+    """Return whether the price data names *ref* itself, not only a pattern of it."""
+    parts = getattr(match, "or_", None)
+    if parts is not None:
+        return any(_is_listed(part, ref) for part in parts)
+    return getattr(match, "equals", "").lower() == ref
+
+
+def _names(ref: str, provider: Provider) -> Iterator[str]:
+    """Yield the forms of a model's id under which *provider* may list it."""
+    if _BEDROCK_RESOURCE.match(ref):
+        # A custom or provisioned model has a price of its own contract.
+        catalog = _BEDROCK_CATALOG.search(ref)
+        if catalog:
+            yield catalog[1]
+        return
+    yield ref
+    if "publishers/" in ref or ref.startswith("models/"):
+        yield (rest := ref.rpartition("/")[2])
+        yield rest.replace("@", "-")
+        return
+    first, slash, rest = ref.partition("/")
+    if not slash:
+        yield ref.replace("@", "-")
+        return
+    if provider.id in (named_provider(ref), _HOST_PREFIXES.get(_letters(first))) or (
+        (owner := find_provider([provider], first)) and owner.id == provider.id
+    ):
+        yield rest
+        yield rest.replace("@", "-")
+        if provider.id == "aws":
+            yield rest.rpartition("/")[2]
+            yield f"{first}.{rest}"
+    elif provider.id != "openrouter" and _letters(first) not in _HOST_PREFIXES:
+        yield rest  # the name in front is the maker's
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
