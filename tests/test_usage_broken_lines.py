@@ -22,6 +22,7 @@ from tests.usage_lines import (
     as_bytes,
     changed,
     only,
+    price,
     read,
     read_files,
     reason,
@@ -30,7 +31,7 @@ from tests.usage_lines import (
 
 
 def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
-    nope = changed(CHAT, model="nope-1", id="chatcmpl-B2")
+    nope = changed(CHAT, usage__prompt_tokens=-1, id="chatcmpl-B2")
     lines = [b"{", SESSION, b"", b"[1]", CHAT, b"", nope]
     results, counts = read(tmp_path, *lines)
     kinds = [r.line if isinstance(r, BrokenLine) else r.model for r in results]
@@ -49,7 +50,6 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
         ('{"a":' + "9" * 5_000 + "}", "too many digits"),
         (changed(CHAT, model=...), "no model"),
         (changed(CHAT, model=7), "no model"),
-        (changed(CHAT, model="nope-1"), "no published price for model 'nope-1'"),
         (changed(ANTHROPIC, id=...), "no id"),
         (changed(CHAT, usage=[1]), "usage is not an object"),
         (changed(CHAT, usage={"total_tokens": 3}), "without token counts"),
@@ -273,6 +273,6 @@ def test_no_line_stops_the_import(tmp_path_factory, data):
         if not isinstance(result, NewMessage):
             assert result.reason.isprintable()
         else:
-            assert result.cost is not None
-            assert result.cost.is_finite()
-            assert min(*tokens(result), result.cost) >= 0
+            cost = price(result)
+            assert cost is None or (cost.is_finite() and cost >= 0)
+            assert min(tokens(result)) >= 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyapp.usage_import.files import find_logs
 from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
 from tests.usage_lines import (
     ANTHROPIC,
@@ -151,7 +152,7 @@ def test_memory_grows_by_few_bytes_for_each_response(tmp_path):
                 stream.write(json.dumps({**line, "text": "x" * 4_000}) + "\n")
         tracemalloc.start()
         try:
-            assert sum(1 for _ in read_usage_logs([file])) == lines
+            assert sum(1 for _ in read_usage_logs(find_logs([file]))) == lines
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -4,6 +4,7 @@ import copy
 import json
 
 from pyapp.messages import NewMessage
+from pyapp.usage_import.files import find_logs
 from pyapp.usage_import.reader import (
     BrokenLine,
     LineCounts,
@@ -103,7 +104,7 @@ def read_files(*paths, **options):
     """Return the messages and what is reported of other lines."""
     return [
         result.message if isinstance(result, ReadMessage) else result
-        for result in read_usage_logs(paths, **options)
+        for result in read_usage_logs(find_logs(paths), **options)
     ]
 
 
@@ -137,3 +138,8 @@ def tokens(message):
         message.cache_read_input_tokens,
         message.output_tokens,
     )
+
+
+def price(message):
+    """Return the cost that the log states, else the published price."""
+    return message.cost if message.published is None else message.published.cost

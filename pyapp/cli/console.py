@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -120,8 +119,8 @@ def _cut(cell: str, width: int) -> str:
 
 
 @contextmanager
-def show_bytes(files: list[Path]) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances a bar; the files are read twice.
+def show_bytes(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a bar up to *total*, None if it is not known.
 
     Without a terminal there is no bar.
     """
@@ -136,9 +135,6 @@ def show_bytes(files: list[Path]) -> Iterator[Callable[[int], None]]:
         bars.TimeRemainingColumn(),
     )
     with bars.Progress(*columns, console=stderr, transient=True) as bar:
-        sizes = [path.stat().st_size for path in files if path.is_file()]
-        # The length of a pipe is not known.
-        total = 2 * sum(sizes) if len(sizes) == len(files) else None
         task = bar.add_task("", total=total)
         yield lambda count: bar.advance(task, count)
 

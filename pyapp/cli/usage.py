@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +17,14 @@ import typer
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp._core.run import fetch_one
+from pyapp._core.sanitize import storable_text
+from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
 from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
-from pyapp.messages import NewMessage, record_messages
+from pyapp.messages import RecordedMessages, record_messages
+from pyapp.usage_import.files import SUFFIXES, Log, find_logs
 from pyapp.usage_import.reader import (
     BrokenLine,
     LineCounts,
@@ -34,7 +36,6 @@ from pyapp.usage_import.reader import (
 log = logging.getLogger("pyapp.imports")
 
 BATCH = 5_000
-SHOWN_BROKEN_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class _Latest:
 
 @dataclass
 class _Tally:
-    """Counts of the lines read and of the messages committed."""
+    """Counts of the lines read and of the messages committed.
+
+    `stated` are messages whose log states their cost, `stated_cost` is that cost.
+    """
 
     lines: LineCounts = field(default_factory=LineCounts)
     recorded: int = 0
     duplicates: int = 0
     cost: Decimal = Decimal(0)
     credits: Decimal = Decimal(0)
+    stated: int = 0
+    stated_cost: Decimal = Decimal(0)
+    unpriced: int = 0
     days: set[date] = field(default_factory=set)
 
 
@@ -82,6 +89,12 @@ def usage(
             metavar="NAME", help="Host of all calls; default: as the log says."
         ),
     ] = None,
+    allow_broken: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Status 0 if at most N lines are broken."
+        ),
+    ] = 0,
 ) -> None:
     """Record the model calls of usage logs; a repeated import adds nothing.
 
@@ -89,17 +102,18 @@ def usage(
     """
     moment = parse_time(at)
     fingerprint_id = _parse_fingerprint(user, fingerprint)
-    _check_files(files)
+    host = _parse_provider(provider)
+    logs = _find_logs(files)
     settings = load_settings()
     tally = _Tally()
-    with connect(settings.database_url) as conn, show_bytes(files) as advance:
+    with connect(settings.database_url) as conn, show_bytes(_total(logs)) as advance:
         payer = _find_payer(conn, user, fingerprint_id)
         latest = fetch_one(conn, _Latest, "get_latest_finish").finished_at
         lines = read_usage_logs(
-            files,
+            logs,
             at=moment,
             latest=latest,
-            provider=provider,
+            provider=host,
             counts=tally.lines,
             on_bytes=advance,
         )
@@ -107,7 +121,8 @@ def usage(
             _record(conn, _messages(lines), payer, settings.margin, tally)
     for line in _summary(tally):
         say(line)
-    if tally.lines.broken or tally.lines.unknown or tally.lines.unknown_files:
+    found = tally.lines
+    if found.broken > allow_broken or found.unknown or found.unknown_files:
         raise typer.Exit(1)
 
 
@@ -122,18 +137,34 @@ def _parse_fingerprint(user: str | None, fingerprint: str | None) -> UUID | None
     return fingerprint_id
 
 
-def _check_files(files: list[Path]) -> None:
-    """Raise an error for an unreadable file before anything is recorded."""
-    for path in files:
-        try:
-            if path.is_dir():
-                raise ArgumentError(
-                    f"{path} is a folder; name its files: {path}/*.jsonl"
-                )
-            if stat.S_ISREG(path.stat().st_mode):
-                path.open("rb").close()
-        except OSError as exc:
-            raise ArgumentError(f"cannot read {path}: {exc.strerror}") from exc
+def _parse_provider(provider: str | None) -> str | None:
+    if provider is not None and not 0 < len(provider.strip()) <= MAX_ID_LENGTH:
+        raise typer.BadParameter(
+            f"--provider is a name of 1 to {MAX_ID_LENGTH} characters"
+        )
+    return provider and storable_text(provider.strip())
+
+
+def _find_logs(paths: list[Path]) -> list[Log]:
+    """Return the files; raise an error for an unreadable one before any is recorded."""
+    try:
+        logs = find_logs(paths)
+        for log in logs:
+            if log.time is not None:
+                log.path.open("rb").close()
+    except OSError as exc:
+        raise ArgumentError(f"cannot read {exc.filename}: {exc.strerror}") from exc
+    if not logs:
+        names = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise ArgumentError(f"no file to read: in a folder they are {names}, or .gz")
+    return logs
+
+
+def _total(logs: list[Log]) -> int | None:
+    """Return the bytes to show: each file is read, then recorded."""
+    if any(log.time is None for log in logs):
+        return None  # the length of a pipe is not known
+    return 2 * sum(log.size for log in logs)
 
 
 def _find_payer(
@@ -149,37 +180,69 @@ def _find_payer(
 
 def _messages(
     lines: Iterable[ReadMessage | BrokenLine | UnknownUsage],
-) -> Iterator[NewMessage]:
-    """Yield the messages, and print the first broken lines as they are read."""
-    broken = 0
+) -> Iterator[ReadMessage]:
+    """Yield the messages, and print the other lines as they are read."""
     for line in lines:
         if isinstance(line, ReadMessage):
-            yield line.message
-            continue
-        broken += 1
-        if broken <= SHOWN_BROKEN_LINES:
-            warn(f"{line.file}:{line.line or ''}: {line.reason}")
-        elif broken == SHOWN_BROKEN_LINES + 1:
-            warn("further broken lines are only counted")
+            yield line
+        else:
+            _report(line.file, line.line, line.reason)
+
+
+def _report(file: str, line: int | None, reason: str) -> None:
+    place = file if line is None else f"{file}:{line}"
+    warn(f"{place}: {reason}")
 
 
 def _record(
     conn: psycopg.Connection[Any],
-    messages: Iterator[NewMessage],
-    payer: dict[str, Any],
+    messages: Iterator[ReadMessage],
+    payer: dict[str, UUID | None],
     margin: Decimal,
     tally: _Tally,
 ) -> None:
     """Record *messages* in batches, and commit each."""
     conn.commit()
     while batch := list(itertools.islice(messages, BATCH)):
-        result = record_messages(conn, batch, margin=margin, **payer)
-        conn.commit()
-        tally.recorded += result.recorded
-        tally.duplicates += result.duplicates
-        tally.cost += result.cost
-        tally.credits += result.credits
-        tally.days.update(message.finished_at.date() for message in batch)
+        # Recorded apart, so that the new ones of each kind can be counted.
+        stated = [each for each in batch if each.message.cost is not None]
+        others = [each for each in batch if each.message.cost is None]
+        if stated:
+            result = _record_batch(conn, stated, payer, margin, tally)
+            tally.stated += result.recorded
+            tally.stated_cost += result.cost
+        if others:
+            _record_batch(conn, others, payer, margin, tally)
+
+
+def _record_batch(
+    conn: psycopg.Connection[Any],
+    batch: list[ReadMessage],
+    payer: dict[str, UUID | None],
+    margin: Decimal,
+    tally: _Tally,
+) -> RecordedMessages:
+    unpriced: dict[int, str] = {}
+    result = record_messages(
+        conn,
+        (each.message for each in batch),
+        margin=margin,
+        on_unpriced=unpriced.__setitem__,
+        **payer,
+    )
+    conn.commit()
+    tally.recorded += result.recorded
+    tally.duplicates += result.duplicates
+    tally.cost += result.cost
+    tally.credits += result.credits
+    tally.unpriced += len(unpriced)
+    tally.lines.broken += len(unpriced)
+    for position, each in enumerate(batch, start=1):
+        if position in unpriced:
+            _report(each.file, each.line, unpriced[position])
+        else:
+            tally.days.add(each.message.finished_at.date())
+    return result
 
 
 @contextmanager
@@ -203,6 +266,7 @@ def _reporting(tally: _Tally) -> Iterator[None]:
             "duplicates": tally.duplicates,
             "still_open": tally.lines.still_open,
             "broken": tally.lines.broken,
+            "unknown": tally.lines.unknown,
         }
         log.info("usage imported", extra=counts)
 
@@ -222,6 +286,19 @@ def _summary(tally: _Tally) -> Iterator[str]:
         f"{tally.duplicates:,} already recorded; lines: {lines.repeats:,} repeated,"
         f" {lines.without_usage:,} without usage, {lines.broken:,} broken"
     )
+    if tally.stated:
+        yield (
+            f"{tally.stated:,} new messages at the cost that their log states:"
+            f" {tally.stated_cost:,.4f} USD"
+        )
+    if tally.unpriced:
+        yield f"{tally.unpriced:,} of the broken lines: no price; see pyapp prices set"
+    if lines.unknown:
+        yield f"{lines.unknown:,} lines with usage in an unknown form, not recorded"
+    if lines.unknown_files:
+        yield f"{lines.unknown_files:,} files or folders of an unknown format"
+    if lines.other_files:
+        yield f"{lines.other_files:,} other files in the folders, without usage"
     if lines.still_open:
         yield (
             f"{lines.still_open:,} not recorded, because they may still be streaming;"

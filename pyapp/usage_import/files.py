@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".log")
+SUFFIXES = (".jsonl", ".ndjson", ".json")
 _CHUNK = 1 << 18
 _GZIP = b"\x1f\x8b"
 # First bytes of files that have to be unpacked first.
@@ -30,15 +29,16 @@ _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 @dataclass(slots=True)
 class Log:
-    """A file to read; `is_found` if it was found in a folder and not named.
+    """A file to read; `folder` is the one in which it was looked for.
 
-    `damage` is set after reading if the rest of the file could not be read.
+    `time` is that of its last change, and None for a pipe, whose size is 0. `damage` is
+    set after reading if the rest of the file could not be read.
     """
 
     path: Path
     size: int
-    time: datetime | None  # of its last change; None for a pipe
-    is_found: bool
+    time: datetime | None
+    folder: Path | None
     damage: str = ""
 
     def open(self, on_bytes: Callable[[int], None]) -> BinaryIO:
@@ -106,22 +106,18 @@ def find_logs(paths: Iterable[Path]) -> list[Log]:
     logs: list[Log] = []
     seen: set[tuple[int, int]] = set()
     for path in paths:
-        is_folder = path.is_dir()
-        for file in _walk(path, seen) if is_folder else (path,):
+        folder = path if path.is_dir() else None
+        for file in (path,) if folder is None else _walk(folder, seen):
             status = file.stat()
             key = (status.st_dev, status.st_ino)
-            if key in seen or (is_folder and not stat.S_ISREG(status.st_mode)):
+            is_file = stat.S_ISREG(status.st_mode)
+            if key in seen or (folder is not None and not is_file):
                 continue
             seen.add(key)
-            logs.append(_log(file, status, is_folder))
+            changed = datetime.fromtimestamp(status.st_mtime, UTC)
+            size, time = (status.st_size, changed) if is_file else (0, None)
+            logs.append(Log(file, size, time, folder))
     return logs
-
-
-def _log(path: Path, status: os.stat_result, is_found: bool) -> Log:
-    if not stat.S_ISREG(status.st_mode):
-        return Log(path, 0, None, is_found)
-    changed = datetime.fromtimestamp(status.st_mtime, UTC)
-    return Log(path, status.st_size, changed, is_found)
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import marshal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -21,10 +21,10 @@ from typing import IO, Any, NamedTuple
 from uuid import UUID
 
 from pyapp._core.new_messages import NewMessage
-from pyapp.errors import InvalidValueError, UnknownModelError
+from pyapp.errors import InvalidValueError
 from pyapp.pricing import add_prices, published_price
 from pyapp.usage_import.fields import BadUsageError, Object
-from pyapp.usage_import.files import Log, find_logs
+from pyapp.usage_import.files import Log
 from pyapp.usage_import.formats import Reader
 from pyapp.usage_import.formats.kinds import Unfinished
 from pyapp.usage_import.lines import read_entries
@@ -85,7 +85,7 @@ class LineCounts:
 
 
 def read_usage_logs(
-    paths: Iterable[Path],
+    logs: Sequence[Log],
     *,
     at: datetime | None = None,
     latest: datetime | None = None,
@@ -93,21 +93,21 @@ def read_usage_logs(
     counts: LineCounts | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Iterator[ReadMessage | BrokenLine | UnknownUsage]:
-    """Yield the messages of all *paths* in order, each response once.
+    """Yield the messages of all *logs* in order, each response once.
 
-    A path is a file or a folder. A line that cannot be read is yielded as a BrokenLine,
-    and the others are read. A message's id is computed from its response, so reading
-    again yields the same ids. A response without a time gets *at*, else its file's
-    modification time. A response that finished after *latest* is a BrokenLine. A
-    response that may still be streaming is left out and counted as `still_open`.
-    *provider* is the host of all messages, by default the one that the line names or
-    its format implies. The payer is not set. *counts* is updated during reading;
-    *on_bytes* gets the size of each part read, twice the files in all.
+    A line that cannot be read is yielded as a BrokenLine, and the others are read. A
+    message's id is computed from its response, so reading again yields the same ids. A
+    response without a time gets *at*, else its file's modification time. A response
+    that finished after *latest* is a BrokenLine. A response that may still be streaming
+    is left out and counted as `still_open`. *provider* is the host of all messages, by
+    default the one that the line names or its format implies. A message has the cost
+    that its line states, else its published price; the payer is not set. *counts* is
+    updated during reading; *on_bytes* gets the size of each part read, twice the files
+    in all.
 
-    Raises: OSError; MissingExtraError if prices are needed and not installed.
+    Raises: OSError
     """
     counts = LineCounts() if counts is None else counts
-    logs = find_logs(paths)
     with tempfile.TemporaryFile() as file:
         collected = _Collection(file, counts)
         for number, log in enumerate(logs):
@@ -128,6 +128,8 @@ def read_usage_logs(
                 yield UnknownUsage(name, line or None, found.kept)
             else:
                 yield BrokenLine(name, line, found.kept)
+        for folder in collected.find_unknown_folders(logs):
+            yield UnknownUsage(str(folder), None, "no file of a known format is in it")
 
 
 class _Found(NamedTuple):
@@ -148,6 +150,7 @@ class _Collection:
         self._store = _Store(file)
         self._largest: dict[bytes, int] = {}
         self._sessions: set[str] = set()
+        self._known_folders: set[Path] = set()
         self._log = 0
 
     def add_file(self, number: int, log: Log, on_bytes: Callable[[int], None]) -> None:
@@ -180,6 +183,8 @@ class _Collection:
                 self._add_broken(rest.line, rest.reason)
             else:
                 self._add_response(line, rest, occurrences)
+        if is_known and log.folder is not None:
+            self._known_folders.add(log.folder)
         if log.damage:
             self._add_broken(line + 1, log.damage)
         elif line and not is_known:
@@ -196,6 +201,13 @@ class _Collection:
                 yield _Found(log, line, response)
             else:
                 self._counts.repeats += 1
+
+    def find_unknown_folders(self, logs: Sequence[Log]) -> list[Path]:
+        """Return the folders in which no file is of a known format."""
+        folders = dict.fromkeys(log.folder for log in logs if log.folder is not None)
+        unknown = [f for f in folders if f not in self._known_folders]
+        self._counts.unknown_files += len(unknown)
+        return unknown
 
     def _is_counted(self, response: ModelResponse, place: int) -> bool:
         if response.is_sum:
@@ -231,7 +243,7 @@ class _Collection:
         self._add(line, f"usage in an unknown form: {usage}", True)
 
     def _add_unknown_file(self, log: Log, has_usage: bool) -> None:
-        if log.is_found and not has_usage:
+        if log.folder is not None and not has_usage:
             self._counts.other_files += 1
             return
         self._counts.unknown_files += 1
@@ -278,7 +290,7 @@ class _Progress:
     """Reports the second half of the work by what is done of each file."""
 
     def __init__(
-        self, logs: list[Log], kept: Counter[int], on_bytes: Callable[[int], None]
+        self, logs: Sequence[Log], kept: Counter[int], on_bytes: Callable[[int], None]
     ) -> None:
         self._sizes = [log.size for log in logs]
         self._steps = [log.size // max(1, kept[n]) for n, log in enumerate(logs)]
@@ -344,7 +356,7 @@ def _messages(
             _message(response, model, passes, finished_at, provider)
             for model, passes in _by_model(response).items()
         ]
-    except (InvalidValueError, UnknownModelError) as exc:
+    except InvalidValueError as exc:
         counts.broken += 1
         yield str(exc)
     else:
@@ -373,15 +385,13 @@ def _message(
     finished_at: datetime,
     provider: str | None,
 ) -> NewMessage:
+    # The rates of a call depend on its input tokens, so each pass is priced alone.
     is_other = model != response.model
     id = make_id("model", response.id, model) if is_other else response.id
     provider = provider or response.provider
-    cost = response.cost
-    if cost is not None and is_other:
-        cost = Decimal(0)  # the response's message has the cost of all models
-    elif cost is None:
-        # Each pass is priced alone: the rates of a call depend on its input tokens.
-        prices = (
+    cost, price = response.cost, None
+    if cost is None:
+        price = add_prices(
             published_price(
                 model=model,
                 provider=provider,
@@ -396,20 +406,23 @@ def _message(
             )
             for part in passes
         )
-        price = add_prices(prices)
-        if price.cost is None:
-            raise UnknownModelError(price.reason)
-        cost = price.cost
+    elif is_other:
+        cost = Decimal(0)  # the response's message has the cost of all models
     return NewMessage(
         id=UUID(bytes=id, version=5),
         model=model,
         input_tokens=sum(p.input_tokens for p in passes),
         cache_creation_input_tokens=sum(p.cache_creation_input_tokens for p in passes),
+        cache_creation_1h_input_tokens=sum(
+            p.cache_creation_1h_input_tokens for p in passes
+        ),
         cache_read_input_tokens=sum(p.cache_read_input_tokens for p in passes),
         output_tokens=sum(p.output_tokens for p in passes),
         finished_at=finished_at,
         client_id=response.client_id,
         client_request_id=response.client_request_id,
+        provider=provider,
         cost=cost,
         latency_ms=response.latency_ms,
+        published=price,
     )

@@ -13,7 +13,7 @@ from decimal import Decimal
 from hashlib import sha1
 from typing import NamedTuple, TypeAlias
 
-from pyapp._core.validation import MAX_INTEGER
+from pyapp._core.validation import MAX_ID_LENGTH, MAX_INTEGER
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -132,7 +132,7 @@ def describe(
         model=model,
         passes=counted,
         context=find_context(chain) if context is None else context,
-        provider=provider,
+        provider=provider and provider[:MAX_ID_LENGTH],
         finished_at=finished_at or find_time(chain),
         client_id=first_text(chain, _CLIENTS),
         client_request_id=first_text(chain, _REQUESTS),
