@@ -32,6 +32,7 @@ from pyapp.usage_import.formats import (
     claude_code,
     codex,
     gemini,
+    gemini_cli,
     openai,
     streams,
 )
@@ -45,6 +46,7 @@ FORMATS: tuple[type[Format], ...] = (
     streams.Realtime,
     codex.Rollout,
     gemini.Chunks,
+    gemini_cli.Session,
 )
 BODIES: tuple[Body, ...] = (
     gemini.BODY,
