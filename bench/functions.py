@@ -130,7 +130,7 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
     pyapp.plans.add_plan_price(conn, plan_id="paid", stripe_price_id="price_2")
     by_user, message = {"user_id": user.id}, {"subject_id": user.id}
     one = {**message, "message_id": kept.id}
-    days = {"first_day": now.date() - timedelta(days=30), "last_day": now.date()}
+    month_ago = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(30)
     code = {"referral_code": user.referral_code, "referred_id": friend.id}
     email = {"email": "new@example.com"}
     p = pyapp
@@ -159,7 +159,7 @@ def list_cases(conn: psycopg.Connection[Any]) -> list[Case]:
         Case(p.messages.list_messages, message),
         Case(p.usage.get_request_usage, {"client_request_id": "request"}),
         Case(p.usage.get_client_usage, {"client_id": "run"}),
-        Case(p.messages.list_daily_usage, {**message, **days}),
+        Case(p.usage.list_usage, {**message, "by": "day", "since": month_ago}),
         Case(p.quota.get_user_quota, by_user),
         Case(p.quota.get_fingerprint_quota, {"fingerprint_id": device.id}),
         Case(p.quota.list_user_quotas, {}),

@@ -1,7 +1,7 @@
 """Messages: calls to models, with their token counts, cost and credits."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -87,20 +87,6 @@ class MessagePayload(NamedTuple):
     request: JSON
     response: JSON
     last_message: JSON
-
-
-class DailyUsage(NamedTuple):
-    """Sums over a payer's calls that finished on one day in UTC."""
-
-    day: date
-    messages: int
-    input_tokens: int
-    cache_creation_input_tokens: int
-    cache_read_input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    cost: Decimal
-    credits: Decimal
 
 
 class _RecordMessageRow(NamedTuple):
@@ -319,29 +305,5 @@ def list_messages(
         subject_id=subject_id,
         before=before,
         before_id=before_id,
-        limit=limit,
-    )
-
-
-@validated
-def list_daily_usage(
-    conn: Connection[Any],
-    *,
-    subject_id: UUID,
-    first_day: date,
-    last_day: date,
-    limit: int = 1000,
-) -> list[DailyUsage]:
-    """Return up to *limit* days in UTC with messages of a payer, in order.
-
-    *first_day* and *last_day* are included.
-    """
-    return fetch_all(
-        conn,
-        DailyUsage,
-        "list_daily_usage",
-        subject_id=subject_id,
-        first_day=first_day,
-        last_day=last_day,
         limit=limit,
     )

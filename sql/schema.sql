@@ -656,6 +656,12 @@ WHERE client_request_id IS NOT NULL;
 CREATE INDEX messages_recorded_at_idx ON app.messages
 USING brin (recorded_at) WITH (autosummarize = on);
 
+-- For list_usage over all payers. Rows are inserted nearly in the order of finished_at,
+-- so that BRIN finds the pages of a month. Small ranges, because a message that is
+-- recorded late widens its range.
+CREATE INDEX messages_finished_at_idx ON app.messages
+USING brin (finished_at) WITH (pages_per_range = 32);
+
 CREATE TRIGGER messages_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON app.messages
 FOR EACH STATEMENT EXECUTE FUNCTION app.refuse_change('messages are append-only');
 
@@ -757,6 +763,11 @@ COMMENT ON COLUMN app.usage_daily.cost IS
     'Sum of messages.cost, in US dollars.';
 COMMENT ON COLUMN app.usage_daily.credits IS
     'Sum of messages.credits.';
+
+-- For list_usage over all payers. Rows are inserted nearly in the order of days, and
+-- updates of the current day stay near the end of the table, so that BRIN finds the
+-- pages of a month.
+CREATE INDEX usage_daily_day_idx ON app.usage_daily USING brin (day);
 
 CREATE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER

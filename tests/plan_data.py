@@ -63,9 +63,8 @@ SELECT
     md5('message-' || m.n)::uuid,
     m.user_id,
     m.fingerprint_id,
-    now() - random() ^ 2 * interval '45 days',
-    now() - interval '0.28 seconds'
-    * (300000 - row_number() OVER (ORDER BY COALESCE(m.user_id, m.fingerprint_id))),
+    m.finished_at,
+    m.finished_at,
     100, 200, 300, 400, 500,
     'model-' || m.n % 7,
     CASE WHEN m.n % 2 = 0 THEN 'client-' || m.n % 5000 END,
@@ -75,6 +74,7 @@ SELECT
 FROM (
     SELECT
         n,
+        now() - random() ^ 2 * interval '45 days' AS finished_at,
         CASE
             WHEN n % 10 = 0 THEN NULL
             WHEN n % 5 = 1 THEN md5('user-0')::uuid
@@ -85,7 +85,7 @@ FROM (
         END AS fingerprint_id
     FROM generate_series(0, 299999) AS n
 ) AS m
-ORDER BY 1;
+ORDER BY m.finished_at;
 
 DO $$
 DECLARE
@@ -106,7 +106,8 @@ SELECT
     sum(m.input_tokens), sum(m.cache_creation_input_tokens),
     sum(m.cache_read_input_tokens), sum(m.output_tokens), sum(m.cost), sum(m.credits)
 FROM app.messages AS m
-GROUP BY 1, 2;
+GROUP BY 1, 2
+ORDER BY 2, 1;
 
 SELECT app.create_payload_partitions((now() - interval '100 days')::date, 6);
 

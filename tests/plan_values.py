@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
 from pyapp._core.queries import Query
+from pyapp.usage import UsageKey
 
 NOW = datetime.now(UTC)
 
@@ -26,10 +28,14 @@ def make_hash(number: int) -> bytes:
 
 
 def values_for(query: Query) -> list[Mapping[str, Any]]:
-    """Return the parameters of *query*, once for each of the two users."""
+    """Return the parameters of *query*, once for each of the two users.
+
+    A query whose parameters select the table to read is planned for each choice.
+    """
     chosen: list[Mapping[str, Any]] = []
-    for user, fingerprint in ((0, 0), (2999, 1500)):
-        values = {**_values(user, fingerprint), **_SPECIAL.get(query.name, {})}
+    cases = _CHOICES.get(query.name, [_SPECIAL.get(query.name, {})])
+    for (user, fingerprint), special in product(((0, 0), (2999, 1500)), cases):
+        values = {**_values(user, fingerprint), **special}
         unknown = [name for name in query.parameters if name not in values]
         assert not unknown, f"{query.name}: {__file__} has no value for {unknown}"
         chosen.append({name: values[name] for name in query.parameters})
@@ -45,6 +51,7 @@ def _values(user: int, fingerprint: int) -> dict[str, Any]:
         "at": NOW,
         "before": NOW - timedelta(days=10),
         "before_id": make_id("message", 7),
+        "by": "day",
         "cache_creation_1h_input_tokens": 1,
         "cache_creation_1h_price": Decimal("6"),
         "cache_creation_input_tokens": 1,
@@ -62,15 +69,14 @@ def _values(user: int, fingerprint: int) -> dict[str, Any]:
         "event_created_at": NOW,
         "fingerprint_id": make_id("fingerprint", fingerprint),
         "finished_at": NOW,
-        "first_day": (NOW - timedelta(days=10)).date(),
         "id": "evt_7",
         "ids": ["evt_1", "evt_2", "evt_3"],
         "input_price": Decimal(3),
         "input_tokens": 1,
+        "is_daily": True,
         "is_dry_run": False,
         "is_standard": True,
         "kind": "reconcile",
-        "last_day": NOW.date(),
         "last_error": "it failed",
         "latency_ms": 1,
         "limit": 50,
@@ -169,4 +175,13 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "upsert_fingerprint": {"fingerprint_id": uuid4()},
     "upsert_customers": {"snapshots": Jsonb([_CUSTOMER])},
     "upsert_subscriptions": {"snapshots": Jsonb([_SUBSCRIPTION])},
+}
+
+_CHOICES: dict[str, list[dict[str, Any]]] = {
+    "list_usage": [
+        {"by": by, "is_daily": is_daily, **scope}
+        for by in get_args(UsageKey)
+        for is_daily in (False, True)
+        for scope in ({}, {"subject_id": None})
+    ],
 }

@@ -29,7 +29,7 @@ def test_load_is_complete_and_skewed(empty_database: str):
     assert sum(messages for _, messages in ranked) == 3000
     assert max(messages for _, messages in ranked[1:]) > 30
     assert differences == (0,)
-    assert indexes == (7,)
+    assert indexes == (8,)
 
 
 def test_each_measured_webhook_changes_its_user(empty_database: str):

@@ -1,6 +1,6 @@
-"""Messages by page, and usage by day."""
+"""Messages one by one and by page."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
 
@@ -10,7 +10,6 @@ import pytest
 from pyapp.errors import MessageNotFoundError
 from pyapp.messages import (
     get_message,
-    list_daily_usage,
     list_messages,
     record_message,
 )
@@ -56,21 +55,3 @@ def test_pages_continue_between_messages_of_the_same_time(
     earlier = list_messages(conn, subject_id=user_id, before=NOON)
     assert earlier == found[4:]
     assert list_messages(conn, subject_id=user_id, before=NOON + MICROSECOND) == found
-
-
-def test_daily_usage_is_by_day_in_utc(conn: psycopg.Connection, user_id: UUID):
-    midnight = NOON.replace(hour=0)
-    for at in (midnight - MICROSECOND, midnight, midnight + timedelta(days=3)):
-        record_message(conn, user_id=user_id, model="m", cost=COST, finished_at=at)
-
-    days = list_daily_usage(
-        conn,
-        subject_id=user_id,
-        first_day=date(2026, 2, 28),
-        last_day=date(2026, 3, 1),
-    )
-
-    assert [(d.day, d.messages, d.credits) for d in days] == [
-        (date(2026, 2, 28), 1, Decimal("1.2")),
-        (date(2026, 3, 1), 1, Decimal("1.2")),
-    ]

@@ -4,7 +4,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -27,12 +27,12 @@ from pyapp.messages import (
     RecordedMessages,
     find_message_payload,
     get_message,
-    list_daily_usage,
     list_messages,
     record_message,
     record_messages,
 )
 from pyapp.pricing import price_usage
+from pyapp.usage import list_usage
 from pyapp.users import anonymize_user
 from tests.metering import (
     add_fingerprint,
@@ -203,9 +203,7 @@ def test_many_small_messages_bill_exactly(conn: psycopg.Connection, user_id: UUI
     for _ in range(30):
         record_message(conn, user_id=user_id, model="m", cost=Decimal("0.00000001"))
 
-    (usage,) = list_daily_usage(
-        conn, subject_id=user_id, first_day=date.min, last_day=date.max
-    )
+    (usage,) = list_usage(conn, by="day", subject_id=user_id)
     assert usage.cost == Decimal("0.0000003")
     assert usage.credits == Decimal("0.00003")
 

@@ -9,9 +9,9 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import psycopg
@@ -173,13 +173,13 @@ def call_all(conn: psycopg.Connection[Any]) -> Iterator[tuple[str, Any]]:
     yield "many", plain(messages.record_messages(conn, many, fingerprint_id=device.id))
     for subject in (ada.id, device.id):
         yield "list", plain(messages.list_messages(conn, subject_id=subject))
-        days = messages.list_daily_usage(
-            conn,
-            subject_id=subject,
-            first_day=date(2026, 3, 1),
-            last_day=date(2026, 4, 1),
-        )
+        days = usage.list_usage(conn, by="day", subject_id=subject)
         yield "days", plain(days)
+    for key in get_args(usage.UsageKey):
+        whole = datetime(2026, 3, 1, tzinfo=UTC)
+        for since in (whole, WHEN):
+            groups = usage.list_usage(conn, by=key, since=since)
+            yield "usage", plain(groups)
     yield (
         "payload",
         plain(

@@ -9,7 +9,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias, TypeVar, cast
 from uuid import UUID
@@ -118,13 +118,6 @@ def check_time(name: str, value: Any) -> datetime:
         raise InvalidValueError(f"{name} is out of range: {value}") from exc
 
 
-def check_day(name: str, value: Any) -> date:
-    """Return *value* if it is a date; a datetime is refused: its day needs a zone."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    raise InvalidValueError(f"{name} must be a date, not {shown(value)}")
-
-
 def check_duration(name: str, value: Any) -> timedelta:
     """Return *value* if it is a timedelta that can be added to the present time."""
     if not isinstance(value, timedelta):
@@ -188,7 +181,6 @@ _CHECKS: Mapping[Any, Check] = {
     int: check_count,
     Decimal: check_amount,
     datetime: check_time,
-    date: check_day,
     timedelta: check_duration,
 }
 

@@ -2,7 +2,7 @@
 """Messages: calls to models, with their token counts, cost and credits."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -35,7 +35,6 @@ from pyapp.errors import (
 )
 from pyapp.messages import (
     _AHEAD,
-    DailyUsage,
     Message,
     MessagePayload,
     RecordedMessage,
@@ -237,29 +236,5 @@ async def list_messages(
         subject_id=subject_id,
         before=before,
         before_id=before_id,
-        limit=limit,
-    )
-
-
-@validated
-async def list_daily_usage(
-    conn: AsyncConnection[Any],
-    *,
-    subject_id: UUID,
-    first_day: date,
-    last_day: date,
-    limit: int = 1000,
-) -> list[DailyUsage]:
-    """Return up to *limit* days in UTC with messages of a payer, in order.
-
-    *first_day* and *last_day* are included.
-    """
-    return await fetch_all(
-        conn,
-        DailyUsage,
-        "list_daily_usage",
-        subject_id=subject_id,
-        first_day=first_day,
-        last_day=last_day,
         limit=limit,
     )

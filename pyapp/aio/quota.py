@@ -21,7 +21,7 @@ async def get_user_quota(
 
     Now is the transaction's start. *at* replaces it, but the next reset is the one
     known today: for an instant before the current period, the period reaches to that
-    reset, and `messages.list_daily_usage` returns the usage by day. For a user whose
+    reset, and `usage.list_usage` returns the usage by day. For a user whose
     quota never resets, the period ends at *at*.
 
     Raises:

@@ -1,6 +1,7 @@
 # Generated from pyapp/usage.py by .ci/generate_aio.py; do not edit.
 """Usage: sums over messages, for reports."""
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,37 @@ from psycopg import AsyncConnection
 from pyapp._core.run_async import fetch_all
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import validated
-from pyapp.usage import ModelUsage, Usage
+from pyapp.usage import _DAILY, ModelUsage, Usage, UsageGroup, UsageKey, _is_midnight
+
+
+@validated
+async def list_usage(
+    conn: AsyncConnection[Any],
+    *,
+    by: UsageKey,
+    subject_id: UUID | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 1000,
+) -> list[UsageGroup]:
+    """Return up to *limit* groups of the messages that finished in [since, until).
+
+    The messages are those of one payer or, without *subject_id*, of all. A missing
+    *since* or *until* is no limit. Days and months, which are in UTC, are in the order
+    of time; models, providers, clients and payers are in the order of cost, the highest
+    first. Groups without messages have no row.
+    """
+    return await fetch_all(
+        conn,
+        UsageGroup,
+        "list_usage",
+        by=by,
+        subject_id=subject_id,
+        since=since,
+        until=until,
+        limit=limit,
+        is_daily=by in _DAILY and _is_midnight(since) and _is_midnight(until),
+    )
 
 
 @validated

@@ -357,22 +357,3 @@ WHERE m.subject_id = :subject_id
     )
 ORDER BY m.finished_at DESC, m.id DESC
 LIMIT :limit;
-
--- name: list_daily_usage :many
--- Oldest first. Days without messages have no row.
-SELECT
-    d.day,
-    d.messages,
-    d.input_tokens,
-    d.cache_creation_input_tokens,
-    d.cache_read_input_tokens,
-    d.output_tokens,
-    d.total_tokens,
-    d.cost,
-    d.credits
-FROM app.usage_daily AS d
-WHERE d.subject_id = :subject_id
-    AND d.day >= :first_day
-    AND d.day <= :last_day
-ORDER BY d.day
-LIMIT :limit;

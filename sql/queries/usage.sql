@@ -1,3 +1,181 @@
+-- name: list_usage :many
+-- Days and months in the order of time, other groups by cost, the highest first.
+-- is_daily means that the groups are days, months or payers and that the range begins
+-- and ends at midnight UTC: then usage_daily has the sums. is_daily and subject_id
+-- select one part of source; PostgreSQL does not execute the others.
+WITH source AS (
+    SELECT
+        d.subject_id,
+        d.day,
+        NULL::text AS model,
+        NULL::text AS provider,
+        NULL::text AS client_id,
+        d.messages,
+        d.input_tokens,
+        d.cache_creation_input_tokens,
+        d.cache_read_input_tokens,
+        d.output_tokens,
+        d.total_tokens,
+        d.cost,
+        d.credits
+    FROM app.usage_daily AS d
+    WHERE :is_daily::boolean
+        AND d.subject_id = :subject_id::uuid
+        AND d.day >= (
+            COALESCE(:since::timestamptz, '-infinity') AT TIME ZONE interval '0'
+        )::date
+        AND d.day < (
+            COALESCE(:until::timestamptz, 'infinity') AT TIME ZONE interval '0'
+        )::date
+
+    UNION ALL
+
+    SELECT
+        d.subject_id,
+        d.day,
+        NULL::text AS model,
+        NULL::text AS provider,
+        NULL::text AS client_id,
+        d.messages,
+        d.input_tokens,
+        d.cache_creation_input_tokens,
+        d.cache_read_input_tokens,
+        d.output_tokens,
+        d.total_tokens,
+        d.cost,
+        d.credits
+    FROM app.usage_daily AS d
+    WHERE :is_daily::boolean
+        AND :subject_id IS NULL
+        AND d.day >= (
+            COALESCE(:since::timestamptz, '-infinity') AT TIME ZONE interval '0'
+        )::date
+        AND d.day < (
+            COALESCE(:until::timestamptz, 'infinity') AT TIME ZONE interval '0'
+        )::date
+
+    UNION ALL
+
+    SELECT
+        m.subject_id,
+        (m.finished_at AT TIME ZONE interval '0')::date AS day,
+        m.model,
+        m.provider,
+        m.client_id,
+        1::bigint AS messages,
+        m.input_tokens::bigint,
+        m.cache_creation_input_tokens::bigint,
+        m.cache_read_input_tokens::bigint,
+        m.output_tokens::bigint,
+        m.total_tokens,
+        m.cost,
+        m.credits
+    FROM app.messages AS m
+    WHERE NOT :is_daily
+        AND m.subject_id = :subject_id
+        AND m.finished_at >= COALESCE(:since, '-infinity')
+        AND m.finished_at < COALESCE(:until, 'infinity')
+
+    UNION ALL
+
+    SELECT
+        m.subject_id,
+        (m.finished_at AT TIME ZONE interval '0')::date AS day,
+        m.model,
+        m.provider,
+        m.client_id,
+        1::bigint AS messages,
+        m.input_tokens::bigint,
+        m.cache_creation_input_tokens::bigint,
+        m.cache_read_input_tokens::bigint,
+        m.output_tokens::bigint,
+        m.total_tokens,
+        m.cost,
+        m.credits
+    FROM app.messages AS m
+    WHERE NOT :is_daily
+        AND :subject_id IS NULL
+        AND m.finished_at >= COALESCE(:since, '-infinity')
+        AND m.finished_at < COALESCE(:until, 'infinity')
+),
+
+keyed AS (
+    SELECT
+        CASE :by::text
+            WHEN 'day' THEN s.day
+            WHEN 'month' THEN date_trunc('month', s.day::timestamp)::date
+        END AS day,
+        CASE WHEN :by = 'model' THEN s.model END AS model,
+        CASE WHEN :by = 'provider' THEN s.provider END AS provider,
+        CASE WHEN :by = 'client' THEN s.client_id END AS client_id,
+        CASE WHEN :by = 'payer' THEN s.subject_id END AS subject_id,
+        s.messages,
+        s.input_tokens,
+        s.cache_creation_input_tokens,
+        s.cache_read_input_tokens,
+        s.output_tokens,
+        s.total_tokens,
+        s.cost,
+        s.credits
+    FROM source AS s
+),
+
+group_sums AS (
+    SELECT
+        k.day,
+        k.model,
+        k.provider,
+        k.client_id,
+        k.subject_id,
+        sum(k.messages)::bigint AS messages,
+        sum(k.input_tokens)::bigint AS input_tokens,
+        sum(k.cache_creation_input_tokens)::bigint AS cache_creation_input_tokens,
+        sum(k.cache_read_input_tokens)::bigint AS cache_read_input_tokens,
+        sum(k.output_tokens)::bigint AS output_tokens,
+        sum(k.total_tokens)::bigint AS total_tokens,
+        sum(k.cost) AS cost,
+        sum(k.credits) AS credits
+    FROM keyed AS k
+    GROUP BY k.day, k.model, k.provider, k.client_id, k.subject_id
+    ORDER BY
+        k.day ASC,
+        cost DESC,
+        k.model ASC,
+        k.provider ASC,
+        k.client_id ASC,
+        k.subject_id ASC
+    LIMIT :limit
+)
+
+SELECT
+    g.day,
+    g.model,
+    g.provider,
+    g.client_id,
+    g.subject_id,
+    CASE
+        WHEN u.id IS NOT NULL THEN 'user'
+        WHEN g.subject_id IS NOT NULL THEN 'fingerprint'
+    END AS kind,
+    u.email,
+    g.messages,
+    g.input_tokens,
+    g.cache_creation_input_tokens,
+    g.cache_read_input_tokens,
+    g.output_tokens,
+    g.total_tokens,
+    g.cost,
+    g.credits
+FROM group_sums AS g
+LEFT JOIN app.users AS u ON g.subject_id = u.id
+ORDER BY
+    g.day ASC,
+    g.cost DESC,
+    g.model ASC,
+    g.provider ASC,
+    g.client_id ASC,
+    g.subject_id ASC;
+
 -- name: get_request_usage :many
 -- The first row, with model NULL, is the total; it exists even without messages.
 SELECT

@@ -20,7 +20,7 @@ from pyapp.prices import set_model_price
 from pyapp.referrals import create_referral
 from pyapp.sessions import create_session
 from pyapp.users import create_user
-from tests.bad_input.values import DAY, JSONS, LATER, MESSAGES, NOON, values_for
+from tests.bad_input.values import JSONS, LATER, MESSAGES, NOON, values_for
 from tests.metering import new_message
 from tests.query_parity import find_functions, split_optional
 
@@ -141,9 +141,10 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
         "margin": cost,
         "finished_at": NOON,
         "at": None,
+        "by": "payer",
+        "since": None,
+        "until": NOON,
         "before": NOON,
-        "first_day": DAY,
-        "last_day": DAY,
         "ttl": timedelta(days=1),
         "request": ["a"],
         "response": {"a": 1},

@@ -42,7 +42,6 @@ def published(**values: Any) -> PublishedPrice:
     return PublishedPrice(**{**standard, **values})
 
 
-DAY = date(2026, 2, 28)
 NOON = datetime(2026, 2, 28, 12, tzinfo=UTC)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
@@ -63,7 +62,7 @@ WRONG_TYPES: Mapping[str, Any] = {
     "a dict": {"a": 7},
     "a tuple": (),
     "a UUID": UUID(int=7),
-    "a date": DAY,
+    "a date": date(2026, 2, 28),
     "a datetime": NOON,
     "a timedelta": timedelta(days=7),
     "a class": int,
@@ -151,12 +150,6 @@ TIMES: Mapping[str, datetime] = {
     "year 2": datetime(2, 1, 1, tzinfo=UTC),
 }
 
-DAYS: Mapping[str, date] = {
-    "the first": date.min,
-    "the last": date.max,
-    "29 February": date(2024, 2, 29),
-}
-
 DURATIONS: Mapping[str, timedelta] = {
     "nothing": timedelta(0),
     "a microsecond": timedelta(microseconds=1),
@@ -196,7 +189,6 @@ BY_TYPE: Mapping[Any, Mapping[str, Any]] = {
     int: COUNTS,
     Decimal: AMOUNTS,
     datetime: TIMES,
-    date: DAYS,
     timedelta: DURATIONS,
     UUID: {**UUIDS, **UUID_TEXTS},
     PublishedPrice: PUBLISHED,
