@@ -19,7 +19,13 @@ GROUPS = {
     "users": ("Accounts.", ("users",)),
     "stripe": ("Webhooks, replay and reconciliation.", ("stripe",)),
 }
-COMMANDS = ("doctor", "quota", "stats")
+# The module of each command without a group.
+COMMANDS = {
+    "doctor": "doctor",
+    "quota": "quota",
+    "stats": "stats",
+    "usage": "usage_report",
+}
 
 # The base class of command-line errors; typer's versions keep it in other modules.
 _UsageError: Any = typer.BadParameter.__base__
@@ -74,7 +80,7 @@ def make_app(word: str | None = None) -> typer.Typer:
         if word in (name, None):
             _register(group, modules)
     if word not in GROUPS:
-        _register(app, [word] if word in COMMANDS else COMMANDS)
+        _register(app, [COMMANDS[word]] if word in COMMANDS else COMMANDS.values())
     return app
 
 

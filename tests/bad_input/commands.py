@@ -177,6 +177,12 @@ LOG = "{log}"  # replaced by the name of a log without usage
 # The command line for each option; `{}` is replaced by the bad value.
 CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "quota payer": (PAYERS, ("quota", "{}")),
+    "usage by": (WORDS, ("usage", "--by", "{}")),
+    "usage user": (PAYERS, ("usage", "--by", "day", "--user", "{}")),
+    "usage fingerprint": (PAYERS, ("usage", "--by", "day", "--fingerprint", "{}")),
+    "usage since": (TIMES, ("usage", "--by", "day", "--since", "{}")),
+    "usage until": (TIMES, ("usage", "--by", "day", "--until", "{}")),
+    "usage limit": (NUMBERS, ("usage", "--by", "day", "--limit", "{}")),
     "stats within": (NUMBERS, ("stats", "--within", "{}")),
     "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
     "db check url": (URLS, ("db", "check", "--url", "{}")),
