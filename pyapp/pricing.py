@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyapp._core.validation import check_amount, check_count, check_text, check_time
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 from pyapp.published_prices import rules
-from pyapp.published_prices.hosts import Host, find_hosts, named_region
+from pyapp.published_prices.hosts import Host, find_hosts, is_free_route, named_region
 from pyapp.published_prices.tariffs import (
     EXACT,
     NoPriceError,
@@ -52,6 +52,7 @@ class _Cache:
 class _Hosts:
     hosts: list[Host]
     has_hours: bool  # a price depends on the time of day
+    is_free: bool
 
 
 _cache = _Cache(None)
@@ -131,6 +132,8 @@ def published_price(
         host = found.hosts[0]
         return _price(cache, found, host, counts, others, at, terms, (model, provider))
     if not found.hosts:
+        if found.is_free and not has_other_units(others):
+            return PublishedPrice(Decimal(0), Decimal(0), rules.is_plain(terms), None)
         reason = f"no published price for model {_shown(model, provider)}"
         return _unpriced(reason, terms, others)
     prices = {
@@ -249,7 +252,8 @@ def _hosts(cache: _Cache, model: str, provider: str | None) -> _Hosts:
             if isinstance(prices, list)
             for price in prices
         )
-        cache.hosts[key] = _Hosts(hosts, has_hours)
+        is_free = is_free_route(cache.snapshot.providers, model, provider)
+        cache.hosts[key] = _Hosts(hosts, has_hours, is_free)
     return cache.hosts[key]
 
 
@@ -278,14 +282,14 @@ def _price(
         return _unpriced(reason, terms, others)
     try:
         other_cost = cost_of_units(tariff, others)
-        cost, is_plain = cost_of_tokens(tariff, counts, others)
+        cost, is_text = cost_of_tokens(tariff, counts, others)
     except NoPriceError as exc:
         reason = f"no published price for {exc} of model {_shown(*named)}"
         return _unpriced(reason, terms, others, _known_cost(tariff, others))
     return PublishedPrice(
         cost=EXACT.add(cost, other_cost) if other_cost else cost,
         other_cost=other_cost,
-        is_standard=is_plain and not terms,
+        is_standard=is_text and rules.is_plain(terms),
         reason=None,
     )
 
@@ -305,7 +309,7 @@ def _unpriced(
 ) -> PublishedPrice:
     if other_cost is None and not has_other_units(others):
         other_cost = Decimal(0)
-    is_standard = not terms and not has_special_tokens(others)
+    is_standard = rules.is_plain(terms) and not has_special_tokens(others)
     return PublishedPrice(None, other_cost, is_standard, reason)
 
 

@@ -180,6 +180,17 @@ def find_provider(providers: list[Provider], name: str) -> Provider | None:
     return None
 
 
+def is_free_route(providers: list[Provider], model: str, provider: str | None) -> bool:
+    """Return whether OpenRouter served a free variant, which the data may not list."""
+    ref = model.strip().lower()
+    if not ref.endswith(":free"):
+        return False
+    if provider is None or _letters(provider) == "litellm":
+        return "/" in ref
+    given = find_provider(providers, provider)
+    return given is not None and given.id == "openrouter"
+
+
 def find_hosts(
     providers: list[Provider], model: str, provider: str | None
 ) -> list[Host]:

@@ -57,6 +57,11 @@ def special_terms(context: Mapping[str, str | None]) -> Terms:
     return frozenset(terms.items())
 
 
+def is_plain(terms: Terms) -> bool:
+    """Return whether tokens have the plain price; a kind of search changes its fee."""
+    return all(key in ("search_context_size", "search_type") for key, _ in terms)
+
+
 class Announced(NamedTuple):
     """A discount of all tokens that the data lacks for earlier days or some models.
 
