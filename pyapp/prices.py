@@ -35,6 +35,23 @@ class ModelPrice(NamedTuple):
     created_at: datetime
 
 
+class UsedModel(NamedTuple):
+    """The messages of one model and provider, and whether an own price covers them.
+
+    `problem` is None, or says why the own price in force does not cover a call that
+    uses the cache as they did.
+    """
+
+    provider: str | None
+    model: str
+    messages: int
+    last_finished_at: datetime
+    has_cache_writes: bool
+    has_cache_reads: bool
+    has_own_price: bool
+    problem: str | None
+
+
 @validated
 def set_model_price(
     conn: Connection[Any],
@@ -125,6 +142,17 @@ def list_model_prices(
         model=model if model is None else storable_text(model),
         limit=limit,
     )
+
+
+@validated
+def list_used_models(
+    conn: Connection[Any], *, since: datetime, limit: int = 1000
+) -> list[UsedModel]:
+    """Return up to *limit* models and providers of the messages recorded *since* then.
+
+    They are in the order of models and providers, with the own price in force now.
+    """
+    return fetch_all(conn, UsedModel, "list_used_models", since=since, limit=limit)
 
 
 def _name(name: str, value: str | None) -> str | None:

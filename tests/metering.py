@@ -2,7 +2,7 @@
 
 from calendar import monthrange
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -106,7 +106,8 @@ def new_message(**values: object) -> NewMessage:
 
 def record_one(conn: Connection, message: NewMessage) -> tuple[int, Decimal]:
     """Record by record_message; return the new messages and their credits."""
-    result = record_message(conn, **asdict(message))
+    values = {name: getattr(message, name) for name in NewMessage.__slots__}
+    result = record_message(conn, **values)
     assert result.id == message.id
     return int(result.is_new), result.credits
 

@@ -156,6 +156,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "create_user": {"email": "new@example.com"},
     "find_customer": {"id": "cus_4"},
     "find_subscription": {"id": "sub_4"},
+    "list_used_models": {"since": NOW - timedelta(hours=1)},
     "list_failed_events": {"after": NOW - timedelta(days=10), "after_id": "evt_7"},
     "list_events": {"before_id": "evt_7"},
     "list_name_only_customers": {"after_id": "cus_1"},

@@ -15,7 +15,7 @@ from pyapp._core.run_async import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import shown, validated
 from pyapp.errors import ModelPriceNotFoundError, refusal
-from pyapp.prices import ModelPrice, _name
+from pyapp.prices import ModelPrice, UsedModel, _name
 
 
 @validated
@@ -107,4 +107,17 @@ async def list_model_prices(
         "list_model_prices",
         model=model if model is None else storable_text(model),
         limit=limit,
+    )
+
+
+@validated
+async def list_used_models(
+    conn: AsyncConnection[Any], *, since: datetime, limit: int = 1000
+) -> list[UsedModel]:
+    """Return up to *limit* models and providers of the messages recorded *since* then.
+
+    They are in the order of models and providers, with the own price in force now.
+    """
+    return await fetch_all(
+        conn, UsedModel, "list_used_models", since=since, limit=limit
     )

@@ -16,6 +16,7 @@ from pyapp.errors import PyappError
 GROUPS = {
     "db": ("The local server and its schema.", ("db", "schema")),
     "import": ("Usage logs.", ("usage",)),
+    "prices": ("Own prices of models, before the published ones.", ("prices",)),
     "users": ("Accounts.", ("users",)),
     "stripe": ("Webhooks, replay and reconciliation.", ("stripe",)),
 }
