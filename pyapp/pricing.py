@@ -280,12 +280,17 @@ def _price(
     if isinstance(tariff, str):
         reason = f"no published price for {tariff} of model {_shown(*named)}"
         return _unpriced(reason, terms, others)
+    other_cost = None
     try:
         other_cost = cost_of_units(tariff, others)
         cost, is_text = cost_of_tokens(tariff, counts, others)
     except NoPriceError as exc:
-        reason = f"no published price for {exc} of model {_shown(*named)}"
-        return _unpriced(reason, terms, others, _known_cost(tariff, others))
+        return PublishedPrice(
+            cost=None,
+            other_cost=other_cost,
+            is_standard=rules.is_plain(terms) and not has_special_tokens(others),
+            reason=f"no published price for {exc} of model {_shown(*named)}",
+        )
     return PublishedPrice(
         cost=EXACT.add(cost, other_cost) if other_cost else cost,
         other_cost=other_cost,
@@ -294,23 +299,16 @@ def _price(
     )
 
 
-def _known_cost(tariff: Tariff, others: Mapping[str, int]) -> Decimal | None:
-    try:
-        return cost_of_units(tariff, others)
-    except NoPriceError:
-        return None
-
-
 def _unpriced(
-    reason: str,
-    terms: rules.Terms,
-    others: Mapping[str, int],
-    other_cost: Decimal | None = None,
+    reason: str, terms: rules.Terms, others: Mapping[str, int]
 ) -> PublishedPrice:
-    if other_cost is None and not has_other_units(others):
-        other_cost = Decimal(0)
-    is_standard = rules.is_plain(terms) and not has_special_tokens(others)
-    return PublishedPrice(None, other_cost, is_standard, reason)
+    """Return the price of a call whose model or context has none."""
+    return PublishedPrice(
+        cost=None,
+        other_cost=None if has_other_units(others) else Decimal(0),
+        is_standard=rules.is_plain(terms) and not has_special_tokens(others),
+        reason=reason,
+    )
 
 
 def _shown(model: str, provider: str | None) -> str:

@@ -14,7 +14,7 @@ BATCH = {"processing": "batch"}
 FREE = PublishedPrice(Decimal(0), Decimal(0), True, None)
 
 
-def call(model: str, *, at=NOVEMBER, counts=(0, 0, 0, 0), **more) -> PublishedPrice:
+def call(model: str, *, at=NOVEMBER, counts=(0, 0, 0, 0), **more):
     """Return the price of *counts*: input, cache writes, cache reads, output."""
     names = ("input", "cache_creation_input", "cache_read_input", "output")
     tokens = {f"{n}_tokens": c for n, c in zip(names, counts, strict=True)}
@@ -152,8 +152,10 @@ def test_flex_of_groq_has_the_plain_price():
 
 
 def test_speed_multiplies_every_token():
-    use = {"counts": (1_000, 1_000, 1_000, 1_000)}
-    use["cache_creation_1h_input_tokens"] = 500
+    use = {
+        "counts": (1_000, 1_000, 1_000, 1_000),
+        "cache_creation_1h_input_tokens": 500,
+    }
     fast = cost("claude-opus-5", context={"speed": "fast"}, **use)
     assert fast == 2 * cost("claude-opus-5", **use)
 

@@ -15,7 +15,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 BEDROCK = "arn:aws:bedrock:us-east-1:123456789012:"
 
 
-def price(model: str, provider: str | None = None, **more) -> PublishedPrice:
+def price(model, provider=None, **more):
     """Return the price of a million input tokens and a hundred thousand of output."""
     return published_price(
         model=model,
