@@ -44,6 +44,7 @@ IMPORT = "import usage {log} --user ada@example.com"
 COMMANDS = {
     "quota --all": "users",
     "stats": "users",
+    "usage --by day": "usage_daily",
     "users add new@example.com": "users",
     IMPORT: "messages",
     "db maintain": "message_payloads_default",

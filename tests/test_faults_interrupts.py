@@ -32,6 +32,7 @@ IMPORT = "import usage {log} --user ada@example.com"
 # Each command with the table whose lock stops it.
 COMMANDS = {
     "quota --all": "users",
+    "usage --by model": "messages",
     IMPORT: "messages",
     "db maintain": "message_payloads_default",
     "stripe retry": "stripe_events",

@@ -55,6 +55,7 @@ COMMANDS = (
     "users add ada@example.com",
     "quota --all",
     "stats",
+    "usage --by day",
     "import usage log.jsonl --user ada@example.com",
     "stripe events",
     "stripe retry",
