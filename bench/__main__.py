@@ -25,6 +25,7 @@ MIN_SIZE = 10_000
 PARTS = (
     "quota",
     "session",
+    "reports",
     "functions",
     "inserts",
     "copy",
@@ -137,6 +138,7 @@ def _measure(
     runs = {
         "quota": lambda: reading.measure_quota(urls),
         "session": lambda: reading.measure_session(url),
+        "reports": lambda: reading.measure_reports(url),
         "functions": lambda: overhead.measure_overhead(url, 75 * seconds),
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
         "copy": lambda: writing.measure_copy(url, accounts, rows),

@@ -1,7 +1,10 @@
-"""Quota checks and session lookups, against one row by its primary key."""
+"""Quota checks and session lookups, against one row by its primary key; reports."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -15,10 +18,15 @@ from bench.measures import (
     brief,
     compare_latency,
     format_latency,
+    in_turn,
 )
+from pyapp._core.connection import connect
 from pyapp._core.queries import QUERIES
+from pyapp.usage import UsageKey, list_usage
 
 GROWTH = 1.5
+LONGEST_REPORT = 2
+REPORTS: tuple[UsageKey, ...] = ("model", "client", "payer")
 
 
 def measure_quota(urls: Mapping[int, str]) -> Iterator[Measure]:
@@ -73,6 +81,39 @@ def measure_session(url: str) -> Iterator[Measure]:
         },
     )[url]
     yield compare_latency("session lookup", found["session"], found["floor"], 1.3)
+
+
+def measure_reports(url: str) -> Iterator[Measure]:
+    """Yield reports of a whole month over all payers, against reading all messages.
+
+    Models and clients are read from the messages, payers from the daily sums.
+    """
+    until = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    month = {"since": (until - timedelta(days=1)).replace(day=1), "until": until}
+    with connect(url) as conn, connect(url) as plain:
+        plain.execute(query("disable_indexes").sql)
+
+        contestants: dict[str, Callable[[], object]] = {
+            **{by: partial(list_usage, conn, by=by, **month) for by in REPORTS},
+            "plain": lambda: plain.execute(query("sum_month").sql, month).fetchall(),
+        }
+
+        def run(name: str) -> float:
+            began = time.perf_counter()
+            contestants[name]()
+            return time.perf_counter() - began
+
+        seconds = in_turn(run, *contestants, rounds=5)
+    for name in REPORTS:
+        yield Measure(
+            f"usage by {name}, one month",
+            f"{brief(seconds[name])} s",
+            f"all messages {brief(seconds['plain'])} s",
+            seconds["plain"] / seconds[name],
+            f"<= {LONGEST_REPORT} s",
+            seconds[name] <= LONGEST_REPORT,
+            {"report": seconds[name], "plain": seconds["plain"]},
+        )
 
 
 def rank_accounts(url: str) -> list[UUID]:

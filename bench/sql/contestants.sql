@@ -39,6 +39,31 @@ LEFT JOIN app.messages AS m
 WHERE u.id = :user_id
 GROUP BY u.id;
 
+-- name: sum_month :many
+-- The floor of a report: the same sums by a plain statement.
+SELECT
+    m.model,
+    count(*) AS messages,
+    sum(m.input_tokens) AS input_tokens,
+    sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
+    sum(m.cache_read_input_tokens) AS cache_read_input_tokens,
+    sum(m.output_tokens) AS output_tokens,
+    sum(m.total_tokens) AS total_tokens,
+    sum(m.cost) AS cost,
+    sum(m.credits) AS credits
+FROM app.messages AS m
+WHERE m.finished_at >= :since
+    AND m.finished_at < :until
+GROUP BY m.model
+ORDER BY m.model;
+
+-- name: disable_indexes :one
+-- Until the session ends: tables are read as a whole.
+SELECT
+    set_config('enable_bitmapscan', 'off', FALSE) AS bitmapscan,
+    set_config('enable_indexscan', 'off', FALSE) AS indexscan,
+    set_config('enable_indexonlyscan', 'off', FALSE) AS indexonlyscan;
+
 -- name: disable_rollup :rowcount
 -- The same INSERT without the rollup.
 ALTER TABLE app.messages DISABLE TRIGGER messages_add_usage;

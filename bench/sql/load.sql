@@ -124,7 +124,7 @@ SELECT
     (m.r * 9000)::integer AS cache_read_input_tokens,
     (m.r * 800)::integer AS output_tokens,
     (m.r * 5000)::integer AS latency_ms,
-    'claude-sonnet-4-5' AS model,
+    'model-' || m.n % 7 AS model,
     'client-' || (m.n / 40) AS client_id,
     'request-' || (m.n / 4) AS client_request_id,
     round((m.r * 0.05)::numeric, 6) AS cost,
