@@ -21,7 +21,7 @@ def call(model: str, *, at=NOVEMBER, counts=(0, 0, 0, 0), **more):
     return published_price(model=model, finished_at=at, **tokens, **more)
 
 
-def cost(model: str, **more) -> Decimal:
+def cost(model: str, **more):
     result = call(model, **more)
     assert result.cost is not None, result.reason
     return result.cost
