@@ -32,6 +32,7 @@ from pyapp.usage_import.reader import (
     UnknownUsage,
     read_usage_logs,
 )
+from pyapp.usage_import.recorded_runs import RecordedRuns
 
 log = logging.getLogger("pyapp.imports")
 
@@ -117,8 +118,10 @@ def usage(
             counts=tally.lines,
             on_bytes=advance,
         )
+        runs = RecordedRuns(conn, *payer.values())
         with _reporting(tally):
-            _record(conn, _messages(lines), payer, settings.margin, tally)
+            messages = _messages(lines, runs, tally)
+            _record(conn, messages, payer, settings.margin, tally)
     for line in _summary(tally):
         say(line)
     found = tally.lines
@@ -180,13 +183,22 @@ def _find_payer(
 
 def _messages(
     lines: Iterable[ReadMessage | BrokenLine | UnknownUsage],
+    runs: RecordedRuns,
+    tally: _Tally,
 ) -> Iterator[ReadMessage]:
     """Yield the messages, and print the other lines as they are read."""
     for line in lines:
-        if isinstance(line, ReadMessage):
-            yield line
-        else:
+        if not isinstance(line, ReadMessage):
             _report(line.file, line.line, line.reason)
+            continue
+        reason = runs.find_reason(line)
+        if reason is None:
+            yield line
+        elif reason:
+            tally.lines.broken += 1
+            _report(line.file, line.line, reason)
+        else:
+            tally.lines.repeats += 1
 
 
 def _report(file: str, line: int | None, reason: str) -> None:

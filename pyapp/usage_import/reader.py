@@ -58,11 +58,12 @@ class UnknownUsage:
 
 
 class ReadMessage(NamedTuple):
-    """A message, and the line that it comes from."""
+    """A message, the line that it comes from, and the session that the line names."""
 
     file: str
     line: int
     message: NewMessage
+    session: str | None = None
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ def read_usage_logs(
                 time = at or log.time
                 for message in _messages(found.kept, time, latest, provider, counts):
                     if isinstance(message, NewMessage):
-                        yield ReadMessage(name, line, message)
+                        yield ReadMessage(name, line, message, found.kept.session)
                     else:
                         yield BrokenLine(name, line, message)
             elif found.is_unknown:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
 
+from pyapp._core.validation import MAX_ID_LENGTH
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -154,6 +155,11 @@ class Run(Format):
         ]
 
 
+def name_result(session: str) -> str:
+    """Return the client's request id of a result that is all that there is of a run."""
+    return f"result of {session}"[:MAX_ID_LENGTH]
+
+
 def is_session_line(line: Object) -> bool:
     """Tell whether *line* is of a session, such as a user's turn."""
     kind = line.get("type")
@@ -273,4 +279,7 @@ def _describe(
         cost=None if is_rest else rest.cost,
         context={},
     )
-    return response._replace(session=session, is_sum=True)
+    response = response._replace(session=session, is_sum=True)
+    if is_rest or session is None:
+        return response
+    return response._replace(client_request_id=name_result(session))

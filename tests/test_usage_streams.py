@@ -1,0 +1,191 @@
+"""Recorded streams: the events of a response are one message.
+
+What one file has to cost is in tests/data/usage_cases.
+"""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyapp.usage_import.reader import BrokenLine, LineCounts
+from tests.usage_lines import ANTHROPIC, as_bytes, changed, only, read, tokens
+
+USAGE = {"input_tokens": 40, "cache_read_input_tokens": 7, "output_tokens": 1}
+MESSAGE = changed(ANTHROPIC, id="msg_s", stop_reason=None, usage=USAGE)
+GEMINI: dict[str, Any] = {
+    "candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP"}],
+    "usageMetadata": {
+        "promptTokenCount": 100,
+        "candidatesTokenCount": 10,
+        "totalTokenCount": 110,
+    },
+    "modelVersion": "gemini-2.5-flash",
+    "responseId": "g-1",
+}
+REALTIME: dict[str, Any] = {
+    "type": "response.done",
+    "response": {
+        "object": "realtime.response",
+        "id": "resp_rt",
+        "usage": {"total_tokens": 30, "input_tokens": 20, "output_tokens": 10},
+    },
+}
+
+
+def start(id: str = "msg_s", **usage: int) -> dict[str, Any]:
+    message = {**MESSAGE, "id": id, "usage": {**USAGE, **usage}}
+    return {"type": "message_start", "message": message}
+
+
+def delta(**usage: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": "stop"}, "usage": usage}
+
+
+def broken(results: list[Any]) -> list[tuple[int, str]]:
+    return [(r.line, r.reason) for r in results if isinstance(r, BrokenLine)]
+
+
+def test_a_stream_has_the_id_of_its_response(tmp_path: Path) -> None:
+    whole = changed(MESSAGE, stop_reason="stop", usage__output_tokens=90)
+    stream = only(tmp_path, start(), {"type": "ping"}, delta(output_tokens=90))
+
+    assert stream.id == only(tmp_path, whole).id
+    assert tokens(stream) == (40, 0, 7, 90)
+
+
+def test_the_largest_count_of_an_event_is_the_whole(tmp_path: Path) -> None:
+    events = (start(), delta(output_tokens=5), delta(output_tokens=90, input_tokens=61))
+    stream = only(tmp_path, *events)
+    smaller = only(tmp_path, start(), delta(output_tokens=9, input_tokens=0))
+
+    assert tokens(stream) == (61, 0, 7, 90)
+    assert tokens(smaller) == (40, 0, 7, 9)
+
+
+def test_a_stream_that_began_twice_is_one(tmp_path: Path) -> None:
+    assert tokens(only(tmp_path, start(), start(), delta(output_tokens=9)))[3] == 9
+
+
+def test_a_stream_after_a_cut_one_keeps_its_usage(tmp_path: Path) -> None:
+    lines = (start("msg_cut"), start("msg_next"), delta(output_tokens=9))
+    results, counts = read(tmp_path, *lines)
+
+    assert broken(results) == [(1, "the stream ends before the usage of msg_cut")]
+    assert [tokens(m) for m in results[:1]] == [(40, 0, 7, 9)]
+    assert counts.messages == 1
+
+
+def test_events_are_read_in_the_text_of_a_stream(tmp_path: Path) -> None:
+    events = [start(), delta(output_tokens=9), {"type": "message_stop"}]
+    lines = [b": comment", b"retry: 3000"]
+    for event in events:
+        lines += [b"event: " + event["type"].encode(), b"data: " + as_bytes(event), b""]
+
+    assert tokens(only(tmp_path, *lines, b"data: [DONE]")) == (40, 0, 7, 9)
+
+
+@pytest.mark.parametrize("key", ["event", "data", "chunk"])
+def test_an_event_in_an_envelope_is_read(tmp_path: Path, key: str) -> None:
+    lines = [{"request_id": "r", key: event} for event in (start(), delta())]
+
+    assert only(tmp_path, *lines).client_request_id == "r"
+
+
+def test_realtime_responses_need_the_model_of_their_session(tmp_path: Path) -> None:
+    session = {"type": "session.created", "session": {"model": "gpt-realtime"}}
+    results, _ = read(tmp_path, REALTIME, session, REALTIME)
+
+    assert broken(results) == [(1, "no session.created before it names the model")]
+    assert [tokens(m) for m in results[1:]] == [(20, 0, 0, 10)]
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"total_tokens": 31}, "(30) differ from total_tokens (31)"),
+        (
+            {"input_token_details": {"cached_tokens": 21}},
+            "cached_tokens (21) exceed input_tokens (20)",
+        ),
+    ],
+)
+def test_realtime_usage_has_to_add_up(
+    tmp_path: Path, usage: dict[str, Any], expected: str
+) -> None:
+    response = {**REALTIME["response"], "model": "gpt-realtime"}
+    response["usage"] = {**response["usage"], **usage}
+    results, _ = read(tmp_path, {**REALTIME, "response": response})
+
+    assert [reason[-len(expected) :] for _, reason in broken(results)] == [expected]
+
+
+def test_gemini_chunks_are_one_response_with_all_their_searches(
+    tmp_path: Path,
+) -> None:
+    grounding = {"groundingMetadata": {"webSearchQueries": ["a"]}}
+    first = {**GEMINI, "candidates": [grounding], "usageMetadata": {}}
+    with_search = only(tmp_path, first, GEMINI)
+
+    assert tokens(with_search) == (100, 0, 0, 10)
+    assert with_search.published is not None
+    assert with_search.published.other_cost == Decimal("0.035")
+
+
+def test_gemini_chunks_without_an_id_are_one_response(tmp_path: Path) -> None:
+    last = changed(GEMINI, responseId=...)
+    chunk = changed(last, usageMetadata__totalTokenCount=100)
+    chunk["usageMetadata"]["candidatesTokenCount"] = 0
+    del chunk["candidates"][0]["finishReason"]
+    whole, counts = read(tmp_path, chunk, last)
+    cut, _ = read(tmp_path, chunk)
+
+    assert [tokens(m) for m in whole] == [(100, 0, 0, 10)]
+    assert counts == LineCounts(messages=1, without_usage=1)
+    assert broken(cut) == [(1, "the stream ends before its usage")]
+
+
+def test_equal_gemini_responses_without_an_id_are_two(tmp_path: Path) -> None:
+    line = changed(GEMINI, responseId=...)
+    messages, _ = read(tmp_path, line, line)
+    again, _ = read(tmp_path, line, line)
+
+    assert len({m.id for m in messages}) == 2
+    assert [m.id for m in again] == [m.id for m in messages]
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (
+            {"thoughtsTokenCount": 5},
+            "the counts of the usage (115) differ from totalTokenCount (110)",
+        ),
+        (
+            {"cachedContentTokenCount": 101},
+            "cachedContentTokenCount (101) exceeds promptTokenCount (100)",
+        ),
+    ],
+)
+def test_gemini_usage_has_to_add_up(
+    tmp_path: Path, usage: dict[str, int], expected: str
+) -> None:
+    metadata = {**GEMINI["usageMetadata"], **usage}
+    results, _ = read(tmp_path, {**GEMINI, "usageMetadata": metadata})
+
+    assert broken(results) == [(1, expected)]
+
+
+def test_one_bad_message_of_a_gemini_session_leaves_the_others(tmp_path: Path) -> None:
+    def message(id: str, total: int) -> dict[str, Any]:
+        counts = {"input": 10, "output": 5, "cached": 0, "total": total}
+        line = {"id": id, "timestamp": "2026-05-04T10:11:12Z", "type": "gemini"}
+        return {**line, "model": "gemini-2.5-flash", "tokens": counts}
+
+    session = {"sessionId": "s", "messages": [message("a", 15), message("b", 20)]}
+    results, _ = read(tmp_path, session)
+
+    assert [tokens(m) for m in results[:1]] == [(10, 0, 0, 5)]
+    expected = "the counts of the tokens (15) differ from total (20)"
+    assert broken(results) == [(1, expected)]
