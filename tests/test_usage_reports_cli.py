@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 from psycopg import Connection
+from rich.cells import cell_len
 from rich.console import Console
 
 from pyapp.cli import console
@@ -61,7 +62,7 @@ def test_table_has_a_row_for_each_group_and_the_total(conn: Connection) -> None:
     spend(conn, model="gpt-5-mini", output_tokens=2_000_000, cost=Decimal("0.00004"))
 
     assert shown("--by", "model", *MARCH) == [
-        "usage from 2026-03-01 until 2026-04-01 (UTC), all payers",
+        "usage from 2026-03-01 until 2026-04-01 (UTC)",
         "model       messages     tokens  cost (USD)     credits",
         "gpt-5              1         10  1,234.5000  148,140.00",
         "gpt-5-mini         1  2,000,006      0.0000        1.00",
@@ -189,8 +190,9 @@ def test_one_payer_is_named_and_counted_alone(conn: Connection) -> None:
         (("--fingerprint", str(FINGERPRINT)), f"fingerprint {FINGERPRINT}"),
     ):
         for by in KEYS:
-            title, _, _, total = shown("--by", by, *payer, *MARCH)
-            assert title.endswith(f" (UTC), {name}")
+            title, owner, _, *_, total = shown("--by", by, *payer, *MARCH)
+            assert title == "usage from 2026-03-01 until 2026-04-01 (UTC)"
+            assert owner == f"of {name}"
             assert total.split()[:2] == ["total", "1"]
 
 
@@ -208,7 +210,7 @@ def test_default_is_the_present_month(
 
     title, _, day, _ = shown("--by", "day")
 
-    assert title == "usage from 2025-12-01 until 2026-01-01 (UTC), all payers"
+    assert title == "usage from 2025-12-01 until 2026-01-01 (UTC)"
     assert day.split()[:2] == ["2025-12-01", "1"]
 
 
@@ -219,13 +221,13 @@ def test_range_with_one_end_is_open_at_the_other(conn: Connection) -> None:
     since = shown("--by", "day", "--since", "2026-03-09T12:00")
     until = shown("--by", "day", "--until", "2026-03-09T13:00+01:00")
 
-    assert since[0] == "usage from 2026-03-09 12:00:00 (UTC), all payers"
+    assert since[0] == "usage from 2026-03-09 12:00:00 (UTC)"
     assert [line.split()[0] for line in since[2:]] == [
         "2026-03-09",
         "2026-03-10",
         "total",
     ]
-    assert until[0] == "usage until 2026-03-09 12:00:00 (UTC), all payers"
+    assert until[0] == "usage until 2026-03-09 12:00:00 (UTC)"
     assert [line.split()[0] for line in until[2:]] == ["2026-03-08", "total"]
 
 
@@ -255,7 +257,7 @@ def test_limit_leaves_the_total_as_it_is(conn: Connection) -> None:
 
 
 def test_empty_result_says_so(conn: Connection) -> None:
-    nothing = "no messages from 2026-03-01 until 2026-04-01 (UTC), all payers"
+    nothing = "no messages from 2026-03-01 until 2026-04-01 (UTC)"
     names = (
         "messages,input_tokens,cache_creation_input_tokens,cache_read_input_tokens,"
         "output_tokens,total_tokens,cost,credits"
@@ -267,36 +269,37 @@ def test_empty_result_says_so(conn: Connection) -> None:
     assert header == [f"payer,kind,email,{names}"]
 
 
-def test_terminal_of_80_columns_holds_long_names_and_large_sums(
-    conn: Connection, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", [(), ("--tokens",)])
+def test_80_columns_hold_long_names_and_large_sums(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...]
 ) -> None:
-    """Ten digits for messages, tokens, dollars and credits, in each table."""
-    spend(conn, model="a" * 100)
-    counts: dict[str, Any] = dict.fromkeys(command._SUMS, 9_876_543_210)
+    """Ten digits for messages, tokens, dollars and credits; a cut name is repeated."""
+    short, long = "claude", f"anthropic/{'claude-' * 20}\u4e2d"
+    spend(conn, model=short)
+    spend(conn, model=long)
+    counts: dict[str, Any] = dict.fromkeys(command._SUMS, 4_938_271_605)
 
     def grown(*args: Any, **values: Any) -> Any:
         return [group._replace(**counts) for group in list_usage(*args, **values)]
 
     monkeypatch.setattr(command, "list_usage", grown)
-    for option in ((), ("--tokens",)):
-        screen = io.StringIO()
-        terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-        monkeypatch.setattr(console, "console", terminal)
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
 
-        assert shown("--by", "model", *MARCH, *option) == []
+    piped = shown("--by", "model", *MARCH, *option)
+    monkeypatch.setattr(console, "console", terminal)
+    monkeypatch.setattr(command, "console", terminal)
+    assert shown("--by", "model", *MARCH, *option) == []
 
-        text = re.sub(r"\x1b\[\d*m", "", screen.getvalue())
-        title, heading, row, total = text.splitlines()
-        assert len(title) < 80
-        assert len(heading) == len(row) == len(total) == 80
-        assert row.startswith("a" * 9)
-        assert "a\N{HORIZONTAL ELLIPSIS}  9,876,543,210  " in row
-
-
-def test_pipe_gets_the_whole_name(conn: Connection) -> None:
-    spend(conn, model="a" * 100)
-
-    assert shown("--by", "model", *MARCH)[2].split()[0] == "a" * 100
+    assert re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines() == piped
+    _, heading, first, *whole, second, total = piped
+    assert {cell_len(line) for line in (heading, first, second, total)} == {80}
+    assert max(map(cell_len, piped)) == 80
+    assert first.startswith("anthropic/")
+    assert "\N{HORIZONTAL ELLIPSIS}  4,938,271,605  " in first
+    assert "".join(line.strip() for line in whole) == long
+    assert second.startswith(f"{short} ")
+    assert "  9,876,543,210  " in total
 
 
 def test_arguments_that_contradict_each_other_are_refused(conn: Connection) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from decimal import Decimal
@@ -12,11 +12,12 @@ from uuid import UUID
 import psycopg
 import typer
 from psycopg import Connection
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import find_user, parse_id, parse_time
-from pyapp.cli.console import print_json, print_table, say, warn
+from pyapp.cli.console import console, print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
 from pyapp.usage import UsageGroup, UsageKey, list_usage
@@ -25,6 +26,12 @@ from pyapp.usage import UsageGroup, UsageKey, list_usage
 SHOWN = 1000
 NONE = "(none)"
 TOTAL = "total"
+# The width of a table that is not printed to a terminal, and that of the gap between
+# two columns.
+WIDTH = 80
+GAP = 2
+_COST_HEADER = ("messages", "tokens", "cost (USD)", "credits")
+_TOKEN_HEADER = ("input", "cache writes", "cache reads", "output")
 _SUMS = (
     "messages",
     "input_tokens",
@@ -59,14 +66,15 @@ class _Scope:
     since: datetime | None
     until: datetime | None
 
-    def __str__(self) -> str:
+    @property
+    def span(self) -> str:
+        """Return the range of times in words."""
         bounds = [
             f"{word} {_format_time(moment)}"
             for word, moment in (("from", self.since), ("until", self.until))
             if moment is not None
         ]
-        span = f"{' '.join(bounds)} (UTC)" if bounds else "of all time"
-        return f"{span}, {self.payer or 'all payers'}"
+        return f"{' '.join(bounds)} (UTC)" if bounds else "of all time"
 
 
 def register(app: typer.Typer) -> None:
@@ -131,7 +139,7 @@ def usage(
             groups = _list(conn, key, scope, limit or MAX_INTEGER)
             (_print_json if as_json else _print_csv)(key, groups)
             if not groups:
-                warn(f"no messages {scope}")
+                warn(_no_messages(scope))
         else:
             _print_table(conn, key, scope, limit or SHOWN, tokens)
 
@@ -228,28 +236,46 @@ def _print_table(
 ) -> None:
     groups = _list(conn, key, scope, limit + 1)
     if not groups:
-        say(f"no messages {scope}")
+        say(_no_messages(scope))
         return
     is_cut = len(groups) > limit
     # The months of a scope have the sums of all its groups, and are few.
     whole = _list(conn, "month", scope, MAX_INTEGER) if is_cut else groups
-    print_sums = _token_cells if has_tokens else _cost_cells
-    say(f"usage {scope}")
+    make_cells = _token_cells if has_tokens else _cost_cells
     header = (key, *(_TOKEN_HEADER if has_tokens else _COST_HEADER))
-
-    def rows() -> Iterator[_Row]:
-        for group in groups[:limit]:
-            name = group.email or _name(key, group)
-            yield (NONE if name is None else name, *print_sums(group))
-        yield (TOTAL, *print_sums(_total(whole)))
-
-    print_table(header, rows(), numbers=header[1:], fitted=key)
+    rows: list[_Row] = []
+    for group in groups[:limit]:
+        name = group.email or _name(key, group)
+        rows.append((NONE if name is None else printable(name), *make_cells(group)))
+    rows.append((TOTAL, *make_cells(_total(whole))))
+    say(f"usage {scope.span}")
+    if scope.payer:
+        say(f"of {scope.payer}")
+    room = _find_room([header, *rows])
+    print_table(header, (_fit(row, room) for row in rows), numbers=header[1:])
     if is_cut:
         say(f"{limit:,} are shown, the total is of all; --limit shows more")
 
 
-_COST_HEADER = ("messages", "tokens", "cost (USD)", "credits")
-_TOKEN_HEADER = ("input", "cache writes", "cache reads", "output")
+def _no_messages(scope: _Scope) -> str:
+    payer = f" of {scope.payer}" if scope.payer else ""
+    return f"no messages{payer} {scope.span}"
+
+
+def _find_room(rows: Sequence[_Row]) -> int:
+    """Return the columns that are left for names."""
+    width = console.width if console.is_terminal else WIDTH
+    _, *columns = zip(*rows, strict=True)
+    return width - sum(GAP + max(map(len, column)) for column in columns)
+
+
+def _fit(row: _Row, room: int) -> _Row:
+    """Cut a name that is wider than *room*; the lines below then have all of it."""
+    name, *sums = row
+    if cell_len(name) <= room:
+        return row
+    cut = set_cell_size(name, max(room, len(TOTAL)) - 1)
+    return (f"{cut}\N{HORIZONTAL ELLIPSIS}", *sums, *chop_cells(name, WIDTH - GAP))
 
 
 def _cost_cells(sums: UsageGroup) -> _Row:
