@@ -21,7 +21,7 @@ DROP TRIGGER users_take_stripe_claims ON app.users;
 
 -- Distributed rows refer to these tables, and a foreign key needs both sides on one
 -- machine. Sessions, referrals, plan_prices and stripe_* refer to them, and stay on the
--- coordinator.
+-- coordinator, as does model_prices, which only the coordinator reads.
 SELECT pg_catalog.create_reference_table('app.plans');
 SELECT pg_catalog.create_reference_table('app.users');
 SELECT pg_catalog.create_reference_table('app.fingerprints');

@@ -59,6 +59,8 @@ RUN_BY = {
     "pyapp db generate": "tests/test_generate.py",
     "pyapp db erase-archived": "tests/test_archives.py",
     "pyapp db plan": "tests/test_schema_docs.py",
+    "pyapp prices delete": "tests/test_cli_prices.py",
+    "pyapp prices end": "tests/test_cli_prices.py",
     "pyapp stripe discard": "tests/test_cli_stripe.py",
     "pyapp stripe serve": "tests/test_stripe_web.py",
 }

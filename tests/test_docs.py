@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TOPICS = ["messages", "quota", "referrals", "sessions", "usage", "users"]
+TOPICS = ["messages", "prices", "quota", "referrals", "sessions", "usage", "users"]
 
 
 def blocks_of(page: Path) -> list[tuple[int, str]]:

@@ -115,7 +115,7 @@ def set_price(
         found = set_model_price(
             conn, model=model, provider=provider, valid_from=moment, **prices
         )
-    costs = (f"{name} {price:f}" for name, price in _named_prices(found))
+    costs = (f"{name} {_short(price)}" for name, price in _named_prices(found))
     say(f"{_name(found)} from {_format_time(moment)}: {', '.join(costs)}")
     missing = [
         option

@@ -155,6 +155,7 @@ def fitting_arguments(conn: Connection[Any]) -> Arguments:
 # Arguments of functions for which the one of that name is not valid.
 FITTING_ELSEWHERE: Mapping[str, Arguments] = {
     "delete_model_price": {"model": "planned", "valid_from": LATER},
+    "list_used_models": {"since": NOON},
     "create_plan": {"plan_id": "team"},
     "create_user": {"email": "new@example.com"},
     "set_user_email": {"email": "new@example.com"},
