@@ -100,8 +100,8 @@ def test_own_cost_is_the_exact_sum_of_the_products(
     published = PublishedPrice(None, other_cost, True, "unknown")
     with localcontext(prec=200):
         units = (fresh, written - hour, hour, read, out)
-        sum_ = sum(n * price for n, price in zip(units, each, strict=True))
-        expected = sum_ / 10**6 + other_cost
+        products = (n * price for n, price in zip(units, each, strict=True))
+        expected = sum(products, Decimal(0)) / 10**6 + other_cost
 
     one = record_message(
         conn, model=model, margin=Decimal(0), published=published, **values, **payer
