@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from pyapp._core.sanitize import json_text, storable_text
@@ -468,6 +469,12 @@ def _read_time(stripe_object: JsonObject, name: str) -> str | None:
     if seconds is None:
         return None
     try:
-        return _read_seconds(seconds).isoformat()
+        return _format_seconds(seconds)
     except (OSError, OverflowError, TypeError, ValueError):
         raise ValueError(f"{name} is not a number of seconds in range") from None
+
+
+# The times of one object are often equal. 1 and True are, too.
+@lru_cache(maxsize=1024, typed=True)
+def _format_seconds(seconds: Any) -> str:
+    return _read_seconds(seconds).isoformat()
