@@ -39,6 +39,20 @@ def test_only_one_reconciliation_runs_at_a_time(world: StripeWorld):
         assert not reconcile(other, world.client).is_resumed
 
 
+def test_only_the_last_commit_of_a_run_waits_for_the_disk(world: StripeWorld):
+    def show(setting: bytes) -> list[Any]:
+        return [value for (value,) in world.conn.execute(b"SHOW " + setting)]
+
+    with world.conn.transaction():
+        world.conn.execute("SET synchronous_commit = on")
+    with runs.start_run(world.conn, "reconcile") as run, run.transaction():
+        assert show(b"synchronous_commit") == ["off"]
+        assert show(b"lock_timeout") == ["5s"]
+
+    with world.conn.transaction():
+        assert show(b"synchronous_commit") == ["on"]
+
+
 def test_holder_of_the_lock_is_named(world: StripeWorld):
     """Any role can take an advisory lock, so the error names the session to end."""
     with role_logins(world.url) as logins:

@@ -17,7 +17,11 @@ from pyapp._core.run import execute, fetch_one, fetch_optional
 from pyapp.errors import ReconcileRunningError
 from pyapp.stripe_sync.client import error_summary
 from pyapp.stripe_sync.store import ObjectType
-from pyapp.stripe_sync.transactions import limit_lock_waits, own_transaction
+from pyapp.stripe_sync.transactions import (
+    DELIVERY_TIMEOUT,
+    milliseconds,
+    own_transaction,
+)
 
 log = logging.getLogger("pyapp.stripe")
 
@@ -41,6 +45,13 @@ class RunLock(NamedTuple):
     """Whether this session held the lock."""
 
     is_held: bool
+
+
+class RunSettings(NamedTuple):
+    """The settings of a run's transaction, in the server's notation."""
+
+    lock_timeout: str
+    synchronous_commit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +105,15 @@ class ActiveRun:
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
         """Open a transaction; restore cursor and counts if it fails.
 
-        If it is not kept, it is rolled back at its end, and the counts stay.
+        If it is not kept, it is rolled back at its end, and the counts stay. A crash of
+        the server may lose it with the cursor: its commit does not wait for the disk.
         """
         cursor, counts = self.cursor, self.counts.copy()
         try:
             with own_transaction(self.conn, is_kept=is_kept):
-                limit_lock_waits(self.conn)
+                set_run_settings(
+                    self.conn, lock_milliseconds=milliseconds(DELIVERY_TIMEOUT)
+                )
                 yield
         except BaseException:
             self.cursor, self.counts = cursor, counts
@@ -203,6 +217,16 @@ def try_lock_runs(conn: Connection[Any], *, kind: Kind) -> AdvisoryLock:
 def unlock_runs(conn: Connection[Any], *, kind: Kind) -> RunLock:
     """Release the lock of *kind*."""
     return fetch_one(conn, RunLock, "unlock_runs", kind=kind)
+
+
+def set_run_settings(conn: Connection[Any], *, lock_milliseconds: int) -> RunSettings:
+    """Limit each lock wait, and commit without waiting for the disk; 0 means no limit.
+
+    Both hold for the rest of the transaction, and are returned.
+    """
+    return fetch_one(
+        conn, RunSettings, "set_run_settings", lock_milliseconds=lock_milliseconds
+    )
 
 
 def find_resumable_run(

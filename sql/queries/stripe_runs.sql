@@ -60,6 +60,15 @@ SELECT
         hashtextextended('stripe_sync_runs ' || :kind, 0)
     ) AS is_held;
 
+-- name: set_run_settings :one
+-- For the rest of the transaction: limits each wait for a lock, and the commit does not
+-- wait for the disk. A crash of the server then loses the last pages, and the position
+-- after them too: the resumed run repeats them. A run ends with a commit that waits.
+SELECT
+    set_config('lock_timeout', (:lock_milliseconds::integer)::text, TRUE)
+        AS lock_timeout,
+    set_config('synchronous_commit', 'off', TRUE) AS synchronous_commit;
+
 -- name: find_resumable_run :optional
 -- The newest run, if it did not complete and started after `started_after`.
 WITH newest AS (
