@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pyapp.messages import NewMessage
 from pyapp.usage_import import lines as usage_lines
-from pyapp.usage_import.reader import BrokenLine, LineCounts
+from pyapp.usage_import.collection import LineCounts
+from pyapp.usage_import.reader import BrokenLine
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pyapp._core.new_messages import NewMessage
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.fields import moment
-from pyapp.usage_import.reader import BrokenLine, LineCounts
+from pyapp.usage_import.reader import BrokenLine
 from tests.usage_lines import changed, read, read_files, tokens
 
 START = moment("start", "2026-05-04T10:00:00Z")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import find_logs
-from pyapp.usage_import.reader import BrokenLine, LineCounts, read_usage_logs
+from pyapp.usage_import.reader import BrokenLine, read_usage_logs
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

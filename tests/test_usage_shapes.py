@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from pyapp.usage_import.reader import LineCounts
+from pyapp.usage_import.collection import LineCounts
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

@@ -4,10 +4,10 @@ import copy
 import json
 
 from pyapp.messages import NewMessage
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import find_logs
 from pyapp.usage_import.reader import (
     BrokenLine,
-    LineCounts,
     ReadMessage,
     UnknownUsage,
     read_usage_logs,

@@ -24,10 +24,10 @@ from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import RecordedMessages, record_messages
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import SUFFIXES, Log, find_logs
 from pyapp.usage_import.reader import (
     BrokenLine,
-    LineCounts,
     ReadMessage,
     UnknownUsage,
     read_usage_logs,

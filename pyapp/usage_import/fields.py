@@ -50,6 +50,8 @@ def moment(key: str, value: object) -> datetime:
     try:
         if isinstance(value, str):
             parsed = datetime.fromisoformat(value.strip())
+            if parsed.tzinfo is UTC:
+                return parsed
             zoned = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
             return zoned.astimezone(UTC)
         seconds = number(value)
@@ -72,7 +74,11 @@ def cost(key: str, value: object) -> Decimal | None:
 
 def text(value: object) -> str | None:
     """Return *value* as storable text if it is text and not blank, else None."""
-    return storable_text(value).strip() or None if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    if value.isascii() and "\0" not in value:
+        return value.strip() or None
+    return storable_text(value).strip() or None
 
 
 def hashed_text(value: object) -> str | None:
@@ -83,6 +89,8 @@ def hashed_text(value: object) -> str | None:
     """
     if not isinstance(value, str):
         return None
+    if value.isascii() and "\0" not in value:
+        return value.strip() or None
     replaced = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
     return replaced.strip() or None
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from json.decoder import JSONDecodeError
 from typing import Any, BinaryIO, NamedTuple
 
+from orjson import loads
+
 from pyapp.usage_import.fields import Object
 
 MAX_BYTES = 32 * 1024 * 1024
@@ -43,21 +45,30 @@ def read_entries(stream: BinaryIO) -> Iterator[Entry]:
     lines = _Lines(stream)
     while raw := lines.read_line():
         stripped = raw.strip(_BLANK)
-        if stripped.startswith(b"{") and len(raw) <= MAX_BYTES:
-            text = stripped.decode("utf-8", "replace")
+        if stripped[:1] == b"{" and len(raw) <= MAX_BYTES:
             try:
-                value, end = _decode(text)
-            except (ValueError, RecursionError) as exc:
-                if _may_continue(exc, text) and stripped.endswith(_UNFINISHED):
-                    yield from _Values(lines, raw).read_object(_reason(exc))
-                else:
-                    yield Entry(lines.number, None, _reason(exc))
-                continue
-            yield Entry(lines.number, value)
-            if end < len(text):
-                yield from _read_rest(text, end, lines.number)
+                value = loads(stripped)
+            except JSONDecodeError:
+                yield from _read_object(lines, raw, stripped)
+            else:
+                yield Entry(lines.number, value)
         elif stripped:
             yield from _read_other(lines, raw, stripped)
+
+
+def _read_object(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:
+    """Yield the objects of a line that begins as one, and is not plain JSON."""
+    text = stripped.decode("utf-8", "replace")
+    try:
+        value, end = _decode(text)
+    except (ValueError, RecursionError) as exc:
+        if _may_continue(exc, text) and stripped.endswith(_UNFINISHED):
+            yield from _Values(lines, raw).read_object(_reason(exc))
+        else:
+            yield Entry(lines.number, None, _reason(exc))
+    else:
+        yield Entry(lines.number, value)
+        yield from _read_rest(text, end, lines.number)
 
 
 def _read_other(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:

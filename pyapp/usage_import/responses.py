@@ -99,6 +99,8 @@ class ModelResponse(NamedTuple):
     @property
     def total(self) -> int:
         """All tokens of all passes."""
+        if len(self.passes) == 1:
+            return self.passes[0].total
         return sum(part.total for part in self.passes)
 
 

@@ -25,6 +25,7 @@ an object of a known format too. Every format has rows in tests/data/usage_cases
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from pyapp.usage_import.fields import Object
 from pyapp.usage_import.formats import (
@@ -37,7 +38,7 @@ from pyapp.usage_import.formats import (
     streams,
 )
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
-from pyapp.usage_import.responses import Chain, ModelResponse
+from pyapp.usage_import.responses import ModelResponse
 
 # In the order in which they are asked.
 FORMATS: tuple[type[Format], ...] = (
@@ -69,50 +70,76 @@ PATHS: tuple[tuple[str, ...], ...] = (
 )
 
 
+# Of a file; objects of the same type and keys share one.
+_MAX_PLANS = 1_000
+
+
 class Reader:
     """Reads the objects of one file in their order."""
 
     def __init__(self, file: str) -> None:
         self._formats = [format(file) for format in FORMATS]
-        self._reads = [format.read for format in self._formats]
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the responses of *line*, or None if it is of no known format.
 
         Raises: BadUsageError.
         """
-        for read in self._reads:
+        kind = line.get("type")
+        shape = (kind if isinstance(kind, str) else None, *line)
+        plan = self._plans.get(shape)
+        if plan is None:
+            plan = self._add_plan(shape)
+        for read in plan.reads:
             responses = read(line, number)
             if responses is not None:
                 return responses
-        return _read_body(line)
+        return _read_body(line, plan.paths)
 
     def finish(self) -> Iterable[ModelResponse | Unfinished]:
         """Return what is left at the end of the file."""
         for format in self._formats:
             yield from format.finish()
 
+    def _add_plan(self, shape: tuple[Any, ...]) -> _Plan:
+        kind, *keys = shape
+        plan = _Plan(
+            [f.read for f in self._formats if f.may_read(kind, keys)],
+            [path for path in PATHS if not path or path[0] in keys],
+        )
+        if len(self._plans) == _MAX_PLANS:
+            self._plans.clear()
+        self._plans[shape] = plan
+        return plan
 
-def _read_body(line: Object) -> Sequence[ModelResponse] | None:
-    chains = [chain for path in PATHS if (chain := _follow(line, path)) is not None]
-    for chain in chains:
-        response = chain[-1]
-        for body in BODIES:
-            if body.has_usage(response):
-                found = body.read(chain)
-                return () if found is None else (found,)
+
+class _Plan(NamedTuple):
+    """What can be in the objects that have the same type and keys."""
+
+    reads: list[Callable[[Object, int], Sequence[ModelResponse] | None]]
+    paths: list[tuple[str, ...]]
+
+
+def _read_body(
+    line: Object, paths: list[tuple[str, ...]]
+) -> Sequence[ModelResponse] | None:
+    chains = []
+    for path in paths:
+        chain = [line]
+        for key in path:
+            part = chain[-1].get(key)
+            if not isinstance(part, dict):
+                break
+            chain.append(part)
+        else:
+            response = chain[-1]
+            for body in BODIES:
+                if body.has_usage(response):
+                    found = body.read(chain)
+                    return () if found is None else (found,)
+            chains.append(chain)
     for chain in chains:
         if any(body.is_known(chain[-1]) for body in BODIES):
             return ()
     return () if any(is_known(line) for is_known in KNOWN) else None
-
-
-def _follow(line: Object, path: tuple[str, ...]) -> Chain | None:
-    """Return the objects on *path*, or None if it does not exist."""
-    chain = [line]
-    for key in path:
-        part = chain[-1].get(key)
-        if not isinstance(part, dict):
-            return None
-        chain.append(part)
-    return chain

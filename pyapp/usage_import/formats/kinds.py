@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pyapp.usage_import.fields import Object
@@ -29,6 +29,13 @@ class Format:
 
     def __init__(self, file: str) -> None:
         self.file = file
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether a line of this type and with these keys can be of this format.
+
+        *kind* is its `type` if that is text. The answer is kept for all such lines.
+        """
+        return True
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the responses of *line*, or None if it is of another format.
