@@ -24,6 +24,8 @@ from pyapp.usage_import.lines import read_entries
 from pyapp.usage_import.responses import ModelResponse, Pass, make_id
 from pyapp.usage_import.unknown import find_usage
 
+_SIZE = 8  # bytes of a length
+
 
 @dataclass(slots=True)
 class LineCounts:
@@ -189,14 +191,14 @@ class _Store:
         """Yield the values."""
         self._write()
         self._file.seek(0)
-        left = self.count
-        while left > 0:
-            batch = marshal.load(self._file)
-            left -= len(batch)
-            yield from batch
+        while size := self._file.read(_SIZE):
+            yield from marshal.loads(self._file.read(int.from_bytes(size, "big")))
 
     def _write(self) -> None:
-        marshal.dump(self._batch, self._file)
+        # From bytes, marshal reads twenty times as fast as from a file.
+        written = marshal.dumps(self._batch)
+        self._file.write(len(written).to_bytes(_SIZE, "big"))
+        self._file.write(written)
         self._batch = []
 
 

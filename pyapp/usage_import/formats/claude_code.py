@@ -14,7 +14,7 @@ A result is left out if a file of its session is read in the same import.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import NamedTuple
@@ -102,6 +102,12 @@ class Run(Format):
         super().__init__(file)
         self._runs: dict[str, _Run] = {}
         self._events = streams.Messages(file)
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be a line of a run, and not of a session file."""
+        if kind == "assistant":
+            return "session_id" in keys and "sessionId" not in keys
+        return kind in ("result", "stream_event")
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return what a result adds to the responses before it."""

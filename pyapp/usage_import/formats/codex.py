@@ -15,7 +15,7 @@ first pause, because the copy is written at once and a call takes time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -120,6 +120,10 @@ class Rollout(Format):
         super().__init__(file)
         self._thread = _Thread()
         self._gaps: list[Unfinished] = []
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be a line of a rollout, or of `codex exec`."""
+        return "payload" in keys or kind == "turn.completed" or kind in _EXEC_LINES
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the call that an event or a record describes."""

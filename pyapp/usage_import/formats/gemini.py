@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pyapp.usage_import.fields import (
@@ -146,6 +146,10 @@ class Chunks(Format):
         super().__init__(file)
         self._searches: dict[str | None, _Searches] = {}
         self._open_line = 0  # of a stream without an id
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be a chunk."""
+        return "candidates" in keys
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the response of a chunk with all its searches so far."""

@@ -9,7 +9,7 @@ sums of calls, whose prices depend on each call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pyapp.errors import InvalidValueError
@@ -44,6 +44,10 @@ _TELEMETRY = _Fields(
 )
 
 
+# Keys of which a line has at least one, if its type does not say what it is.
+_KEYS = ("projectHash", "messages", "$set", "$rewindTo", "attributes", "stats")
+
+
 class Session(Format):
     """A session's file, or a telemetry log."""
 
@@ -51,6 +55,12 @@ class Session(Format):
         super().__init__(file)
         self._session: str | None = None
         self._broken: list[Unfinished] = []
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be of a session or of the telemetry log."""
+        if kind == "gemini" or kind in _OTHERS:
+            return True
+        return any(key in keys for key in _KEYS)
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the responses of a session's line, or of its whole object."""

@@ -8,7 +8,7 @@ has the usage. The events of other streams contain a whole response, a body.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pyapp.usage_import.fields import BadUsageError, Object, count, inner, text
 from pyapp.usage_import.formats import anthropic
@@ -25,6 +25,7 @@ _OTHER_EVENTS = {
     "message_stop",
     "ping",
 }
+_EVENTS = {*_OTHER_EVENTS, "message_start", "message_delta"}
 # Details of realtime usage, and their units.
 _INPUT_UNITS = {
     "audio_tokens": "input_audio_tokens",
@@ -45,6 +46,10 @@ class Messages(Format):
         # Of each stream, the messages without their usage yet, with their lines.
         self._begun: dict[tuple[str | None, ...], list[tuple[Object, int]]] = {}
         self._given: dict[tuple[str | None, ...], Object] = {}
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be an event, in an envelope or not."""
+        return kind in _EVENTS or any(key in keys for key in _ENVELOPES)
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the message of a `message_delta`, whose counts may still grow."""
@@ -120,6 +125,10 @@ class Realtime(Format):
     def __init__(self, file: str) -> None:
         super().__init__(file)
         self._model: str | None = None
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be an event of a session."""
+        return kind in ("session.created", "session.updated", "response.done")
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the response of a `response.done`."""
