@@ -188,6 +188,28 @@ def test_region_without_a_published_price_is_named(model, provider):
         assert "inference_geo 'us'" in result.reason
 
 
+@pytest.mark.parametrize(
+    ("model", "provider"),
+    [
+        ("claude-sonnet-4-20250514", None),
+        ("us.anthropic.claude-sonnet-4-20250514-v1:0", None),
+        ("global.anthropic.claude-sonnet-4-5-20250929-v1:0", None),
+    ],
+)
+def test_long_contexts_have_a_tier_that_the_data_lacks(model, provider):
+    short = cost(model, counts=(100_000, 0, 100_000, 1_000), provider=provider)
+    long = cost(model, counts=(100_001, 0, 100_000, 1_000), provider=provider)
+    assert short == Decimal("0.345")  # 0.3 + 0.03 + 0.015
+    # 100,001 x 6 + 100,000 x 0.6 + 1,000 x 22.5, per million.
+    assert long == Decimal("0.682506")
+
+
+def test_long_context_of_unknown_price_is_named():
+    use = {"provider": "bedrock", "counts": (272_001, 0, 0, 0)}
+    assert "input tokens" in call("openai.gpt-5.4", **use).reason
+    assert call("openai.gpt-5.4", provider="bedrock", counts=(272_000, 0, 0, 0)).cost
+
+
 def test_searches_are_a_cost_of_their_own():
     use = {"counts": (1_000, 0, 0, 0), "units": {"web_searches": 3}}
     result = call("claude-sonnet-4-5", **use)

@@ -16,14 +16,14 @@ BEDROCK = "arn:aws:bedrock:us-east-1:123456789012:"
 
 
 def price(model, provider=None, **more):
-    """Return the price of a million input tokens and a hundred thousand of output."""
+    """Return the price of 100,000 input tokens and 10,000 of output."""
     return published_price(
         model=model,
         provider=provider,
-        input_tokens=1_000_000,
+        input_tokens=100_000,
         cache_creation_input_tokens=0,
         cache_read_input_tokens=0,
-        output_tokens=100_000,
+        output_tokens=10_000,
         finished_at=NOON,
         **more,
     )
@@ -115,12 +115,12 @@ def test_some_ids_name_their_host(model, id):
 
 def test_bedrock_has_prices_by_region():
     profile = "anthropic.claude-sonnet-4-5-20250929-v1:0"
-    regional = PublishedPrice(Decimal("4.95"), Decimal(0), True, None)
+    regional = PublishedPrice(Decimal("0.495"), Decimal(0), True, None)
     assert price(f"us.{profile}") == regional
     assert price(f"eu.{profile}", "bedrock") == regional
     assert price(f"{BEDROCK}inference-profile/us.{profile}") == regional
     assert price(f"bedrock/us.{profile}") == regional
-    assert price(f"global.{profile}").cost == Decimal("4.5")
+    assert price(f"global.{profile}").cost == Decimal("0.45")
 
 
 @pytest.mark.parametrize(
@@ -131,20 +131,49 @@ def test_bedrock_resource_without_a_model_has_no_price(resource):
     assert price(BEDROCK + resource).cost is None
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "eu.amazon.nova-lite-v1:0",
+        "apac.amazon.nova-pro-v1:0",
+        "bedrock/eu-west-2/meta.llama3-70b-instruct-v1:0",
+        "arn:aws:bedrock:sa-east-1::foundation-model/meta.llama3-8b-instruct-v1:0",
+        "us-gov.anthropic.claude-haiku-4-5-20251001-v1:0",
+        "bedrock/us-gov-west-1/amazon.nova-pro-v1:0",
+    ],
+)
+def test_region_of_bedrock_without_a_price_of_its_own_has_none(model):
+    assert price(model).cost is None
+    assert price(model, "bedrock").cost is None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "us.amazon.nova-lite-v1:0",
+        "amazon.nova-lite-v1:0",
+        "bedrock/us-west-2/amazon.nova-lite-v1:0",
+        "arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-lite-v1:0",
+    ],
+)
+def test_prices_of_bedrock_are_those_of_the_us(model):
+    assert price(model).cost == Decimal("0.0084")
+
+
 def test_vertex_charges_more_at_regional_endpoints():
     name = "projects/p/locations/{}/publishers/anthropic/models/claude-sonnet-4-6"
     regional = price(name.format("europe-west1"))
-    assert (regional.cost, regional.is_standard) == (Decimal("4.95"), False)
+    assert (regional.cost, regional.is_standard) == (Decimal("0.495"), False)
     world = price(name.format("global"))
-    assert (world.cost, world.is_standard) == (Decimal("4.5"), True)
+    assert (world.cost, world.is_standard) == (Decimal("0.45"), True)
     older = "projects/p/locations/us-east5/publishers/anthropic/models/claude-opus-4-1"
     assert price(older).cost == price("claude-opus-4-1", "vertex").cost
 
 
 def test_given_provider_determines_the_price():
-    assert price("glm-4.7", "zai").cost == Decimal("0.82")
-    assert price("glm-4.7", "zhipuai").cost == Decimal("0.3863")
-    assert price("openai/gpt-oss-120b", "groq").cost == Decimal("0.21")
+    assert price("glm-4.7", "zai").cost == Decimal("0.082")
+    assert price("glm-4.7", "zhipuai").cost == Decimal("0.03863")
+    assert price("openai/gpt-oss-120b", "groq").cost == Decimal("0.021")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +256,35 @@ def test_hosts_with_one_price_need_no_provider():
     assert costs == {price(model).cost}
 
 
+@pytest.mark.parametrize(
+    ("model", "provider"),
+    [
+        ("gemini-2.0-flash", "vertex_ai"),  # 0.15 there, 0.10 at the Gemini API
+        ("vertex_ai/gemini-2.0-flash", None),
+        ("gemma-4-31b-it", "vertex"),  # free at the Gemini API only
+        ("deepseek-chat", "azure"),
+        ("grok-3-mini", "azure"),
+        ("azure/eu/o4-mini", None),  # a data zone
+        ("us/o4-mini", "azure"),
+    ],
+)
+def test_price_of_one_service_is_not_that_of_another(model, provider):
+    assert price(model, provider).cost is None
+
+
+@pytest.mark.parametrize(
+    ("model", "provider"),
+    [
+        ("gemini-3.8-flash-cyber", None),
+        ("gemini-3.8-flash-cyber", "google"),
+        ("gemini-3.6-flash-lite", None),
+        ("deepseek-v4-flash-vision-exp", "deepseek"),
+    ],
+)
+def test_name_of_another_model_is_not_a_version(model, provider):
+    assert price(model, provider).cost is None
+
+
 def test_price_taken_from_a_router_is_not_the_makers():
     # The data lists gpt-oss at OpenAI, which does not serve it, and at Azure by way of
     # OpenAI.
@@ -250,8 +308,8 @@ def test_fine_tuned_model_never_has_the_price_of_its_base(model):
 
 def test_fine_tuned_model_has_its_own_price():
     tuned = price("ft:gpt-4o-mini-2024-07-18:acme::a1")
-    assert tuned.cost == Decimal("0.42")  # 1M x 0.3/M + 100k x 1.2/M
-    assert price("gpt-4o-mini-2024-07-18").cost == Decimal("0.21")
+    assert tuned.cost == Decimal("0.042")  # 100k x 0.3/M + 10k x 1.2/M
+    assert price("gpt-4o-mini-2024-07-18").cost == Decimal("0.021")
 
 
 @pytest.mark.parametrize("variant", ["nitro", "floor", "online", "exacto"])

@@ -87,13 +87,29 @@ _BEDROCK = re.compile(
     r"moonshot|moonshotai|nvidia|openai|qwen|stability|twelvelabs|writer|zai)"
     r"\.[a-z][\w.:-]*"
 )
+_BEDROCK_REGION = re.compile(
+    r"^arn:aws[\w-]*:bedrock:([\w-]+):|^bedrock\w*/([a-z]{2}(?:-gov)?-[a-z]+-\d)/"
+)
+_BEDROCK_GEOGRAPHY = re.compile(r"(?:^|/)([a-z]{2,6}(?:-gov)?)\.[a-z0-9]+\.")
 _BEDROCK_RESOURCE = re.compile(r"arn:aws[\w-]*:bedrock:")
 _BEDROCK_CATALOG = re.compile(r":(?:foundation-model|inference-profile)/([^/]+)$")
 _VERTEX_VERSION = re.compile(r"claude[\w.-]*@(?:\d{8}|default|latest)")
 _VERTEX_REGION = re.compile(r"/locations/([\w-]+)/publishers/anthropic/")
+# Gemini models whose price on Vertex AI is not that of the Gemini API, which the data
+# has: an older price, and models that are free of charge on the Gemini API only.
+_NOT_ON_VERTEX = re.compile(r"gemini-2\.0-flash(?!-lite)|gemma(?!.*-maas)")
+# Providers whose prices of another provider's models are that provider's own.
+_AT_LIST_PRICE = {"azure": ("openai", "anthropic"), "google": ("anthropic",)}
+# Azure's data zones, which cost more than its global service.
+_AZURE_ZONE = re.compile(r"^(azure/)?(us|eu)/")
 # OpenRouter appends what it does with a model; the price differs.
 _ROUTED = re.compile(
     r":(free|nitro|floor|online|exacto|extended|thinking|beta|batch|flex|priority)$"
+)
+# Words that distinguish models: a name that has one is not a version of another.
+_MODEL_WORDS = re.compile(
+    r"(?<![a-z])(audio|coder|cyber|fast|flash|highspeed|image|lite|live|max|mini|nano"
+    r"|pro|tts|turbo|vision)(?![a-z])"
 )
 _FINE_TUNED = re.compile(r"^ft:|\.ft-|:ft-|^tunedmodels/|^endpoints/")
 
@@ -201,7 +217,9 @@ def find_hosts(
     ref = model.strip().lower()
     if provider is not None and _letters(provider) != "litellm":
         given = find_provider(providers, provider)
-        return _at(providers, given, ref) if given else []
+        if given is None or (_is_vertex(provider, ref) and _NOT_ON_VERTEX.search(ref)):
+            return []
+        return _at(providers, given, ref)
     first = _letters(ref.partition("/")[0])
     if "/" in ref and first in _SELF_HOSTED:
         return []
@@ -209,19 +227,60 @@ def find_hosts(
     if named is None and _ROUTED.search(ref) and "/" in ref:
         named = "openrouter"
     if named is not None:
+        if _is_vertex("", ref) and _NOT_ON_VERTEX.search(ref):
+            return []
         return _at(providers, find_provider(providers, named), ref)
     return _made_by(providers, ref) or _served_by_any(providers, ref)
 
 
 def _at(providers: list[Provider], provider: Provider | None, ref: str) -> list[Host]:
     """Return the model at *provider*, which may sell another provider's models."""
-    if provider is None:
+    if provider is None or (provider.id == "azure" and _AZURE_ZONE.match(ref)):
         return []
+    sellers = [provider]
+    sellers += [p for p in providers if p.id in _AT_LIST_PRICE.get(provider.id, ())]
     for name in _names(ref, provider):
-        found = provider.find_model(name, all_providers=providers)
-        if found is not None and _is_own(provider, found, name):
-            return [Host(provider, found)]
+        for seller in sellers:
+            found = seller.find_model(name)
+            if found is not None and _is_own(seller, found, name):
+                is_priced = provider.id != "aws" or _is_priced_in(ref, found)
+                return [Host(provider, found)] if is_priced else []
     return []
+
+
+def _is_vertex(provider: str, ref: str) -> bool:
+    first = _letters(ref.partition("/")[0])
+    return (
+        "vertex" in _letters(provider)
+        or first in ("vertex", "vertexai")
+        or ref.startswith("projects/")
+    )
+
+
+def _is_priced_in(ref: str, found: ModelInfo) -> bool:
+    """Return whether the price of a model on Bedrock is that of its region.
+
+    The data has the prices of the US, and the other regions of some models by name.
+    Claude has one price in all commercial regions, and another by the global profile.
+    """
+    region = _BEDROCK_REGION.search(ref)
+    geography = _BEDROCK_GEOGRAPHY.search(ref)
+    named = [*(region.groups() if region else ()), geography and geography[1]]
+    for place in filter(None, named):
+        if "-gov" in place:
+            return False
+        if place.startswith(("us", "global")) or ".anthropic." in found.id:
+            continue
+        if not any(text.startswith(f"{place}.") for text in _patterns(found.match)):
+            return False
+    return True
+
+
+def _patterns(match: Any) -> Iterator[str]:
+    """Yield the texts by which the price data recognises a model."""
+    for part in getattr(match, "or_", None) or getattr(match, "and_", None) or ():
+        yield from _patterns(part)
+    yield from (text.lower() for text in vars(match).values() if isinstance(text, str))
 
 
 def _made_by(providers: list[Provider], ref: str) -> list[Host]:
@@ -292,16 +351,14 @@ def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
         return False
     if _FINE_TUNED.search(ref) and not _FINE_TUNED.search(id):
         return False
+    texts = (id, *_patterns(found.match))
+    if ref in texts:
+        return True
+    for word in _MODEL_WORDS.findall(ref):
+        if not any(word in text for text in texts):
+            return False
     routed = _ROUTED.search(ref)
-    return routed is None or routed[0] in id or _is_listed(found.match, ref)
-
-
-def _is_listed(match: Any, ref: str) -> bool:
-    """Return whether the price data names *ref* itself, not only a pattern of it."""
-    parts = getattr(match, "or_", None)
-    if parts is not None:
-        return any(_is_listed(part, ref) for part in parts)
-    return getattr(match, "equals", "").lower() == ref
+    return routed is None or routed[0] in id
 
 
 def _names(ref: str, provider: Provider) -> Iterator[str]:
@@ -327,7 +384,9 @@ def _names(ref: str, provider: Provider) -> Iterator[str]:
         yield rest
         yield rest.replace("@", "-")
         if provider.id == "aws":
-            yield rest.rpartition("/")[2]
+            place, _, name = rest.rpartition("/")
+            if _BEDROCK_REGION.match(ref) or place in ("converse", "invoke"):
+                yield name
             yield f"{first}.{rest}"
     elif provider.id != "openrouter" and _letters(first) not in _HOST_PREFIXES:
         yield rest  # the name in front is the maker's

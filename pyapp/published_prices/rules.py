@@ -91,10 +91,10 @@ SAME_PRICE = frozenset((("groq", "service_tier", "flex"),))
 
 # Providers that bill cached tokens, or tokens written to the cache, as other input
 # where they list no price for them.
-# OpenAI and Azure, Prompt caching: no additional fees; the Batch API has no discount.
+# OpenAI, Prompt caching: no additional fees; the Batch API has no discount.
 # Cerebras, Prompt caching: the standard input rate, cached or not.
 # xAI and DeepSeek list no price for writes; their caching is automatic.
-READS_AS_INPUT = frozenset(("openai", "azure", "cerebras"))
+READS_AS_INPUT = frozenset(("openai", "cerebras"))
 WRITES_AS_INPUT = READS_AS_INPUT | {"x-ai", "deepseek"}
 # Anthropic, Batch processing: the discount applies to cache reads and writes too.
 HALF_CACHE = frozenset(("anthropic",))
@@ -103,6 +103,37 @@ FULL_CACHE = frozenset(("google",))
 # Fees for tool calls are listed once, whatever the tier of the tokens. Anthropic, Web
 # search tool: the same price in batches.
 FEES_IN_ALL_TIERS = frozenset(("anthropic", "openai", "google"))
+
+
+class LongContext(NamedTuple):
+    """What a call costs with more input tokens than *start*; None if it is unknown."""
+
+    model: re.Pattern[str]
+    start: int
+    input_factor: Decimal | None
+    output_factor: Decimal | None
+
+
+# Anthropic, Long context pricing: Sonnet 4 and 4.5 with more than 200,000 input tokens,
+# also on Bedrock, whose prices in the data have no tiers. OpenAI bills long contexts of
+# these models at other rates; what Bedrock charges is not in the data.
+_SONNET_4 = re.compile(r"(^|\.)claude-sonnet-4-(0$|20250514|5-)")
+_LONG_CONTEXTS: Mapping[str, tuple[LongContext, ...]] = {
+    "anthropic": (LongContext(_SONNET_4, 200_000, Decimal(2), Decimal("1.5")),),
+    "aws": (
+        LongContext(_SONNET_4, 200_000, Decimal(2), Decimal("1.5")),
+        LongContext(re.compile(r"^openai\.gpt-5\.[45]$"), 272_000, None, None),
+    ),
+}
+
+
+def find_long_context(provider: str, model: str) -> LongContext | None:
+    """Return the tier of a model that the price data lacks."""
+    for rule in _LONG_CONTEXTS.get(provider, ()):
+        if rule.model.search(model):
+            return rule
+    return None
+
 
 # Parts of the input that are billed as its text where they have no price of their own.
 # OpenAI, Images and vision: charged in tokens, as text inputs are.

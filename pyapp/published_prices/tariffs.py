@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Far more digits than any product here needs: sums of prices are never rounded.
 EXACT = Context(prec=200, rounding=ROUND_HALF_EVEN)
 _TOKENS = "_mtok"
+# A tier whose price is not known.
+_UNKNOWN = Decimal("NaN")
 _CACHES = ("cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok")
 
 
@@ -191,6 +193,9 @@ def _tariff(host: Host, prices: Mapping[str, Any], size: str | None) -> Tariff:
     from genai_prices.types import ModelPrice
 
     tokens = {key: price for key, price in prices.items() if key.endswith(_TOKENS)}
+    long = rules.find_long_context(host.provider.id, host.model.id)
+    if long is not None:
+        tokens = {key: _with_tier(key, price, long) for key, price in tokens.items()}
     starts = sorted({t.start for p in tokens.values() for t in getattr(p, "tiers", ())})
     rates = [_rates(host, tokens, total) for total in (0, *(s + 1 for s in starts))]
     return Tariff(
@@ -224,11 +229,24 @@ def _rates(host: Host, prices: Mapping[str, Any], total: int) -> Rates:
     )
 
 
-def _of_one(price: Any, total: int, digits: int) -> Decimal:
+def _with_tier(key: str, price: Any, long: rules.LongContext) -> Any:
+    """Return *price* with the tier of long contexts, unless it has tiers."""
+    from genai_prices.types import Tier, TieredPrices
+
+    factor = long.output_factor if key.startswith("output") else long.input_factor
+    if not isinstance(price, Decimal):
+        return price
+    above = _UNKNOWN if factor is None else EXACT.multiply(price, factor)
+    return TieredPrices(base=price, tiers=[Tier(long.start, above)])
+
+
+def _of_one(price: Any, total: int, digits: int) -> Decimal | None:
     tiers = getattr(price, "tiers", None)
     if tiers is not None:
         in_force = [tier.price for tier in tiers if total > tier.start]
         price = in_force[-1] if in_force else price.base
+    if price is _UNKNOWN:
+        return None
     return EXACT.scaleb(price, -digits)
 
 
