@@ -54,6 +54,7 @@ _TRAFFIC = {
     "2": "provisioned_throughput",
 }
 _PLAIN_TRAFFIC = ("ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED", "0", "1")
+_OWN = re.compile(r"(models/|gemini|gemma|text-embedding|learnlm)")
 # Generations that are billed for each prompt with a search.
 _BILLED_BY_PROMPT = re.compile(r"gemini-[12](\.|-|$)")
 
@@ -225,7 +226,8 @@ def _describe(
         make_id("gemini", name, content) if content else make_id("gemini", name),
         [_pass(usage, units)],
         model=None if model is None else model.removeprefix("models/"),
-        provider="google",
+        # Qwen Code has Google's shape too.
+        provider="google" if _OWN.match(model or "") else None,
         finished_at=find_time(chain) if made_at is None else moment("time", made_at),
         is_open=is_open,
         is_numbered=name is None,

@@ -41,7 +41,7 @@ _KEYS = {
     "output_tokens",
     "total_tokens",
 }
-_OBJECTS = {"chat.completion", "chat.completion.chunk", "response", "text_completion"}
+_OBJECTS = ("chat.completion", "chat.completion.chunk", "response", "text_completion")
 # Places of the cached tokens in a usage, and of those written to a cache: parts of the
 # input. `details` is the object with details of the input.
 _READS = (
