@@ -45,6 +45,8 @@ COMMANDS = {
     "quota --all": "users",
     "stats": "users",
     "usage --by day": "usage_daily",
+    "prices list": "model_prices",
+    "prices report": "messages",
     "users add new@example.com": "users",
     IMPORT: "messages",
     "db maintain": "message_payloads_default",

@@ -33,6 +33,7 @@ IMPORT = "import usage {log} --user ada@example.com"
 COMMANDS = {
     "quota --all": "users",
     "usage --by model": "messages",
+    "prices report": "messages",
     IMPORT: "messages",
     "db maintain": "message_payloads_default",
     "stripe retry": "stripe_events",

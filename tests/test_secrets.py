@@ -56,6 +56,7 @@ COMMANDS = (
     "quota --all",
     "stats",
     "usage --by day",
+    "prices list",
     "import usage log.jsonl --user ada@example.com",
     "stripe events",
     "stripe retry",

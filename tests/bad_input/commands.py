@@ -170,6 +170,16 @@ RENAMES: Values = {
     "three parts": "a.b.c=d",
     "with a quote": "users.name=x'; --",
 }
+USD: Values = {
+    **NUMBERS,
+    "a comma": "1,5",
+    "a sign": "+1",
+    "no digit before the point": ".5",
+    "no digit after the point": "1.",
+    "of 101 decimals": "0." + "1" * 101,
+    "infinity": "Infinity",
+}
+SET = ("prices", "set", "m", "--input", "1", "--output", "1", "--from", "2100-01-01")
 NIL = "00000000-0000-0000-0000-000000000000"
 ADA = ("--user", "{user}")
 LOG = "{log}"  # replaced by the name of a log without usage
@@ -212,6 +222,29 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
         ("import", "usage", LOG, "--fingerprint", "{}"),
     ),
     "import usage at": (TIMES, ("import", "usage", LOG, *ADA, "--at", "{}")),
+    "prices set model": (WORDS, ("prices", "set", *SET[3:], "--", "{}")),
+    "prices set input": (USD, (*SET, "--input", "{}")),
+    "prices set output": (USD, (*SET, "--output", "{}")),
+    "prices set valid_from": (TIMES, (*SET, "--from", "{}")),
+    "prices set provider": (WORDS, (*SET, "--provider", "{}")),
+    "prices set cache_read": (USD, (*SET, "--cache-read", "{}")),
+    "prices set cache_write": (USD, (*SET, "--cache-write", "{}")),
+    "prices set cache_write_1h": (USD, (*SET, "--cache-write-1h", "{}")),
+    "prices end model": (WORDS, ("prices", "end", "--from", "2101-01-01", "--", "{}")),
+    "prices end valid_from": (TIMES, ("prices", "end", "m", "--from", "{}")),
+    "prices end provider": (
+        WORDS,
+        ("prices", "end", "m", "--from", "2101-01-01", "--provider", "{}"),
+    ),
+    "prices delete model": (WORDS, ("prices", "delete", "--from", "now", "--", "{}")),
+    "prices delete valid_from": (TIMES, ("prices", "delete", "m", "--from", "{}")),
+    "prices delete provider": (
+        WORDS,
+        ("prices", "delete", "m", "--from", "now", "--provider", "{}"),
+    ),
+    "prices check within": (DURATIONS, ("prices", "check", "--within", "{}")),
+    "prices report since": (TIMES, ("prices", "report", "--since", "{}")),
+    "prices report until": (TIMES, ("prices", "report", "--until", "{}")),
     "users add email": (PAYERS, ("users", "add", "{}")),
     "users add name": (WORDS, ("users", "add", "{address}", "--name", "{}")),
     "stripe serve host": (HOSTS, ("stripe", "serve", "--host", "{}")),
