@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import stripe
 from psycopg import Connection
+from stripe import SignatureVerificationError, StripeClient, WebhookSignature
 
 from pyapp._core.validation import check_text, shown
 from pyapp.errors import (
@@ -28,7 +28,7 @@ def handle_webhook(
     payload: bytes,
     signature: str | None,
     secrets: Sequence[str] | str,
-    client: stripe.StripeClient | None = None,
+    client: StripeClient | None = None,
     *,
     livemode: bool | None = None,
 ) -> Outcome:
@@ -79,14 +79,15 @@ def read_delivery(
         check_text("signature", signature)
     if len(payload) > MAX_BODY:
         raise InvalidPayloadError(f"the body has more than {MAX_BODY} bytes")
-    verify_signature(payload, signature, secrets)
-    return read_event(payload.decode(), livemode)
+    return read_event(verify_signature(payload, signature, secrets), livemode)
 
 
 def verify_signature(
     payload: bytes, signature: str | None, secrets: Sequence[str] | str
-) -> None:
-    """Return if one of *secrets* signed *payload* within the last five minutes.
+) -> str:
+    """Return the text of *payload* if one of *secrets* signed it recently.
+
+    A signature is valid for five minutes.
 
     Raises:
         InvalidSignatureError: no secret matches, or the signature is too old.
@@ -105,9 +106,9 @@ def verify_signature(
         raise InvalidSignatureError("the Stripe-Signature header is not ASCII")
     for secret in secrets:
         try:
-            stripe.WebhookSignature.verify_header(text, signature, secret, TOLERANCE)
-        except stripe.SignatureVerificationError as exc:
+            WebhookSignature.verify_header(text, signature, secret, TOLERANCE)
+        except SignatureVerificationError as exc:
             reason = str(exc).splitlines()[0]
         else:
-            return
+            return text
     raise InvalidSignatureError(reason)
