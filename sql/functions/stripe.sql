@@ -6,7 +6,9 @@
 -- session may make a plan while the tables are empty and use it when they are large, so
 -- a plan has to look rows up by an index, one by one: by enable_seqscan = off, LATERAL
 -- with LIMIT 1, and = ANY (array). LIMIT ALL is an optimization fence: the expressions
--- of its subquery are evaluated once.
+-- of its subquery are evaluated once. Most statements are of one object, for which
+-- nested loops of index scans start faster than bitmap scans, hash joins and memoize
+-- nodes.
 --
 -- Rows of more than two columns are compared column by column: pg_dump writes such a
 -- comparison with parentheses that a restore drops, and the function would differ.

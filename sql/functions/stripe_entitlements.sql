@@ -139,21 +139,23 @@ LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT
         CASE
-            WHEN NOT is_paid THEN NULL
+            WHEN NOT p.is_paid THEN NULL
             WHEN p.is_on_anchor THEN anchor
             WHEN p.is_month THEN period_end
             ELSE COALESCE(anchor, period_end)
         END AS quota_anchor,
-        CASE WHEN is_paid AND (p.is_on_anchor OR p.is_month) THEN period_end END
+        CASE WHEN p.is_paid AND (p.is_on_anchor OR p.is_month) THEN period_end END
             AS next_quota_reset
     FROM (
         SELECT
+            is_paid,
             is_paid AND period_end = app.get_period_end(anchor, period_start)
                 AS is_on_anchor,
             period_end - period_start
                 BETWEEN interval '28 days' AND interval '31 days' AS is_month
         LIMIT ALL
-    ) AS p;
+    ) AS p
+    LIMIT ALL;
 END;
 
 COMMENT ON FUNCTION app.get_paid_period(
@@ -218,7 +220,6 @@ CROSS JOIN LATERAL app.get_paid_period(
     best.period_start,
     best.period_end
 ) AS paid
-LEFT JOIN app.plans AS free ON free.id = 'free'
 CROSS JOIN LATERAL (
     SELECT
         best.customer_id AS stripe_customer_id,
@@ -228,7 +229,11 @@ CROSS JOIN LATERAL (
         best.status AS subscription_status,
         COALESCE(
             CASE WHEN best.is_active AND best.plan_id IS NOT NULL THEN best.credits END,
-            free.monthly_credits,
+            (
+                SELECT free.monthly_credits
+                FROM app.plans AS free
+                WHERE free.id = 'free'
+            ),
             u.base_quota
         ) AS base_quota,
         COALESCE(paid.quota_anchor, u.quota_anchor) AS quota_anchor,
@@ -293,6 +298,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_memoize = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
