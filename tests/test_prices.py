@@ -214,6 +214,16 @@ def test_searches_are_added_to_the_own_price(
 
 
 @either_way
+def test_own_price_of_zero_is_zero(conn: psycopg.Connection, user_id: UUID, send: Send):
+    free = {name: Decimal(0) for name in PRICES if name.endswith("_price")}
+    set_model_price(conn, **PRICES | free)
+
+    message = unpriced_message(user_id=user_id, published=KNOWN)
+
+    assert cost_of(conn, send, message) == 0
+
+
+@either_way
 def test_1_hour_writes_cost_as_others_without_a_price(
     conn: psycopg.Connection, user_id: UUID, send: Send
 ):
