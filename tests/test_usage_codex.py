@@ -181,6 +181,10 @@ def test_calls_that_no_line_shows_are_reported(tmp_path: Path) -> None:
             "input_tokens and output_tokens (2200) differ from total_tokens (9)",
         ),
         (event(20, [], used(2000, 200)), "the token usage is not an object"),
+        (
+            changed(FIRST, payload={"type": "token_count", **used(10, 1)}),
+            "a token_count without the counters of its thread",
+        ),
     ],
 )
 def test_counters_that_contradict_are_reported_with_both_figures(

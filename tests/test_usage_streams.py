@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from pyapp.usage_import.reader import BrokenLine, LineCounts
-from tests.usage_lines import ANTHROPIC, as_bytes, changed, only, read, tokens
+from tests.usage_lines import (
+    ANTHROPIC,
+    CHAT,
+    RESPONSE,
+    as_bytes,
+    changed,
+    only,
+    read,
+    tokens,
+)
 
 USAGE = {"input_tokens": 40, "cache_read_input_tokens": 7, "output_tokens": 1}
 MESSAGE = changed(ANTHROPIC, id="msg_s", stop_reason=None, usage=USAGE)
@@ -91,6 +100,27 @@ def test_an_event_in_an_envelope_is_read(tmp_path: Path, key: str) -> None:
     lines = [{"request_id": "r", key: event} for event in (start(), delta())]
 
     assert only(tmp_path, *lines).client_request_id == "r"
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        [changed(CHAT, usage=None, object="chat.completion.chunk")] * 3,
+        [{"type": "response.created", "response": changed(RESPONSE, usage=None)}],
+    ],
+)
+def test_a_stream_without_usage_is_reported(tmp_path: Path, stream: list[Any]) -> None:
+    results, _ = read(tmp_path, *stream)
+    name = stream[0].get("response", stream[0])["id"]
+
+    assert broken(results) == [(1, f"the stream of '{name}' has no usage")]
+
+
+def test_chunks_after_the_usage_of_a_stream_are_no_other(tmp_path: Path) -> None:
+    chunk = changed(CHAT, object="chat.completion.chunk")
+    messages, counts = read(tmp_path, chunk, changed(chunk, usage=None))
+
+    assert (len(messages), counts.broken) == (1, 0)
 
 
 def test_realtime_responses_need_the_model_of_their_session(tmp_path: Path) -> None:

@@ -301,6 +301,8 @@ def _read_event(
 ) -> Sequence[ModelResponse]:
     info = event.get("info")
     if not isinstance(info, dict):
+        if "input_tokens" in event:
+            raise BadUsageError("a token_count without the counters of its thread")
         return ()  # the event is about rate limits alone
     counters = _usage(info.get("total_token_usage"))
     last = _usage(info.get("last_token_usage"))

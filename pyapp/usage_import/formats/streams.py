@@ -2,8 +2,9 @@
 
 Anthropic's `message_start` has the model and the input, and `message_delta` the counts
 so far; both may be inside another object, such as a `stream_event` of Claude Code.
-OpenAI's realtime sessions name the model in an event, and `response.done`
-has the usage. The events of other streams contain a whole response, a body.
+OpenAI's realtime sessions name the model in an event, and `response.done` has the
+usage. The events of other streams contain a whole response, which is a body. A stream
+without usage, for which its client did not ask, is reported.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
 # Keys of an object around an event, and of the ids that tell its stream.
 _ENVELOPES = ("event", "data", "chunk")
 _STREAM_IDS = ("request_id", "session_id", "parent_tool_use_id", "stream_id")
+_ENDS = {
+    "response.cancelled",
+    "response.completed",
+    "response.done",
+    "response.failed",
+    "response.incomplete",
+}
 _OTHER_EVENTS = {
     "content_block_delta",
     "content_block_start",
@@ -117,6 +125,46 @@ def _largest(before: Object, after: Object) -> Object:
         if value is not None:
             largest[key] = value
     return largest
+
+
+class Unmeasured(Format):
+    """Streams of OpenAI's shapes without usage; the usage of others is in a body."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._lines: dict[str, int] = {}  # where each stream began
+        self._ended: set[str] = set()
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether it can be a chunk, or the first or last event of a response."""
+        is_chunk = kind is None and "choices" in keys
+        return is_chunk or kind == "response.created" or kind in _ENDS
+
+    def read(self, line: Object, number: int) -> None:
+        """Note which streams have begun and which have their usage."""
+        kind = line.get("type")
+        response = line.get("response")
+        if kind is None and line.get("object") == "chat.completion.chunk":
+            groq = line.get("x_groq")
+            has_usage = isinstance(groq, dict) and groq.get("usage")
+            self._note(line, number, bool(line.get("usage") or has_usage))
+        elif isinstance(response, dict):
+            self._note(response, number, kind != "response.created")
+
+    def finish(self) -> Iterable[Unfinished]:
+        """Return the streams without usage; a client has to ask for it."""
+        for name, number in self._lines.items():
+            yield Unfinished(number, f"the stream of {name[:100]!a} has no usage")
+
+    def _note(self, response: Object, number: int, has_ended: bool) -> None:
+        name = response.get("id")
+        if not isinstance(name, str):
+            return
+        if has_ended:
+            self._lines.pop(name, None)
+            self._ended.add(name)
+        elif name not in self._ended:
+            self._lines.setdefault(name, number)
 
 
 class Realtime(Format):
