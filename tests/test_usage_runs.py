@@ -123,6 +123,36 @@ def test_a_second_turn_of_a_process_adds_the_increase(tmp_path: Path) -> None:
     assert [tokens(m)[0] for m in messages] == [1000, 50, 9]
 
 
+def test_each_turn_adds_what_its_responses_lack(tmp_path: Path) -> None:
+    second = result(
+        uuid="5f0d6f2c-0000-4000-8000-000000000002",
+        total_cost_usd=0.8,
+        usage={"input_tokens": 50, "output_tokens": 60},
+        modelUsage={MODEL: used(1050, 160, 0.8)},
+    )
+    turns = (printed("msg_a", 900, 3), result(), printed("msg_b", 50, 2), second)
+    messages, _ = read(tmp_path, *turns)
+
+    assert [tokens(m) for m in messages] == [
+        (900, 0, 0, 3),
+        (100, 0, 0, 97),
+        (50, 0, 0, 2),
+        (0, 0, 0, 58),
+    ]
+
+
+def test_an_older_result_has_the_model_of_its_run(tmp_path: Path) -> None:
+    begin = {"type": "system", "subtype": "init", "session_id": RUN, "model": MODEL}
+    older = result()
+    del older["modelUsage"]
+    alone = only(tmp_path, begin, older)
+    with_response, _ = read(tmp_path, begin, printed("msg_a", 900, 3), older)
+
+    assert (alone.model, alone.cost) == (MODEL, Decimal("0.5"))
+    assert tokens(alone) == (1000, 0, 0, 100)
+    assert [tokens(m) for m in with_response] == [(900, 0, 0, 3), (100, 0, 0, 97)]
+
+
 def test_a_result_and_its_session_in_one_import_are_one_usage(
     conn: Connection, tmp_path: Path
 ) -> None:

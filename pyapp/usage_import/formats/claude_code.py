@@ -91,6 +91,8 @@ class _Sum(NamedTuple):
 class _Run:
     """A session in what `claude -p` printed."""
 
+    model: str | None = None
+    has_result: bool = False
     before: dict[str, _Sum] = field(default_factory=dict)  # the last result
     responses: dict[bytes, ModelResponse] = field(default_factory=dict)
 
@@ -107,7 +109,7 @@ class Run(Format):
         """Tell whether it can be a line of a run, and not of a session file."""
         if kind == "assistant":
             return "session_id" in keys and "sessionId" not in keys
-        return kind in ("result", "stream_event")
+        return kind in ("result", "stream_event", "system")
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return what a result adds to the responses before it."""
@@ -118,7 +120,13 @@ class Run(Format):
             return self._read_response(line)
         if kind == "stream_event":
             return self._note(line, self._events.read(line, number) or ())
+        if kind == "system" and "model" in line and "session_id" in line:
+            self._run(line).model = text(line["model"])
+            return ()
         return None
+
+    def _run(self, line: Object) -> _Run:
+        return self._runs.setdefault(text(line.get("session_id")) or "", _Run())
 
     def _read_response(self, line: Object) -> Sequence[ModelResponse] | None:
         message = line.get("message")
@@ -134,8 +142,7 @@ class Run(Format):
         self, line: Object, responses: Sequence[ModelResponse]
     ) -> Sequence[ModelResponse]:
         """Store the largest usage of each response of the run."""
-        if responses:
-            run = self._runs.setdefault(str(line.get("session_id")), _Run())
+        run = self._run(line)
         for response in responses:
             known = run.responses.get(response.id)
             if known is None or known.total <= response.total:
@@ -144,16 +151,18 @@ class Run(Format):
 
     def _read_result(self, line: Object) -> Sequence[ModelResponse]:
         session = text(line.get("session_id"))
+        run = self._run(line)
         sums = _sums(line)
-        _check_cost(line, sums)
-        run = self._runs.setdefault(session or "", _Run())
-        own = _increase(line, sums, run.before)
-        run.before = sums
+        if sums:
+            _check_cost(line, sums)
+            own = dict(_increase(line, sums, run.before))
+        else:
+            own = _sum_of_turn(line, run)
         has_responses = bool(run.responses)
         for response in run.responses.values():
             for part in response.passes:
                 _take(own, part.model or response.model, part)
-        run.responses = {}
+        run.before, run.has_result, run.responses = sums, True, {}
         return [
             _describe(line, session, model, rest, has_responses)
             for model, rest in own.items()
@@ -209,17 +218,29 @@ def _plus(a: _Sum, b: _Sum) -> _Sum:
     return _Sum(counts, a.searches + b.searches, both, a.provider)
 
 
+def _sum_of_turn(line: Object, run: _Run) -> dict[str, _Sum]:
+    """Return the calls of a result of an older version, which has no modelUsage.
+
+    Its usage is that of the turn, and its cost that of the process.
+    """
+    total = cost("total_cost_usd", line.get("total_cost_usd"))
+    usage = line.get("usage")
+    turn = anthropic.read_pass(usage) if isinstance(usage, dict) else Pass()
+    searches = (turn.units or {}).get("web_searches", 0)
+    if not total and not turn.total and not searches:
+        return {}
+    models = {response.model for response in run.responses.values()}
+    models = models or {run.model or ""}
+    model = _model(models.pop())
+    if not model or models:
+        raise BadUsageError("the result has no modelUsage, so no model is named")
+    paid = None if run.has_result else total
+    return {model: _Sum(turn[:4], searches, paid, _provider(model, {}))}
+
+
 def _check_cost(line: Object, sums: dict[str, _Sum]) -> None:
     """Check that the costs of the models are the cost of all."""
     total = cost("total_cost_usd", line.get("total_cost_usd"))
-    if not sums:
-        usage = line.get("usage")
-        used = isinstance(usage, dict) and (
-            count(usage, "input_tokens") or count(usage, "output_tokens")
-        )
-        if total or used:
-            raise BadUsageError("the result has no modelUsage, so no model is named")
-        return
     costs = [one.cost for one in sums.values() if one.cost is not None]
     stated = sum(costs, start=Decimal(0))
     if total is not None and abs(total - stated) > _MAX_ROUNDING:
@@ -240,7 +261,7 @@ def _increase(
     rest = {model: _minus(one, before.get(model)) for model, one in sums.items()}
     if not before or before.keys() - sums.keys():
         return sums
-    if any(part < 0 for one in rest.values() for part in one.counts):
+    if any(part < 0 for one in rest.values() for part in (*one.counts, one.cost or 0)):
         return sums
     increase = map(sum, zip(*(one.counts for one in rest.values()), strict=True))
     if any(own > most for own, most in zip(turn[:4], increase, strict=True)):
