@@ -77,21 +77,8 @@ class Collection:
             for line, value, reason in read_entries(stream):
                 if value is None:
                     self._add_broken(line, reason)
-                    continue
-                try:
-                    responses = formats.read(value, line)
-                except InvalidValueError as exc:
+                elif self._add_object(line, value, formats, occurrences):
                     is_known = True
-                    self._add_broken(line, str(exc))
-                    continue
-                if responses is None:
-                    self._add_unknown(line, value)
-                    continue
-                is_known = True
-                if not responses:
-                    self._counts.without_usage += 1
-                for response in responses:
-                    self._add_response(line, response, occurrences)
         for rest in formats.finish():
             if isinstance(rest, Unfinished):
                 self._add_broken(rest.line, rest.reason)
@@ -103,6 +90,23 @@ class Collection:
             self._add_broken(line + 1, log.damage)
         elif line and not is_known:
             self._add_unknown_file(log, self._counts.unknown > unknown)
+
+    def _add_object(
+        self, line: int, value: Object, formats: Reader, occurrences: Counter[bytes]
+    ) -> bool:
+        """Keep what is in an object; return whether its format is known."""
+        try:
+            responses = formats.read(value, line)
+        except InvalidValueError as exc:
+            self._add_broken(line, str(exc))
+            return True
+        if responses is None:
+            return self._add_unknown(line, value, formats, occurrences)
+        if not responses:
+            self._counts.without_usage += 1
+        for response in responses:
+            self._add_response(line, response, occurrences)
+        return True
 
     def read(self) -> Iterator[Found]:
         """Yield what was found, in order; of each response only the largest."""
@@ -148,13 +152,22 @@ class Collection:
         self._counts.broken += 1
         self._add(line, reason)
 
-    def _add_unknown(self, line: int, value: Object) -> None:
+    def _add_unknown(
+        self, line: int, value: Object, formats: Reader, occurrences: Counter[bytes]
+    ) -> bool:
+        """Report usage; the items of a list in an object are objects of their own."""
         usage = find_usage(value)
         if usage is None:
             self._counts.without_usage += 1
-            return
+            return False
+        for items in value.values():
+            if _is_list_of_objects(items) and _is_known(formats, items[0], line):
+                for item in items:
+                    self._add_object(line, item, formats, occurrences)
+                return True
         self._counts.unknown += 1
         self._add(line, f"usage in an unknown form: {usage}", None, True)
+        return False
 
     def _add_unknown_file(self, log: Log, has_usage: bool) -> None:
         if log.folder is not None and not has_usage:
@@ -200,6 +213,21 @@ class _Store:
         self._file.write(len(written).to_bytes(_SIZE, "big"))
         self._file.write(written)
         self._batch = []
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) for item in value)
+    )
+
+
+def _is_known(formats: Reader, value: Object, line: int) -> bool:
+    try:
+        return formats.read(value, line) is not None
+    except InvalidValueError:
+        return True
 
 
 def _packed(response: ModelResponse) -> tuple[Any, ...]:

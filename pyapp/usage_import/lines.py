@@ -25,7 +25,7 @@ _decode = json.JSONDecoder(strict=False).raw_decode
 # Lines of server-sent events that contain no data.
 _NO_DATA = (b"event:", b"id:", b"retry:", b":", b"data: [DONE]", b"data:[DONE]")
 # A line that ends so may be the beginning of an object over several lines.
-_UNFINISHED = (b"{", b"[", b",", b":")
+_UNFINISHED = ("{", "[", ",", ":")
 _SKIPPED = re.compile(r"[ \t\r\n\0\ufeff,]*")
 _LINE_START = re.compile(r"\n([ \t]*)(?:\}[ \t]*,[ \t]*)?(?=\{)")
 _ITEM_START = re.compile(r"\}\s*,\s*(?=\{)")
@@ -62,13 +62,13 @@ def _read_object(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:
     try:
         value, end = _decode(text)
     except (ValueError, RecursionError) as exc:
-        if _may_continue(exc, text) and stripped.endswith(_UNFINISHED):
+        if _may_continue(exc, text) and _is_open(text):
             yield from _Values(lines, raw).read_object(_reason(exc))
         else:
             yield Entry(lines.number, None, _reason(exc))
     else:
         yield Entry(lines.number, value)
-        yield from _read_rest(text, end, lines.number)
+        yield from _read_rest(lines, text, end)
 
 
 def _read_other(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:
@@ -84,18 +84,22 @@ def _read_other(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:
         return
     if stripped.startswith(b"data:"):
         stripped = stripped[len(b"data:") :].strip(_BLANK)
-    yield from _read_rest(stripped.decode("utf-8", "replace"), 0, lines.number)
+    yield from _read_rest(lines, stripped.decode("utf-8", "replace"), 0)
 
 
-def _read_rest(text: str, start: int, line: int) -> Iterator[Entry]:
-    """Yield the objects of *text* from *start* on, which are all of one line."""
+def _read_rest(lines: _Lines, text: str, start: int) -> Iterator[Entry]:
+    """Yield the objects of a line, *text*, from *start* on."""
     while (start := _after_blanks(text, start)) < len(text):
         try:
             value, start = _decode(text, start)
         except (ValueError, RecursionError) as exc:
-            yield Entry(line, None, _reason(exc))
+            if text[start] == "{" and _may_continue(exc, text) and _is_open(text):
+                rest = text[start:].encode() + b"\n"
+                yield from _Values(lines, rest).read_object(_reason(exc))
+            else:
+                yield Entry(lines.number, None, _reason(exc))
             return
-        yield from _entries(line, value)
+        yield from _entries(lines.number, value)
 
 
 def _entries(line: int, value: Any) -> Iterator[Entry]:
@@ -117,12 +121,18 @@ class _Lines:
         self._held = b""
 
     def read_line(self) -> bytes:
-        """Return the next line, of which a part longer than the limit is left."""
+        """Return the next line; of a long one, what is needed at first.
+
+        That is the beginning of an array, and else MAX_BYTES and one more.
+        """
         self.number += 1
-        if not self._held:
-            return self._readline(MAX_BYTES + 1)
-        line, newline, self._held = self._held.partition(b"\n")
-        return line + newline if newline else line + self._readline(MAX_BYTES + 1)
+        held, newline, self._held = self._held.partition(b"\n")
+        if newline:
+            return held + newline
+        raw = held + self._readline(_CHUNK)
+        if len(raw) >= _CHUNK and raw[-1:] != b"\n" and raw.lstrip()[:1] != b"[":
+            raw += self._readline(MAX_BYTES + 1 - len(raw))
+        return raw
 
     def skip_line(self, raw: bytes) -> None:
         """Read the rest of the line that begins with *raw*."""
@@ -276,6 +286,11 @@ def _may_continue(exc: Exception, text: str) -> bool:
     # A word or an escape may be incomplete at the end, and blanks may follow.
     end = text[-200:].rstrip()
     return exc.pos >= len(text) - min(200, len(text)) + len(end) - len("-Infinity")
+
+
+def _is_open(text: str) -> bool:
+    """Tell whether a line can be the first of an object over several lines."""
+    return text.endswith(_UNFINISHED)
 
 
 def _reason(exc: Exception) -> str:
