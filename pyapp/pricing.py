@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +22,9 @@ from pyapp.published_prices.tariffs import (
     EXACT,
     NoPriceError,
     Tariff,
+    UsualRates,
     find_tariff,
+    usual_rates,
 )
 from pyapp.published_prices.units import (
     Counts,
@@ -35,6 +37,7 @@ from pyapp.published_prices.units import (
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
 
+_ZERO = Decimal(0)
 _MICRO = Decimal("0.000001")
 _MAX_CACHED = 10_000
 _NO_TERMS: rules.Terms = frozenset()
@@ -47,6 +50,7 @@ class _Cache:
         self.snapshot = snapshot
         self.hosts: dict[tuple[str, str | None], _Hosts] = {}
         self.tariffs: dict[tuple[Any, ...], Tariff | str] = {}
+        self.usual: dict[tuple[Any, ...], UsualRates | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,17 @@ def published_price(
 
     Raises: InvalidValueError.
     """
+    usual = None if units else _usual_rates(model, provider, finished_at, context)
+    if usual is not None:
+        cost = usual.cost(
+            input_tokens,
+            cache_creation_input_tokens,
+            cache_creation_1h_input_tokens,
+            cache_read_input_tokens,
+            output_tokens,
+        )
+        if cost is not None:
+            return PublishedPrice(cost, _ZERO, usual.is_standard, None)
     counts = Counts(
         check_count("input_tokens", input_tokens),
         check_count("cache_creation_input_tokens", cache_creation_input_tokens),
@@ -131,10 +146,16 @@ def published_price(
     found = _hosts(cache, model, provider)
     if len(found.hosts) == 1:
         host = found.hosts[0]
-        return _price(cache, found, host, counts, others, at, terms, (model, provider))
+        price = _price(cache, found, host, counts, others, at, terms, (model, provider))
+        if price.cost is not None and not units and finished_at.tzinfo is UTC:
+            tariff = cache.tariffs[_tariff_key(found, host, at, terms)]
+            if isinstance(tariff, Tariff) and not found.has_hours:
+                key = _usual_key(model, provider, finished_at, context)
+                cache.usual[key] = usual_rates(tariff, is_standard=price.is_standard)
+        return price
     if not found.hosts:
         if found.is_free and not has_other_units(others):
-            return PublishedPrice(Decimal(0), Decimal(0), rules.is_plain(terms), None)
+            return PublishedPrice(_ZERO, _ZERO, rules.is_plain(terms), None)
         reason = f"no published price for model {_shown(model, provider)}"
         return _unpriced(reason, terms, others)
     prices = {
@@ -193,8 +214,8 @@ def add_prices(prices: Iterable[PublishedPrice]) -> PublishedPrice:
 
     The call is standard if all its passes are.
     """
-    cost: Decimal | None = Decimal(0)
-    other_cost: Decimal | None = Decimal(0)
+    cost: Decimal | None = _ZERO
+    other_cost: Decimal | None = _ZERO
     is_standard = True
     reason = None
     with localcontext(EXACT):
@@ -223,12 +244,41 @@ def credits_for_cost(cost: Decimal, margin: Decimal) -> Decimal:
         return (cost * 100 * (1 + margin)).quantize(_MICRO, ROUND_HALF_UP)
 
 
+def _usual_key(
+    model: str,
+    provider: str | None,
+    finished_at: datetime,
+    context: Mapping[str, str] | None,
+) -> tuple[Any, ...]:
+    terms = tuple(context.items()) if context else None
+    return model, provider, finished_at.date(), terms
+
+
+def _usual_rates(
+    model: str,
+    provider: str | None,
+    finished_at: datetime,
+    context: Mapping[str, str] | None,
+) -> UsualRates | None:
+    """Return the rates of earlier calls with the same arguments, before any check.
+
+    An import of many lines would otherwise spend half of its time here.
+    """
+    try:
+        if finished_at.tzinfo is not UTC or _cache.snapshot is not _snapshot():
+            return None
+        return _cache.usual.get(_usual_key(model, provider, finished_at, context))
+    except (AttributeError, TypeError, MissingExtraError):
+        return None  # the checks report it
+
+
 def _current_cache() -> _Cache:
     global _cache
     snapshot = _snapshot()
     if _cache.snapshot is not snapshot:
         _cache = _Cache(snapshot)
-    if len(_cache.hosts) > _MAX_CACHED or len(_cache.tariffs) > _MAX_CACHED:
+    parts = (_cache.hosts, _cache.tariffs, _cache.usual)
+    if any(len(part) > _MAX_CACHED for part in parts):
         _cache = _Cache(snapshot)
     return _cache
 
@@ -263,6 +313,13 @@ def _hosts(cache: _Cache, model: str, provider: str | None) -> _Hosts:
     return cache.hosts[key]
 
 
+def _tariff_key(
+    found: _Hosts, host: Host, at: datetime, terms: rules.Terms
+) -> tuple[Any, ...]:
+    when = at.replace(second=0, microsecond=0) if found.has_hours else at.date()
+    return host.provider.id, id(host.model), when, terms
+
+
 def _price(
     cache: _Cache,
     found: _Hosts,
@@ -274,8 +331,7 @@ def _price(
     named: tuple[str, str | None],
 ) -> PublishedPrice:
     """Return the price of a call at one host."""
-    when = at.replace(second=0, microsecond=0) if found.has_hours else at.date()
-    key = (host.provider.id, id(host.model), when, terms)
+    key = _tariff_key(found, host, at, terms)
     tariff = cache.tariffs.get(key)
     if tariff is None:
         try:
@@ -311,7 +367,7 @@ def _unpriced(
     """Return the price of a call whose model or context has none."""
     return PublishedPrice(
         cost=None,
-        other_cost=None if has_other_units(others) else Decimal(0),
+        other_cost=None if has_other_units(others) else _ZERO,
         is_standard=rules.is_plain(terms) and not has_special_tokens(others),
         reason=reason,
     )

@@ -86,6 +86,20 @@ def test_new_price_data_replaces_the_cached_rates():
     assert price(counts=(1_000, 0, 0, 0)) == before
 
 
+def test_second_call_has_the_price_of_the_first():
+    use = {"counts": (1_000, 500, 100_000, 345), "context": {"speed": "standard"}}
+    first = price(at=NOON + timedelta(days=1), **use)
+    assert price(at=NOON + timedelta(days=1, hours=3), **use) == first
+    assert price(at=NOON + timedelta(days=1), **{**use, "counts": (1, 0, 0, 0)}) < first
+    for bad in ((1, 0, 0, -1), (1.0, 0, 0, 0), (True, 0, 0, 0), (2**31, 0, 0, 0)):
+        with pytest.raises(InvalidValueError):
+            price(at=NOON + timedelta(days=1), **{**use, "counts": bad})
+    with pytest.raises(InvalidValueError, match="exceed"):
+        price(at=NOON + timedelta(days=1), cache_creation_1h_input_tokens=501, **use)
+    with pytest.raises(InvalidValueError, match="must be text"):
+        price(at=NOON + timedelta(days=1), **{**use, "context": {"speed": ["fast"]}})
+
+
 def test_unknown_model_is_an_error_and_never_free():
     with pytest.raises(UnknownModelError, match="'claude-nope'"):
         price("claude-nope", counts=(1, 0, 0, 0))

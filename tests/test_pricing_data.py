@@ -20,7 +20,12 @@ from genai_prices.types import (
 
 from pyapp.published_prices import rules
 from pyapp.published_prices.hosts import Host
-from pyapp.published_prices.tariffs import NoPriceError, Tariff, find_tariff
+from pyapp.published_prices.tariffs import (
+    NoPriceError,
+    Tariff,
+    find_tariff,
+    usual_rates,
+)
 from pyapp.published_prices.units import Counts, cost_of_tokens, cost_of_units
 
 PROVIDERS = get_snapshot().providers
@@ -132,8 +137,11 @@ def test_every_token_price_equals_that_of_genai_prices(provider):
                     if own.input_mtok is None or (long and total > long.start):
                         continue
                     for used in tokens_of(own, total):
-                        got, _ = cost_of_tokens(tariff, counts_of(used), {})
+                        counts = counts_of(used)
+                        got, _ = cost_of_tokens(tariff, counts, {})
                         assert got == expected(own, used), (*where, used)
+                        if usual := usual_rates(tariff, is_standard=True):
+                            assert usual.cost(*counts) == got, (*where, used)
                 assert_unpriced_tokens_are_refused(tariff, own, provider, where)
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyapp._core.validation import MAX_INTEGER
 from pyapp.published_prices import rules
 from pyapp.published_prices.hosts import Host
 
@@ -68,6 +69,77 @@ class Tariff:
         if not self.starts:
             return self.rates[0]
         return self.rates[bisect_left(self.starts, input_tokens)]
+
+
+@dataclass(frozen=True, slots=True)
+class UsualRates:
+    """The rates of calls without other units, as whole numbers of a unit of USD.
+
+    The price of such a call is their sum times that unit, `10 ** -digits`.
+    """
+
+    starts: tuple[int, ...]
+    rates: tuple[tuple[int | None, ...], ...]
+    digits: int
+    is_standard: bool
+
+    def cost(
+        self, fresh: int, written: int, hour: int, read: int, output: int
+    ) -> Decimal | None:
+        """Return the cost, or None if a count is not valid or has no rate."""
+        most = MAX_INTEGER
+        if not (
+            type(fresh) is int
+            and type(written) is int
+            and type(hour) is int
+            and type(read) is int
+            and type(output) is int
+            and 0 <= fresh <= most
+            and 0 <= hour <= written <= most
+            and 0 <= read <= most
+            and 0 <= output <= most
+        ):
+            return None
+        tier = bisect_left(self.starts, fresh + written + read) if self.starts else 0
+        of_input, of_write, of_hour, of_read, of_output = self.rates[tier]
+        total = 0
+        for count, rate in (
+            (fresh, of_input),
+            (written - hour, of_write),
+            (hour, of_hour),
+            (read, of_read),
+            (output, of_output),
+        ):
+            if count:
+                if rate is None:
+                    return None
+                total += count * rate
+        return Decimal(total).scaleb(-self.digits, EXACT)
+
+
+def usual_rates(tariff: Tariff, *, is_standard: bool) -> UsualRates | None:
+    """Return the rates of *tariff* for calls without other units, if it has no fee."""
+    if tariff.request_fee != 0:
+        return None
+    digits = max(
+        (
+            -int(rate.as_tuple().exponent)
+            for rates in tariff.rates
+            for rate in rates
+            if rate is not None
+        ),
+        default=0,
+    )
+    digits = max(digits, 0)
+    return UsualRates(
+        starts=tariff.starts,
+        rates=tuple(
+            tuple(None if rate is None else int(rate.scaleb(digits)) for rate in rates)
+            for rates in tariff.rates
+        ),
+        digits=digits,
+        is_standard=is_standard,
+    )
 
 
 def find_tariff(host: Host, terms: rules.Terms, at: datetime) -> Tariff:
