@@ -204,6 +204,15 @@ def test_long_contexts_have_a_tier_that_the_data_lacks(model, provider):
     assert long == Decimal("0.682506")
 
 
+def test_sum_of_passes_above_a_tier_is_named():
+    use = {"counts": (200_001, 0, 0, 0), "units": {"web_searches": 1}}
+    assert "of several passes" in call("claude-sonnet-4-5", **use).reason
+    assert call("claude-sonnet-5", **use).cost  # has no tiers
+    assert call("gpt-5.4", counts=(272_001, 0, 0, 0), units={"web_searches": 1}).cost
+    one = {"counts": (200_000, 0, 0, 0), "units": {"web_searches": 1}}
+    assert call("claude-sonnet-4-5", **one).cost == Decimal("0.61")
+
+
 def test_long_context_of_unknown_price_is_named():
     use = {"provider": "bedrock", "counts": (272_001, 0, 0, 0)}
     assert "input tokens" in call("openai.gpt-5.4", **use).reason

@@ -285,6 +285,19 @@ def test_name_of_another_model_is_not_a_version(model, provider):
     assert price(model, provider).cost is None
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpt-4o-search-preview",
+        "gpt-4o-mini-search-preview-2025-03-11",
+        "gpt-5-search-api",
+    ],
+)
+def test_model_that_always_searches_has_no_price_without_the_search(model):
+    assert price(model).cost is None
+    assert price(model, "openai").cost is None
+
+
 def test_price_taken_from_a_router_is_not_the_makers():
     # The data lists gpt-oss at OpenAI, which does not serve it, and at Azure by way of
     # OpenAI.

@@ -106,6 +106,9 @@ _AZURE_ZONE = re.compile(r"^(azure/)?(us|eu)/")
 _ROUTED = re.compile(
     r":(free|nitro|floor|online|exacto|extended|thinking|beta|batch|flex|priority)$"
 )
+# Models that search for every request of the chat completions; what the search costs is
+# neither in the response nor in the data.
+_ALWAYS_SEARCHES = re.compile(r"gpt-[\w.]+(-mini)?-search-(preview|api)")
 # Words that distinguish models: a name that has one is not a version of another.
 _MODEL_WORDS = re.compile(
     r"(?<![a-z])(audio|coder|cyber|fast|flash|highspeed|image|lite|live|max|mini|nano"
@@ -348,6 +351,8 @@ def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
     if provider.id in _NOT_SOLD and _NOT_SOLD[provider.id].search(ref):
         return False
     if provider.id != "openrouter" and _NOT_PUBLISHED.match(found.price_comments or ""):
+        return False
+    if _ALWAYS_SEARCHES.search(ref):
         return False
     if _FINE_TUNED.search(ref) and not _FINE_TUNED.search(id):
         return False

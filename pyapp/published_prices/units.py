@@ -24,6 +24,8 @@ _WHOLES = {
     "output_audio_seconds": "audio_seconds",
     "input_annotated_document_pages": "input_document_pages",
 }
+# Tools that Claude's server runs in passes of their own.
+_PASSES = frozenset(("web_searches", "web_fetches", "code_executions"))
 _KINDS = ("audio", "image", "video", "document")
 # An hour's price has no exact price of a second.
 _FINEST = Decimal("1e-18")
@@ -61,6 +63,8 @@ def cost_of_tokens(
 
     Raises: NoPriceError; InvalidValueError when a part exceeds its whole.
     """
+    if tariff.starts and counts.all_input > tariff.starts[0]:
+        _refuse_several_passes(tariff, units)
     rates = tariff.rates_for(counts.all_input)
     parts = _priced_apart(tariff, counts, units) if units else None
     if parts:
@@ -90,6 +94,18 @@ def cost_of_units(tariff: Tariff, units: Mapping[str, int]) -> Decimal:
             raise InvalidValueError(f"parts of {name} ({parts}) exceed it ({count})")
         total = EXACT.add(total, _fee(tariff, name, count - parts))
     return total
+
+
+def _refuse_several_passes(tariff: Tariff, units: Mapping[str, int]) -> None:
+    """Refuse a sum of passes whose tiers are not known.
+
+    After each of its server's tools, Claude reads the whole context again, and the
+    usage has the sum. A pass may have fewer tokens than the tier of the sum.
+    """
+    if "claude" in tariff.host.model.id and _PASSES & units.keys():
+        raise NoPriceError(
+            f"more than {tariff.starts[0]} input tokens of several passes"
+        )
 
 
 def _fee(tariff: Tariff, name: str, count: int) -> Decimal:
