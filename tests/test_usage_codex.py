@@ -195,6 +195,15 @@ def test_counters_that_contradict_are_reported_with_both_figures(
     assert reasons(results) == [expected]
 
 
+@pytest.mark.parametrize("id", ["ffffffff-ffff-7fff-bfff-ffffffffffff", "x", 5, None])
+def test_any_id_of_a_thread_is_read(tmp_path: Path, id: Any) -> None:
+    line = meta("t", forked_from_id=PARENT, subagent_history_start_ordinal="x")
+    line["payload"]["id"] = id
+    messages, _ = read(tmp_path, line, turn(turn_id=id), FIRST)
+
+    assert [tokens(m) for m in messages] == [(1000, 0, 0, 100)]
+
+
 def test_fast_mode_is_the_priority_tier(tmp_path: Path) -> None:
     settings = {"model": MODEL, "service_tier": "fast"}
     payload = {"type": "thread_settings_applied", "thread_settings": settings}
@@ -202,5 +211,5 @@ def test_fast_mode_is_the_priority_tier(tmp_path: Path) -> None:
     results, _ = read(tmp_path, meta("t"), turn(), applied, FIRST)
 
     (result,) = results
-    published = getattr(result, "published", None)
-    assert published is None or not published.is_standard
+    assert result.published is not None
+    assert not result.published.is_standard

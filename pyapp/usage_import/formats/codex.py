@@ -16,12 +16,20 @@ first pause, because the copy is written at once and a call takes time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from pyapp.usage_import.fields import BadUsageError, Object, count, moment, text
+from pyapp.usage_import.fields import (
+    BadUsageError,
+    Object,
+    count,
+    hashed_text,
+    moment,
+    text,
+)
 from pyapp.usage_import.formats.kinds import Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
 
@@ -170,7 +178,7 @@ class Rollout(Format):
 
     def _begin(self, line: Object, meta: Object) -> None:
         """Begin a thread, unless *meta* repeats it or is part of its history."""
-        name = text(meta.get("id")) or text(meta.get("session_id"))
+        name = hashed_text(meta.get("id")) or hashed_text(meta.get("session_id"))
         before = self._thread
         is_inside = before.is_copy and before.has_parent
         if is_inside or (name is not None and name == before.id):
@@ -216,7 +224,7 @@ def _first_ordinal(meta: Object) -> int | None:
         first = base.get("end_ordinal_exclusive")
     try:
         return None if first is None else int(first)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
 
 
@@ -226,13 +234,11 @@ def _time(part: Object, key: str) -> datetime | None:
 
 def _turn_time(name: str | None) -> datetime | None:
     """Return the time at which *name* was made, if it is a UUIDv7."""
-    try:
+    with suppress(OverflowError, ValueError):
         uuid = UUID(name or "")
-    except ValueError:
-        return None
-    if uuid.version != 7:
-        return None
-    return datetime.fromtimestamp((uuid.int >> 80) / 1000, UTC)
+        if uuid.version == 7:
+            return datetime.fromtimestamp((uuid.int >> 80) / 1000, UTC)
+    return None
 
 
 def _is_copy(thread: _Thread, line: Object, kind: object, payload: Object) -> bool:
@@ -310,7 +316,7 @@ def _read_event(
         counters = None
     elif counters in thread.seen:
         return ()
-    used = _check_step(thread, counters, last)
+    used = _measure(thread, counters, last)
     thread.model = text(info.get("model")) or thread.model
     if counters is not None:
         thread.counters = counters
@@ -322,15 +328,12 @@ def _read_event(
         return ()
     thread.last_counted = used
     written_at = _time(line, "timestamp")
-    at = None if written_at is None else written_at.isoformat()
-    identity = make_id("codex", thread.id, at, counters, last)
+    identity = _identify(thread, written_at, counters or used)
     return (_response(thread, identity, used, written_at, thread.turn),)
 
 
-def _check_step(
-    thread: _Thread, counters: _Usage | None, last: _Usage | None
-) -> _Usage:
-    """Return the usage of the last call, by itself or by the step of the counters."""
+def _measure(thread: _Thread, counters: _Usage | None, last: _Usage | None) -> _Usage:
+    """Return the usage of the last call, and note what the counters have beyond it."""
     before = thread.counters
     if counters is None:
         return last or _NOTHING
@@ -376,10 +379,16 @@ def _read_record(
         return ()
     thread.has_record = True
     written_at = _time(line, "timestamp")
-    response = text(record.get("response_id"))
-    names = ("codex", response) if response else ("codex", thread.id, written_at, used)
-    identity = make_id(*map(str, names))
+    response = hashed_text(record.get("response_id"))
+    identity = make_id("codex", response)
+    if response is None:
+        identity = _identify(thread, written_at, used)
     return (_response(thread, identity, used, written_at, response),)
+
+
+def _identify(thread: _Thread, at: datetime | None, usage: _Usage) -> bytes:
+    """Return the id of a call without a response's id."""
+    return make_id("codex", thread.id, at and at.isoformat(), *usage)
 
 
 def _response(
