@@ -228,6 +228,12 @@ def test_searches_are_a_cost_of_their_own():
     assert (batch.cost, batch.other_cost) == (Decimal("0.0315"), Decimal("0.03"))
 
 
+def test_fee_of_the_makers_tool_is_not_the_hosts():
+    use = {"counts": (1_000, 0, 0, 0), "units": {"web_searches": 1}}
+    assert call("gpt-4.1", **use).cost == Decimal("0.012")
+    assert "web_searches" in call("gpt-4.1", provider="azure", **use).reason
+
+
 def test_file_searches_have_the_price_of_storage_searches():
     assert call("gpt-5", units={"file_searches": 4}).other_cost == Decimal("0.01")
 

@@ -228,6 +228,7 @@ def test_maker_determines_the_price_otherwise(model, maker):
         "gpt-oss-120b",
         "gemma-3-27b-it",
         "deepseek-r1-distill-llama-70b",
+        "llama-3.3-70b",  # a name at Cerebras, and the plain name of the weights
     ],
 )
 def test_model_of_several_hosts_with_different_prices_is_an_error(model):
@@ -236,6 +237,24 @@ def test_model_of_several_hosts_with_different_prices_is_an_error(model):
     assert "--provider" in result.reason
     for provider, _ in found(model)[:8]:
         assert provider in result.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "host"),
+    [
+        ("llama-3.3-70b-versatile", "groq"),
+        ("mixtral-8x7b-32768", "groq"),
+        ("meta-llama/Llama-3.3-70B-Instruct-Turbo", "together"),
+        ("accounts/fireworks/models/glm-5p3", "fireworks"),
+    ],
+)
+def test_id_that_one_host_uses_names_it(model, host):
+    assert [provider for provider, _ in found(model)] == [host]
+
+
+def test_mark_of_the_long_context_changes_nothing():
+    for model in ("claude-sonnet-5", "claude-opus-4-7"):
+        assert price(f"{model}[1m]") == price(model)
 
 
 def test_two_services_of_a_maker_with_different_prices_are_an_error():

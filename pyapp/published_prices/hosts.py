@@ -109,6 +109,10 @@ _ROUTED = re.compile(
 # Models that search for every request of the chat completions; what the search costs is
 # neither in the response nor in the data.
 _ALWAYS_SEARCHES = re.compile(r"gpt-[\w.]+(-mini)?-search-(preview|api)")
+# What hosts add to the name of weights: how they serve them, or their use.
+_HOSTS_WORDS = re.compile(
+    r"-(instruct|chat|it|hf|fp8|turbo|versatile|instant|specdec|tput|lora)(?![a-z])"
+)
 # Words that distinguish models: a name that has one is not a version of another.
 _MODEL_WORDS = re.compile(
     r"(?<![a-z])(audio|coder|cyber|fast|flash|highspeed|image|lite|live|max|mini|nano"
@@ -217,7 +221,8 @@ def find_hosts(
 
     The list is empty if none has a price of its own for the model.
     """
-    ref = model.strip().lower()
+    # Claude Code marks the long context, which has no other price.
+    ref = model.strip().lower().removesuffix("[1m]")
     if provider is not None and _letters(provider) != "litellm":
         given = find_provider(providers, provider)
         if given is None or (_is_vertex(provider, ref) and _NOT_ON_VERTEX.search(ref)):
@@ -321,28 +326,50 @@ def _sold_by_maker(provider: Provider, ref: str) -> Host | None:
 
 
 def _served_by_any(providers: list[Provider], ref: str) -> list[Host]:
-    """Return all hosts of a model whose maker has no price."""
-    for name in dict.fromkeys((ref, ref.rpartition("/")[2])):
-        hosts = [
-            Host(provider, found)
-            for provider in providers
-            if not (provider.id == "google" and "gemma" in name)  # free of charge there
-            and (found := _served_by(provider, name)) is not None
-        ]
-        if hosts:
-            return hosts
-    return []
+    """Return all hosts of a model whose maker has no price.
+
+    Hosts name it differently. An id that only one host uses names that host, unless it
+    is the model's plain name.
+    """
+    hosts = [
+        Host(provider, found)
+        for provider in providers
+        if (found := _served_by(provider, ref)) is not None
+    ]
+    family = _family(ref)
+    if len(hosts) > 1 or (hosts and family != _letters(ref.rpartition("/")[2])):
+        return hosts
+    return [
+        Host(provider, found)
+        for provider in providers
+        if (found := _served_by(provider, ref) or _relative(provider, family))
+    ]
 
 
-def _served_by(provider: Provider, name: str) -> ModelInfo | None:
-    found = provider.find_model(name)
-    if found is not None:
-        return found if _is_own(provider, found, name) else None
-    # Some hosts list maker/model, and a log may name the model only.
+def _served_by(provider: Provider, ref: str) -> ModelInfo | None:
+    found = provider.find_model(ref)
+    is_own = found is not None and _is_own(provider, found, ref)
+    return found if is_own and _is_host(provider, ref) else None
+
+
+def _relative(provider: Provider, family: str) -> ModelInfo | None:
+    """Return a model that *provider* lists under another name of the same weights."""
     for model in provider.models:
-        if model.id.lower().rpartition("/")[2] == name:
-            return model if _is_own(provider, model, name) else None
+        name = model.id.lower()
+        if _family(name) == family and _is_own(provider, model, name):
+            return model if _is_host(provider, name) else None
     return None
+
+
+def _is_host(provider: Provider, ref: str) -> bool:
+    # Gemma is free of charge on the Gemini API, which has no price to compare.
+    return provider.id != "google" or "gemma" not in ref
+
+
+def _family(ref: str) -> str:
+    """Return the name of the weights, without what hosts add to it."""
+    name = ref.rpartition("/")[2].removeprefix("meta-")
+    return _letters(_HOSTS_WORDS.sub("", name))
 
 
 def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:

@@ -171,16 +171,20 @@ def find_tariff(host: Host, terms: rules.Terms, at: datetime) -> Tariff:
     return _tariff(host, prices, size)
 
 
+def _is_own(host: Host) -> bool:
+    """Return whether the provider lists the model, not the provider that makes it."""
+    return any(host.model is other for other in host.provider.models)
+
+
 def _prices_in(
     host: Host, terms: Mapping[str, str], at: datetime, standard: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the prices in a context that is not the plain one."""
     provider, model = host
     # As in genai-prices, another provider's variants do not apply.
-    is_own = any(model is other for other in provider.models)
     variants = [
         variant
-        for variant in (is_own and model.price_variants) or ()
+        for variant in (_is_own(host) and model.price_variants) or ()
         if variant.when == terms
     ]
     in_force = [
@@ -274,7 +278,8 @@ def _tariff(host: Host, prices: Mapping[str, Any], size: str | None) -> Tariff:
         host=host,
         starts=tuple(starts),
         rates=tuple(rates),
-        fees=_fees(prices),
+        # The fees of another provider's tools are not this one's.
+        fees=_fees(prices) if _is_own(host) else {},
         request_fee=_request_fee(host, prices, size),
         prices=ModelPrice(**tokens),
     )
