@@ -28,6 +28,7 @@ _NO_DATA = (b"event:", b"id:", b"retry:", b":", b"data: [DONE]", b"data:[DONE]")
 _UNFINISHED = ("{", "[", ",", ":")
 _SKIPPED = re.compile(r"[ \t\r\n\0\ufeff,]*")
 _LINE_START = re.compile(r"\n([ \t]*)(?:\}[ \t]*,[ \t]*)?(?=\{)")
+_OUTER_LINE = re.compile(r"\n(?=[^ \t\r\n}\]])")
 _ITEM_START = re.compile(r"\}\s*,\s*(?=\{)")
 _CHUNK = 1 << 16
 
@@ -100,6 +101,8 @@ def _read_rest(lines: _Lines, text: str, start: int) -> Iterator[Entry]:
                 yield Entry(lines.number, None, _reason(exc))
             return
         yield from _entries(lines.number, value)
+        if not isinstance(value, dict | list):
+            return  # the rest is not JSON either, such as a row of a table
 
 
 def _entries(line: int, value: Any) -> Iterator[Entry]:
@@ -196,10 +199,14 @@ class _Values:
                 is_long = len(self._text) - self._place > MAX_BYTES
                 if not is_long and _may_continue(exc, self._text) and self._fill():
                     continue
-                self._is_broken = True
-                reason = _too_long() if is_long else reason or _reason(exc)
-                yield Entry(self._line, None, reason)
-                self._skip_value()
+                yield Entry(
+                    self._line, None, _too_long() if is_long else reason or _reason(exc)
+                )
+                if reason:
+                    self._skip_lines()
+                else:
+                    self._is_broken = True
+                    self._skip_value()
                 return
             # A number at the end of the text may have more digits.
             if end < len(self._text) or isinstance(value, dict) or not self._fill():
@@ -229,6 +236,21 @@ class _Values:
     def _advance(self, place: int) -> None:
         self._line += self._text.count("\n", self._place, place)
         self._place = place
+
+    def _skip_lines(self) -> None:
+        """Go to the first line that cannot be of an object that began above it.
+
+        In a log with an object a line, that is the next line.
+        """
+        while True:
+            match = _OUTER_LINE.search(self._text, self._place)
+            if match is not None:
+                self._advance(match.end())
+                return
+            self._advance(max(self._place, len(self._text) - 200))
+            if not self._fill():
+                self._advance(len(self._text))
+                return
 
     def _skip_value(self) -> None:
         """Go to the next place at which a value can begin: a line, else an item."""
