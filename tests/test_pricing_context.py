@@ -160,6 +160,22 @@ def test_speed_multiplies_every_token():
     assert fast == 2 * cost("claude-opus-5", **use)
 
 
+def test_fast_mode_of_older_models_has_the_announced_price():
+    fast = {"context": {"speed": "fast"}, "at": MAY}
+    use = {"counts": (1_000, 1_000, 1_000, 1_000), "at": MAY}
+    for model in ("claude-opus-4-6", "claude-opus-4-7"):
+        assert cost(model, **{**use, **fast}) == 6 * cost(model, **use)
+    # Long contexts had a tier of their own until March 2026.
+    march = datetime(2026, 3, 1, tzinfo=UTC)
+    long = {"counts": (200_001, 0, 0, 1_000), "at": march}
+    # 200,001 x 60 + 1,000 x 225, per million.
+    assert cost("claude-opus-4-6", context=fast["context"], **long) == Decimal(
+        "12.22506"
+    )
+    for model in ("claude-sonnet-4-6", "claude-opus-4-5"):
+        assert call(model, counts=(1, 0, 0, 0), **fast).cost is None
+
+
 def test_inference_in_the_us_costs_a_tenth_more():
     us = {"inference_geo": "us"}
     use = {"counts": (100_000, 10_000, 10_000, 10_000)}

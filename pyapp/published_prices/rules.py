@@ -63,27 +63,33 @@ def is_plain(terms: Terms) -> bool:
 
 
 class Announced(NamedTuple):
-    """A discount of all tokens that the data lacks for earlier days or some models.
+    """A price of all tokens that the data lacks for earlier days or some models.
 
-    `is_half` is True for half the price of any model. Otherwise it holds only for the
-    models that the data has a price for, on a later day.
+    It is *factor* times the plain price. Without a factor, it holds only for the models
+    that the data has a price for on a later day. *models* is a pattern of all models.
     """
 
     since: date
-    is_half: bool
+    factor: Decimal | None
+    models: str = ""
 
 
+_HALF = Decimal("0.5")
 # OpenAI, Batch API guide: half of the synchronous price. Flex processing guide: tokens
-# at the prices of the Batch API. Anthropic, Batch processing: half of all usage.
+# at the prices of the Batch API. Anthropic, Batch processing: half of all usage. Fast
+# mode: six times the standard rates of Opus 4.6 and 4.7, caches included.
 # Google, Gemini API optimization: Batch and Flex at half of the standard price.
 # Microsoft, Azure OpenAI global batch: half of global standard.
 ANNOUNCED: Mapping[tuple[str, str, str], Announced] = {
-    ("openai", "processing", "batch"): Announced(date(2024, 4, 15), True),
-    ("openai", "service_tier", "flex"): Announced(date(2025, 4, 17), False),
-    ("anthropic", "processing", "batch"): Announced(date(2024, 10, 8), True),
-    ("google", "processing", "batch"): Announced(date(2025, 7, 7), True),
-    ("google", "service_tier", "flex"): Announced(date(2026, 4, 2), True),
-    ("azure", "processing", "batch"): Announced(date(2024, 8, 1), True),
+    ("openai", "processing", "batch"): Announced(date(2024, 4, 15), _HALF),
+    ("openai", "service_tier", "flex"): Announced(date(2025, 4, 17), None),
+    ("anthropic", "processing", "batch"): Announced(date(2024, 10, 8), _HALF),
+    ("anthropic", "speed", "fast"): Announced(
+        date(2026, 2, 5), Decimal(6), "claude-opus-4-[67]"
+    ),
+    ("google", "processing", "batch"): Announced(date(2025, 7, 7), _HALF),
+    ("google", "service_tier", "flex"): Announced(date(2026, 4, 2), _HALF),
+    ("azure", "processing", "batch"): Announced(date(2024, 8, 1), _HALF),
 }
 
 # Groq, Flex Processing: the prices are those of the on-demand tier.
@@ -96,8 +102,8 @@ SAME_PRICE = frozenset((("groq", "service_tier", "flex"),))
 # xAI and DeepSeek list no price for writes; their caching is automatic.
 READS_AS_INPUT = frozenset(("openai", "cerebras"))
 WRITES_AS_INPUT = READS_AS_INPUT | {"x-ai", "deepseek"}
-# Anthropic, Batch processing: the discount applies to cache reads and writes too.
-HALF_CACHE = frozenset(("anthropic",))
+# Anthropic, Batch processing and Fast mode: they apply to cache reads and writes too.
+CACHE_FOLLOWS = frozenset(("anthropic",))
 # Google, batch inference: the discount of cached tokens replaces that of the batch.
 FULL_CACHE = frozenset(("google",))
 # Fees for tool calls are listed once, whatever the tier of the tokens. Anthropic, Web

@@ -9,6 +9,7 @@ genai-prices would use the price of another unit or of the plain tier, the rate 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def _announced_prices(
     standard: Mapping[str, Any],
     variants: list[Any],
 ) -> dict[str, Any]:
-    """Return the prices of a discount that is older than its entry in the data.
+    """Return the prices that a provider announced and the data lacks.
 
     They are the prices of the first entry if the plain prices were the same then.
     """
@@ -244,7 +245,7 @@ def _announced_prices(
     if len(terms) == 1:
         ((key, value),) = terms.items()
         rule = rules.ANNOUNCED.get((provider.id, key, value))
-    if rule is None or at.date() < rule.since:
+    if rule is None or at.date() < rule.since or not re.match(rule.models, model.id):
         raise NoPriceError(f"{named} on {at:%Y-%m-%d}")
     dated = [v for v in variants if getattr(v.constraint, "start_date", None)]
     if dated:
@@ -254,13 +255,13 @@ def _announced_prices(
         if {k: v for k, v in then.items() if v is not None} == standard:
             stated = {k: v for k, v in vars(first.prices).items() if v is not None}
             return _complete(provider.id, terms, standard, stated)
-    if not rule.is_half:
+    if rule.factor is None:
         raise NoPriceError(f"{named} on {at:%Y-%m-%d}")
-    halved = ["input_mtok", "output_mtok"]
-    if provider.id in rules.HALF_CACHE:
-        halved += _CACHES
+    scaled = ["input_mtok", "output_mtok"]
+    if provider.id in rules.CACHE_FOLLOWS:
+        scaled += _CACHES
     stated = {
-        key: _scaled(standard[key], Decimal("0.5")) for key in halved if key in standard
+        key: _scaled(standard[key], rule.factor) for key in scaled if key in standard
     }
     return _complete(provider.id, terms, standard, stated)
 
