@@ -43,7 +43,7 @@ REALTIME: dict[str, Any] = {
 }
 
 
-def start(id: str = "msg_s", **usage: int) -> dict[str, Any]:
+def start(id: str = "msg_s", **usage: Any) -> dict[str, Any]:
     message = {**MESSAGE, "id": id, "usage": {**USAGE, **usage}}
     return {"type": "message_start", "message": message}
 
@@ -71,6 +71,18 @@ def test_the_largest_count_of_an_event_is_the_whole(tmp_path: Path) -> None:
 
     assert tokens(stream) == (61, 0, 7, 90)
     assert tokens(smaller) == (40, 0, 7, 9)
+
+
+def test_a_compaction_in_a_stream_is_a_pass_of_its_own(tmp_path: Path) -> None:
+    compaction: dict[str, Any] = {"input_tokens": 10, "cache_read_input_tokens": 500}
+    passes = [
+        {"type": "compaction", **compaction, "output_tokens": 80},
+        {"type": "message", "input_tokens": 181, "output_tokens": 8},
+    ]
+    usage = {"input_tokens": 181, "cache_read_input_tokens": 0, "output_tokens": 8}
+    message = only(tmp_path, start(**compaction), delta(**usage, iterations=passes))
+
+    assert tokens(message) == (191, 0, 500, 88)
 
 
 def test_a_stream_that_began_twice_is_one(tmp_path: Path) -> None:
@@ -114,6 +126,16 @@ def test_a_stream_without_usage_is_reported(tmp_path: Path, stream: list[Any]) -
     name = stream[0].get("response", stream[0])["id"]
 
     assert broken(results) == [(1, f"the stream of '{name}' has no usage")]
+
+
+def test_chunks_with_ids_of_their_own_are_one_stream(tmp_path: Path) -> None:
+    chunk = changed(CHAT, object="chat.completion.chunk")
+    chunks = [changed(chunk, id=f"chatcmpl-{n}", usage=None) for n in range(3)]
+    whole, _ = read(tmp_path, *chunks, chunk)
+    cut, _ = read(tmp_path, *chunks)
+
+    assert len(whole) == 1
+    assert broken(cut) == [(1, "the stream of 'chatcmpl-0' has no usage")]
 
 
 def test_chunks_after_the_usage_of_a_stream_are_no_other(tmp_path: Path) -> None:
@@ -161,6 +183,14 @@ def test_gemini_chunks_are_one_response_with_all_their_searches(
     assert tokens(with_search) == (100, 0, 0, 10)
     assert with_search.published is not None
     assert with_search.published.other_cost == Decimal("0.035")
+
+
+def test_a_chunk_with_a_traffic_type_alone_has_no_usage(tmp_path: Path) -> None:
+    chunk = {**GEMINI, "usageMetadata": {"trafficType": "ON_DEMAND"}}
+    messages, counts = read(tmp_path, chunk, GEMINI)
+
+    assert [tokens(m) for m in messages] == [(100, 0, 0, 10)]
+    assert counts == LineCounts(messages=1, without_usage=1)
 
 
 def test_gemini_chunks_without_an_id_are_one_response(tmp_path: Path) -> None:

@@ -110,10 +110,15 @@ def _snake(name: str) -> str:
 
 _SNAKE = _Fields(*map(_snake, _CAMEL))
 _SHAPES = (_CAMEL, _LIVE, _SNAKE, _INTERACTION)
+_COUNTS = {name for shape in _SHAPES for name in shape[:6]}
 
 
 def _has_usage(response: Object) -> bool:
-    return bool(response.get("usageMetadata") or response.get("usage_metadata"))
+    usage = response.get("usageMetadata") or response.get("usage_metadata")
+    if not isinstance(usage, dict):
+        return bool(usage)
+    # The first chunks of Vertex AI have the traffic type alone.
+    return any(usage.get(name) is not None for name in _COUNTS)
 
 
 def _is_known(response: Object) -> bool:

@@ -41,7 +41,13 @@ _KEYS = {
     "output_tokens",
     "total_tokens",
 }
-_OBJECTS = ("chat.completion", "chat.completion.chunk", "response", "text_completion")
+_OBJECTS = (
+    "chat.completion",
+    "chat.completion.chunk",
+    "response",
+    "text_completion",
+    "thread.run.step",
+)
 # Places of the cached tokens in a usage, and of those written to a cache: parts of the
 # input. `details` is the object with details of the input.
 _READS = (
@@ -64,7 +70,8 @@ _CALLS = {
 
 def _has_usage(response: Object) -> bool:
     usage = response.get("usage")
-    if not usage:
+    # The usage of a run's steps is part of that of the run, which names the model.
+    if not usage or response.get("object") == "thread.run.step":
         return False
     if not isinstance(usage, dict):
         return response.get("object") in _OBJECTS

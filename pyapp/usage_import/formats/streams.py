@@ -10,6 +10,7 @@ without usage, for which its client did not ask, is reported.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from pyapp.usage_import.fields import BadUsageError, Object, count, inner, text
 from pyapp.usage_import.formats import anthropic
@@ -19,6 +20,7 @@ from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
 # Keys of an object around an event, and of the ids that tell its stream.
 _ENVELOPES = ("event", "data", "chunk")
 _STREAM_IDS = ("request_id", "session_id", "parent_tool_use_id", "stream_id")
+_CHUNKS = ("chat.completion.chunk", "text_completion")
 _ENDS = {
     "response.cancelled",
     "response.completed",
@@ -104,7 +106,7 @@ class Messages(Format):
             raise BadUsageError("message_delta without its message_start")
         given, delta = inner(message, "usage"), inner(event, "usage")
         whole = dict(message)
-        whole["usage"] = {**given, **_largest(given, delta)}
+        whole["usage"] = {**given, **_merged(given, delta)}
         whole["stop_reason"] = inner(event, "delta").get("stop_reason") or "unknown"
         self._given[stream] = whole
         response = anthropic.BODY.read([line, whole])
@@ -115,16 +117,31 @@ def _stream(line: Object) -> tuple[str | None, ...]:
     return tuple(text(line.get(key)) for key in _STREAM_IDS)
 
 
-def _largest(before: Object, after: Object) -> Object:
-    """Return the values of *after*; counts are cumulative, so never below *before*."""
-    largest = {}
-    for key, value in after.items():
+def _merged(before: Object, after: Object) -> Object:
+    """Return the values of *after*, whose counts are those of the whole message.
+
+    They are never below those of *before*, except where the first pass was a compaction
+    and is listed in the iterations.
+    """
+    stated = {key: value for key, value in after.items() if value is not None}
+    if "iterations" in stated:
+        return stated
+    for key, value in stated.items():
         known = before.get(key)
         if isinstance(value, int) and isinstance(known, int):
-            value = max(value, known)
-        if value is not None:
-            largest[key] = value
-    return largest
+            stated[key] = max(value, known)
+    return stated
+
+
+class _Begun(NamedTuple):
+    """A stream without usage so far: its line and its model.
+
+    `is_one` is false for a single chunk: some servers give each chunk another id.
+    """
+
+    line: int
+    model: object
+    is_one: bool
 
 
 class Unmeasured(Format):
@@ -132,8 +149,9 @@ class Unmeasured(Format):
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
-        self._lines: dict[str, int] = {}  # where each stream began
+        self._begun: dict[str, _Begun] = {}
         self._ended: set[str] = set()
+        self._models: list[object] = []  # of streams with usage
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be a chunk, or the first or last event of a response."""
@@ -144,7 +162,7 @@ class Unmeasured(Format):
         """Note which streams have begun and which have their usage."""
         kind = line.get("type")
         response = line.get("response")
-        if kind is None and line.get("object") == "chat.completion.chunk":
+        if kind is None and line.get("object") in _CHUNKS:
             groq = line.get("x_groq")
             has_usage = isinstance(groq, dict) and groq.get("usage")
             self._note(line, number, bool(line.get("usage") or has_usage))
@@ -153,18 +171,28 @@ class Unmeasured(Format):
 
     def finish(self) -> Iterable[Unfinished]:
         """Return the streams without usage; a client has to ask for it."""
-        for name, number in self._lines.items():
-            yield Unfinished(number, f"the stream of {name[:100]!a} has no usage")
+        for name, begun in self._begun.items():
+            if not begun.is_one:
+                if begun.model in self._models:
+                    continue
+                self._models.append(begun.model)
+            yield Unfinished(begun.line, f"the stream of {name[:100]!a} has no usage")
 
     def _note(self, response: Object, number: int, has_ended: bool) -> None:
-        name = response.get("id")
+        name, model = response.get("id"), response.get("model")
         if not isinstance(name, str):
             return
         if has_ended:
-            self._lines.pop(name, None)
+            self._begun.pop(name, None)
             self._ended.add(name)
+            if model not in self._models:
+                self._models.append(model)
+        elif name in self._begun:
+            self._begun[name] = self._begun[name]._replace(is_one=True)
         elif name not in self._ended:
-            self._lines.setdefault(name, number)
+            self._begun[name] = _Begun(
+                number, model, response.get("object") == "response"
+            )
 
 
 class Realtime(Format):
