@@ -206,6 +206,13 @@ def test_gemini_chunks_without_an_id_are_one_response(tmp_path: Path) -> None:
     assert broken(cut) == [(1, "the stream ends before its usage")]
 
 
+def test_counting_tokens_is_free(tmp_path: Path) -> None:
+    details = [{"modality": "TEXT", "tokenCount": 31}]
+    line = {"totalTokens": 31, "promptTokensDetails": details}
+
+    assert read(tmp_path, line) == ([], LineCounts(without_usage=1))
+
+
 def test_equal_gemini_responses_without_an_id_are_two(tmp_path: Path) -> None:
     line = changed(GEMINI, responseId=...)
     messages, _ = read(tmp_path, line, line)
