@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,6 +16,7 @@ Object: TypeAlias = dict[str, Any]
 
 _MAX_SECONDS = 253_402_300_799  # the end of the year 9999
 _MAX_COST = Decimal(10) ** 9
+_NUMBER = re.compile(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 class BadUsageError(InvalidValueError):
@@ -65,11 +67,17 @@ def moment(key: str, value: object) -> datetime:
 
 def cost(key: str, value: object) -> Decimal | None:
     """Return the cost in USD, or None: logs write 0 for an unknown cost."""
-    if value is None or value == 0:
+    return amount(key, value) or None
+
+
+def amount(key: str, value: object) -> Decimal | None:
+    """Return the amount in USD, a number or its text; None if it is absent."""
+    if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    written = value.strip() if isinstance(value, str) else repr(value)
+    if isinstance(value, bool) or not _NUMBER.fullmatch(written):
         raise BadUsageError(f"{key} is not a cost: {shown(value)}")
-    return check_amount(key, Decimal(repr(value)), _MAX_COST)
+    return check_amount(key, Decimal(written), _MAX_COST)
 
 
 def text(value: object) -> str | None:

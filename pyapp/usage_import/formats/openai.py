@@ -9,13 +9,11 @@ was found is not.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
-    cost,
     count,
     first_count,
     inner,
@@ -23,6 +21,7 @@ from pyapp.usage_import.fields import (
     text,
 )
 from pyapp.usage_import.formats.kinds import Body
+from pyapp.usage_import.formats.stated_costs import find_cost
 from pyapp.usage_import.responses import (
     Chain,
     ModelResponse,
@@ -88,7 +87,7 @@ def _read(chain: Chain) -> ModelResponse:
     if not isinstance(usage, dict):
         raise BadUsageError("usage is not an object")
     model = text(response.get("model"))
-    stated = _stated_cost(usage)
+    stated = find_cost(response, usage)
     part = read_pass(usage, model, is_stated=stated is not None)
     units = {**(part.units or {}), **_calls(response)}
     created = number(response.get("created", response.get("created_at")))
@@ -104,11 +103,6 @@ def _read(chain: Chain) -> ModelResponse:
         latency_ms=find_latency(response),
         is_numbered=not is_named,
     )
-
-
-def _stated_cost(usage: Object) -> Decimal | None:
-    stated = usage.get("cost")  # a number, if it is the whole cost
-    return cost("cost", stated) if isinstance(stated, int | float) else None
 
 
 def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> Pass:
