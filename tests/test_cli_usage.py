@@ -46,7 +46,7 @@ def test_a_log_becomes_messages_and_a_repeat_adds_nothing(conn: Connection) -> N
     again = import_usage(*EXAMPLES, "--at", "now")
 
     assert first == [
-        "179 new messages from 2026-09-28 to 2026-11-22: 4.2351 USD, 508.22 credits",
+        "179 new messages from 2026-09-28 to 2026-11-22: 4.2255 USD, 507.06 credits",
         "0 already recorded; lines: 72 repeated, 73 without usage, 0 broken",
     ]
     assert again == [
@@ -54,8 +54,8 @@ def test_a_log_becomes_messages_and_a_repeat_adds_nothing(conn: Connection) -> N
         "179 already recorded; lines: 72 repeated, 73 without usage, 0 broken",
     ]
     assert recorded(conn) == messages
-    assert f"{sum(m.cost for m in messages):.4f}" == "4.2351"
-    assert f"{sum(m.credits for m in messages):.2f}" == "508.22"
+    assert f"{sum(m.cost for m in messages):.4f}" == "4.2255"
+    assert f"{sum(m.credits for m in messages):.2f}" == "507.06"
 
 
 def test_a_longer_log_adds_only_what_is_new(conn: Connection, log: Path) -> None:

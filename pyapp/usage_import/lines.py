@@ -67,6 +67,12 @@ def _read_object(lines: _Lines, raw: bytes, stripped: bytes) -> Iterator[Entry]:
             yield from _Values(lines, raw).read_object(_reason(exc))
         else:
             yield Entry(lines.number, None, _reason(exc))
+        return
+    end = _after_blanks(text, end)
+    if end < len(text) and text[end] not in "{[":
+        # Not another object: the line is damaged, and so may be this object.
+        reason = f"not JSON: text after the object (column {end + 1})"
+        yield Entry(lines.number, None, reason)
     else:
         yield Entry(lines.number, value)
         yield from _read_rest(lines, text, end)
