@@ -367,7 +367,17 @@ def test_model_without_cost_and_model_without_price_differ():
 
 
 @pytest.mark.parametrize(
-    "model", ["ollama/llama3.3", "hosted_vllm/qwen3-32b", "local/x"]
+    "model",
+    [
+        *("ollama/llama3.3", "hosted_vllm/qwen3-32b", "local/x"),
+        *(
+            "gemma3:4b",
+            "llama3.1:8b-instruct-q4_0",
+            "deepseek-r1:70b",
+            "mistral:latest",
+        ),
+        *("gpt-oss:20b", "gemma3n:e4b"),
+    ],
 )
 def test_model_of_an_own_server_has_no_price(model):
     assert price(model).cost is None

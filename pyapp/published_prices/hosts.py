@@ -48,6 +48,8 @@ _HOST_WORDS = (
 _SELF_HOSTED = frozenset(
     ("hostedvllm", "llamafile", "lmstudio", "local", "ollama", "ollamachat", "vllm")
 )
+# Ollama's names of models that run on the operator's own computer.
+_OLLAMA = re.compile(r"[\w.-]+:(latest|\d+(\.\d+)?[bmt]|e\d+b|\w+-cloud)([-_][\w.-]+)?")
 # Names of gateways and dialects, which say nothing about the provider.
 _NOT_PROVIDERS = re.compile(r"compatible|like$|proxy|^litellm$|^custom")
 # Providers that make models, each with a pattern of the listed models that it does not
@@ -229,7 +231,7 @@ def find_hosts(
             return []
         return _at(providers, given, ref)
     first = _letters(ref.partition("/")[0])
-    if "/" in ref and first in _SELF_HOSTED:
+    if ("/" in ref and first in _SELF_HOSTED) or _OLLAMA.fullmatch(ref):
         return []
     named = named_provider(ref)
     if named is None and _ROUTED.search(ref) and "/" in ref:
