@@ -78,6 +78,12 @@ def test_a_cost_of_zero_is_not_known(tmp_path: Path) -> None:
     assert only(tmp_path, result(total_cost_usd=0, modelUsage=models)).cost is None
 
 
+def test_a_cost_without_tokens_is_recorded(tmp_path: Path) -> None:
+    assert only(tmp_path, result(modelUsage={MODEL: used(0, 0, 0.5)})).cost == Decimal(
+        "0.5"
+    )
+
+
 def test_the_host_of_a_result_is_named(tmp_path: Path) -> None:
     models = {MODEL: used(1000, 100, 0.5, provider="bedrock")}
 

@@ -166,7 +166,7 @@ class Run(Format):
         return [
             _describe(line, session, model, rest, has_responses)
             for model, rest in own.items()
-            if any(rest.counts) or rest.searches
+            if any(rest.counts) or rest.searches or rest.cost
         ]
 
 

@@ -236,7 +236,7 @@ def _describe(
     if not isinstance(usage, dict):
         raise BadUsageError("the usage is not an object")
     # Older responses have no id.
-    content = json.dumps(chain[-1], sort_keys=True) if name is None else None
+    content = json.dumps(chain[0], sort_keys=True) if name is None else None
     return describe(
         chain,
         make_id("gemini", name, content) if content else make_id("gemini", name),
@@ -244,7 +244,9 @@ def _describe(
         model=None if model is None else model.removeprefix("models/"),
         # Qwen Code has Google's shape too.
         provider="google" if _OWN.match(model or "") else None,
-        finished_at=find_time(chain) if made_at is None else moment("time", made_at),
+        finished_at=find_time(chain)
+        if made_at is None
+        else moment("createTime", made_at),
         is_open=is_open,
         is_numbered=name is None,
         context=_context(chain, usage),
@@ -260,7 +262,8 @@ def _pass(usage: Object, units: Mapping[str, int]) -> Pass:
         count(usage, key) for key in fields[:6]
     )
     counted = prompt + output + thoughts + tools
-    if total > counted and fields.thoughts not in usage and fields.tools not in usage:
+    is_silent = usage.get(fields.thoughts) is None and usage.get(fields.tools) is None
+    if total > counted and is_silent:
         # Early versions name the thoughts in the total alone.
         thoughts = total - counted
     elif total and total != counted:
