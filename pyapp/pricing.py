@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _ZERO = Decimal(0)
 _MICRO = Decimal("0.000001")
 _MAX_CACHED = 10_000
+_MAX_NAME = 500  # no longer name is in the price data, nor kept in memory
 _NO_TERMS: rules.Terms = frozenset()
 
 
@@ -60,6 +61,7 @@ class _Hosts:
     is_free: bool
 
 
+_NO_HOSTS = _Hosts([], has_hours=False, is_free=False)
 _cache = _Cache(None)
 
 
@@ -297,6 +299,8 @@ def _snapshot() -> DataSnapshot:
 
 
 def _hosts(cache: _Cache, model: str, provider: str | None) -> _Hosts:
+    if len(model) > _MAX_NAME or len(provider or "") > _MAX_NAME:
+        return _NO_HOSTS
     key = (model, provider)
     if key not in cache.hosts:
         assert cache.snapshot is not None

@@ -122,6 +122,30 @@ def test_error_for_any_model_name_is_one_short_line():
     assert len(str(caught.value)) < 1_000
 
 
+def test_long_names_are_not_kept_in_memory():
+    for name in ("a" * 501, "b" * 10**6):
+        with pytest.raises(UnknownModelError):
+            price(name, counts=(1, 0, 0, 0))
+        with pytest.raises(UnknownModelError):
+            price(provider=name, counts=(1, 0, 0, 0))
+        with pytest.raises(UnknownModelError, match="service_tier"):
+            price(counts=(1, 0, 0, 0), context={"service_tier": name})
+    kept = [*pricing._cache.hosts, *pricing._cache.tariffs, *pricing._cache.usual]
+    assert all(len(repr(key)) < 1_000 for key in kept)
+
+
+def test_cache_is_emptied_when_it_is_full(monkeypatch):
+    monkeypatch.setattr(pricing, "_MAX_CACHED", 10)
+    for number in range(100):
+        with pytest.raises(UnknownModelError):
+            price(f"nothing-{number}", counts=(1, 0, 0, 0))
+        assert price(at=NOON + timedelta(days=number), counts=(1_000, 0, 0, 0)) > 0
+        cache = pricing._cache
+        assert len(cache.hosts) <= 12
+        assert len(cache.tariffs) <= 12
+        assert len(cache.usual) <= 12
+
+
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "genai_prices", None)
     with pytest.raises(MissingExtraError, match="pricing"):
