@@ -78,6 +78,16 @@ def test_a_cost_of_zero_is_not_known(tmp_path: Path) -> None:
     assert only(tmp_path, result(total_cost_usd=0, modelUsage=models)).cost is None
 
 
+def test_the_only_model_without_a_cost_has_the_rest(tmp_path: Path) -> None:
+    models = {MODEL: used(9, 9, 0.2), "claude-haiku-4-5": used(9, 9, 0)}
+    both, _ = read(tmp_path, result(modelUsage=models))
+    models["claude-opus-4-8"] = used(9, 9, 0)
+    three, _ = read(tmp_path, result(modelUsage=models))
+
+    assert [m.cost for m in both] == [Decimal("0.2"), Decimal("0.3")]
+    assert [m.cost for m in three] == [Decimal("0.2"), None, None]
+
+
 def test_a_cost_without_tokens_is_recorded(tmp_path: Path) -> None:
     assert only(tmp_path, result(modelUsage={MODEL: used(0, 0, 0.5)})).cost == Decimal(
         "0.5"

@@ -154,7 +154,7 @@ class Run(Format):
         run = self._run(line)
         sums = _sums(line)
         if sums:
-            _check_cost(line, sums)
+            sums = _with_costs(line, sums)
             own = dict(_increase(line, sums, run.before))
         else:
             own = _sum_of_turn(line, run)
@@ -238,15 +238,22 @@ def _sum_of_turn(line: Object, run: _Run) -> dict[str, _Sum]:
     return {model: _Sum(turn[:4], searches, paid, _provider(model, {}))}
 
 
-def _check_cost(line: Object, sums: dict[str, _Sum]) -> None:
-    """Check that the costs of the models are the cost of all."""
+def _with_costs(line: Object, sums: dict[str, _Sum]) -> dict[str, _Sum]:
+    """Return *sums* with the cost of the only model that states none.
+
+    Raises: BadUsageError if the costs of the models are not the cost of all.
+    """
     total = cost("total_cost_usd", line.get("total_cost_usd"))
-    costs = [one.cost for one in sums.values() if one.cost is not None]
-    stated = sum(costs, start=Decimal(0))
-    if total is not None and abs(total - stated) > _MAX_ROUNDING:
+    unknown = [model for model, one in sums.items() if one.cost is None]
+    stated = sum((one.cost or Decimal(0) for one in sums.values()), start=Decimal(0))
+    rest = Decimal(0) if total is None else total - stated
+    if len(unknown) == 1 and rest > _MAX_ROUNDING:
+        return {**sums, unknown[0]: sums[unknown[0]]._replace(cost=rest)}
+    if total is not None and not (unknown and rest > 0) and abs(rest) > _MAX_ROUNDING:
         raise BadUsageError(
             f"the costs of modelUsage ({stated}) differ from total_cost_usd ({total})"
         )
+    return sums
 
 
 def _increase(
