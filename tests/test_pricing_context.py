@@ -235,6 +235,15 @@ def test_long_context_of_unknown_price_is_named():
     assert call("openai.gpt-5.4", provider="bedrock", counts=(272_000, 0, 0, 0)).cost
 
 
+def test_long_context_of_a_tier_without_its_price_is_named():
+    use = {"counts": (272_001, 0, 0, 1), "context": BATCH}
+    assert cost("gpt-5.5", **use) == Decimal("1.3600275")  # 272,001 x 5 + 22.5
+    assert "input tokens" in call("gpt-5.5-pro", **use).reason
+    assert cost("gpt-5.5-pro", counts=(272_000, 0, 0, 0), context=BATCH) == Decimal(
+        "4.08"
+    )
+
+
 def test_searches_are_a_cost_of_their_own():
     use = {"counts": (1_000, 0, 0, 0), "units": {"web_searches": 3}}
     result = call("claude-sonnet-4-5", **use)

@@ -15,6 +15,7 @@ from genai_prices.types import (
     PriceVariant,
     Provider,
     StartDateConstraint,
+    TieredPrices,
     TimeOfDateConstraint,
 )
 
@@ -136,6 +137,9 @@ def test_every_token_price_equals_that_of_genai_prices(provider):
                 for total in totals(prices):
                     if own.input_mtok is None or (long and total > long.start):
                         continue
+                    if tariff.rates_for(total).input is None:
+                        assert_tier_is_not_stated(model, at, context, total)
+                        continue
                     for used in tokens_of(own, total):
                         counts = counts_of(used)
                         got, _ = cost_of_tokens(tariff, counts, {})
@@ -143,6 +147,22 @@ def test_every_token_price_equals_that_of_genai_prices(provider):
                         if usual := usual_rates(tariff, is_standard=True):
                             assert usual.cost(*counts) == got, (*where, used)
                 assert_unpriced_tokens_are_refused(tariff, own, provider, where)
+
+
+def assert_tier_is_not_stated(model, at, context, total) -> None:
+    """Assert that a context states one price where the plain price has tiers."""
+    assert context
+    (price,) = [
+        price
+        for variant in model.price_variants or ()
+        if variant.when == context
+        and (variant.constraint is None or variant.constraint.active(at))
+        and (price := variant.prices.input_mtok) is not None
+    ]
+    assert isinstance(price, Decimal)
+    plain = model.get_prices(at).input_mtok
+    assert isinstance(plain, TieredPrices)
+    assert total > plain.tiers[0].start
 
 
 def stated_keys(model, at, context) -> set[str]:

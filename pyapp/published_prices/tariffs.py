@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -212,7 +212,8 @@ def _complete(
     """Return the *stated* prices of a variant with those that it leaves unchanged.
 
     A variant without prices says that the plain prices apply. A route or a kind of
-    search changes what it states; a tier changes the price of every token.
+    search changes what it states; a tier changes the price of every token, and long
+    contexts that it states no price for have none.
     """
     if not stated or not terms.keys() & {"processing", "service_tier", "speed"}:
         return {**standard, **stated}
@@ -225,7 +226,21 @@ def _complete(
             keeps = key.endswith("_kcount") and provider in rules.FEES_IN_ALL_TIERS
         if keeps:
             kept[key] = price
-    return {**kept, **stated}
+    limited = {
+        key: _without_tiers(price, getattr(standard.get(key), "tiers", ()))
+        for key, price in stated.items()
+    }
+    return {**kept, **limited}
+
+
+def _without_tiers(price: Any, tiers: Sequence[Any]) -> Any:
+    """Return a price that is not known in the *tiers* of the plain price."""
+    if not tiers or not isinstance(price, Decimal):
+        return price
+    from genai_prices.types import Tier, TieredPrices
+
+    unknown = [Tier(tier.start, _UNKNOWN) for tier in tiers]
+    return TieredPrices(base=price, tiers=unknown)
 
 
 def _announced_prices(
@@ -282,8 +297,14 @@ def _tariff(host: Host, prices: Mapping[str, Any], size: str | None) -> Tariff:
         # The fees of another provider's tools are not this one's.
         fees=_fees(prices) if _is_own(host) else {},
         request_fee=_request_fee(host, prices, size),
-        prices=ModelPrice(**tokens),
+        prices=ModelPrice(**{key: _known(price) for key, price in tokens.items()}),
     )
+
+
+def _known(price: Any) -> Any:
+    """Return *price* as genai-prices takes it; a rate of None guards unknown tiers."""
+    tiers = getattr(price, "tiers", ())
+    return price.base if any(tier.price is _UNKNOWN for tier in tiers) else price
 
 
 def _rates(host: Host, prices: Mapping[str, Any], total: int) -> Rates:
