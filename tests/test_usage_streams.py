@@ -206,6 +206,20 @@ def test_gemini_chunks_without_an_id_are_one_response(tmp_path: Path) -> None:
     assert broken(cut) == [(1, "the stream ends before its usage")]
 
 
+@pytest.mark.parametrize(
+    ("changes", "provider"),
+    [
+        ({}, "google"),
+        ({"usageMetadata__trafficType": "ON_DEMAND"}, "vertex_ai"),
+        ({"modelVersion": "qwen3-coder-plus"}, None),
+    ],
+)
+def test_the_host_of_googles_shape(
+    tmp_path: Path, changes: dict[str, str], provider: str | None
+) -> None:
+    assert only(tmp_path, changed(GEMINI, **changes)).provider == provider
+
+
 def test_counting_tokens_is_free(tmp_path: Path) -> None:
     details = [{"modality": "TEXT", "tokenCount": 31}]
     line = {"totalTokens": 31, "promptTokensDetails": details}

@@ -242,8 +242,7 @@ def _describe(
         make_id("gemini", name, content) if content else make_id("gemini", name),
         [_pass(usage, units)],
         model=None if model is None else model.removeprefix("models/"),
-        # Qwen Code has Google's shape too.
-        provider="google" if _OWN.match(model or "") else None,
+        provider=_provider(model, usage),
         finished_at=find_time(chain)
         if made_at is None
         else moment("createTime", made_at),
@@ -251,6 +250,13 @@ def _describe(
         is_numbered=name is None,
         context=_context(chain, usage),
     )
+
+
+def _provider(model: str | None, usage: Object) -> str | None:
+    """Return the host; only Vertex AI names a traffic type."""
+    if _either(usage, "trafficType") is not None:
+        return "vertex_ai"
+    return "google" if _OWN.match(model or "") else None
 
 
 def _pass(usage: Object, units: Mapping[str, int]) -> Pass:
@@ -350,7 +356,8 @@ class _Searches:
 
 def _either(part: Object, key: str) -> object:
     """Return the value at *key* or at its name in snake case."""
-    return part.get(key) or part.get(_snake(key))
+    found = part.get(key)
+    return part.get(_snake(key)) if found is None else found
 
 
 def _part(part: Object, key: str) -> Object:
