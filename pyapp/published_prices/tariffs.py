@@ -304,7 +304,7 @@ def _tariff(host: Host, prices: Mapping[str, Any], size: str | None) -> Tariff:
 def _known(price: Any) -> Any:
     """Return *price* as genai-prices takes it; a rate of None guards unknown tiers."""
     tiers = getattr(price, "tiers", ())
-    return price.base if any(tier.price is _UNKNOWN for tier in tiers) else price
+    return price.base if any(tier.price.is_nan() for tier in tiers) else price
 
 
 def _rates(host: Host, prices: Mapping[str, Any], total: int) -> Rates:
@@ -344,7 +344,7 @@ def _of_one(price: Any, total: int, digits: int) -> Decimal | None:
     if tiers is not None:
         in_force = [tier.price for tier in tiers if total > tier.start]
         price = in_force[-1] if in_force else price.base
-    if price is _UNKNOWN:
+    if price.is_nan():
         return None
     return EXACT.scaleb(price, -digits)
 
