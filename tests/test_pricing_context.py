@@ -235,6 +235,24 @@ def test_long_context_of_unknown_price_is_named():
     assert call("openai.gpt-5.4", provider="bedrock", counts=(272_000, 0, 0, 0)).cost
 
 
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-06-10T09:00Z", "0.14"),  # before there were peak hours
+        ("2026-08-18T00:59Z", "0.22"),
+        ("2026-08-18T01:00Z", "0.44"),
+        ("2026-08-22T09:59Z", "0.44"),  # a Saturday
+        ("2026-11-20T03:59Z", "0.30"),
+        ("2026-11-20T04:00Z", "0.15"),
+        ("2026-11-21T03:00Z", "0.15"),  # a Saturday
+    ],
+)
+def test_peak_hours_hold_since_they_began_and_on_weekdays(time, expected):
+    at = datetime.fromisoformat(time)
+    got = cost("deepseek-v4-flash", at=at, counts=(1_000_000, 0, 0, 0))
+    assert got == Decimal(expected)
+
+
 def test_long_context_of_a_tier_without_its_price_is_named():
     use = {"counts": (272_001, 0, 0, 1), "context": BATCH}
     assert cost("gpt-5.5", **use) == Decimal("1.3600275")  # 272,001 x 5 + 22.5

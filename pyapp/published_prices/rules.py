@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -109,6 +109,45 @@ FULL_CACHE = frozenset(("google",))
 # Fees for tool calls are listed once, whatever the tier of the tokens. Anthropic, Web
 # search tool: the same price in batches.
 FEES_IN_ALL_TIERS = frozenset(("anthropic", "openai", "google"))
+
+
+class PeakHours(NamedTuple):
+    """Hours in which every price of some models is *factor* times the other hours'."""
+
+    models: str
+    since: datetime
+    not_at_weekends_since: datetime
+    hours: tuple[tuple[int, int], ...]
+    factor: Decimal
+
+    def factor_at(self, at: datetime) -> Decimal:
+        """Return the factor on the prices of the other hours."""
+        is_peak = at >= self.since and any(
+            begin <= at.hour < end for begin, end in self.hours
+        )
+        if at >= self.not_at_weekends_since and at.weekday() >= 5:
+            is_peak = False
+        return self.factor if is_peak else Decimal(1)
+
+
+# DeepSeek, Models & Pricing: twice the off-peak price in the peak hours, in UTC, from
+# 16 August 2026 on, and on weekdays only from 10 September on. In the data, the peak
+# prices of today hold for all history and every day.
+_PEAK_HOURS: Mapping[str, PeakHours] = {
+    "deepseek": PeakHours(
+        models="deepseek-(v4-|flash)",
+        since=datetime(2026, 8, 16, 16, tzinfo=UTC),
+        not_at_weekends_since=datetime(2026, 9, 10, 4, tzinfo=UTC),
+        hours=((1, 4), (6, 10)),
+        factor=Decimal(2),
+    )
+}
+
+
+def find_peak_hours(provider: str, model: str) -> PeakHours | None:
+    """Return the peak hours of a model whose hours in the data are not right."""
+    rule = _PEAK_HOURS.get(provider)
+    return rule if rule is not None and re.match(rule.models, model) else None
 
 
 class LongContext(NamedTuple):

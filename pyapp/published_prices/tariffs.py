@@ -149,7 +149,6 @@ def find_tariff(host: Host, terms: rules.Terms, at: datetime) -> Tariff:
     Raises: NoPriceError when a term has no published price at that time.
     """
     provider, model = host
-    standard = model.get_prices(at)
     left = dict(terms)
     factor: Decimal | None = None
     region = left.pop("inference_geo", None)
@@ -161,7 +160,7 @@ def find_tariff(host: Host, terms: rules.Terms, at: datetime) -> Tariff:
     for key, value in terms:
         if (provider.id, key, value) in rules.SAME_PRICE:
             del left[key]
-    prices = {k: v for k, v in vars(standard).items() if v is not None}
+    prices = _plain_prices(host, at)
     if left:
         prices = _prices_in(host, left, at, prices)
     if factor is not None:
@@ -170,6 +169,26 @@ def find_tariff(host: Host, terms: rules.Terms, at: datetime) -> Tariff:
             for key, price in prices.items()
         }
     return _tariff(host, prices, size)
+
+
+def _plain_prices(host: Host, at: datetime) -> dict[str, Any]:
+    """Return the prices that hold without a context."""
+    provider, model = host
+    peak = rules.find_peak_hours(provider.id, model.id)
+    if peak is None or not isinstance(model.prices, list):
+        return _given(model.get_prices(at))
+    in_force = [
+        each.prices
+        for each in model.prices
+        if each.constraint is None
+        or (hasattr(each.constraint, "start_date") and each.constraint.active(at))
+    ]
+    factor = peak.factor_at(at)
+    return {key: _scaled(price, factor) for key, price in _given(in_force[-1]).items()}
+
+
+def _given(prices: ModelPrice) -> dict[str, Any]:
+    return {key: price for key, price in vars(prices).items() if price is not None}
 
 
 def _is_own(host: Host) -> bool:
@@ -197,9 +216,7 @@ def _prices_in(
         return _announced_prices(host, terms, at, standard, variants)
     stated: dict[str, Any] = {}
     for variant in in_force:
-        for key, price in vars(variant.prices).items():
-            if price is not None:
-                stated.setdefault(key, price)
+        stated = {**_given(variant.prices), **stated}
     return _complete(provider.id, terms, standard, stated)
 
 
@@ -266,10 +283,8 @@ def _announced_prices(
     if dated:
         first = min(dated, key=lambda v: v.constraint.start_date)
         begin = datetime.combine(first.constraint.start_date, time(), UTC)
-        then = vars(model.get_prices(begin))
-        if {k: v for k, v in then.items() if v is not None} == standard:
-            stated = {k: v for k, v in vars(first.prices).items() if v is not None}
-            return _complete(provider.id, terms, standard, stated)
+        if _plain_prices(host, begin) == standard:
+            return _complete(provider.id, terms, standard, _given(first.prices))
     if rule.factor is None:
         raise NoPriceError(f"{named} on {at:%Y-%m-%d}")
     scaled = ["input_mtok", "output_mtok"]
