@@ -170,6 +170,11 @@ def test_vertex_charges_more_at_regional_endpoints():
     assert price(older).cost == price("claude-opus-4-1", "vertex").cost
 
 
+def test_global_service_of_azure_has_the_list_price():
+    for model in ("azure/global/gpt-4o-2024-11-20", "azure/global-standard/gpt-4o"):
+        assert price(model) == price("gpt-4o", "azure") == price("gpt-4o")
+
+
 def test_given_provider_determines_the_price():
     assert price("glm-4.7", "zai").cost == Decimal("0.082")
     assert price("glm-4.7", "zhipuai").cost == Decimal("0.03863")
@@ -284,6 +289,7 @@ def test_hosts_with_one_price_need_no_provider():
         ("deepseek-chat", "azure"),
         ("grok-3-mini", "azure"),
         ("azure/eu/o4-mini", None),  # a data zone
+        ("azure/us-gov/o3-mini", None),
         ("us/o4-mini", "azure"),
     ],
 )

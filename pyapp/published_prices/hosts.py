@@ -417,6 +417,8 @@ def _names(ref: str, provider: Provider) -> Iterator[str]:
     ):
         yield rest
         yield rest.replace("@", "-")
+        if provider.id == "azure" and rest.startswith("global"):
+            yield rest.partition("/")[2]  # the service at list price
         if provider.id == "aws":
             place, _, name = rest.rpartition("/")
             if _BEDROCK_REGION.match(ref) or place in ("converse", "invoke"):
