@@ -13,7 +13,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench import overhead, reading, reconciling, report, retention, webhooks, writing
+from bench import (
+    importing,
+    overhead,
+    reading,
+    reconciling,
+    report,
+    retention,
+    webhooks,
+    writing,
+)
 from bench.engines import find_obstacle, open_engines
 from bench.load import load
 from bench.measures import Measure
@@ -33,6 +42,7 @@ PARTS = (
     "retention",
     "webhooks",
     "reconciliation",
+    "import",
 )
 DURABLE = {
     "fsync": "on",
@@ -148,6 +158,7 @@ def _measure(
         ),
         "webhooks": lambda: _measure_webhooks(url, 500 * seconds, has_engines),
         "reconciliation": lambda: reconciling.measure_reconciliation(url, customers),
+        "import": lambda: importing.measure_import(url, min(size, importing.LINES)),
     }
     for name, run in runs.items():
         if name in parts:
