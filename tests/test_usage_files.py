@@ -1,9 +1,12 @@
 """Folders, packed files and other encodings are read; what cannot be is named."""
 
+import bz2
 import codecs
 import gzip
 import json
+import lzma
 import os
+import sys
 import threading
 import tracemalloc
 
@@ -13,6 +16,11 @@ from pyapp.messages import NewMessage
 from pyapp.usage_import.files import find_logs
 from pyapp.usage_import.reader import BrokenLine, LineCounts, UnknownUsage
 from tests.usage_lines import CHAT, SESSION, as_bytes, changed, read_files
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 def many(count):
@@ -67,6 +75,47 @@ def test_damaged_gzip_counts_up_to_the_damage_and_is_named(tmp_path, place):
     assert results[-1].reason == "the gzip data is damaged from here on"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl"])
+def test_zstd_is_known_by_its_contents(tmp_path, name):
+    half = many(40).splitlines(keepends=True)
+    frames = [zstd.compress(b"".join(half[:20])), zstd.compress(b"".join(half[20:]))]
+    (tmp_path / name).write_bytes(b"".join(frames) + b"\0" * 512)
+
+    assert kinds(read_files(tmp_path)) == [NewMessage] * 40
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: data[: len(data) // 2], "the zstd data ends too early"),
+        (
+            lambda data: data[: len(data) // 2] + b"\xff" * 9_000,
+            "the zstd data is damaged from here on",
+        ),
+    ],
+)
+def test_damaged_zstd_counts_up_to_the_damage_and_is_named(tmp_path, change, expected):
+    file = tmp_path / "a.jsonl.zst"
+    lines = many(6_000).splitlines(keepends=True)
+    parts = [b"".join(lines[n : n + 500]) for n in range(0, len(lines), 500)]
+    file.write_bytes(change(b"".join(map(zstd.compress, parts))))
+
+    results = read_files(file)
+
+    assert 1_000 < sum(isinstance(r, NewMessage) for r in results) < 6_000
+    assert results[-1].reason == expected
+
+
+@pytest.mark.parametrize("suffix", ["bz2", "xz"])
+def test_files_that_have_to_be_unpacked_are_named_in_a_folder(tmp_path, suffix):
+    packed = (bz2 if suffix == "bz2" else lzma).compress(many(3))
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(packed)
+
+    results = read_files(tmp_path)
+
+    assert results[0].reason.endswith("; unpack it first")
+
+
 def test_memory_is_flat_for_a_small_gzip_of_a_large_file(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     line = as_bytes({"type": "user", "uuid": "x" * 3_000}) + b"\n"
@@ -105,7 +154,6 @@ def test_text_may_be_in_utf_16(tmp_path, mark, encoding):
     ("start", "name"),
     [
         (b"PK\x03\x04", "a zip archive"),
-        (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
         (b"BZh9", "compressed with bzip2"),
         (b"\xfd7zXZ\x00", "compressed with xz"),
         (b"SQLite format 3\0", "a SQLite database"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,13 +13,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 SUFFIXES = (".jsonl", ".ndjson", ".json")
+# Codex compresses its older rollouts by zstd. The files of the others are reported.
+_PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _CHUNK = 1 << 18
+# Of zstd, because a piece with an error loses all of its contents.
+_PIECE = 1 << 12
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 # First bytes of files that have to be unpacked first.
 _PACKED = {
     b"PK\x03\x04": "a zip archive",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ\x00": "compressed with xz",
     b"SQLite format 3\0": "a SQLite database",
@@ -51,7 +61,9 @@ class Log:
             return io.BytesIO()
         chunks = _chain(first, chunks)
         if first.startswith(_GZIP):
-            chunks = self._unpack(chunks)
+            chunks = self._unpack_gzip(chunks)
+        elif first.startswith(_ZSTD):
+            chunks = self._unpack_zstd(chunks)
         elif (encoding := _find_utf_16(first)) is not None:
             chunks = codecs.iterencode(
                 codecs.iterdecode(chunks, encoding, "replace"), "utf-8", "replace"
@@ -71,7 +83,7 @@ class Log:
                 on_bytes(len(chunk))
                 yield chunk
 
-    def _unpack(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _unpack_gzip(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the contents of all members of a gzip file, up to any damage."""
         member = zlib.decompressobj(wbits=31)
         is_begun = False
@@ -94,12 +106,34 @@ class Log:
             yield member.flush()
             self.damage = "the gzip data ends too early"
 
+    def _unpack_zstd(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the contents of all frames of a zstd file, up to any damage."""
+        frame = zstd.ZstdDecompressor()
+        is_begun = False
+        for chunk in chunks:
+            for start in range(0, len(chunk), _PIECE):
+                rest, is_more = chunk[start : start + _PIECE], True
+                while is_more:
+                    try:
+                        yield frame.decompress(rest, _CHUNK)
+                    except zstd.ZstdError:
+                        self.damage = "the zstd data is damaged from here on"
+                        return
+                    is_begun = not frame.eof
+                    rest, is_more = b"", not frame.needs_input
+                    if frame.eof:
+                        rest = frame.unused_data.lstrip(b"\0")  # padding
+                        is_more = bool(rest)
+                        frame = zstd.ZstdDecompressor()
+        if is_begun:
+            self.damage = "the zstd data ends too early"
+
 
 def find_logs(paths: Iterable[Path]) -> list[Log]:
     """Return the files, and those in the folders, each once and in order.
 
-    In a folder, also in folders in it, these are the files with one of SUFFIXES, which
-    may be followed by .gz.
+    In a folder, also in folders in it, these are the files with one of SUFFIXES, also
+    if that of a compressed file follows.
 
     Raises: OSError
     """
@@ -130,8 +164,13 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _walk(path, seen)
-        elif path.name.removesuffix(".gz").endswith(SUFFIXES) and path.exists():
+        elif _is_log(path.name) and path.exists():
             yield path
+
+
+def _is_log(name: str) -> bool:
+    packed = next((s for s in _PACKED_SUFFIXES if name.endswith(s)), "")
+    return name.removesuffix(packed).endswith(SUFFIXES)
 
 
 class _Chunks(io.RawIOBase):
