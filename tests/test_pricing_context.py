@@ -223,6 +223,9 @@ def test_long_contexts_have_a_tier_that_the_data_lacks(model, provider):
 def test_sum_of_passes_above_a_tier_is_named():
     use = {"counts": (200_001, 0, 0, 0), "units": {"web_searches": 1}}
     assert "of several passes" in call("claude-sonnet-4-5", **use).reason
+    passes = {**use, "units": {"passes": 2}}
+    assert "of several passes" in call("claude-sonnet-4-5", **passes).reason
+    assert call("claude-sonnet-4-5", counts=(9, 0, 0, 0), units={"passes": 2}).cost
     assert call("claude-sonnet-5", **use).cost  # has no tiers
     assert call("gpt-5.4", counts=(272_001, 0, 0, 0), units={"web_searches": 1}).cost
     one = {"counts": (200_000, 0, 0, 0), "units": {"web_searches": 1}}
@@ -283,7 +286,7 @@ def test_file_searches_have_the_price_of_storage_searches():
 
 def test_unit_that_costs_nothing_is_free():
     assert call("claude-sonnet-4-5", units={"web_fetches": 9}) == FREE
-    assert call("gpt-5", units={"requests": 1}) == FREE
+    assert call("gpt-5", units={"requests": 1, "passes": 3}) == FREE
 
 
 @pytest.mark.parametrize(

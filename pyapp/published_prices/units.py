@@ -18,14 +18,17 @@ _ZERO = Decimal(0)
 _TOKENS = "_tokens"
 # Names of other units that mean a unit of genai-prices.
 _ALIASES = {"file_searches": "storage_searches"}
+# Numbers that are not billed themselves: calls of the API, and passes of the model in
+# one call, if the token counts are their sums.
+_NOT_BILLED = ("requests", "passes")
 # Units that include others: with both, the rest has the whole's price.
 _WHOLES = {
     "input_audio_seconds": "audio_seconds",
     "output_audio_seconds": "audio_seconds",
     "input_annotated_document_pages": "input_document_pages",
 }
-# Tools that Claude's server runs in passes of their own.
-_PASSES = frozenset(("web_searches", "web_fetches", "code_executions"))
+# Passes, and tools after which Claude's server makes another.
+_PASSES = frozenset(("passes", "web_searches", "web_fetches", "code_executions"))
 _KINDS = ("audio", "image", "video", "document")
 # An hour's price has no exact price of a second.
 _FINEST = Decimal("1e-18")
@@ -48,7 +51,7 @@ class Counts(NamedTuple):
 
 def has_other_units(units: Mapping[str, int]) -> bool:
     """Return whether something other than tokens and requests was used."""
-    return any(not name.endswith(_TOKENS) and name != "requests" for name in units)
+    return any(not name.endswith(_TOKENS) and name not in _NOT_BILLED for name in units)
 
 
 def has_special_tokens(units: Mapping[str, int]) -> bool:
@@ -86,7 +89,7 @@ def cost_of_units(tariff: Tariff, units: Mapping[str, int]) -> Decimal:
     used = {
         _ALIASES.get(name, name): count
         for name, count in units.items()
-        if not name.endswith(_TOKENS) and name != "requests"
+        if not name.endswith(_TOKENS) and name not in _NOT_BILLED
     }
     for name, count in used.items():
         parts = sum(used.get(part, 0) for part in _parts_of(name))
