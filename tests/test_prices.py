@@ -361,6 +361,17 @@ def test_call_without_a_price_is_an_error_with_the_reason(
 
 
 @either_way
+def test_call_with_a_price_is_recorded_whatever_the_reason_says(
+    conn: psycopg.Connection, user_id: UUID, send: Send
+):
+    published = replace(KNOWN, reason="a part has no price")
+
+    message = unpriced_message(user_id=user_id, published=published)
+
+    assert cost_of(conn, send, message) == 7
+
+
+@either_way
 @pytest.mark.parametrize("is_signed_in", [False, True])
 def test_retry_without_a_price_is_a_duplicate(
     conn: psycopg.Connection, user_id: UUID, send: Send, is_signed_in: bool

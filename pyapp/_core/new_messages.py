@@ -78,16 +78,17 @@ def message_values(
         if user_id is None and fingerprint_id is None:
             raise InvalidValueError("no payer: give user_id, fingerprint_id or both")
         values["user_id"], values["fingerprint_id"] = user_id, fingerprint_id
-    written, hour = (values[name] for name in _WRITTEN)
-    if hour > written:
+    hour = values["cache_creation_1h_input_tokens"]
+    if hour and hour > values["cache_creation_input_tokens"]:
         raise InvalidValueError(
             f"cache_creation_1h_input_tokens ({hour}) exceed"
-            f" cache_creation_input_tokens ({written})"
+            f" cache_creation_input_tokens ({values['cache_creation_input_tokens']})"
         )
-    published = values.pop("published")
+    published = _published("published", message.published)
     if values["cost"] is not None:
-        published = _NOT_NEEDED
-    elif published is None:
+        values.update(_NOT_NEEDED)
+        return values
+    if published is None:
         published = published_price(**{name: values[name] for name in _PRICED})
     values["published_cost"] = published.cost
     values["other_cost"] = published.other_cost
@@ -170,16 +171,24 @@ _CHECKS: Mapping[str, Check] = {
     "client_request_id": storable_id,
     "request": _json,
     "response": _json,
-    "published": _published,
 }
-_NOT_NEEDED = PublishedPrice(cost=None, other_cost=None, is_standard=True, reason=None)
-_FIELDS = [(field.name, _CHECKS[field.name]) for field in fields(NewMessage)]
-_WRITTEN = ("cache_creation_input_tokens", "cache_creation_1h_input_tokens")
+_NOT_NEEDED: Mapping[str, Any] = {
+    "published_cost": None,
+    "other_cost": None,
+    "is_standard": True,
+    "published_reason": None,
+}
+_FIELDS = [
+    (field.name, _CHECKS[field.name])
+    for field in fields(NewMessage)
+    if field.name != "published"
+]
 _PRICED = (
     "provider",
     "model",
     "input_tokens",
-    *_WRITTEN,
+    "cache_creation_input_tokens",
+    "cache_creation_1h_input_tokens",
     "cache_read_input_tokens",
     "output_tokens",
     "finished_at",
