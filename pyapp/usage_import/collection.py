@@ -141,8 +141,9 @@ class Collection:
             response = response._replace(id=make_id("nth", response.id, number))
         if response.session is not None and not response.is_sum:
             self._sessions.add(response.session)
-        # By usage, then the call before a subagent's copy, then the later line.
-        rank = response.total << 1 | (not response.is_sidechain)
+        # One with a stated cost, by usage, before a subagent's copy, the later line.
+        rank = (response.cost is not None) << 40 | response.total << 1
+        rank |= not response.is_sidechain
         rank = rank << 64 | self._store.count
         if self._largest.get(response.id, 0) < rank:
             self._largest[response.id] = rank

@@ -66,7 +66,9 @@ def moment(key: str, value: object) -> datetime:
 
 
 def cost(key: str, value: object) -> Decimal | None:
-    """Return the cost in USD, or None: logs write 0 for an unknown cost."""
+    """Return the number of USD, or None: Claude Code writes 0 for an unknown cost."""
+    if isinstance(value, str):
+        raise BadUsageError(f"{key} is not a cost: {shown(value)}")
     return amount(key, value) or None
 
 

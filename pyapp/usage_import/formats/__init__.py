@@ -30,11 +30,14 @@ from typing import Any, NamedTuple
 from pyapp.usage_import.fields import Object
 from pyapp.usage_import.formats import (
     anthropic,
+    bedrock,
     claude_code,
     codex,
     gemini,
     gemini_cli,
+    litellm,
     openai,
+    openrouter,
     streams,
 )
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
@@ -49,12 +52,17 @@ FORMATS: tuple[type[Format], ...] = (
     codex.Rollout,
     gemini.Chunks,
     gemini_cli.Session,
+    litellm.Rows,
+    openrouter.Generations,
+    bedrock.Records,
+    bedrock.Results,
 )
 BODIES: tuple[Body, ...] = (
     gemini.BODY,
     gemini.INTERACTION,
     anthropic.BODY,
     openai.BODY,
+    bedrock.CONVERSE,
 )
 KNOWN: tuple[Callable[[Object], bool], ...] = (claude_code.is_session_line,)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pyapp.usage_import.fields import Object
 from pyapp.usage_import.responses import Chain, ModelResponse
@@ -49,3 +49,28 @@ class Format:
     def finish(self) -> Iterable[ModelResponse | Unfinished]:
         """Return what is left at the end of the file."""
         return ()
+
+
+class Lines(Format):
+    """Bodies that are whole lines, or in the object at a key of a line.
+
+    A line can be one if it has one of KEYS; `body` is in it, or at one of PLACES.
+    """
+
+    KEYS: ClassVar[frozenset[str]]
+    PLACES: ClassVar[tuple[str, ...]] = ()
+    BODY: ClassVar[Body]
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether the line has a key of the format."""
+        return not self.KEYS.isdisjoint(keys) or any(p in keys for p in self.PLACES)
+
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Return the response of the line."""
+        for place in (None, *self.PLACES):
+            part = line if place is None else line.get(place)
+            if isinstance(part, dict) and self.BODY.has_usage(part):
+                chain = [line] if place is None else [line, part]
+                found = self.BODY.read(chain)
+                return () if found is None else (found,)
+        return None

@@ -16,6 +16,7 @@ from pyapp.usage_import.fields import (
     Object,
     count,
     first_count,
+    hashed_text,
     inner,
     number,
     text,
@@ -31,9 +32,10 @@ from pyapp.usage_import.responses import (
     find_request,
     identify,
     make_content_id,
+    make_id,
 )
 
-_KEYS = {
+KEYS = {
     "prompt_tokens",
     "completion_tokens",
     "input_tokens",
@@ -59,6 +61,8 @@ _WRITES = (
     ("details", "cache_write_tokens"),
     ("details", "cache_creation_tokens"),
 )
+# Shorter ids may repeat; those of hosted models are longer.
+_UNIQUE_LENGTH = 16
 _MODALITIES = ("audio", "image", "video")
 # Types of the items of a Responses object that are billed, each with its unit.
 _CALLS = {
@@ -74,7 +78,7 @@ def _has_usage(response: Object) -> bool:
         return False
     if not isinstance(usage, dict):
         return response.get("object") in _OBJECTS
-    return not _KEYS.isdisjoint(usage)
+    return not KEYS.isdisjoint(usage)
 
 
 def _is_known(response: Object) -> bool:
@@ -91,10 +95,13 @@ def _read(chain: Chain) -> ModelResponse:
     part = read_pass(usage, model, is_stated=stated is not None)
     units = {**(part.units or {}), **_calls(response)}
     created = number(response.get("created", response.get("created_at")))
-    is_named = text(response.get("id")) is not None or find_request(chain) is not None
+    name = hashed_text(response.get("id"))
+    is_named = name is not None or find_request(chain) is not None
     return describe(
         chain,
-        identify(chain, "openai", None if created is None else int(created))
+        make_response_id(name, created)
+        if name is not None
+        else identify(chain, "openai")
         if is_named
         else make_content_id("openai", chain),
         [part._replace(units=units or None)],
@@ -103,6 +110,16 @@ def _read(chain: Chain) -> ModelResponse:
         latency_ms=find_latency(response),
         is_numbered=not is_named,
     )
+
+
+def make_response_id(name: str, created: float | None) -> bytes:
+    """Return the id of a response.
+
+    Local servers number their responses; the time tells short ids of these apart.
+    """
+    is_unique = len(name) >= _UNIQUE_LENGTH or name.startswith("gen-")
+    second = None if is_unique or created is None else int(created)
+    return make_id("openai", name, second)
 
 
 def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> Pass:

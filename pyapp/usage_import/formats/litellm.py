@@ -1,0 +1,116 @@
+"""LiteLLM's logs: rows of its table of spend, and payloads of its callbacks.
+
+`spend` in a row and `response_cost` in a payload are the cost. It is 0 for an answer
+from LiteLLM's cache, which costs nothing, and for a model that LiteLLM has no price
+for: then the call is priced here. A failed call costs nothing unless a cost is stated.
+The id is that of the response, so a row and the body of its response are one message.
+A payload contains the response too, which is read with it.
+
+Sources: LiteLLM, StandardLoggingPayload Specification; Spend Tracking; the table
+LiteLLM_SpendLogs of its schema.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from pyapp.usage_import.fields import (
+    BadUsageError,
+    Object,
+    amount,
+    first_text,
+    hashed_text,
+    moment,
+    text,
+)
+from pyapp.usage_import.formats import openai
+from pyapp.usage_import.formats.kinds import Body, Lines
+from pyapp.usage_import.responses import (
+    Chain,
+    ModelResponse,
+    describe,
+    find_context,
+)
+
+_COSTS = ("spend", "response_cost")
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_TRUE = ("true", "1")
+
+
+def _has_usage(row: Object) -> bool:
+    return "call_type" in row and any(key in row for key in _COSTS)
+
+
+def _read(chain: Chain) -> ModelResponse | None:
+    row = chain[-1]
+    key = _COSTS[0] if _COSTS[0] in row else _COSTS[1]
+    stated: Decimal | None = amount(key, row.get(key))
+    usage = _usage(row)
+    is_cached = str(row.get("cache_hit")).lower() in _TRUE
+    if not stated and not is_cached:
+        if row.get("status") == "failure" or not any(usage.get(k) for k in _COUNTS):
+            return None
+        stated = None
+    model = first_text([row], ("model",))
+    name = first_text([row], ("request_id", "id"), hashed_text)
+    if name is None:
+        raise BadUsageError("no request_id: repeats of it could not be detected")
+    begin, end = _time(row, "startTime"), _time(row, "endTime")
+    latency = None
+    if begin is not None and end is not None and end >= begin:
+        latency = int((end - begin).total_seconds() * 1000)
+    return describe(
+        [{}, row],
+        openai.make_response_id(name, None if begin is None else begin.timestamp()),
+        [openai.read_pass(usage, model, is_stated=stated is not None)],
+        model=model,
+        provider=text(row.get("custom_llm_provider")),
+        finished_at=end or begin,
+        cost=stated,
+        latency_ms=latency,
+        context=_context(row, usage),
+    )
+
+
+def _time(row: Object, key: str) -> Any:
+    value = row.get(key)
+    return None if value is None else moment(key, value)
+
+
+def _object(value: object) -> Object:
+    """Return an object, or the text of one as a database exports it; else empty."""
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _usage(row: Object) -> Object:
+    """Return the usage with its details, if the row has them, else its counts."""
+    response = _object(row.get("response"))
+    for usage in (
+        _object(row.get("metadata")).get("usage_object"),
+        response.get("usage"),
+    ):
+        if isinstance(usage, dict) and not openai.KEYS.isdisjoint(usage):
+            return usage
+    return {key: row.get(key) or 0 for key in _COUNTS}
+
+
+def _context(row: Object, usage: Object) -> dict[str, str]:
+    context = find_context([row, {**_object(row.get("response")), "usage": usage}])
+    if "batch" in (text(row.get("call_type")) or ""):
+        context["processing"] = "batch"
+    return context
+
+
+class Rows(Lines):
+    """Rows and payloads, also inside what a callback gets."""
+
+    KEYS = frozenset(("call_type",))
+    PLACES = ("standard_logging_object",)
+    BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)

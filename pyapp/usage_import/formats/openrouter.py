@@ -1,0 +1,64 @@
+"""OpenRouter's generations: what a call was and cost, asked for by the id of its body.
+
+The id is that of the body, so both are one message. The native counts are those of the
+provider's tokenizer, by which OpenRouter bills; reasoning is part of the completion. A
+call with a key of one's own costs its fee and what the provider charges.
+
+Sources: OpenRouter, Get a generation; Bring your own key.
+"""
+
+from __future__ import annotations
+
+from pyapp.usage_import.fields import BadUsageError, Object, amount, count, text
+from pyapp.usage_import.formats.kinds import Body, Lines
+from pyapp.usage_import.formats.stated_costs import with_own_key
+from pyapp.usage_import.responses import (
+    Chain,
+    ModelResponse,
+    Pass,
+    describe,
+    make_id,
+)
+
+_COUNTS = ("native_tokens_prompt", "native_tokens_completion")
+
+
+def _has_usage(response: Object) -> bool:
+    return "total_cost" in response and any(key in response for key in _COUNTS)
+
+
+def _read(chain: Chain) -> ModelResponse:
+    generation = chain[-1]
+    name = text(generation.get("id"))
+    if name is None:
+        raise BadUsageError("a generation without an id")
+    prompt, output = (count(generation, key) for key in _COUNTS)
+    # Bounded, because the cost is stated and the counts are not what it is made of.
+    read = min(count(generation, "native_tokens_cached"), prompt)
+    is_own_key = generation.get("is_byok")
+    total = amount("total_cost", generation["total_cost"])
+    latency = generation.get("generation_time")
+    return describe(
+        chain,
+        make_id("openai", name, None),
+        [Pass(prompt - read, 0, read, output)],
+        provider="openrouter",
+        cost=None
+        if total is None
+        else with_own_key(
+            total,
+            amount(
+                "upstream_inference_cost", generation.get("upstream_inference_cost")
+            ),
+            is_own_key if isinstance(is_own_key, bool) else None,
+        ),
+        latency_ms=latency if isinstance(latency, int) and latency >= 0 else None,
+    )
+
+
+class Generations(Lines):
+    """Generations, also as the API returns them."""
+
+    KEYS = frozenset(_COUNTS)
+    PLACES = ("data",)
+    BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)
