@@ -99,12 +99,11 @@ def published_price(
 
     The four counts are disjoint; the cache writes for one hour are part of all cache
     writes. *units* are other counts, by the names of genai-prices: parts of the four
-    (`input_audio_tokens`) and separate units (`web_searches`). Calls of the API
-    (`requests`) and passes of the model whose sums the counts are (`passes`) may be
-    stated. *context* describes the
-    call as its log does: `service_tier`, `speed`, `processing` (`batch`),
-    `inference_geo`; Perplexity's `search_context_size`. Without *provider*, it is the
-    one that the model's id names, else the model's maker.
+    (`input_audio_tokens`) and separate units (`web_searches`); also the calls of the
+    API (`requests`), and the passes of the model (`passes`) if the counts are their
+    sums. *context* describes the call as its log does: `service_tier`, `speed`,
+    `processing` (`batch`), `inference_geo`; Perplexity's `search_context_size`. Without
+    *provider*, it is the one that the model's id names, else the model's maker.
 
     Raises: InvalidValueError.
     """

@@ -4,6 +4,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.data_units import unit_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyapp.errors import InvalidValueError, UnknownModelError
 from pyapp.pricing import PublishedPrice, add_prices, price_usage, published_price
@@ -483,3 +487,39 @@ def test_price_usage_raises_the_reason():
 def test_context_must_be_text(value):
     with pytest.raises(InvalidValueError, match="service_tier must be text"):
         call("gpt-5", context={"service_tier": value})
+
+
+MODELS = [model.id for p in get_snapshot().providers for model in p.models[:20]]
+UNITS = [*unit_data, "passes", "file_searches", "web_fetches", "teleports"]
+TERMS = ["batch", "flex", "priority", "fast", "us", "low", "default", "", "x"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    model=st.sampled_from(MODELS) | st.text(max_size=20),
+    provider=st.none() | st.sampled_from([p.id for p in get_snapshot().providers]),
+    counts=st.tuples(*(st.integers(0, 400_000) for _ in range(4))),
+    units=st.dictionaries(st.sampled_from(UNITS), st.integers(0, 1_000), max_size=3),
+    context=st.dictionaries(
+        st.sampled_from(["service_tier", "processing", "speed", "inference_geo"]),
+        st.sampled_from(TERMS),
+        max_size=2,
+    ),
+    at=st.datetimes(datetime(2023, 1, 1), datetime(2027, 6, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+)
+def test_any_call_has_a_cost_or_a_reason(model, provider, counts, units, context, at):
+    use = {"provider": provider, "counts": counts, "units": units, "context": context}
+    try:
+        first = call(model, at=at, **use)
+    except InvalidValueError:
+        return  # a part exceeds its whole
+    assert (first.cost is None) == (first.reason is not None)
+    if first.reason is not None:
+        assert first.reason.isprintable()
+        assert len(first.reason) < 500
+    else:
+        assert first.other_cost is not None
+        assert 0 <= first.other_cost <= first.cost < 10**6
+    if context and not all(value in ("default", "") for value in context.values()):
+        assert not first.is_standard
+    assert call(model, at=at, **use) == first

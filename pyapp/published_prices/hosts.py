@@ -34,7 +34,6 @@ _ALIASES = {
     "togetherai": "together",
     "vertex": "google",
     "voyage": "voyageai",
-    "zai": "zai",
     "zhipu": "zhipuai",
 }
 # A name with such a word means the host, also if it names the maker as well.
@@ -112,7 +111,7 @@ _ROUTED = re.compile(
 # neither in the response nor in the data.
 _ALWAYS_SEARCHES = re.compile(r"gpt-[\w.]+(-mini)?-search-(preview|api)")
 # What hosts add to the name of weights: how they serve them, or their use.
-_HOSTS_WORDS = re.compile(
+_SERVING_WORDS = re.compile(
     r"-(instruct|chat|it|hf|fp8|turbo|versatile|instant|specdec|tput|lora)(?![a-z])"
 )
 # Words that distinguish models: a name that has one is not a version of another.
@@ -371,7 +370,7 @@ def _is_host(provider: Provider, ref: str) -> bool:
 def _family(ref: str) -> str:
     """Return the name of the weights, without what hosts add to it."""
     name = ref.rpartition("/")[2].removeprefix("meta-")
-    return _letters(_HOSTS_WORDS.sub("", name))
+    return _letters(_SERVING_WORDS.sub("", name))
 
 
 def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
