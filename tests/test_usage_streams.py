@@ -128,6 +128,16 @@ def test_a_stream_without_usage_is_reported(tmp_path: Path, stream: list[Any]) -
     assert broken(results) == [(1, f"the stream of '{name}' has no usage")]
 
 
+def test_groqs_last_chunk_has_its_usage_apart(tmp_path: Path) -> None:
+    chunk = changed(CHAT, usage=None, object="chat.completion.chunk")
+    first = {**chunk, "x_groq": {"id": "req_1"}}
+    last = {**chunk, "x_groq": {"id": "req_1", "usage": CHAT["usage"]}}
+    message = only(tmp_path, first, chunk, last)
+
+    assert tokens(message) == tokens(only(tmp_path, CHAT))
+    assert message.provider == "groq"
+
+
 def test_chunks_with_ids_of_their_own_are_one_stream(tmp_path: Path) -> None:
     chunk = changed(CHAT, object="chat.completion.chunk")
     chunks = [changed(chunk, id=f"chatcmpl-{n}", usage=None) for n in range(3)]

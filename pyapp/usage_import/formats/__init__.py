@@ -47,7 +47,7 @@ from pyapp.usage_import.responses import ModelResponse
 FORMATS: tuple[type[Format], ...] = (
     claude_code.Run,
     streams.Messages,
-    streams.Unmeasured,
+    streams.Chunks,
     streams.Realtime,
     codex.Rollout,
     gemini.Chunks,

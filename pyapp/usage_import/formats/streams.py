@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from pyapp.usage_import.fields import BadUsageError, Object, count, inner, text
-from pyapp.usage_import.formats import anthropic
+from pyapp.usage_import.formats import anthropic, openai
 from pyapp.usage_import.formats.kinds import Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
 
@@ -144,8 +144,11 @@ class _Begun(NamedTuple):
     is_one: bool
 
 
-class Unmeasured(Format):
-    """Streams of OpenAI's shapes without usage; the usage of others is in a body."""
+class Chunks(Format):
+    """Streams of OpenAI's shapes: those without usage, and Groq's, which has it apart.
+
+    The usage of the others is in a body.
+    """
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
@@ -158,16 +161,20 @@ class Unmeasured(Format):
         is_chunk = kind is None and "choices" in keys
         return is_chunk or kind == "response.created" or kind in _ENDS
 
-    def read(self, line: Object, number: int) -> None:
-        """Note which streams have begun and which have their usage."""
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Note which streams have begun and ended; return the response of Groq's."""
         kind = line.get("type")
         response = line.get("response")
         if kind is None and line.get("object") in _CHUNKS:
-            groq = line.get("x_groq")
-            has_usage = isinstance(groq, dict) and groq.get("usage")
-            self._note(line, number, bool(line.get("usage") or has_usage))
+            groq = inner(line, "x_groq")
+            usage = line.get("usage") or groq.get("usage")
+            self._note(line, number, bool(usage))
+            if groq:
+                found = openai.BODY.read([{**line, "usage": usage}]) if usage else None
+                return () if found is None else (found._replace(provider="groq"),)
         elif isinstance(response, dict):
             self._note(response, number, kind != "response.created")
+        return None
 
     def finish(self) -> Iterable[Unfinished]:
         """Return the streams without usage; a client has to ask for it."""
