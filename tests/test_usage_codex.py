@@ -180,6 +180,12 @@ def test_calls_that_no_line_shows_are_reported(tmp_path: Path) -> None:
             event(20, used(3000, 300), {**used(2000, 200), "total_tokens": 9}),
             "input_tokens and output_tokens (2200) differ from total_tokens (9)",
         ),
+        (
+            event(
+                20, used(3000, 300), used(2000, 200) | {"reasoning_output_tokens": 201}
+            ),
+            "reasoning_output_tokens (201) exceed output_tokens (200)",
+        ),
         (event(20, [], used(2000, 200)), "the token usage is not an object"),
         (
             changed(FIRST, payload={"type": "token_count", **used(10, 1)}),

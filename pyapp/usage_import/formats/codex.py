@@ -419,6 +419,11 @@ def _pass(used: _Usage, tools: dict[str, int]) -> Pass:
             f" ({used.input})"
         )
     output = used.output
+    if used.reasoning > output:
+        raise BadUsageError(
+            f"reasoning_output_tokens ({used.reasoning}) exceed output_tokens"
+            f" ({output})"
+        )
     # OpenAI's output includes reasoning; some versions add it to the total once more.
     allowed = (0, used.input + output, used.input + output + used.reasoning)
     if used.total not in allowed:
