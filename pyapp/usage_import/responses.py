@@ -30,6 +30,7 @@ _NAMESPACE = bytes.fromhex("6f2c1b1e9a345f0d8a553f1c6a0e7d42")
 _TIMES = ("completed_at", "finished_at", "timestamp", "created_at", "created")
 _CLIENTS = ("sessionId", "session_id", "client_id")
 _REQUESTS = ("requestId", "request_id", "_request_id", "client_request_id", "custom_id")
+_MODELS = ("model", "model_id", "modelId", "model_name", "request_model")
 # What changes the price of a call: keys of the response, then of its usage.
 _CONTEXT = ("service_tier", "speed", "inference_geo")
 
@@ -123,7 +124,7 @@ def describe(
     Raises: BadUsageError if no model is named, or the counts are too large.
     """
     line, response = chain[0], chain[-1]
-    model = model or text(response.get("model"))
+    model = model or text(response.get("model")) or find_model(chain)
     if model is None:
         raise BadUsageError("no model is named")
     counted = tuple(passes)
@@ -198,6 +199,16 @@ def find_context(chain: Chain) -> dict[str, str]:
     is_batch = "custom_id" in line and ("response" in line or "result" in line)
     if is_batch or found.get("service_tier") == "batch":
         found["processing"] = "batch"
+    return found
+
+
+def find_model(chain: Chain) -> str | None:
+    """Return the model that the response names, else its envelope or its request."""
+    found = first_text(chain[::-1], _MODELS)
+    request: object = chain[0].get("request")
+    while found is None and isinstance(request, dict):
+        found = first_text([request], _MODELS)
+        request = request.get("body")
     return found
 
 

@@ -33,9 +33,11 @@ from pyapp.usage_import.formats import (
     bedrock,
     claude_code,
     codex,
+    cohere,
     gemini,
     gemini_cli,
     litellm,
+    local_servers,
     openai,
     openrouter,
     streams,
@@ -56,6 +58,7 @@ FORMATS: tuple[type[Format], ...] = (
     openrouter.Generations,
     bedrock.Records,
     bedrock.Results,
+    local_servers.Responses,
 )
 BODIES: tuple[Body, ...] = (
     gemini.BODY,
@@ -63,6 +66,7 @@ BODIES: tuple[Body, ...] = (
     anthropic.BODY,
     openai.BODY,
     bedrock.CONVERSE,
+    cohere.BODY,
 )
 KNOWN: tuple[Callable[[Object], bool], ...] = (claude_code.is_session_line,)
 

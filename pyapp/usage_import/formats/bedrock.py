@@ -34,6 +34,7 @@ from pyapp.usage_import.responses import (
     ModelResponse,
     Pass,
     describe,
+    find_model,
     make_content_id,
     make_id,
 )
@@ -87,7 +88,6 @@ _MAKERS = {
     "zai",
 }
 _REQUEST_IDS = ("requestId", "RequestId", "request_id")
-_MODELS = ("modelId", "model_id", "model")
 
 
 def _is_record(line: Object) -> bool:
@@ -307,7 +307,7 @@ def _is_converse(response: Object) -> bool:
 
 def _read_converse(chain: Chain) -> ModelResponse:
     response = chain[-1]
-    model = first_text(chain, _MODELS)
+    model = find_model(chain)
     if model is None:
         raise BadUsageError(
             "a response of Converse names no model: import the invocation log"
@@ -334,7 +334,7 @@ def _read_result(chain: Chain) -> ModelResponse | None:
     body = chain[-1].get("modelOutput")
     if not isinstance(body, dict):
         return None
-    model = first_text([chain[-1], body], _MODELS)
+    model = find_model([chain[-1], body])
     if model is None:
         raise BadUsageError("a result of a batch that names no model")
     passes, name, context = _read_body(body, model)
