@@ -72,7 +72,7 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             {**SESSION, "costUSD": -1},
             "costUSD must be from 0 to 1000000000, not Decimal('-1')",
         ),
-        ({**SESSION, "costUSD": "1"}, "costUSD is not a cost: '1'"),
+        ({**SESSION, "costUSD": "one"}, "costUSD is not a cost: 'one'"),
         (
             changed(ANTHROPIC, usage__cache_creation__ephemeral_1h_input_tokens=9e3),
             "ephemeral_1h_input_tokens must be a whole number",

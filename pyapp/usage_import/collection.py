@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, TypeAlias
 
 from pyapp.errors import InvalidValueError
 from pyapp.usage_import.fields import Object
@@ -46,20 +46,16 @@ class LineCounts:
     other_files: int = 0
 
 
-class Found(NamedTuple):
-    """A response, or the reason why a line or a file has none that can be read."""
-
-    log: int
-    line: int  # 0 for a file
-    kept: ModelResponse | str
-    is_unknown: bool = False
+# The number of a file; of its line, 0 for the file; a response, or the reason why there
+# is none that can be read; and whether that is because its form is not known.
+Found: TypeAlias = tuple[int, int, ModelResponse | str, bool]
 
 
 class Collection:
     """What was found in all files, in a temporary file."""
 
     def __init__(self, file: IO[bytes], counts: LineCounts) -> None:
-        self.kept: Counter[int] = Counter()  # by the number of the file
+        self.kept: dict[int, int] = {}  # by the number of the file
         self._counts = counts
         self._store = _Store(file)
         self._largest: dict[bytes, int] = {}
@@ -69,7 +65,7 @@ class Collection:
 
     def add_file(self, number: int, log: Log, on_bytes: Callable[[int], None]) -> None:
         """Read a file."""
-        self._log = number
+        self._log, before = number, self._store.count
         formats = Reader(str(log.path))
         occurrences: Counter[bytes] = Counter()
         is_known, line, unknown = False, 0, self._counts.unknown
@@ -90,6 +86,7 @@ class Collection:
             self._add_broken(line + 1, log.damage)
         elif line and not is_known:
             self._add_unknown_file(log, self._counts.unknown > unknown)
+        self.kept[number] = self._store.count - before
 
     def _add_object(
         self, line: int, value: Object, formats: Reader, occurrences: Counter[bytes]
@@ -112,11 +109,11 @@ class Collection:
         """Yield what was found, in order; of each response only the largest."""
         for log, line, kept, rank, is_unknown in self._store.read():
             if rank is None:
-                yield Found(log, line, kept, is_unknown)
+                yield log, line, kept, is_unknown
             elif self._largest[kept[0]] == rank:
                 response = _unpacked(kept)
                 if not response.is_sum or response.session not in self._sessions:
-                    yield Found(log, line, response)
+                    yield log, line, response, False
                     continue
                 self._counts.repeats += 1
             else:
@@ -132,7 +129,8 @@ class Collection:
     def _add_response(
         self, line: int, response: ModelResponse, occurrences: Counter[bytes]
     ) -> None:
-        if not response.is_billed:
+        total = response.total
+        if not (total or response.is_billed):
             self._counts.without_usage += 1
             return
         if response.is_numbered:
@@ -142,16 +140,17 @@ class Collection:
         if response.session is not None and not response.is_sum:
             self._sessions.add(response.session)
         # One with a stated cost, by usage, before a subagent's copy, the later line.
-        rank = (response.cost is not None) << 40 | response.total << 1
+        rank = (response.cost is not None) << 40 | total << 1
         rank |= not response.is_sidechain
         rank = rank << 64 | self._store.count
-        if self._largest.get(response.id, 0) < rank:
-            self._largest[response.id] = rank
-        self._add(line, _packed(response), rank)
+        id = response.id
+        if self._largest.get(id, 0) < rank:
+            self._largest[id] = rank
+        self._store.add((self._log, line, _packed(response), rank, False))
 
     def _add_broken(self, line: int, reason: str) -> None:
         self._counts.broken += 1
-        self._add(line, reason)
+        self._add_reason(line, reason)
 
     def _add_unknown(
         self, line: int, value: Object, formats: Reader, occurrences: Counter[bytes]
@@ -167,7 +166,7 @@ class Collection:
                     self._add_object(line, item, formats, occurrences)
                 return True
         self._counts.unknown += 1
-        self._add(line, f"usage in an unknown form: {usage}", None, True)
+        self._add_reason(line, f"usage in an unknown form: {usage}", True)
         return False
 
     def _add_unknown_file(self, log: Log, has_usage: bool) -> None:
@@ -175,13 +174,10 @@ class Collection:
             self._counts.other_files += 1
             return
         self._counts.unknown_files += 1
-        self._add(0, "no line is of a known format", None, True)
+        self._add_reason(0, "no line is of a known format", True)
 
-    def _add(
-        self, line: int, kept: Any, rank: int | None = None, is_unknown: bool = False
-    ) -> None:
-        self.kept[self._log] += 1
-        self._store.add((self._log, line, kept, rank, is_unknown))
+    def _add_reason(self, line: int, reason: str, is_unknown: bool = False) -> None:
+        self._store.add((self._log, line, reason, None, is_unknown))
 
 
 class _Store:
@@ -231,22 +227,21 @@ def _is_known(formats: Reader, value: Object, line: int) -> bool:
         return True
 
 
-def _packed(response: ModelResponse) -> tuple[Any, ...]:
+def _packed(response: ModelResponse) -> list[Any]:
     """Return the response as values that marshal can write, in a fifth of the time."""
     values: list[Any] = list(response)
-    values[2] = tuple(map(tuple, response.passes))
+    values[2] = [tuple(part) for part in response.passes]
     if response.finished_at is not None:
         values[5] = response.finished_at.isoformat()
     if response.cost is not None:
         values[8] = str(response.cost)
-    return tuple(values)
+    return values
 
 
-def _unpacked(values: Any) -> ModelResponse:
-    values = list(values)
-    values[2] = tuple(map(Pass._make, values[2]))
+def _unpacked(values: list[Any]) -> ModelResponse:
+    values[2] = tuple([Pass(*part) for part in values[2]])
     if values[5] is not None:
         values[5] = datetime.fromisoformat(values[5])
     if values[8] is not None:
         values[8] = Decimal(values[8])
-    return ModelResponse._make(values)
+    return ModelResponse(*values)

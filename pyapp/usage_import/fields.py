@@ -9,7 +9,13 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from pyapp._core.sanitize import storable_text
-from pyapp._core.validation import MAX_ID_LENGTH, check_amount, check_count, shown
+from pyapp._core.validation import (
+    MAX_ID_LENGTH,
+    MAX_INTEGER,
+    check_amount,
+    check_count,
+    shown,
+)
 from pyapp.errors import InvalidValueError
 
 Object: TypeAlias = dict[str, Any]
@@ -26,15 +32,19 @@ class BadUsageError(InvalidValueError):
 def count(usage: Object, key: str, *, required: bool = False) -> int:
     """Return the token count at *key*; 0 if it is absent and not *required*."""
     value = usage.get(key)
+    if type(value) is int and 0 <= value <= MAX_INTEGER:
+        return value
     return 0 if value is None and not required else check_count(key, value)
 
 
 def inner(usage: Object, key: str) -> Object:
     """Return the object at *key*, empty if it is absent."""
     value = usage.get(key)
-    if value is not None and not isinstance(value, dict):
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
         raise BadUsageError(f"{key} is not an object")
-    return value or {}
+    return value
 
 
 def number(value: object, limit: int = _MAX_SECONDS * 1000) -> int | float | None:
@@ -120,14 +130,3 @@ def first_text(
             if key in part and (found := clean(part[key])) is not None:
                 return found[:MAX_ID_LENGTH]
     return None
-
-
-def first_count(parts: Object, paths: tuple[tuple[str, ...], ...]) -> int:
-    """Return the count at the first of *paths* that is not null; 0 without one."""
-    for path in paths:
-        part: object = parts
-        for key in path[:-1]:
-            part = part.get(key) if isinstance(part, dict) else None
-        if isinstance(part, dict) and part.get(path[-1]) is not None:
-            return check_count(path[-1], part[path[-1]])
-    return 0

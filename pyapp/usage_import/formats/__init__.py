@@ -152,7 +152,9 @@ def _read_body(
                     found = body.read(chain)
                     return () if found is None else (found,)
             chains.append(chain)
+    if any(is_known(line) for is_known in KNOWN):
+        return ()
     for chain in chains:
         if any(body.is_known(chain[-1]) for body in BODIES):
             return ()
-    return () if any(is_known(line) for is_known in KNOWN) else None
+    return None

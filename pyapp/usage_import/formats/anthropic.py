@@ -49,6 +49,7 @@ _KEYS = (
 _MAIN = ("message", "fallback_message")
 # Hosts that mark the ids of their responses.
 _HOSTS = {"msg_bdrk_": "aws", "msg_vrtx_": "google"}
+_PREFIXES = tuple(_HOSTS)
 _DATE = re.compile(r"-\d{8}$")
 
 
@@ -94,10 +95,8 @@ def _read(chain: Chain) -> ModelResponse | None:
 
 def _find_provider(id: str | None, model: str | None) -> str | None:
     """Return the host; other makers' models are served in this format too."""
-    if id is not None:
-        for prefix, provider in _HOSTS.items():
-            if id.startswith(prefix):
-                return provider
+    if id is not None and id.startswith(_PREFIXES):
+        return _HOSTS[id[: len("msg_bdrk_")]]
     return "anthropic" if model is not None and model.startswith("claude-") else None
 
 
@@ -110,7 +109,9 @@ def read_passes(usage: Object, model: str | None) -> list[Pass]:
     Raises: BadUsageError if they are neither.
     """
     whole = read_pass(usage)
-    iterations = usage.get("iterations") or []
+    iterations = usage.get("iterations")
+    if not iterations:
+        return [whole]
     if not isinstance(iterations, list):
         raise BadUsageError("iterations is not a list")
     main: list[Object] = []
@@ -164,10 +165,12 @@ def _base(model: str | None) -> str | None:
 def read_pass(usage: Object) -> Pass:
     """Return the counts of *usage*, which are disjoint."""
     written = inner(usage, "cache_creation")
-    hour = count(written, "ephemeral_1h_input_tokens")
-    by_lifetime = hour + count(written, "ephemeral_5m_input_tokens")
+    hour = by_lifetime = 0
+    if written:
+        hour = count(written, "ephemeral_1h_input_tokens")
+        by_lifetime = hour + count(written, "ephemeral_5m_input_tokens")
     creation = count(usage, "cache_creation_input_tokens")
-    if usage.get("cache_creation_input_tokens") is None:
+    if not creation and usage.get("cache_creation_input_tokens") is None:
         creation = by_lifetime
     if by_lifetime > creation:
         raise BadUsageError(

@@ -15,7 +15,6 @@ from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
     count,
-    first_count,
     hashed_text,
     inner,
     number,
@@ -49,21 +48,21 @@ _OBJECTS = (
     "text_completion",
     "thread.run.step",
 )
-# Places of the cached tokens in a usage, and of those written to a cache: parts of the
-# input. `details` is the object with details of the input.
+# Keys of the cached tokens, and of those written to a cache, which are parts of the
+# input; each with whether it is in the details of the input or beside them.
 _READS = (
-    ("details", "cached_tokens"),
-    ("cached_tokens",),
-    ("prompt_cache_hit_tokens",),
-    ("num_cached_tokens",),
+    (True, "cached_tokens"),
+    (False, "cached_tokens"),
+    (False, "prompt_cache_hit_tokens"),
+    (False, "num_cached_tokens"),
 )
 _WRITES = (
-    ("details", "cache_write_tokens"),
-    ("details", "cache_creation_tokens"),
+    (True, "cache_write_tokens"),
+    (True, "cache_creation_tokens"),
 )
 # Shorter ids may repeat; those of hosted models are longer.
 _UNIQUE_LENGTH = 16
-_MODALITIES = ("audio", "image", "video")
+_MODALITIES = {kind: f"{kind}_tokens" for kind in ("audio", "image", "video")}
 # Types of the items of a Responses object that are billed, each with its unit.
 _CALLS = {
     "file_search_call": "storage_searches",
@@ -93,7 +92,9 @@ def _read(chain: Chain) -> ModelResponse:
     model = text(response.get("model"))
     stated = find_cost(response, usage)
     part = read_pass(usage, model, is_stated=stated is not None)
-    units = {**(part.units or {}), **_calls(response)}
+    if "output" in response or "tool_usage" in response:
+        units = {**(part.units or {}), **_calls(response)}
+        part = part._replace(units=units or None)
     created = number(response.get("created", response.get("created_at")))
     name = hashed_text(response.get("id"))
     is_named = name is not None or find_request(chain) is not None
@@ -104,7 +105,7 @@ def _read(chain: Chain) -> ModelResponse:
         else identify(chain, "openai")
         if is_named
         else make_content_id("openai", chain),
-        [part._replace(units=units or None)],
+        [part],
         model=model,
         cost=stated,
         latency_ms=find_latency(response),
@@ -138,8 +139,8 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     output = count(usage, f"{out}_tokens", required=not chat)
     reasoning = count(written_to, "reasoning_tokens")
     output = _whole_output(usage, model, into, prompt, output, reasoning, is_stated)
-    places = {**usage, "details": read_from}
-    read, written = first_count(places, _READS), first_count(places, _WRITES)
+    read = _first_count(usage, read_from, _READS)
+    written = _first_count(usage, read_from, _WRITES)
     if read + written > prompt:
         if not is_stated:
             raise BadUsageError(
@@ -150,6 +151,17 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     units = _modalities(into, read_from, prompt, read, written)
     units |= _modalities(out, written_to, output)
     return Pass(prompt - read - written, written, read, output, 0, units or None)
+
+
+def _first_count(
+    usage: Object, details: Object, places: tuple[tuple[bool, str], ...]
+) -> int:
+    """Return the count at the first of *places* that is not null; 0 without one."""
+    for is_detail, key in places:
+        part = details if is_detail else usage
+        if part.get(key) is not None:
+            return count(part, key)
+    return 0
 
 
 def _whole_output(
@@ -188,18 +200,19 @@ def _modalities(
     side: str, details: Object, whole: int, read: int = 0, written: int = 0
 ) -> dict[str, int]:
     """Return the parts of *whole* that are not text, by the units of their prices."""
-    direction = "input" if side in ("prompt", "input") else "output"
-    found = {}
-    for kind in _MODALITIES:
-        used = count(details, f"{kind}_tokens")
-        if used:
-            found[f"{direction}_{kind}_tokens"] = used
+    found: dict[str, int] = {}
+    for kind, key in _MODALITIES.items():
+        if details.get(key):
+            direction = "input" if side in ("prompt", "input") else "output"
+            found[f"{direction}_{kind}_tokens"] = count(details, key)
+    if not found:
+        return found
     if sum(found.values()) > whole:
         parts = " and ".join(f"{name} ({used})" for name, used in found.items())
         raise BadUsageError(f"{parts} exceed the {side} tokens ({whole})")
     cached = inner(details, "cached_tokens_details")
     for kind in _MODALITIES:
-        used = found.get(f"{direction}_{kind}_tokens", 0)
+        used = found.get(f"input_{kind}_tokens", 0)
         if used and read:
             # Without a split of the cached tokens, as few of them as is possible.
             least = max(0, used - (whole - read - written))
