@@ -130,3 +130,14 @@ def first_text(
             if key in part and (found := clean(part[key])) is not None:
                 return found[:MAX_ID_LENGTH]
     return None
+
+
+def first_count(parts: Object, paths: tuple[tuple[str, ...], ...]) -> int:
+    """Return the count at the first of *paths* that is not null; 0 without one."""
+    for path in paths:
+        part: object = parts
+        for key in path[:-1]:
+            part = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict) and part.get(path[-1]) is not None:
+            return check_count(path[-1], part[path[-1]])
+    return 0

@@ -139,8 +139,8 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     output = count(usage, f"{out}_tokens", required=not chat)
     reasoning = count(written_to, "reasoning_tokens")
     output = _whole_output(usage, model, into, prompt, output, reasoning, is_stated)
-    read = _first_count(usage, read_from, _READS)
-    written = _first_count(usage, read_from, _WRITES)
+    read = _count_at(usage, read_from, _READS)
+    written = _count_at(usage, read_from, _WRITES)
     if read + written > prompt:
         if not is_stated:
             raise BadUsageError(
@@ -153,7 +153,7 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     return Pass(prompt - read - written, written, read, output, 0, units or None)
 
 
-def _first_count(
+def _count_at(
     usage: Object, details: Object, places: tuple[tuple[bool, str], ...]
 ) -> int:
     """Return the count at the first of *places* that is not null; 0 without one."""
