@@ -93,7 +93,7 @@ def test_a_stream_after_a_cut_one_keeps_its_usage(tmp_path: Path) -> None:
     lines = (start("msg_cut"), start("msg_next"), delta(output_tokens=9))
     results, counts = read(tmp_path, *lines)
 
-    assert broken(results) == [(1, "the stream ends before the usage of msg_cut")]
+    assert broken(results) == [(1, "the stream ends before the usage of 'msg_cut'")]
     assert [tokens(m) for m in results[:1]] == [(40, 0, 7, 9)]
     assert counts.messages == 1
 

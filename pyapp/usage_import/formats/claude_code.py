@@ -230,7 +230,7 @@ def _sum_of_turn(line: Object, run: _Run) -> dict[str, _Sum]:
     if not total and not turn.total and not searches:
         return {}
     models = {response.model for response in run.responses.values()}
-    models = models or {run.model or ""}
+    models = models or {text(line.get("model")) or run.model or ""}
     model = _model(models.pop())
     if not model or models:
         raise BadUsageError("the result has no modelUsage, so no model is named")

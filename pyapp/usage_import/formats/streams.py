@@ -74,14 +74,18 @@ class Messages(Format):
             return ()
         if kind == "message_delta" and "delta" in event:
             return self._go_on(_stream(line), line, event)
+        if kind == "message_stop":
+            self._given.pop(_stream(line), None)
         return () if isinstance(kind, str) and kind in _OTHER_EVENTS else None
 
     def finish(self) -> Iterable[Unfinished]:
         """Return the messages whose usage is not in the file."""
         for begun in self._begun.values():
             for message, number in begun:
-                name = text(message.get("id"))
-                yield Unfinished(number, f"the stream ends before the usage of {name}")
+                name = str(message.get("id"))[:100]
+                yield Unfinished(
+                    number, f"the stream ends before the usage of {name!a}"
+                )
 
     def _begin(
         self, stream: tuple[str | None, ...], message: Object, number: int
@@ -89,7 +93,8 @@ class Messages(Format):
         begun = self._begun.setdefault(stream, [])
         name = message.get("id")
         if not any(before.get("id") == name for before, _ in begun):
-            begun.append((message, number))
+            # The content of a stream is in its other events.
+            begun.append(({**message, "content": []}, number))
 
     def _go_on(
         self, stream: tuple[str | None, ...], line: Object, event: Object
