@@ -182,6 +182,53 @@ def test_a_result_and_its_session_in_one_import_are_one_usage(
     assert tokens(message) == (4, 300, 20000, 1)
 
 
+def test_what_a_run_printed_adds_nothing_to_its_session(
+    conn: Connection, tmp_path: Path
+) -> None:
+    whole = {"input_tokens": 600, "output_tokens": 100}
+    call = changed(CALL, message__id="msg_a", message__usage=whole)
+    output = write_log(tmp_path / "output.jsonl", printed("msg_a", 600, 3), result())
+    session = write_log(tmp_path / "session.jsonl", call)
+
+    assert import_files(output, session) == (0, "")
+    code, err = import_files(output)
+
+    assert code == 1
+    assert err.count(f"{RUN} was recorded by the calls in its file") == 1
+    (message,) = recorded(conn)
+    assert tokens(message) == (600, 0, 0, 100)
+
+
+def test_a_session_adds_what_its_output_lacks(conn: Connection, tmp_path: Path) -> None:
+    calls = [changed(CALL, message__id=f"msg_{name}") for name in "ab"]
+    output = write_log(tmp_path / "output.jsonl", printed("msg_a", 600, 3), result())
+    session = write_log(tmp_path / "session.jsonl", *calls)
+
+    for files in ((output,), (output,), (session,), (session,)):
+        assert import_files(*files) == (0, "")
+
+    assert len(recorded(conn)) == 3
+
+
+@pytest.mark.parametrize("is_together", [True, False])
+@pytest.mark.parametrize("is_reversed", [True, False])
+def test_the_result_of_a_recorded_output_is_reported(
+    conn: Connection, tmp_path: Path, is_reversed: bool, is_together: bool
+) -> None:
+    alone = write_log(tmp_path / "result.json", result())
+    output = write_log(tmp_path / "output.jsonl", printed("msg_a", 600, 3), result())
+    files = [alone, output] if is_reversed else [output, alone]
+    calls = [files] if is_together else [[file] for file in files]
+
+    *codes, (code, err) = [import_files(*paths) for paths in calls]
+
+    assert codes in ([], [(0, "")])
+    assert code == 1
+    other = "result" if is_reversed else "output"
+    assert f"{RUN} was recorded by the {other} of its run" in err
+    assert len(recorded(conn)) == (1 if is_reversed else 2)
+
+
 def test_a_result_after_its_session_is_reported(
     conn: Connection, tmp_path: Path
 ) -> None:
@@ -192,7 +239,7 @@ def test_a_result_after_its_session_is_reported(
     code, err = import_files(file)
 
     assert code == 1
-    assert f"{RUN} was recorded by its calls" in err
+    assert f"{RUN} was recorded by the calls in its file" in err
     assert len(recorded(conn)) == 1
 
 
@@ -207,7 +254,7 @@ def test_a_session_after_its_result_is_reported_once(
     code, err = import_files(session)
 
     assert code == 1
-    assert err.count(f"{RUN} was recorded by its result") == 1
+    assert err.count(f"{RUN} was recorded by the result of its run") == 1
     assert [m.cost for m in recorded(conn)] == [Decimal("0.5")]
 
 

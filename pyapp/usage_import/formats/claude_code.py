@@ -75,6 +75,9 @@ _PROVIDERS = {
     "foundry": "azure",
     "vertex": "google",
 }
+# What a run printed: its responses, or its result alone.
+OUTPUT = "output of "
+RESULT = "result of "
 _MAX_ROUNDING = Decimal("0.000001")
 
 
@@ -143,11 +146,12 @@ class Run(Format):
     ) -> Sequence[ModelResponse]:
         """Store the largest usage of each response of the run."""
         run = self._run(line)
-        for response in responses:
+        named = [_named(response, OUTPUT) for response in responses]
+        for response in named:
             known = run.responses.get(response.id)
             if known is None or known.total <= response.total:
                 run.responses[response.id] = response
-        return responses
+        return named
 
     def _read_result(self, line: Object) -> Sequence[ModelResponse]:
         session = text(line.get("session_id"))
@@ -170,9 +174,9 @@ class Run(Format):
         ]
 
 
-def name_result(session: str) -> str:
-    """Return the client's request id of a result that is all that there is of a run."""
-    return f"result of {session}"[:MAX_ID_LENGTH]
+def name_run(source: str, session: str) -> str:
+    """Return the client's request id of what a run of *session* printed."""
+    return f"{source}{session}"[:MAX_ID_LENGTH]
 
 
 def is_session_line(line: Object) -> bool:
@@ -306,7 +310,7 @@ def _describe(
     fresh, written, read, output = rest.counts
     response = describe(
         [line],
-        make_id("claude_code", session, second, model),
+        make_id("claude_code", session, second, model, is_rest),
         [Pass(fresh, written, read, output, 0, units)],
         model=model,
         provider=rest.provider,
@@ -314,6 +318,12 @@ def _describe(
         context={},
     )
     response = response._replace(session=session, is_sum=True)
-    if is_rest or session is None:
+    return _named(response, OUTPUT if is_rest else RESULT)
+
+
+def _named(response: ModelResponse, source: str) -> ModelResponse:
+    """Return *response* with the name of what it was printed in."""
+    if response.client_id is None:
         return response
-    return response._replace(client_request_id=name_result(session))
+    name = name_run(source, response.client_id)
+    return response._replace(client_request_id=name)
