@@ -49,11 +49,15 @@ class ModelCheck(NamedTuple):
 
 
 class UnusedPrice(NamedTuple):
-    """An own price in force for a provider that no message of its model names."""
+    """An own price in force that applies to no message.
+
+    `similar` are the providers and models of messages with the same model or, without
+    any, with a similar name, such as one with the date of its release.
+    """
 
     provider: str | None
     model: str
-    named: tuple[str | None, ...]
+    similar: tuple[tuple[str | None, str], ...]
 
 
 def compare_prices(
@@ -98,8 +102,7 @@ def check_prices(
 ) -> tuple[list[ModelCheck], list[UnusedPrice]]:
     """Return which models of the messages recorded *since* have a price *at* a time.
 
-    The second list has the own prices in force that apply to no message, because the
-    messages of the model name other providers.
+    The second list has the own prices in force that apply to none of the messages.
     """
     used = list_used_models(conn, since=since, limit=_ALL)
     checks = []
@@ -120,15 +123,24 @@ def check_prices(
         checks.append(
             ModelCheck(model.provider, model.model, model.messages, price, reason)
         )
-    named: dict[str, list[str | None]] = {}
-    for model in used:
-        named.setdefault(model.model, []).append(model.provider)
+    names = [(model.provider, model.model) for model in used]
     unused = [
-        UnusedPrice(provider, model, tuple(named[model]))
+        UnusedPrice(provider, model, tuple(_similar(model, names)))
         for provider, model in _in_force(conn, at)
-        if model in named and provider not in named[model]
+        if (provider, model) not in names
     ]
     return checks, unused
+
+
+def _similar(
+    model: str, names: list[tuple[str | None, str]]
+) -> list[tuple[str | None, str]]:
+    """Return the names with this model or, without any, those that contain it."""
+    same = [name for name in names if name[1] == model]
+    own = model.casefold()
+    return same or [
+        name for name in names if own in name[1].casefold() or name[1].casefold() in own
+    ]
 
 
 def _in_force(

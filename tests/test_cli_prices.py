@@ -73,7 +73,7 @@ def test_price_is_set_listed_ended_and_deleted(conn: psycopg.Connection):
         "gpt-5 (azure) from 2026-11-01: input 1.1, output 8.8, cache reads 0.11\n"
     )
     assert err.splitlines() == [
-        "without --cache-write, such calls have no price",
+        "calls that write the cache have no price",
         "recorded messages keep their cost; compare by: pyapp prices report",
     ]
     every = ("--cache-write", "3.75", "--cache-write-1h", "6")
@@ -200,8 +200,8 @@ def test_check_names_models_without_a_price(conn: psycopg.Connection):
     assert "our-model" in lines[3]
     assert lines[-3:] == [
         "our-model  azure            1  own",
-        "The own price of gpt-5 (groq)",
-        "  applies to no message; their provider is: no provider",
+        "the own price of gpt-5 (groq) applies to no message; messages name gpt-5 (no",
+        "provider)",
     ]
 
 
@@ -219,6 +219,33 @@ def test_check_prices_the_cache_if_messages_use_it(conn: psycopg.Connection):
 
     assert code == 1
     assert "does not include cache reads" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "end"),
+    [
+        ("GPT-5", "; messages name gpt-5-2025-08-07 (no provider)"),
+        ("openai/gpt-5-2025-08-07", "; messages name gpt-5-2025-08-07 (no provider)"),
+        ("gpt-6", ", and none names a similar model"),
+    ],
+)
+def test_check_names_a_price_of_another_spelling(
+    conn: psycopg.Connection, model: str, end: str
+):
+    record(conn, model="gpt-5-2025-08-07")
+    set_model_price(
+        conn,
+        model=model,
+        valid_from=NOON,
+        input_price=Decimal(1),
+        output_price=Decimal(1),
+    )
+
+    text = " ".join(shown("check"))
+
+    assert text.endswith(
+        f"own price of {model} (no provider) applies to no message{end}"
+    )
 
 
 def test_check_ignores_old_messages_and_ended_prices(conn: psycopg.Connection):

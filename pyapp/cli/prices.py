@@ -118,15 +118,15 @@ def set_price(
     costs = (f"{name} {_short(price)}" for name, price in _named_prices(found))
     say(f"{_name(found)} from {_format_time(moment)}: {', '.join(costs)}")
     missing = [
-        option
-        for option, price in (
-            ("--cache-read", found.cache_read_price),
-            ("--cache-write", found.cache_creation_price),
+        use
+        for use, price in (
+            ("read", found.cache_read_price),
+            ("write", found.cache_creation_price),
         )
         if price is None
     ]
     if missing:
-        warn(f"without {' and '.join(missing)}, such calls have no price")
+        warn(f"calls that {' or '.join(missing)} the cache have no price")
     _warn_of_the_past(moment)
 
 
@@ -195,9 +195,9 @@ def check(
             style=lambda cells: "red" if cells[-1] == "none" else None,
             fitted=_CHECK_HEADER[0],
         )
-    for price in unused:
-        for line in _unused_lines(price):
-            say(line)
+        for price in unused:
+            for line in _unused_lines(price):
+                say(line)
     unpriced = sum(found.price is None for found in checks)
     if unpriced:
         plural = "model has" if unpriced == 1 else "models have"
@@ -289,7 +289,7 @@ def _named_prices(price: ModelPrice) -> Iterator[tuple[str, Decimal]]:
             yield name, value
 
 
-def _name(price: ModelPrice) -> str:
+def _name(price: ModelPrice | UnusedPrice) -> str:
     return f"{price.model} ({price.provider or NO_PROVIDER})"
 
 
@@ -350,11 +350,11 @@ def _check_cells(found: ModelCheck) -> tuple[str, ...]:
     return (*cells, *_wrap(found.reason)) if found.reason else cells
 
 
-def _unused_lines(price: UnusedPrice) -> Iterator[str]:
-    named = ", ".join(name or NO_PROVIDER for name in price.named)
-    yield f"The own price of {price.model} ({price.provider or NO_PROVIDER})"
-    for line in _wrap(f"applies to no message; their provider is: {named}"):
-        yield f"  {line}"
+def _unused_lines(price: UnusedPrice) -> list[str]:
+    names = (f"{model} ({name or NO_PROVIDER})" for name, model in price.similar)
+    found = ", ".join(names)
+    rest = f"; messages name {found}" if found else ", and none names a similar model"
+    return _wrap(f"the own price of {_name(price)} applies to no message{rest}")
 
 
 def _wrap(text: str) -> list[str]:
