@@ -32,7 +32,7 @@ _CLIENTS = ("sessionId", "session_id", "client_id")
 _REQUESTS = ("requestId", "request_id", "_request_id", "client_request_id", "custom_id")
 _MODELS = ("model", "model_id", "modelId", "model_name", "request_model")
 # What changes the price of a call: keys of the response, then of its usage.
-_CONTEXT = ("service_tier", "speed", "inference_geo")
+_CONTEXT = ("service_tier", "speed", "inference_geo", "search_context_size")
 
 
 class Pass(NamedTuple):

@@ -63,6 +63,7 @@ def _has_usage(response: Object) -> bool:
         isinstance(usage, dict)
         and ("input_tokens" in usage or "output_tokens" in usage)
         and "input_tokens_details" not in usage
+        and "input_token_details" not in usage
         and response.get("object") != "response"
     )
 

@@ -20,6 +20,7 @@ from pyapp.usage_import.fields import (
     number,
     text,
 )
+from pyapp.usage_import.formats.dialects import find_provider, read_dialect
 from pyapp.usage_import.formats.kinds import Body
 from pyapp.usage_import.formats.stated_costs import find_cost
 from pyapp.usage_import.responses import (
@@ -77,7 +78,7 @@ def _has_usage(response: Object) -> bool:
         return False
     if not isinstance(usage, dict):
         return response.get("object") in _OBJECTS
-    return not KEYS.isdisjoint(usage)
+    return not KEYS.isdisjoint(usage) or usage.get("type") == "duration"
 
 
 def _is_known(response: Object) -> bool:
@@ -107,10 +108,22 @@ def _read(chain: Chain) -> ModelResponse:
         else make_content_id("openai", chain),
         [part],
         model=model,
+        provider=_find_provider(response, name, stated is not None),
         cost=stated,
         latency_ms=find_latency(response),
         is_numbered=not is_named,
     )
+
+
+def _find_provider(response: Object, name: str | None, is_stated: bool) -> str | None:
+    """Return the host that the response names.
+
+    OpenRouter's responses name the provider behind it. Without a stated cost the price
+    is that of the model's maker, which OpenRouter passes on.
+    """
+    if is_stated and name is not None and name.startswith("gen-"):
+        return "openrouter"
+    return find_provider(response)
 
 
 def make_response_id(name: str, created: float | None) -> bytes:
@@ -129,6 +142,9 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     Raises: BadUsageError if the counts contradict each other; not if `is_stated`,
     because then nothing is computed from them.
     """
+    dialect = read_dialect(usage, model)
+    if dialect is not None:
+        usage = dialect.usage
     chat = "prompt_tokens" in usage or "completion_tokens" in usage
     if not chat and "input_tokens" not in usage and "output_tokens" not in usage:
         raise BadUsageError("usage without token counts")
@@ -150,7 +166,19 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
         written = prompt - read
     units = _modalities(into, read_from, prompt, read, written)
     units |= _modalities(out, written_to, output)
-    return Pass(prompt - read - written, written, read, output, 0, units or None)
+    hour = 0
+    if dialect is not None:
+        units |= dialect.units
+        hour = _hour(dialect.hour, written, is_stated)
+    return Pass(prompt - read - written, written, read, output, hour, units or None)
+
+
+def _hour(hour: int, written: int, is_stated: bool) -> int:
+    if hour > written and not is_stated:
+        raise BadUsageError(
+            f"cache writes for one hour ({hour}) exceed all cache writes ({written})"
+        )
+    return min(hour, written)
 
 
 def _count_at(

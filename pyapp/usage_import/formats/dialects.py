@@ -1,0 +1,212 @@
+"""Dialects of OpenAI's form: where servers state counts in other places, and hosts.
+
+| Server | What differs |
+|---|---|
+| Writer, Mistral's libraries, transcriptions | `prompt_token_details` and the like |
+| LiteLLM's proxy | cache counts by Anthropic's names, the lifetime in the details |
+| Perplexity | citations and reasoning outside the completion, searches of a research |
+| xAI | sources of a live search, and calls of tools on its servers |
+| Mistral | connectors, whose tokens are in the total only; seconds of audio |
+| Voyage, rerankers of others | `total_tokens` alone |
+| OpenAI's transcriptions | a duration in place of tokens |
+| Vertex AI | the type of traffic |
+
+The input of Mistral's and OpenAI's audio by time is in whole seconds, as they bill it.
+
+Sources: the API references of the servers; LiteLLM, Prompt caching and Usage; xAI,
+Tools and Live search; Mistral, Conversations and Audio transcription; Perplexity, Sonar
+pricing; OpenAI, Create transcription; Vertex AI, Chat completions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from pyapp.usage_import.fields import BadUsageError, Object, count, inner, number, text
+
+# Keys of a usage in the form itself, for which nothing needs to be done.
+_PLAIN = frozenset(
+    (
+        "cached_tokens",
+        "completion_time",
+        "completion_tokens",
+        "completion_tokens_details",
+        "cost",
+        "cost_details",
+        "input_tokens",
+        "input_tokens_details",
+        "is_byok",
+        "num_cached_tokens",
+        "output_tokens",
+        "output_tokens_details",
+        "prompt_cache_hit_tokens",
+        "prompt_time",
+        "prompt_tokens",
+        "prompt_tokens_details",
+        "queue_time",
+        "total_time",
+        "total_tokens",
+    )
+)
+_SINGULAR = {
+    "prompt_token_details": "prompt_tokens_details",
+    "completion_token_details": "completion_tokens_details",
+    "input_token_details": "input_tokens_details",
+    "output_token_details": "output_tokens_details",
+}
+# Anthropic's names for counts that are part of the input in this form.
+_CACHE = {
+    "cache_read_input_tokens": "cached_tokens",
+    "cache_creation_input_tokens": "cache_creation_tokens",
+}
+_IN_DETAILS = frozenset(
+    ("cache_creation_token_details", "web_search_requests", *_CACHE)
+)
+# Counts of what is billed apart from the tokens, each with its unit.
+_UNITS = {
+    "num_sources_used": "search_sources",
+    "web_search_requests": "web_searches",
+}
+# Calls of xAI's tools, each with its unit; those of MCP servers cost their tokens only.
+_TOOLS = {
+    "web_search_calls": "web_searches",
+    "x_search_calls": "x_searches",
+    "file_search_calls": "storage_searches",
+    "mcp_calls": None,
+}
+
+# Keys that only responses of a host have, and fingerprints.
+_HOST_KEYS = {
+    "x_groq": "groq",
+    "time_info": "cerebras",
+    "prompt_filter_results": "azure",
+    "timings": "llama.cpp",
+}
+_MARKS = {"fp_ollama": "ollama"}
+
+
+class Dialect(NamedTuple):
+    """A usage in OpenAI's form, and what that form has no place for."""
+
+    usage: Object
+    units: dict[str, int]
+    hour: int = 0  # tokens that were written to a cache for one hour
+
+
+def read_dialect(usage: Object, model: str | None) -> Dialect | None:
+    """Return the usage in OpenAI's form, or None if it is in it already."""
+    details = usage.get("prompt_tokens_details")
+    if usage.keys() <= _PLAIN and not (
+        isinstance(details, dict) and not _IN_DETAILS.isdisjoint(details)
+    ):
+        return None if "prompt_tokens" in usage or len(usage) > 1 else _total(usage)
+    whole = dict(usage)
+    for key, plural in _SINGULAR.items():
+        if isinstance(usage.get(key), dict):
+            whole.setdefault(plural, whole.pop(key))
+    units = {unit: used for key, unit in _UNITS.items() if (used := count(usage, key))}
+    _add_tools(usage, units)
+    _add_connectors(whole, units)
+    _add_audio(whole, units)
+    _add_research(whole, units, model)
+    return Dialect(whole, units, _add_cache(whole, units))
+
+
+def _total(usage: Object) -> Dialect | None:
+    """Return the usage of a model without an output, which states the total alone."""
+    if "total_tokens" not in usage:
+        return None
+    return Dialect({"prompt_tokens": usage["total_tokens"]}, {})
+
+
+def _add_tools(usage: Object, units: dict[str, int]) -> None:
+    called = inner(usage, "server_side_tool_usage_details")
+    for key in called:
+        unit = _TOOLS.get(key, key)
+        if unit is not None and (used := count(called, key)):
+            units[unit] = used
+    if not called and (used := count(usage, "num_server_side_tools_used")):
+        units["server_side_tools"] = used
+    for key in ("server_tool_use", "server_tool_use_details"):
+        if searched := count(inner(usage, key), "web_search_requests"):
+            units["web_searches"] = searched
+
+
+def _add_connectors(whole: Object, units: dict[str, int]) -> None:
+    connectors = inner(whole, "connectors")
+    for name in connectors:
+        if used := count(connectors, name):
+            units["web_searches" if name == "web_search" else f"{name}_calls"] = used
+    read = count(whole, "connector_tokens")
+    if not read:
+        return
+    if not connectors:
+        units["connector_calls"] = 1
+    prompt, output = count(whole, "prompt_tokens"), count(whole, "completion_tokens")
+    if count(whole, "total_tokens") == prompt + output + read:
+        whole["prompt_tokens"] = prompt + read
+
+
+def _add_audio(whole: Object, units: dict[str, int]) -> None:
+    is_duration = whole.get("type") == "duration"
+    key = "seconds" if is_duration else "prompt_audio_seconds"
+    seconds = whole.get(key)
+    if seconds is None:
+        return
+    if (known := number(seconds)) is None:
+        raise BadUsageError(f"{key} is not a number of seconds")
+    units["input_audio_seconds"] = math.ceil(known)
+    if is_duration:
+        whole.setdefault("prompt_tokens", 0)
+
+
+def _add_research(whole: Object, units: dict[str, int], model: str | None) -> None:
+    """Add what Perplexity states next to the completion.
+
+    Searches are billed for a deep research; others have a fee for the request.
+    """
+    searched = count(whole, "num_search_queries")
+    if searched and model is not None and "deep-research" in model:
+        units["web_searches"] = searched
+    for key in ("citation_tokens", "reasoning_tokens"):
+        used = count(whole, key)
+        if not used:
+            continue
+        output, total = count(whole, "completion_tokens"), count(whole, "total_tokens")
+        units[f"output_{key}"] = used
+        whole["completion_tokens"] = output + used
+        if total:
+            whole["total_tokens"] = total + used
+
+
+def _add_cache(whole: Object, units: dict[str, int]) -> int:
+    """Add the cache counts of LiteLLM's proxy, and return those for one hour."""
+    side = "prompt" if "prompt_tokens" in whole else "input"
+    details = dict(inner(whole, f"{side}_tokens_details"))
+    for key, name in _CACHE.items():
+        for part in (whole, details):
+            if (used := count(part, key)) and not details.get(name):
+                details[name] = used
+    if searched := count(details, "web_search_requests"):
+        units["web_searches"] = searched
+    whole[f"{side}_tokens_details"] = details
+    for part in (details, whole):
+        for key in ("cache_creation_token_details", "cache_creation"):
+            if hour := count(inner(part, key), "ephemeral_1h_input_tokens"):
+                return hour
+    return 0
+
+
+def find_provider(response: Object) -> str | None:
+    """Return the host that marks its responses, or None.
+
+    A local server may serve a model that hosts have a price for.
+    """
+    for key, provider in _HOST_KEYS.items():
+        if response.get(key):
+            return provider
+    mark = text(response.get("system_fingerprint"))
+    if mark is not None:
+        return _MARKS.get(mark)
+    return None
