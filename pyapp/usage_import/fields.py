@@ -57,10 +57,12 @@ def number(value: object, limit: int = _MAX_SECONDS * 1000) -> int | float | Non
 def moment(key: str, value: object) -> datetime:
     """Return the time in UTC: ISO 8601, or seconds or milliseconds since 1970.
 
-    A time without a time zone is in UTC.
+    Seconds may be a text of 9 to 13 digits. A time without a time zone is in UTC.
     """
     try:
         if isinstance(value, str):
+            if value.isdigit() and 9 <= len(value) <= 13:
+                return moment(key, int(value))
             parsed = datetime.fromisoformat(value.strip())
             if parsed.tzinfo is UTC:
                 return parsed

@@ -7,7 +7,6 @@
 | Perplexity | citations and reasoning outside the completion, searches of a research |
 | xAI | sources of a live search, and calls of tools on its servers |
 | Mistral | connectors, whose tokens are in the total only; seconds of audio |
-| Voyage, rerankers of others | `total_tokens` alone |
 | OpenAI's transcriptions | a duration in place of tokens |
 | Vertex AI | the type of traffic |
 
@@ -100,7 +99,7 @@ def read_dialect(usage: Object, model: str | None) -> Dialect | None:
     if usage.keys() <= _PLAIN and not (
         isinstance(details, dict) and not _IN_DETAILS.isdisjoint(details)
     ):
-        return None if "prompt_tokens" in usage or len(usage) > 1 else _total(usage)
+        return None
     whole = dict(usage)
     for key, plural in _SINGULAR.items():
         if isinstance(usage.get(key), dict):
@@ -111,13 +110,6 @@ def read_dialect(usage: Object, model: str | None) -> Dialect | None:
     _add_audio(whole, units)
     _add_research(whole, units, model)
     return Dialect(whole, units, _add_cache(whole, units))
-
-
-def _total(usage: Object) -> Dialect | None:
-    """Return the usage of a model without an output, which states the total alone."""
-    if "total_tokens" not in usage:
-        return None
-    return Dialect({"prompt_tokens": usage["total_tokens"]}, {})
 
 
 def _add_tools(usage: Object, units: dict[str, int]) -> None:

@@ -91,6 +91,9 @@ def _read(chain: Chain) -> ModelResponse:
     if not isinstance(usage, dict):
         raise BadUsageError("usage is not an object")
     model = text(response.get("model"))
+    if response.get("object") == "list" and usage.keys() == {"total_tokens"}:
+        # Voyage's embeddings and rerankings have no output.
+        usage = {"prompt_tokens": usage["total_tokens"]}
     stated = find_cost(response, usage)
     part = read_pass(usage, model, is_stated=stated is not None)
     if "output" in response or "tool_usage" in response:
