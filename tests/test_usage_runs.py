@@ -94,6 +94,14 @@ def test_a_cost_without_tokens_is_recorded(tmp_path: Path) -> None:
     )
 
 
+def test_a_sum_above_the_tier_of_a_call_has_no_price(tmp_path: Path) -> None:
+    models = {MODEL: used(900_000, 100, 0)}
+    message = only(tmp_path, result(total_cost_usd=0, modelUsage=models))
+
+    assert message.published is not None
+    assert "of several passes" in str(message.published.reason)
+
+
 def test_the_host_of_a_result_is_named(tmp_path: Path) -> None:
     models = {MODEL: used(1000, 100, 0.5, provider="bedrock")}
 

@@ -306,7 +306,10 @@ def _describe(
 ) -> ModelResponse:
     name = hashed_text(line.get("uuid"))
     second = name or str([line.get(key) for key in ("duration_ms", "total_cost_usd")])
-    units = {"web_searches": rest.searches} if rest.searches else None
+    # Of a sum of calls, no call's tier is known.
+    units = {"passes": 2}
+    if rest.searches:
+        units["web_searches"] = rest.searches
     fresh, written, read, output = rest.counts
     response = describe(
         [line],
