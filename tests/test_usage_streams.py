@@ -148,7 +148,7 @@ def test_chunks_with_ids_of_their_own_are_one_stream(tmp_path: Path) -> None:
     assert broken(cut) == [(1, "the stream of 'chatcmpl-0' has no usage")]
 
 
-def test_chunks_after_the_usage_of_a_stream_are_no_other(tmp_path: Path) -> None:
+def test_later_chunks_of_a_stream_with_usage_add_nothing(tmp_path: Path) -> None:
     chunk = changed(CHAT, object="chat.completion.chunk")
     messages, counts = read(tmp_path, chunk, changed(chunk, usage=None))
 

@@ -17,7 +17,7 @@ from pyapp.usage_import.formats import anthropic, openai
 from pyapp.usage_import.formats.kinds import Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
 
-# Keys of an object around an event, and of the ids that tell its stream.
+# Keys of an object around an event, and of the ids that identify its stream.
 _ENVELOPES = ("event", "data", "chunk")
 _STREAM_IDS = ("request_id", "session_id", "parent_tool_use_id", "stream_id")
 _CHUNKS = ("chat.completion.chunk", "text_completion")
