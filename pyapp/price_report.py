@@ -113,10 +113,10 @@ def check_prices(
                 provider=model.provider,
                 model=model.model,
                 finished_at=at,
-                input_tokens=1,
+                input_tokens=int(model.has_input),
                 cache_creation_input_tokens=int(model.has_cache_writes),
                 cache_read_input_tokens=int(model.has_cache_reads),
-                output_tokens=1,
+                output_tokens=int(model.has_output),
             )
             price = None if published.cost is None else "published"
             reason = published.reason

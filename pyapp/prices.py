@@ -39,15 +39,17 @@ class UsedModel(NamedTuple):
     """The messages of one model and provider, and whether an own price covers them.
 
     `problem` is None, or says why the own price in force does not cover a call that
-    uses the cache as they did.
+    uses what they used.
     """
 
     provider: str | None
     model: str
     messages: int
     last_finished_at: datetime
+    has_input: bool
     has_cache_writes: bool
     has_cache_reads: bool
+    has_output: bool
     has_own_price: bool
     problem: str | None
 

@@ -221,6 +221,15 @@ def test_check_prices_the_cache_if_messages_use_it(conn: psycopg.Connection):
     assert "does not include cache reads" in " ".join(out.split())
 
 
+def test_check_asks_for_the_prices_that_messages_need(conn: psycopg.Connection):
+    """Embedding models have no output, and no price of it."""
+    record(conn, model="text-embedding-3-small")
+
+    assert shown("check")[1:] == [
+        "text-embedding-3-small                   1  published"
+    ]
+
+
 @pytest.mark.parametrize(
     ("model", "end"),
     [
@@ -391,7 +400,8 @@ def test_used_models_are_listed_with_their_own_price(conn: psycopg.Connection):
     found = list_used_models(conn, since=now - timedelta(hours=1))
 
     assert [model.provider for model in found] == [None, "azure", "groq"]
-    assert {model[1:3] + model[4:6] for model in found} == {("m", 2, True, True)}
+    assert {model[1:3] for model in found} == {("m", 2)}
+    assert {model[4:8] for model in found} == {(True, True, True, True)}
     assert all(isinstance(model, UsedModel) for model in found)
     assert [model.has_own_price for model in found] == [True, False, False]
     assert [bool(model.problem) for model in found] == [False, True, False]

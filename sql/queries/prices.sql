@@ -61,16 +61,18 @@ ORDER BY p.model ASC, p.provider ASC NULLS FIRST, p.valid_from DESC
 LIMIT :limit;
 
 -- name: list_used_models :many
--- By recorded_at, which BRIN serves. A call of each group, with the cache if one of its
--- messages used it, is priced at the present time.
+-- By recorded_at, which BRIN serves. A call of each group that uses what its messages
+-- used is priced at the present time.
 WITH used_model AS (
     SELECT
         m.provider,
         m.model,
         count(*) AS messages,
         max(m.finished_at) AS last_finished_at,
+        max(m.input_tokens) > 0 AS has_input,
         max(m.cache_creation_input_tokens) > 0 AS has_cache_writes,
-        max(m.cache_read_input_tokens) > 0 AS has_cache_reads
+        max(m.cache_read_input_tokens) > 0 AS has_cache_reads,
+        max(m.output_tokens) > 0 AS has_output
     FROM app.messages AS m
     WHERE m.recorded_at >= :since
     GROUP BY m.provider, m.model
@@ -81,8 +83,10 @@ SELECT
     u.model,
     u.messages,
     u.last_finished_at,
+    u.has_input,
     u.has_cache_writes,
     u.has_cache_reads,
+    u.has_output,
     o.cost IS NOT NULL AS has_own_price,
     o.problem
 FROM used_model AS u
@@ -90,11 +94,11 @@ LEFT JOIN LATERAL app.find_own_cost(
     provider => u.provider,
     model => u.model,
     finished_at => statement_timestamp(),
-    input_tokens => 1,
+    input_tokens => u.has_input::integer,
     cache_creation_input_tokens => u.has_cache_writes::integer,
     cache_creation_1h_input_tokens => 0,
     cache_read_input_tokens => u.has_cache_reads::integer,
-    output_tokens => 1,
+    output_tokens => u.has_output::integer,
     other_cost => 0,
     is_standard => TRUE
 ) AS o ON TRUE
