@@ -41,6 +41,7 @@ from pyapp.usage_import.formats import (
     openai,
     openrouter,
     streams,
+    tracing,
 )
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse
@@ -59,6 +60,7 @@ FORMATS: tuple[type[Format], ...] = (
     bedrock.Records,
     bedrock.Results,
     local_servers.Responses,
+    tracing.Rows,
 )
 BODIES: tuple[Body, ...] = (
     gemini.BODY,
