@@ -1,0 +1,343 @@
+"""Logs of gateways, hosts and tracing tools: what is stored, and what is reported."""
+
+import json
+from decimal import Decimal
+
+import pytest
+
+from tests.usage_lines import CHAT, changed, only, read, reason, tokens
+
+ROW = {
+    "request_id": "chatcmpl-000000000000000000000001",
+    "call_type": "acompletion",
+    "spend": 0.25,
+    "prompt_tokens": 1_000,
+    "completion_tokens": 50,
+    "total_tokens": 1_050,
+    "startTime": "2026-05-04T10:00:00.500Z",
+    "endTime": "2026-05-04T10:00:02Z",
+    "model": "gpt-4o",
+    "custom_llm_provider": "azure",
+    "metadata": {},
+}
+GENERATION = {
+    "id": "gen-1777888999-a",
+    "created_at": "2026-05-04T10:00:00Z",
+    "model": "openai/gpt-4o-mini",
+    "native_tokens_prompt": 1_000,
+    "native_tokens_cached": 400,
+    "native_tokens_completion": 50,
+    "total_cost": 0.001,
+    "upstream_inference_cost": 0.02,
+    "is_byok": True,
+    "generation_time": 1_500,
+}
+RECORD = {
+    "schemaType": "ModelInvocationLog",
+    "timestamp": "2026-05-04T10:00:00Z",
+    "region": "us-east-1",
+    "requestId": "00000000-0000-4000-8000-000000000001",
+    "operation": "Converse",
+    "modelId": "amazon.nova-lite-v1:0",
+    "input": {"inputTokenCount": 1_000},
+    "output": {
+        "outputTokenCount": 50,
+        "outputBodyJson": {
+            "stopReason": "end_turn",
+            "usage": {
+                "inputTokens": 1_000,
+                "outputTokens": 50,
+                "cacheReadInputTokens": 400,
+                "cacheWriteInputTokens": 300,
+                "cacheDetails": [
+                    {"ttl": "5m", "inputTokens": 100},
+                    {"ttl": "1h", "inputTokens": 200},
+                ],
+                "totalTokens": 1_750,
+            },
+        },
+    },
+}
+CONVERSE = RECORD["output"]["outputBodyJson"]
+OBSERVATION = {
+    "id": "o1",
+    "traceId": "t1",
+    "type": "GENERATION",
+    "startTime": "2026-05-04T10:00:00Z",
+    "model": "gpt-4o",
+    "usageDetails": {"input": 100, "output": 20, "total": 120},
+}
+HELICONE = {
+    "request_id": "q1",
+    "request_created_at": "2026-05-04T10:00:00Z",
+    "model": "gpt-4o",
+    "prompt_tokens": 100,
+    "completion_tokens": 20,
+    "prompt_cache_read_tokens": 50,
+}
+RUN = {
+    "id": "r1",
+    "trace_id": "r0",
+    "run_type": "llm",
+    "start_time": "2026-05-04T10:00:00",
+    "prompt_tokens": 100,
+    "completion_tokens": 20,
+    "extra": {"metadata": {"ls_model_name": "gpt-4o"}},
+}
+RERANK = {"model": "rerank-v3.5", "id": "c1", "meta": {"billed_units": {}}}
+OLLAMA = {"model": "llama3.2", "created_at": "2026-05-04T10:00:00Z", "done": True}
+
+
+def cost_of(**usage):
+    """Return a chat completion with more keys in its usage."""
+    return changed(CHAT, usage={**CHAT["usage"], **usage})
+
+
+def test_row_of_litellm_is_a_message_at_its_spend(tmp_path):
+    message = only(tmp_path, ROW)
+    assert (message.provider, message.cost, message.latency_ms) == (
+        "azure",
+        Decimal("0.25"),
+        1_500,
+    )
+    assert tokens(message) == (1_000, 0, 0, 50)
+    assert message.finished_at.isoformat() == "2026-05-04T10:00:02+00:00"
+
+
+@pytest.mark.parametrize("write", [json.dumps, dict])
+def test_usage_in_the_metadata_has_the_cached_tokens(tmp_path, write):
+    usage = {"usage_object": CHAT["usage"]}
+    message = only(tmp_path, changed(ROW, metadata=write(usage)))
+    assert tokens(message) == (104, 0, 896, 50)
+
+
+def test_counts_that_overlap_do_not_hide_a_stated_cost(tmp_path):
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 9, "cache_creation_tokens": 9},
+    }
+    message = only(tmp_path, changed(ROW, metadata={"usage_object": usage}))
+    assert (message.cost, tokens(message)) == (Decimal("0.25"), (0, 1, 9, 5))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_stated_cost_counts_whichever_form_is_read_first(tmp_path, order):
+    body = changed(CHAT, id=ROW["request_id"])
+    message = only(tmp_path, *[body, ROW][::order])
+    assert message.cost == Decimal("0.25")
+
+
+def test_short_ids_of_local_servers_differ_by_their_second(tmp_path):
+    later = changed(CHAT, created=CHAT["created"] + 1)
+    assert len(read(tmp_path, CHAT, later)[0]) == 2
+    long = {"id": "chatcmpl-000000000000000000000001"}
+    assert len(read(tmp_path, {**CHAT, **long}, {**later, **long})[0]) == 1
+
+
+def test_generation_with_a_key_of_ones_own_costs_fee_and_upstream(tmp_path):
+    message = only(tmp_path, {"data": GENERATION})
+    assert (message.provider, message.cost) == ("openrouter", Decimal("0.021"))
+    assert (tokens(message), message.latency_ms) == ((600, 0, 400, 50), 1_500)
+
+
+def test_record_has_the_lifetime_of_cache_writes(tmp_path):
+    message = only(tmp_path, RECORD)
+    assert tokens(message) == (1_000, 300, 400, 50)
+    assert message.cache_creation_1h_input_tokens == 200
+    assert (message.provider, message.model) == ("aws", "amazon.nova-lite-v1:0")
+
+
+@pytest.mark.parametrize(
+    ("region", "model", "expected"),
+    [
+        ("us-west-2", "amazon.nova-lite-v1:0", "amazon.nova-lite-v1:0"),
+        ("eu-west-1", "eu.amazon.nova-lite-v1:0", "eu.amazon.nova-lite-v1:0"),
+        ("eu-west-1", "anthropic.claude-sonnet-4-6", "anthropic.claude-sonnet-4-6"),
+        (
+            "eu-west-1",
+            "amazon.nova-lite-v1:0",
+            "arn:aws:bedrock:eu-west-1::foundation-model/amazon.nova-lite-v1:0",
+        ),
+        (
+            "us-gov-west-1",
+            "anthropic.claude-sonnet-4-6",
+            "arn:aws-us-gov:bedrock:us-gov-west-1::foundation-model/"
+            "anthropic.claude-sonnet-4-6",
+        ),
+    ],
+)
+def test_model_names_the_region_where_its_price_may_differ(
+    tmp_path, region, model, expected
+):
+    assert only(tmp_path, changed(RECORD, region=region, modelId=model)).model == (
+        expected
+    )
+
+
+def test_records_and_chunks_without_usage_are_known(tmp_path):
+    failed = changed(RECORD, errorCode="ThrottlingException", input={}, output={})
+    chunk = changed(OLLAMA, done=False)
+    failure = changed(ROW, spend=0, status="failure")
+    span = changed(OBSERVATION, type="SPAN")
+    results, counts = read(tmp_path, failed, chunk, failure, span)
+    assert (results, counts.without_usage, counts.unknown_files) == ([], 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost"),
+    [
+        ({"cost": 1, "is_byok": False}, "1"),
+        ({"cost": "0.5e-3"}, "0.0005"),
+        ({"cost": 0, "is_byok": False}, "0"),
+        ({"cost": 0.1, "cost_details": {"upstream_inference_cost": 0.05}}, "0.1"),
+        ({"cost": 0.1, "cost_details": {"upstream_inference_cost": 0.2}}, "0.3"),
+        ({"cost": {"total_cost": 0.7}}, "0.7"),
+        ({"cost_in_usd_ticks": 1}, "1e-10"),
+        ({"estimated_cost": 0.25}, "0.25"),
+        ({"cost": 0}, None),
+        ({"cost": None}, None),
+        ({"cost": {"total_cost": 0}}, None),
+        ({"cost_in_usd_ticks": 0}, None),
+        ({"pydantic_ai_gateway": {"cost_estimate": 0.5}}, None),
+    ],
+)
+def test_stated_cost(tmp_path, usage, cost):
+    expected = None if cost is None else Decimal(cost)
+    assert only(tmp_path, cost_of(**usage)).cost == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "provider"),
+    [
+        ({"x_groq": {"id": "req_1"}}, "groq"),
+        ({"time_info": {"queue_time": 0.1}}, "cerebras"),
+        ({"prompt_filter_results": [{"prompt_index": 0}]}, "azure"),
+        ({"timings": {"predicted_n": 50}}, "llama.cpp"),
+        ({"system_fingerprint": "fp_ollama"}, "ollama"),
+        ({"system_fingerprint": "fp_123"}, None),
+    ],
+)
+def test_host_that_marks_its_responses_is_the_provider(tmp_path, changes, provider):
+    assert only(tmp_path, {**CHAT, **changes}).provider == provider
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (cost_of(cost=-1), "cost must be from 0"),
+        (cost_of(cost=True), "cost is not a cost"),
+        (cost_of(cost="free"), "cost is not a cost: 'free'"),
+        (cost_of(cost=1e12), "cost must be from 0"),
+        (cost_of(cost_in_usd_ticks="x"), "cost_in_usd_ticks is not a cost"),
+        (
+            cost_of(cost=0.01, is_byok=True),
+            "cost (0.01) is the fee only: is_byok is true",
+        ),
+        (cost_of(cost=0.01, cost_details=1), "cost_details is not an object"),
+        (
+            cost_of(type="duration", seconds="x"),
+            "seconds is not a number of seconds",
+        ),
+        (
+            cost_of(cache_creation={"ephemeral_1h_input_tokens": 7}),
+            "cache writes for one hour (7) exceed all cache writes (0)",
+        ),
+        (
+            cost_of(prompt_cache_hit_tokens=896, prompt_cache_miss_tokens=1),
+            "are not prompt_tokens (1000)",
+        ),
+        (changed(ROW, request_id=None), "no request_id"),
+        (changed(ROW, spend="a lot"), "spend is not a cost"),
+        (changed(ROW, endTime="soon"), "endTime is not a time"),
+        (changed(GENERATION, id=None), "a generation without an id"),
+        (
+            changed(GENERATION, upstream_inference_cost=None),
+            "cost (0.001) is the fee only",
+        ),
+        (changed(RECORD, requestId=None), "no requestId"),
+        (changed(RECORD, timestamp="2025-04-99T10:00:00Z"), "timestamp is not a time"),
+        (changed(RECORD, modelId=None), "no model is named"),
+        (
+            {
+                "id": "1",
+                "timestamp": 1,
+                "message": '{"schemaType": "ModelInvocationLog',
+            },
+            "the record is not JSON",
+        ),
+        (
+            {"id": "1", "timestamp": 1, "message": '["ModelInvocationLog"]'},
+            "the record is not an object",
+        ),
+        (changed(RECORD, input={}, output={}), "a record without token counts"),
+        (
+            changed(RECORD, output__outputTokenCount=49),
+            "outputTokenCount (49) is not that of the response (50)",
+        ),
+        (
+            changed(RECORD, input__inputTokenCount=999),
+            "inputTokenCount (999) is not that of the response (1000)",
+        ),
+        (
+            {"modelId": "x", "timestamp": 1, "response": CONVERSE},
+            "no published price",
+        ),
+        (changed(CONVERSE, usage__totalTokens=7), "names no model"),
+        (
+            {"modelId": "x", "response": changed(CONVERSE, usage__totalTokens=7)},
+            "totalTokens (7) is not the sum of its parts (1750)",
+        ),
+        (
+            {
+                "modelId": "x",
+                "response": changed(CONVERSE, usage__cacheReadInputTokenCount=7),
+            },
+            "cacheReadInputTokens (400) is not cacheReadInputTokenCount (7)",
+        ),
+        (
+            {"modelId": "x", "response": changed(CONVERSE, usage__cacheDetails=7)},
+            "cacheDetails is not a list of objects",
+        ),
+        (
+            {
+                "modelId": "x",
+                "response": changed(
+                    CONVERSE, usage__cacheDetails=[{"ttl": "1h", "inputTokens": 301}]
+                ),
+            },
+            "cache writes for one hour (301) exceed all cache writes (300)",
+        ),
+        ({"recordId": "1", "modelOutput": CONVERSE}, "names no model"),
+        (
+            {"recordId": "1", "modelOutput": {"model": "x"}},
+            "a result of a batch without token counts",
+        ),
+        (changed(OBSERVATION, id=None), "no id"),
+        (
+            changed(OBSERVATION, usageDetails__total=130),
+            "total (130) is not the sum of its parts (120)",
+        ),
+        (HELICONE, "whether prompt_tokens include the cached tokens (50)"),
+        (
+            changed(RUN, prompt_token_details={"cache_read": 101}),
+            "cached tokens (101) exceed prompt_tokens (100)",
+        ),
+        (
+            {
+                "id": "r1",
+                "run_type": "llm",
+                "start_time": "2026-05-04T10:00:00",
+                "outputs": {"llm_output": {"token_usage": {"prompt_tokens": 7}}},
+            },
+            "usage in an unknown form: outputs.llm_output.token_usage.prompt_tokens",
+        ),
+        (changed(RERANK, meta__billed_units={"search_units": -1}), "search_units must"),
+    ],
+)
+def test_line_that_cannot_be_billed_has_a_reason(tmp_path, line, expected):
+    if expected == "no published price":
+        message = only(tmp_path, line)
+        assert message.published.reason.startswith(expected)
+    else:
+        assert expected in reason(tmp_path, line)
