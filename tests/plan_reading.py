@@ -68,7 +68,7 @@ class PlanReader:
         """Run *statement* prepared, roll it back, and return what its plans use."""
         mode = "force_generic_plan" if is_generic else "force_custom_plan"
         with self.conn.transaction(force_rollback=True):
-            if "staged_messages" in statement.sql:
+            if "staged_calls" in statement.sql:
                 self.conn.execute(QUERIES["create_staged_messages"].sql)
             self.conn.execute(sql.SQL("SET LOCAL plan_cache_mode = {}").format(mode))
             self._plans.clear()

@@ -320,7 +320,7 @@ def read_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def is_price_lookup(loop: dict[str, Any]) -> bool:
     """Tell whether *loop* reads the messages once, and a price for each."""
     outer, inner = loop["Plans"]
-    return outer.get("Relation Name") == "staged_messages" and "model_prices" in str(
+    return outer.get("Relation Name") == "staged_calls" and "model_prices" in str(
         inner
     )
 
@@ -341,6 +341,6 @@ def test_plan_of_a_bulk_does_not_loop_over_all_rows(conn: psycopg.Connection):
         if node["Node Type"] == "Nested Loop" and not is_price_lookup(node)
         for child in node["Plans"]
         if child.get("CTE Name") in {"first_message", "new_message"}
-        or child.get("Relation Name") == "staged_messages"
+        or child.get("Relation Name") == "staged_calls"
     ]
     assert loops == []

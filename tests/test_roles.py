@@ -76,7 +76,7 @@ def test_readonly_role_reads_everything_but_secrets(granted: psycopg.Connection)
 
 def run_or_explain(conn: psycopg.Connection, query: Query) -> None:
     """Make the server check the privileges for *query*; EXPLAIN checks them too."""
-    if "staged_messages" in query.sql:
+    if "staged_calls" in query.sql:
         conn.execute(QUERIES["create_staged_messages"].sql)
     if is_planned(query):
         explain_query(conn, query)

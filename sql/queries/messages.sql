@@ -39,8 +39,9 @@ FROM app.record_message(
 
 -- name: create_staged_messages :rowcount
 -- Created once per server session and emptied by every commit, so that bulk writers do
--- not bloat the catalog, and can share a session through a pooler.
-CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
+-- not bloat the catalog, and can share a session through a pooler. Other columns need
+-- another name: programs of two versions can share a session.
+CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_calls (
     position                       bigint NOT NULL,
     subject_id                     uuid NOT NULL,
     id                             uuid NOT NULL,
@@ -69,11 +70,11 @@ CREATE TEMPORARY TABLE IF NOT EXISTS pg_temp.staged_messages (
 
 -- name: delete_staged_messages :rowcount
 -- Deletes the rows of an earlier call in the same transaction.
-DELETE FROM pg_temp.staged_messages;
+DELETE FROM pg_temp.staged_calls;
 
 -- name: copy_staged_messages :rowcount
 -- Rows are copied in the order of the caller; position is that order.
-COPY pg_temp.staged_messages (
+COPY pg_temp.staged_calls (
     position, subject_id, id, user_id, fingerprint_id, finished_at, input_tokens,
     cache_creation_input_tokens, cache_creation_1h_input_tokens,
     cache_read_input_tokens, output_tokens, latency_ms, provider, model, client_id,
@@ -95,7 +96,7 @@ WITH locked_user AS MATERIALIZED (
     FROM app.users AS u
     WHERE u.id IN (
         SELECT s.user_id
-        FROM pg_temp.staged_messages AS s
+        FROM pg_temp.staged_calls AS s
     )
     ORDER BY u.id
     FOR KEY SHARE OF u
@@ -103,7 +104,7 @@ WITH locked_user AS MATERIALIZED (
 
 first_ahead AS MATERIALIZED (
     SELECT min(s.position) AS position
-    FROM pg_temp.staged_messages AS s
+    FROM pg_temp.staged_calls AS s
     WHERE s.finished_at AT TIME ZONE interval '0'
         > now() AT TIME ZONE interval '0' + interval '24 hours'
 ),
@@ -133,7 +134,7 @@ priced AS (
         COALESCE(
             s.cost, o.cost, CASE WHEN o.problem IS NULL THEN s.published_cost END
         ) AS cost
-    FROM pg_temp.staged_messages AS s
+    FROM pg_temp.staged_calls AS s
     LEFT JOIN LATERAL (
         SELECT
             p.cost,
@@ -267,7 +268,7 @@ new_payload AS (
         s.response
     FROM new_message AS n
     INNER JOIN first_message AS f ON n.subject_id = f.subject_id AND n.id = f.id
-    INNER JOIN pg_temp.staged_messages AS s ON f.position = s.position
+    INNER JOIN pg_temp.staged_calls AS s ON f.position = s.position
     WHERE f.has_payload
         AND NOT EXISTS (
             SELECT FROM locked_user AS u
@@ -277,7 +278,7 @@ new_payload AS (
 
 SELECT
     count(*) AS recorded,
-    (SELECT count(*) FROM pg_temp.staged_messages)
+    (SELECT count(*) FROM pg_temp.staged_calls)
     - (SELECT count(*) FROM unpriced) - count(*) AS duplicates,
     COALESCE(sum(n.cost), 0) AS cost,
     COALESCE(sum(n.credits), 0) AS credits,
