@@ -2,12 +2,13 @@
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from tests.usage_lines import CHAT, changed, only, read, reason, tokens
 
-ROW = {
+ROW: dict[str, Any] = {
     "request_id": "chatcmpl-000000000000000000000001",
     "call_type": "acompletion",
     "spend": 0.25,
@@ -20,7 +21,7 @@ ROW = {
     "custom_llm_provider": "azure",
     "metadata": {},
 }
-GENERATION = {
+GENERATION: dict[str, Any] = {
     "id": "gen-1777888999-a",
     "created_at": "2026-05-04T10:00:00Z",
     "model": "openai/gpt-4o-mini",
@@ -32,7 +33,7 @@ GENERATION = {
     "is_byok": True,
     "generation_time": 1_500,
 }
-RECORD = {
+RECORD: dict[str, Any] = {
     "schemaType": "ModelInvocationLog",
     "timestamp": "2026-05-04T10:00:00Z",
     "region": "us-east-1",
@@ -59,7 +60,7 @@ RECORD = {
     },
 }
 CONVERSE = RECORD["output"]["outputBodyJson"]
-OBSERVATION = {
+OBSERVATION: dict[str, Any] = {
     "id": "o1",
     "traceId": "t1",
     "type": "GENERATION",
@@ -67,7 +68,7 @@ OBSERVATION = {
     "model": "gpt-4o",
     "usageDetails": {"input": 100, "output": 20, "total": 120},
 }
-HELICONE = {
+HELICONE: dict[str, Any] = {
     "request_id": "q1",
     "request_created_at": "2026-05-04T10:00:00Z",
     "model": "gpt-4o",
@@ -75,7 +76,7 @@ HELICONE = {
     "completion_tokens": 20,
     "prompt_cache_read_tokens": 50,
 }
-RUN = {
+RUN: dict[str, Any] = {
     "id": "r1",
     "trace_id": "r0",
     "run_type": "llm",
@@ -84,13 +85,21 @@ RUN = {
     "completion_tokens": 20,
     "extra": {"metadata": {"ls_model_name": "gpt-4o"}},
 }
-RERANK = {"model": "rerank-v3.5", "id": "c1", "meta": {"billed_units": {}}}
-OLLAMA = {"model": "llama3.2", "created_at": "2026-05-04T10:00:00Z", "done": True}
+RERANK: dict[str, Any] = {
+    "model": "rerank-v3.5",
+    "id": "c1",
+    "meta": {"billed_units": {}},
+}
+OLLAMA: dict[str, Any] = {
+    "model": "llama3.2",
+    "created_at": "2026-05-04T10:00:00Z",
+    "done": True,
+}
 
 
 def cost_of(**usage):
     """Return a chat completion with more keys in its usage."""
-    return changed(CHAT, usage={**CHAT["usage"], **usage})
+    return changed(CHAT, **{f"usage__{key}": value for key, value in usage.items()})
 
 
 def test_row_of_litellm_is_a_message_at_its_spend(tmp_path):
@@ -129,7 +138,7 @@ def test_stated_cost_counts_whichever_form_is_read_first(tmp_path, order):
 
 
 def test_short_ids_of_local_servers_differ_by_their_second(tmp_path):
-    later = changed(CHAT, created=CHAT["created"] + 1)
+    later = changed(CHAT, created=1_777_889_000)
     assert len(read(tmp_path, CHAT, later)[0]) == 2
     long = {"id": "chatcmpl-000000000000000000000001"}
     assert len(read(tmp_path, {**CHAT, **long}, {**later, **long})[0]) == 1
