@@ -71,7 +71,17 @@ def test_unknown_usage_is_reported_with_its_line(tmp_path):
         {"type": "system", "sessionId": "x", "compactMetadata": {"preTokens": 155_000}},
         {"type": "user", "message": {"content": [{"usage": {"input_tokens": 5}}]}},
         {"type": "cost-state", "sessionId": "x", "totalCostUSD": 3.5},
-        {"object": "chat.completion.chunk", "choices": [{"tokens": 5}]},
+        {"object": "chat.completion.chunk", "choices": [{"content": {"tokens": 5}}]},
+        {"input_tokens": 14},
+        {"object": "response.input_tokens", "input_tokens": 16},
+        {"type": "error", "error": {"type": "overloaded_error", "message": "x"}},
+        {"error": {"message": "too many tokens", "code": 429}},
+        {"custom_id": "a", "response": None, "error": {"code": "batch_expired"}},
+        {"custom_id": "a", "result": {"type": "expired"}},
+        {
+            "custom_id": "a",
+            "response": {"status_code": 400, "body": {"error": {"message": "x"}}},
+        },
     ],
 )
 def test_lines_of_known_formats_are_not_searched(tmp_path, line):
@@ -87,3 +97,21 @@ def test_items_of_an_export_are_read(tmp_path, key):
 
     assert [type(r).__name__ for r in results] == ["NewMessage"] * 2 + ["UnknownUsage"]
     assert counts == LineCounts(messages=2, unknown=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {
+            "object": "chat.completion",
+            "model": "m",
+            "token_usage": {"prompt_tokens": 5},
+        },
+        {"object": "chat.completion", "us\ufffdage": {"prompt_tokens": 5}},
+        {"type": "message", "role": "assistant", "usages": {"input_tokens": 5}},
+    ],
+)
+def test_usage_beside_its_place_in_a_known_object_is_unknown(tmp_path, line):
+    _, counts = read(tmp_path, line, CHAT)
+
+    assert counts == LineCounts(messages=1, unknown=1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from pyapp.errors import InvalidValueError
-from pyapp.usage_import.fields import Object
+from pyapp.usage_import.fields import Object, UnknownUsageError
 from pyapp.usage_import.files import Log
 from pyapp.usage_import.formats import Reader
 from pyapp.usage_import.formats.kinds import Unfinished
@@ -94,6 +94,10 @@ class Collection:
         """Keep what is in an object; return whether its format is known."""
         try:
             responses = formats.read(value, line)
+        except UnknownUsageError as exc:
+            self._counts.unknown += 1
+            self._add_reason(line, str(exc), True)
+            return True
         except InvalidValueError as exc:
             self._add_broken(line, str(exc))
             return True

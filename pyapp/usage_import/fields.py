@@ -29,6 +29,10 @@ class BadUsageError(InvalidValueError):
     """A line has usage that cannot be billed; the message gives the reason."""
 
 
+class UnknownUsageError(InvalidValueError):
+    """A line of a known format has usage in an unknown form; the message says where."""
+
+
 def count(usage: Object, key: str, *, required: bool = False) -> int:
     """Return the token count at *key*; 0 if it is absent and not *required*."""
     value = usage.get(key)

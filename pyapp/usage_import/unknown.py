@@ -11,6 +11,7 @@ _MAX_VALUES = 5_000
 # Words of a key, in snake case, that name usage or a price.
 _WORDS = {
     "usage",
+    "usages",
     "spend",
     "cost",
     "costs",
@@ -31,6 +32,7 @@ _OTHERS = {
     "price",
     "pricing",
     "window",
+    "overlap",
     "threshold",
     "remaining",
     "reset",

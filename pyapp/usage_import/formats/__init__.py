@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pyapp.usage_import.fields import Object
+from pyapp.usage_import.fields import Object, UnknownUsageError
 from pyapp.usage_import.formats import (
     anthropic,
     bedrock,
@@ -42,9 +42,11 @@ from pyapp.usage_import.formats import (
     openrouter,
     streams,
     tracing,
+    unbilled,
 )
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse
+from pyapp.usage_import.unknown import find_usage
 
 # In the order in which they are asked.
 FORMATS: tuple[type[Format], ...] = (
@@ -70,7 +72,11 @@ BODIES: tuple[Body, ...] = (
     bedrock.CONVERSE,
     cohere.BODY,
 )
-KNOWN: tuple[Callable[[Object], bool], ...] = (claude_code.is_session_line,)
+KNOWN: tuple[Callable[[Object], bool], ...] = (
+    claude_code.is_session_line,
+    unbilled.is_failure,
+    unbilled.is_count,
+)
 
 # Paths from a line to the response in it.
 PATHS: tuple[tuple[str, ...], ...] = (
@@ -158,5 +164,8 @@ def _read_body(
         return ()
     for chain in chains:
         if any(body.is_known(chain[-1]) for body in BODIES):
+            usage = find_usage(chain[-1])
+            if usage is not None:
+                raise UnknownUsageError(f"usage in an unknown form: {usage}")
             return ()
     return None

@@ -110,14 +110,6 @@ def _snake(name: str) -> str:
 
 _SNAKE = _Fields(*map(_snake, _CAMEL))
 _SHAPES = (_CAMEL, _LIVE, _SNAKE, _INTERACTION)
-# Keys of what countTokens returns.
-_COUNTED = {
-    "cacheTokensDetails",
-    "cachedContentTokenCount",
-    "promptTokensDetails",
-    "totalBillableCharacters",
-    "totalTokens",
-}
 _COUNTS = {name for shape in _SHAPES for name in shape[:6]}
 
 
@@ -130,10 +122,7 @@ def _has_usage(response: Object) -> bool:
 
 
 def _is_known(response: Object) -> bool:
-    if "candidates" in response or "usageMetadata" in response:
-        return True
-    # Counting tokens is free.
-    return "totalTokens" in response and response.keys() <= _COUNTED
+    return "candidates" in response or "usageMetadata" in response
 
 
 def _read(chain: Chain, searches: _Searches | None = None) -> ModelResponse:

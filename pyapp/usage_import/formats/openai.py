@@ -35,13 +35,8 @@ from pyapp.usage_import.responses import (
     make_id,
 )
 
-KEYS = {
-    "prompt_tokens",
-    "completion_tokens",
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-}
+_COUNTS = {"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"}
+KEYS = {*_COUNTS, "total_tokens"}
 _OBJECTS = (
     "chat.completion",
     "chat.completion.chunk",
@@ -95,6 +90,8 @@ def _read(chain: Chain) -> ModelResponse:
         # Voyage's embeddings and rerankings have no output.
         usage = {"prompt_tokens": usage["total_tokens"]}
     stated = find_cost(response, usage)
+    if response.get("object") in _OBJECTS and usage.keys().isdisjoint(_COUNTS):
+        raise BadUsageError("usage without token counts")
     part = read_pass(usage, model, is_stated=stated is not None)
     if "output" in response or "tool_usage" in response:
         units = {**(part.units or {}), **_calls(response)}
@@ -158,6 +155,10 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     output = count(usage, f"{out}_tokens", required=not chat)
     reasoning = count(written_to, "reasoning_tokens")
     output = _whole_output(usage, model, into, prompt, output, reasoning, is_stated)
+    if reasoning > output and not is_stated:
+        raise BadUsageError(
+            f"reasoning_tokens ({reasoning}) exceed {out} tokens ({output})"
+        )
     read = _count_at(usage, read_from, _READS)
     written = _count_at(usage, read_from, _WRITES)
     if read + written > prompt:
@@ -187,12 +188,17 @@ def _hour(hour: int, written: int, is_stated: bool) -> int:
 def _count_at(
     usage: Object, details: Object, places: tuple[tuple[bool, str], ...]
 ) -> int:
-    """Return the count at the first of *places* that is not null; 0 without one."""
+    """Return the count that *places* state; 0 without one.
+
+    Raises: BadUsageError if they state different ones; a zero may be a default.
+    """
+    found = 0
     for is_detail, key in places:
-        part = details if is_detail else usage
-        if part.get(key) is not None:
-            return count(part, key)
-    return 0
+        stated = count(details if is_detail else usage, key)
+        if stated and found and stated != found:
+            raise BadUsageError(f"{key} is {found} at one place and {stated} elsewhere")
+        found = found or stated
+    return found
 
 
 def _whole_output(
@@ -238,9 +244,11 @@ def _modalities(
             found[f"{direction}_{kind}_tokens"] = count(details, key)
     if not found:
         return found
-    if sum(found.values()) > whole:
-        parts = " and ".join(f"{name} ({used})" for name, used in found.items())
-        raise BadUsageError(f"{parts} exceed the {side} tokens ({whole})")
+    words = count(details, "text_tokens")
+    if sum(found.values()) + words > whole:
+        parts = {**found, "text_tokens": words}
+        shown = " and ".join(f"{name} ({used})" for name, used in parts.items() if used)
+        raise BadUsageError(f"{shown} exceed the {side} tokens ({whole})")
     cached = inner(details, "cached_tokens_details")
     for kind in _MODALITIES:
         used = found.get(f"input_{kind}_tokens", 0)
@@ -257,13 +265,14 @@ def _calls(response: Object) -> dict[str, int]:
     """Return the calls of tools that are billed, by unit."""
     calls: dict[str, int] = {}
     containers = set()
+    search = _search_unit(response)
     items = response.get("output")
     for item in items if isinstance(items, list) else ():
         kind = item.get("type") if isinstance(item, dict) else None
         if not isinstance(kind, str):
             continue
         if kind == "web_search_call" and _is_search(item):
-            calls["web_searches"] = calls.get("web_searches", 0) + 1
+            calls[search] = calls.get(search, 0) + 1
         elif kind == "code_interpreter_call":
             containers.add(text(item.get("container_id")))
         elif kind in _CALLS:
@@ -273,8 +282,23 @@ def _calls(response: Object) -> dict[str, int]:
     tools = response.get("tool_usage")
     searched = tools.get("web_search") if isinstance(tools, dict) else None
     if isinstance(searched, dict) and searched.get("num_requests") is not None:
-        calls["web_searches"] = count(searched, "num_requests")
+        calls[search] = count(searched, "num_requests")
     return {unit: used for unit, used in calls.items() if used}
+
+
+def _search_unit(response: Object) -> str:
+    """Return the unit of a search; the preview has a price of its own.
+
+    That is higher at the models that do not reason.
+    """
+    model = text(response.get("model")) or ""
+    tools = response.get("tools")
+    if isinstance(tools, list) and model.startswith(("gpt-4o", "gpt-4.1")):
+        for tool in tools:
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if isinstance(kind, str) and kind.startswith("web_search_preview"):
+                return "web_search_previews"
+    return "web_searches"
 
 
 def _is_search(item: Any) -> bool:
