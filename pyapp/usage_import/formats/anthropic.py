@@ -112,7 +112,7 @@ def read_passes(usage: Object, model: str | None) -> list[Pass]:
     whole = read_pass(usage)
     iterations = usage.get("iterations")
     if not iterations:
-        return [whole]
+        return [_with_passes(whole, usage)]
     if not isinstance(iterations, list):
         raise BadUsageError("iterations is not a list")
     main: list[Object] = []
@@ -131,6 +131,17 @@ def read_passes(usage: Object, model: str | None) -> list[Pass]:
         else:
             others.append(read_pass(part)._replace(model=None if is_own else name))
     return [*_main_passes(whole, main), *others]
+
+
+def _with_passes(whole: Pass, usage: Object) -> Pass:
+    """Return the counts; with calls of tools on the server they are of several passes.
+
+    How many is not known, so a sum above a tier is not the context of one pass.
+    """
+    called = usage.get("server_tool_use")
+    if isinstance(called, dict) and any(called.values()):
+        return whole._replace(units={**(whole.units or {}), "passes": 2})
+    return whole
 
 
 def _main_passes(whole: Pass, parts: list[Object]) -> list[Pass]:

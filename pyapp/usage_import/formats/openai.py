@@ -168,7 +168,7 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
             )
         read = min(read, prompt)
         written = prompt - read
-    units = _modalities(into, read_from, prompt, read, written)
+    units = _modalities(into, read_from, prompt)
     units |= _modalities(out, written_to, output)
     hour = 0
     if dialect is not None:
@@ -233,9 +233,7 @@ def _is_google(model: str | None) -> bool:
     return model is not None and model.rpartition("/")[2].startswith("gemini-")
 
 
-def _modalities(
-    side: str, details: Object, whole: int, read: int = 0, written: int = 0
-) -> dict[str, int]:
+def _modalities(side: str, details: Object, whole: int) -> dict[str, int]:
     """Return the parts of *whole* that are not text, by the units of their prices."""
     found: dict[str, int] = {}
     for kind, key in _MODALITIES.items():
@@ -250,14 +248,9 @@ def _modalities(
         shown = " and ".join(f"{name} ({used})" for name, used in parts.items() if used)
         raise BadUsageError(f"{shown} exceed the {side} tokens ({whole})")
     cached = inner(details, "cached_tokens_details")
-    for kind in _MODALITIES:
-        used = found.get(f"input_{kind}_tokens", 0)
-        if used and read:
-            # Without a split of the cached tokens, as few of them as is possible.
-            least = max(0, used - (whole - read - written))
-            kept = count(cached, f"{kind}_tokens") if cached else least
-            if kept:
-                found[f"cache_{kind}_read_tokens"] = kept
+    for kind, key in _MODALITIES.items():
+        if cached.get(key):
+            found[f"cache_{kind}_read_tokens"] = count(cached, key)
     return found
 
 
