@@ -361,7 +361,7 @@ def test_call_without_a_price_is_an_error_with_the_reason(
 
 
 @either_way
-def test_call_with_a_price_is_recorded_whatever_the_reason_says(
+def test_call_with_a_price_is_recorded_with_any_reason(
     conn: psycopg.Connection, user_id: UUID, send: Send
 ):
     published = replace(KNOWN, reason="a part has no price")
