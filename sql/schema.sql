@@ -764,11 +764,6 @@ COMMENT ON COLUMN app.usage_daily.cost IS
 COMMENT ON COLUMN app.usage_daily.credits IS
     'Sum of messages.credits.';
 
--- For list_usage over all payers. Rows are inserted nearly in the order of days, and
--- updates of the current day stay near the end of the table, so that BRIN finds the
--- pages of a month.
-CREATE INDEX usage_daily_day_idx ON app.usage_daily USING brin (day);
-
 CREATE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -27,6 +27,8 @@ PLANNED = {name: query for name, query in QUERIES.items() if is_planned(query)}
 READS_ALL = {
     "get_mirror_size": {"stripe_customers", "stripe_subscriptions"},
     "get_user_counts": {"usage_daily", "users"},
+    # Reports over all payers; an index of days would slow down every message.
+    "list_usage": {"usage_daily"},
 }
 
 Connection = psycopg.Connection[TupleRow]
