@@ -48,7 +48,7 @@ _KEYS = (
 # Types of iterations that the usage itself reports too.
 _MAIN = ("message", "fallback_message")
 # Hosts that mark the ids of their responses.
-_HOSTS = {"msg_bdrk_": "aws", "msg_vrtx_": "google"}
+_HOSTS = {"msg_bdrk_": "aws", "msg_vrtx_": "vertex_ai"}
 _PREFIXES = tuple(_HOSTS)
 _DATE = re.compile(r"-\d{8}$")
 
@@ -84,10 +84,13 @@ def _read(chain: Chain) -> ModelResponse | None:
     # A subagent's log may repeat a response with another request id.
     name = hashed_text(response.get("id"))
     is_unique = name is not None and name.startswith("msg_")
+    passes = read_passes(usage, model)
+    if len(passes) == 1 and _has_server_tools(response):
+        passes = [_of_several(passes[0])]
     return describe(
         chain,
         identify(chain, "anthropic", None if is_unique else find_request(chain)),
-        read_passes(usage, model),
+        passes,
         provider=_find_provider(name, model),
         cost=cost("costUSD", chain[0].get("costUSD")),
         is_open=response.get("stop_reason", "") is None,
@@ -112,7 +115,7 @@ def read_passes(usage: Object, model: str | None) -> list[Pass]:
     whole = read_pass(usage)
     iterations = usage.get("iterations")
     if not iterations:
-        return [_with_passes(whole, usage)]
+        return [whole]
     if not isinstance(iterations, list):
         raise BadUsageError("iterations is not a list")
     main: list[Object] = []
@@ -133,15 +136,25 @@ def read_passes(usage: Object, model: str | None) -> list[Pass]:
     return [*_main_passes(whole, main), *others]
 
 
-def _with_passes(whole: Pass, usage: Object) -> Pass:
-    """Return the counts; with calls of tools on the server they are of several passes.
+def _of_several(whole: Pass) -> Pass:
+    """Return the counts as sums of several passes; how many is not known.
 
-    How many is not known, so a sum above a tier is not the context of one pass.
+    A sum that is above a tier is not the context of one pass.
     """
-    called = usage.get("server_tool_use")
+    return whole._replace(units={**(whole.units or {}), "passes": 2})
+
+
+def _has_server_tools(response: Object) -> bool:
+    called = response["usage"].get("server_tool_use")
     if isinstance(called, dict) and any(called.values()):
-        return whole._replace(units={**(whole.units or {}), "passes": 2})
-    return whole
+        return True
+    if response.get("container"):
+        return True
+    content = response.get("content")
+    return isinstance(content, list) and any(
+        isinstance(block, dict) and block.get("type") == "server_tool_use"
+        for block in content
+    )
 
 
 def _main_passes(whole: Pass, parts: list[Object]) -> list[Pass]:

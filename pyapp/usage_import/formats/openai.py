@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyapp._core.validation import shown
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -160,6 +161,12 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
             f"reasoning_tokens ({reasoning}) exceed {out} tokens ({output})"
         )
     read = _count_at(usage, read_from, _READS)
+    missed = usage.get("prompt_cache_miss_tokens")
+    if missed is not None and missed != prompt - read and not is_stated:
+        raise BadUsageError(
+            f"cache hits ({read}) and misses ({shown(missed)}) are not the"
+            f" {into} tokens ({prompt})"
+        )
     written = _count_at(usage, read_from, _WRITES)
     if read + written > prompt:
         if not is_stated:
@@ -245,8 +252,10 @@ def _modalities(side: str, details: Object, whole: int) -> dict[str, int]:
     words = count(details, "text_tokens")
     if sum(found.values()) + words > whole:
         parts = {**found, "text_tokens": words}
-        shown = " and ".join(f"{name} ({used})" for name, used in parts.items() if used)
-        raise BadUsageError(f"{shown} exceed the {side} tokens ({whole})")
+        listed = " and ".join(
+            f"{name} ({used})" for name, used in parts.items() if used
+        )
+        raise BadUsageError(f"{listed} exceed the {side} tokens ({whole})")
     cached = inner(details, "cached_tokens_details")
     for kind, key in _MODALITIES.items():
         if cached.get(key):
