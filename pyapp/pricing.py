@@ -18,6 +18,7 @@ from pyapp._core.validation import check_amount, check_count, check_text, check_
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 from pyapp.published_prices import rules
 from pyapp.published_prices.hosts import Host, find_hosts, is_free_route, named_region
+from pyapp.published_prices.providers import provider_id as provider_id  # public
 from pyapp.published_prices.tariffs import (
     EXACT,
     NoPriceError,

@@ -1,14 +1,17 @@
 """The price is that of the host: given, named by the model's id, or the maker."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ClauseContains
 
 from pyapp.errors import InvalidValueError
 from pyapp.pricing import PublishedPrice, published_price
-from pyapp.published_prices.hosts import find_hosts, find_provider, named_provider
+from pyapp.published_prices.hosts import find_hosts, named_provider
+from pyapp.published_prices.providers import find_provider, provider_id
 
 PROVIDERS = get_snapshot().providers
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -75,6 +78,20 @@ def test_provider_is_found_by_the_names_in_use(name, id):
     provider = find_provider(PROVIDERS, name)
     assert provider is not None
     assert provider.id == id
+    assert provider_id(name) == ("vertex_ai" if "vertex" in name else id)
+
+
+def test_every_provider_of_the_data_has_its_id_and_name():
+    for provider in PROVIDERS:
+        assert provider_id(provider.id) == provider.id
+        assert provider_id(provider.name) == provider.id
+        assert find_provider(PROVIDERS, provider.id) is provider
+
+
+def test_newer_provider_is_found_by_the_data():
+    newer = replace(PROVIDERS[0], id="acme", provider_match=ClauseContains("acme"))
+    assert find_provider([*PROVIDERS, newer], "Acme Cloud") is newer
+    assert provider_id(" Acme Cloud ") == "Acme Cloud"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +100,7 @@ def test_provider_is_found_by_the_names_in_use(name, id):
 )
 def test_provider_that_is_not_known_is_not_guessed(name):
     assert find_provider(PROVIDERS, name) is None
+    assert provider_id(name) == name.strip()
     assert price("gpt-5", name).cost is None
 
 
@@ -95,9 +113,9 @@ def test_provider_that_is_not_known_is_not_guessed(name):
         ("meta.llama3-3-70b-instruct-v1:0", "aws"),
         (BEDROCK + "inference-profile/us.anthropic.claude-opus-4-6-v1", "aws"),
         ("bedrock/eu.anthropic.claude-opus-4-6-v1", "aws"),
-        ("claude-opus-4-1@20250805", "google"),
-        ("publishers/anthropic/models/claude-sonnet-4-5", "google"),
-        ("vertex_ai/gemini-2.5-pro", "google"),
+        ("claude-opus-4-1@20250805", "vertex_ai"),
+        ("publishers/anthropic/models/claude-sonnet-4-5", "vertex_ai"),
+        ("vertex_ai/gemini-2.5-pro", "vertex_ai"),
         ("models/gemini-2.5-flash", "google"),
         ("azure/gpt-4o", "azure"),
         ("groq/llama-3.3-70b-versatile", "groq"),

@@ -11,46 +11,23 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyapp.published_prices.providers import (
+    HOST_PREFIXES,
+    VERTEX,
+    find_provider,
+    letters,
+    provider_id,
+)
+
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, Provider
 
-# Other names of providers, in letters and digits only.
-_ALIASES = {
-    "amazonbedrock": "aws",
-    "azureai": "azure",
-    "azureopenai": "azure",
-    "bigmodel": "zhipuai",
-    "claude": "anthropic",
-    "fireworksai": "fireworks",
-    "githubmodels": "azure",
-    "grok": "x-ai",
-    "groqcloud": "groq",
-    "kimi": "moonshotai",
-    "metallama": "meta",
-    "microsoft": "azure",
-    "mistralai": "mistral",
-    "novitaai": "novita",
-    "pplx": "perplexity",
-    "togetherai": "together",
-    "vertex": "google",
-    "voyage": "voyageai",
-    "zhipu": "zhipuai",
-}
-# A name with such a word means the host, also if it names the maker as well.
-_HOST_WORDS = (
-    ("azure", "azure"),
-    ("bedrock", "aws"),
-    ("vertex", "google"),
-    ("openrouter", "openrouter"),
-)
 # Servers of the operator's own, whose models have no published price.
 _SELF_HOSTED = frozenset(
     ("hostedvllm", "llamafile", "lmstudio", "local", "ollama", "ollamachat", "vllm")
 )
 # Ollama's names of models that run on the operator's own computer.
 _OLLAMA = re.compile(r"[\w.-]+:(latest|\d+(\.\d+)?[bmt]|e\d+b|\w+-cloud)([-_][\w.-]+)?")
-# Names of gateways and dialects, which say nothing about the provider.
-_NOT_PROVIDERS = re.compile(r"compatible|like$|proxy|^litellm$|^custom")
 # Providers that make models, each with a pattern of the listed models that it does not
 # make. Such a model is served by several hosts, of which the maker may be one.
 _MAKERS = {
@@ -139,7 +116,7 @@ def named_provider(model: str) -> str | None:
     if _BEDROCK_RESOURCE.match(ref) or _BEDROCK.fullmatch(ref):
         return "aws"
     if "publishers/" in ref or _VERTEX_VERSION.fullmatch(ref):
-        return "google"
+        return VERTEX
     first, slash, _ = ref.partition("/")
     if not slash:
         return None
@@ -149,32 +126,7 @@ def named_provider(model: str) -> str | None:
         return "fireworks"
     if first == "@cf":
         return "cloudflare"
-    return _HOST_PREFIXES.get(_letters(first))
-
-
-# Names in front of a model's id, as routers and gateways write them, that name a host.
-_HOST_PREFIXES = {
-    "azure": "azure",
-    "azureai": "azure",
-    "baseten": "baseten",
-    "bedrock": "aws",
-    "bedrockconverse": "aws",
-    "cerebras": "cerebras",
-    "cloudflare": "cloudflare",
-    "databricks": "databricks",
-    "fireworks": "fireworks",
-    "fireworksai": "fireworks",
-    "gemini": "google",
-    "githubcopilot": "github-copilot",
-    "groq": "groq",
-    "novita": "novita",
-    "openrouter": "openrouter",
-    "ovhcloud": "ovhcloud",
-    "together": "together",
-    "togetherai": "together",
-    "vertex": "google",
-    "vertexai": "google",
-}
+    return HOST_PREFIXES.get(letters(first))
 
 
 def named_region(model: str) -> str | None:
@@ -183,33 +135,12 @@ def named_region(model: str) -> str | None:
     return found[1] if found else None
 
 
-def find_provider(providers: list[Provider], name: str) -> Provider | None:
-    """Return the provider that people call *name*, or None."""
-    wanted = _letters(name)
-    by_id = {provider.id: provider for provider in providers}
-    for provider in providers:
-        if wanted in (_letters(provider.id), _letters(provider.name)):
-            return provider
-    if wanted in _ALIASES:
-        return by_id.get(_ALIASES[wanted])
-    if not wanted or _NOT_PROVIDERS.search(wanted) or "huggingface" in wanted:
-        return None
-    for word, id in _HOST_WORDS:
-        if word in wanted:
-            return by_id.get(id)
-    for provider in providers:
-        match = provider.provider_match
-        if match is not None and match.is_match(name.strip()):
-            return provider
-    return None
-
-
 def is_free_route(providers: list[Provider], model: str, provider: str | None) -> bool:
     """Return whether OpenRouter served a free variant, which the data may not list."""
     ref = model.strip().lower()
     if not ref.endswith(":free"):
         return False
-    if provider is None or _letters(provider) == "litellm":
+    if provider is None or letters(provider) == "litellm":
         return "/" in ref
     given = find_provider(providers, provider)
     return given is not None and given.id == "openrouter"
@@ -224,12 +155,12 @@ def find_hosts(
     """
     # Claude Code marks the long context, which has no other price.
     ref = model.strip().lower().removesuffix("[1m]")
-    if provider is not None and _letters(provider) != "litellm":
+    if provider is not None and letters(provider) != "litellm":
         given = find_provider(providers, provider)
         if given is None or (_is_vertex(provider, ref) and _NOT_ON_VERTEX.search(ref)):
             return []
         return _at(providers, given, ref)
-    first = _letters(ref.partition("/")[0])
+    first = letters(ref.partition("/")[0])
     if ("/" in ref and first in _SELF_HOSTED) or _OLLAMA.fullmatch(ref):
         return []
     named = named_provider(ref)
@@ -258,9 +189,9 @@ def _at(providers: list[Provider], provider: Provider | None, ref: str) -> list[
 
 
 def _is_vertex(provider: str, ref: str) -> bool:
-    first = _letters(ref.partition("/")[0])
+    first = letters(ref.partition("/")[0])
     return (
-        "vertex" in _letters(provider)
+        provider_id(provider) == VERTEX
         or first in ("vertex", "vertexai")
         or ref.startswith("projects/")
     )
@@ -338,7 +269,7 @@ def _served_by_any(providers: list[Provider], ref: str) -> list[Host]:
         if (found := _served_by(provider, ref)) is not None
     ]
     family = _family(ref)
-    if len(hosts) > 1 or (hosts and family != _letters(ref.rpartition("/")[2])):
+    if len(hosts) > 1 or (hosts and family != letters(ref.rpartition("/")[2])):
         return hosts
     return [
         Host(provider, found)
@@ -370,7 +301,7 @@ def _is_host(provider: Provider, ref: str) -> bool:
 def _family(ref: str) -> str:
     """Return the name of the weights, without what hosts add to it."""
     name = ref.rpartition("/")[2].removeprefix("meta-")
-    return _letters(_SERVING_WORDS.sub("", name))
+    return letters(_SERVING_WORDS.sub("", name))
 
 
 def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
@@ -411,7 +342,7 @@ def _names(ref: str, provider: Provider) -> Iterator[str]:
     if not slash:
         yield ref.replace("@", "-")
         return
-    if provider.id in (named_provider(ref), _HOST_PREFIXES.get(_letters(first))) or (
+    if provider.id in (named_provider(ref), HOST_PREFIXES.get(letters(first))) or (
         (owner := find_provider([provider], first)) and owner.id == provider.id
     ):
         yield rest
@@ -423,9 +354,5 @@ def _names(ref: str, provider: Provider) -> Iterator[str]:
             if _BEDROCK_REGION.match(ref) or place in ("converse", "invoke"):
                 yield name
             yield f"{first}.{rest}"
-    elif provider.id != "openrouter" and _letters(first) not in _HOST_PREFIXES:
+    elif provider.id != "openrouter" and letters(first) not in HOST_PREFIXES:
         yield rest  # the name in front is the maker's
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
