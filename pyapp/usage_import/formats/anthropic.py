@@ -21,6 +21,7 @@ from pyapp.usage_import.fields import (
     text,
 )
 from pyapp.usage_import.formats.kinds import Body
+from pyapp.usage_import.formats.stated_costs import find_cost
 from pyapp.usage_import.responses import (
     Chain,
     ModelResponse,
@@ -87,12 +88,18 @@ def _read(chain: Chain) -> ModelResponse | None:
     passes = read_passes(usage, model)
     if len(passes) == 1 and _has_server_tools(response):
         passes = [_of_several(passes[0])]
+    stated = cost("costUSD", chain[0].get("costUSD"))
+    provider = _find_provider(name, model)
+    if stated is None and "cost" in usage:
+        # OpenRouter serves this form too.
+        stated = find_cost(response, usage)
+        provider = provider or "openrouter"
     return describe(
         chain,
         identify(chain, "anthropic", None if is_unique else find_request(chain)),
         passes,
-        provider=_find_provider(name, model),
-        cost=cost("costUSD", chain[0].get("costUSD")),
+        provider=provider,
+        cost=stated,
         is_open=response.get("stop_reason", "") is None,
     )
 

@@ -1,10 +1,11 @@
-"""OpenRouter's generations: what a call was and cost, asked for by the id of its body.
+"""Generations of OpenRouter and of Vercel AI Gateway: what a call was and what it cost.
 
-The id is that of the body, so both are one message. The native counts are those of the
-provider's tokenizer, by which OpenRouter bills; reasoning is part of the completion. A
+OpenRouter's id is that of the body, so both are one message. The native counts are those
+of the provider's tokenizer, which are billed; reasoning is part of the completion. A
 call with a key of one's own costs its fee and what the provider charges.
 
-Sources: OpenRouter, Get a generation; Bring your own key.
+Sources: OpenRouter, Get a generation; Bring your own key. Vercel, AI Gateway Generation
+Lookup.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _read(chain: Chain) -> ModelResponse:
         chain,
         make_id("openai", name, None),
         [Pass(prompt - read, 0, read, output)],
-        provider="openrouter",
+        provider="vercel" if name.startswith("gen_") else "openrouter",
         cost=None
         if total is None
         else with_own_key(

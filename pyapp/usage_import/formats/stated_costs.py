@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 
+from pyapp._core.validation import shown
 from pyapp.usage_import.fields import BadUsageError, Object, amount, inner
 
 
@@ -68,6 +69,9 @@ def with_own_key(
 def _openrouter(usage: Object) -> Decimal | None:
     stated = usage["cost"]
     if isinstance(stated, dict):
+        currency = stated.get("currency", "USD")
+        if currency != "USD":
+            raise BadUsageError(f"cost in {shown(currency)}, not in USD")
         return amount("total_cost", stated.get("total_cost")) or None
     fee = amount("cost", stated)
     details = inner(usage, "cost_details")

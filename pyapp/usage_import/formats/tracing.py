@@ -1,4 +1,4 @@
-"""Exports of tools that trace calls: Langfuse, Helicone and LangSmith.
+"""Exports of tools that trace calls: Langfuse, Helicone, LangSmith, Cloudflare.
 
 Their costs are what the tool computed from its own prices, or what the program stated;
 a cost of 0 is unknown, because they write it for models that they have no price for.
@@ -8,7 +8,7 @@ one log.
 
 Sources: Langfuse, Blob storage export field reference, Token and cost tracking, and the
 API reference of observations and ingestion; Helicone, Query requests; LangSmith, Run
-data format and Cost tracking.
+data format and Cost tracking; Cloudflare AI Gateway, Logs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,21 @@ from pyapp.usage_import.unknown import find_usage
 
 _MODELS = ("provided_model_name", "providedModelName", "model", "response_model")
 _MODELS_ASKED = ("request_model", "model_override", "ls_model_name")
-_ENDS = ("endTime", "end_time", "response_created_at", "startTime", "start_time")
+_ENDS = (
+    "endTime",
+    "end_time",
+    "response_created_at",
+    "startTime",
+    "start_time",
+    "request_created_at",
+    "created_at",
+)
 _KEYS = {
     "batch",
     "observations",
     "request_created_at",
     "run_type",
+    "tokens_in",
     "traceId",
     "trace_id",
 }
@@ -137,7 +146,7 @@ def _read(row: Object) -> ModelResponse | None:
 
 
 def _find_cost(row: Object) -> Decimal | None:
-    if row.get("cached") is True:  # Helicone's own cache answered
+    if row.get("cached") is True:  # the tool's own cache answered
         return Decimal(0)
     for path in _COSTS:
         part: object = row
@@ -203,6 +212,10 @@ def _read_helicone(row: Object) -> Pass:
     )
 
 
+def _read_cloudflare(row: Object) -> Pass:
+    return Pass(count(row, "tokens_in"), 0, 0, count(row, "tokens_out"))
+
+
 def _read_langsmith(row: Object) -> Pass:
     """Return the counts; the prompt includes the tokens of the cache."""
     prompt = count(row, "prompt_tokens")
@@ -236,5 +249,12 @@ _TOOLS = (
         lambda row: row["run_type"] in ("llm", "embedding"),
         _read_langsmith,
         ("ls_provider",),
+    ),
+    _Tool(
+        "cloudflare",
+        lambda row: "tokens_in" in row and "provider" in row and "model" in row,
+        lambda row: row.get("success") is not False,
+        _read_cloudflare,
+        ("provider",),
     ),
 )
