@@ -15,6 +15,7 @@ import pytest
 
 from pyapp.errors import InvalidValueError
 from pyapp.messages import NewMessage, record_message, record_messages
+from pyapp.roles import apply_roles
 from pyapp.usage import (
     UsageGroup,
     UsageKey,
@@ -281,6 +282,55 @@ def test_sums_beyond_32_bits_are_exact(conn: psycopg.Connection, user_id: UUID):
             Decimal("29999999997.000003"),
             Decimal("0.000003"),
         )
+
+
+def test_reading_role_lists_payers(conn: psycopg.Connection, user_id: UUID):
+    record_messages(conn, [new_message(user_id=user_id)])
+    apply_roles(conn)
+    conn.execute("SET LOCAL ROLE pyapp_readonly")
+
+    for since in (None, MARCH + MICROSECOND):
+        (payer,) = list_usage(conn, by="payer", since=since)
+        assert (payer.subject_id, payer.kind) == (user_id, "user")
+
+
+def test_wrong_clock_does_not_widen_the_index(conn: psycopg.Connection):
+    """A message of 1970 among a thousand: a month is still read by few pages."""
+    user = add_user(conn)
+    conn.execute("SET LOCAL session_replication_role = replica")
+    conn.execute(
+        """
+        INSERT INTO app.messages (
+            subject_id, id, user_id, finished_at, input_tokens,
+            cache_creation_input_tokens, cache_read_input_tokens, output_tokens, model,
+            cost, credits
+        )
+        SELECT
+            %(user)s, gen_random_uuid(), %(user)s,
+            CASE WHEN n %% 1000 = 0 THEN '1970-01-01Z'
+                ELSE timestamptz '2025-01-01Z' + n * interval '26 minutes' END,
+            0, 0, 0, 0, 'm', 0, 0
+        FROM generate_series(1, 20000) AS n
+        """,
+        {"user": user},
+    )
+    conn.execute("SELECT brin_summarize_new_values('app.messages_finished_at_idx')")
+    conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off")
+    row = conn.execute(
+        "EXPLAIN (ANALYZE, FORMAT JSON) SELECT sum(credits) FROM app.messages"
+        " WHERE finished_at >= '2025-03-01Z' AND finished_at < '2025-04-01Z'"
+    ).fetchone()
+    pages = conn.execute(
+        "SELECT pg_relation_size('app.messages') / current_setting('block_size')::int"
+    ).fetchone()
+
+    assert row
+    assert pages
+    scan = row[0][0]["Plan"]
+    while scan["Node Type"] != "Bitmap Heap Scan":
+        (scan,) = scan["Plans"]
+    assert scan["Plans"][0]["Index Name"] == "messages_finished_at_idx"
+    assert 0 < scan["Lossy Heap Blocks"] < pages[0] / 3
 
 
 def test_unknown_key_and_time_without_zone_are_refused(conn: psycopg.Connection):
