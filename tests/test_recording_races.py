@@ -320,9 +320,7 @@ def read_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def is_price_lookup(loop: dict[str, Any]) -> bool:
     """Tell whether *loop* reads the messages once, and a price for each."""
     outer, inner = loop["Plans"]
-    return outer.get("Relation Name") == "staged_calls" and "model_prices" in str(
-        inner
-    )
+    return outer.get("Relation Name") == "staged_calls" and "model_prices" in str(inner)
 
 
 def test_plan_of_a_bulk_does_not_loop_over_all_rows(conn: psycopg.Connection):

@@ -203,6 +203,16 @@ def test_a_chunk_with_a_traffic_type_alone_has_no_usage(tmp_path: Path) -> None:
     assert counts == LineCounts(messages=1, without_usage=1)
 
 
+def test_the_last_chunk_of_gemini_counts_and_not_the_largest(tmp_path: Path) -> None:
+    usage = {"promptTokenCount": 900, "totalTokenCount": 900}
+    first = changed(GEMINI, usageMetadata=usage, candidates=[{"index": 0}])
+    whole = only(tmp_path, first, GEMINI)
+    cut = only(tmp_path, first)
+
+    assert tokens(whole) == (100, 0, 0, 10)
+    assert tokens(cut) == (900, 0, 0, 0)
+
+
 def test_gemini_chunks_without_an_id_are_one_response(tmp_path: Path) -> None:
     last = changed(GEMINI, responseId=...)
     chunk = changed(last, usageMetadata__totalTokenCount=100)
@@ -254,13 +264,17 @@ def test_equal_gemini_responses_without_an_id_are_two(tmp_path: Path) -> None:
             "the counts of the usage (115) differ from totalTokenCount (110)",
         ),
         (
+            {"promptTokensDetails": [{"modality": "SMELL", "tokenCount": 5}]},
+            "a modality that is not known: 'SMELL'",
+        ),
+        (
             {"cachedContentTokenCount": 101},
             "cachedContentTokenCount (101) exceeds promptTokenCount (100)",
         ),
     ],
 )
 def test_gemini_usage_has_to_add_up(
-    tmp_path: Path, usage: dict[str, int], expected: str
+    tmp_path: Path, usage: dict[str, Any], expected: str
 ) -> None:
     metadata = {**GEMINI["usageMetadata"], **usage}
     results, _ = read(tmp_path, {**GEMINI, "usageMetadata": metadata})

@@ -47,6 +47,16 @@ _MODALITIES = {
     "3": "video",
     "4": "audio",
 }
+_PLAIN_MODALITIES = {
+    "",
+    "0",
+    "1",
+    "5",
+    "DOCUMENT",
+    "MODALITY_UNSPECIFIED",
+    "NONE",
+    "TEXT",
+}
 # Vertex AI's traffic types, and the tiers that they are.
 _TRAFFIC = {
     "ON_DEMAND_FLEX": "flex",
@@ -146,44 +156,49 @@ def _read(chain: Chain, searches: _Searches | None = None) -> ModelResponse:
 
 
 class Chunks(Format):
-    """A recorded stream, in which one chunk has the usage and another the searches."""
+    """A recorded stream: its last chunk has the usage, any chunk the searches."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
         self._searches: dict[str | None, _Searches] = {}
-        self._open_line = 0  # of a stream without an id
+        # Of the streams that have not ended, the last chunk with usage.
+        self._open: dict[str | None, tuple[ModelResponse, int]] = {}
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be a chunk."""
         return "candidates" in keys
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
-        """Return the response of a chunk with all its searches so far."""
+        """Return the response of a last chunk, with all searches of its stream."""
         if "candidates" not in line:
             return None
         name = hashed_text(_either(line, "responseId"))
-        searches = self._searches.get(name) or _Searches()
-        found = None
-        if _has_usage(line):
-            found = _read([line], searches)
-        else:
+        searches = self._searches.pop(name, None) or _Searches()
+        if not _has_usage(line):
             searches.add_candidates(line["candidates"])
-        if searches.units(None):
-            self._searches[name] = searches
-        if found is None:
+            self._keep(name, searches)
             return ()
-        if name is None and found.is_open:
-            self._open_line = number
+        found = _read([line], searches)
+        if found.is_open:
+            self._open[name] = (found, number)
+            self._keep(name, searches)
             return ()
-        if name is None:
-            self._open_line = 0
-            self._searches.pop(None, None)
+        self._open.pop(name, None)
+        if name is not None:
+            self._keep(name, searches)
         return (found,)
 
-    def finish(self) -> Iterable[Unfinished]:
-        """Return the stream without an id whose last chunk is not in the file."""
-        if self._open_line:
-            yield Unfinished(self._open_line, "the stream ends before its usage")
+    def finish(self) -> Iterable[ModelResponse | Unfinished]:
+        """Return what is known of the streams that have not ended."""
+        for name, (found, number) in self._open.items():
+            if name is not None:
+                yield found
+            else:
+                yield Unfinished(number, "the stream ends before its usage")
+
+    def _keep(self, name: str | None, searches: _Searches) -> None:
+        if searches.units(None):
+            self._searches[name] = searches
 
 
 def _has_interaction(response: Object) -> bool:
@@ -281,9 +296,12 @@ def _pass(usage: Object, units: Mapping[str, int]) -> Pass:
 def _add_parts(units: dict[str, int], usage: Object, key: str, unit: str) -> None:
     """Add the tokens of the modalities that have prices of their own."""
     for part in _objects(usage.get(key)):
-        modality = _MODALITIES.get(str(part.get("modality")).upper())
+        named = str(part.get("modality")).upper()
+        modality = _MODALITIES.get(named)
         key = "tokenCount" if "tokenCount" in part else "token_count"
         used = count(part, "tokens" if "tokens" in part else key)
+        if used and modality is None and named not in _PLAIN_MODALITIES:
+            raise BadUsageError(f"a modality that is not known: {named[:100]!a}")
         if modality and used:
             name = unit.format(modality)
             units[name] = units.get(name, 0) + used
