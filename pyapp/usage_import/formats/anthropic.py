@@ -93,7 +93,7 @@ def _read(chain: Chain) -> ModelResponse | None:
     if stated is None and "cost" in usage:
         # OpenRouter serves this form too.
         stated = find_cost(response, usage)
-        provider = provider or "openrouter"
+        provider = provider or (None if stated is None else "openrouter")
     return describe(
         chain,
         identify(chain, "anthropic", None if is_unique else find_request(chain)),

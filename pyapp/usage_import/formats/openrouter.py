@@ -1,8 +1,8 @@
 """Generations of OpenRouter and of Vercel AI Gateway: what a call was and what it cost.
 
-OpenRouter's id is that of the body, so both are one message. The native counts are those
-of the provider's tokenizer, which are billed; reasoning is part of the completion. A
-call with a key of one's own costs its fee and what the provider charges.
+OpenRouter's id is that of the body, so both are one message. The native counts are of
+the provider's tokenizer, and are billed; reasoning is part of the completion. A call
+with a key of one's own costs its fee and what the provider charges.
 
 Sources: OpenRouter, Get a generation; Bring your own key. Vercel, AI Gateway Generation
 Lookup.
