@@ -235,7 +235,7 @@ def test_limit_leaves_the_total_as_it_is(conn: Connection) -> None:
     for number in range(5):
         spend(conn, client_id=f"run-{number}", cost=Decimal(10 - number))
     half_past = ("--since", "2026-03-01T00:30")
-    note = "2 are shown, the total is of all; --limit shows more"
+    note = "only the first 2 groups are shown (--limit); the total counts all"
 
     for scope in (MARCH, half_past):
         assert [line.split()[:3] for line in shown("--by", "client", *scope)[2:]] == [

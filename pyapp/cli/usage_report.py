@@ -254,7 +254,9 @@ def _print_table(
     room = _find_room([header, *rows])
     print_table(header, (_fit(row, room) for row in rows), numbers=header[1:])
     if is_cut:
-        say(f"{limit:,} are shown, the total is of all; --limit shows more")
+        say(
+            f"only the first {limit:,} groups are shown (--limit); the total counts all"
+        )
 
 
 def _no_messages(scope: _Scope) -> str:
