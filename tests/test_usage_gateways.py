@@ -193,6 +193,21 @@ def test_records_and_chunks_without_usage_are_known(tmp_path):
     assert (results, counts.without_usage, counts.unknown_files) == ([], 4, 0)
 
 
+def test_broken_row_of_a_list_does_not_hide_the_others(tmp_path):
+    rows = [changed(OBSERVATION, id=None), OBSERVATION, changed(OBSERVATION, id="o2")]
+    records = [changed(RECORD, requestId=None), RECORD]
+    events = [{"message": json.dumps(record)} for record in records]
+    results, counts = read(tmp_path, {"observations": rows}, {"events": events})
+    assert [type(r).__name__ for r in results] == [
+        "NewMessage",
+        "NewMessage",
+        "NewMessage",
+        "BrokenLine",
+        "BrokenLine",
+    ]
+    assert counts.broken == 2
+
+
 @pytest.mark.parametrize(
     ("usage", "cost"),
     [

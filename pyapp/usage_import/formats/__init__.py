@@ -60,6 +60,7 @@ FORMATS: tuple[type[Format], ...] = (
     litellm.Rows,
     openrouter.Generations,
     bedrock.Records,
+    bedrock.Events,
     bedrock.Results,
     local_servers.Responses,
     tracing.Rows,

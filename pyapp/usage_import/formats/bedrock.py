@@ -13,7 +13,7 @@ Inference profiles, Batch inference), the API references of Converse and TokenUs
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pyapp.usage_import.fields import (
@@ -27,7 +27,7 @@ from pyapp.usage_import.fields import (
     text,
 )
 from pyapp.usage_import.formats import anthropic
-from pyapp.usage_import.formats.kinds import Body, Lines
+from pyapp.usage_import.formats.kinds import Body, Lines, Lists
 from pyapp.usage_import.formats.streams import Messages
 from pyapp.usage_import.responses import (
     Chain,
@@ -87,6 +87,7 @@ _MAKERS = {
     "writer",
     "zai",
 }
+_LISTS = ("events", "logEvents")
 _REQUEST_IDS = ("requestId", "RequestId", "request_id")
 
 
@@ -363,6 +364,25 @@ class Records(Lines):
         return super().may_read(kind, keys) or (
             ("message" in keys or "@message" in keys) and _EVENT_KEYS.issuperset(keys)
         )
+
+
+class Events(Lists):
+    """Records in a list of events, as CloudWatch returns and sends them."""
+
+    def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
+        """Tell whether the line can be such a list."""
+        return any(key in keys for key in _LISTS)
+
+    def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
+        """Return the calls of the events."""
+        for key in _LISTS:
+            events = line.get(key)
+            if not isinstance(events, list):
+                continue
+            parts = [e for e in events if isinstance(e, dict) and _written(e)]
+            if parts:
+                return self.read_each(parts, number, lambda e: _read_record([e]))
+        return None
 
 
 class Results(Lines):

@@ -74,7 +74,11 @@ _TOOLS = {
     "file_search_calls": "storage_searches",
     "mcp_calls": None,
 }
-
+# Places of searches: those of a proxy are by the model's maker, OpenRouter's by others.
+_SEARCHES = {
+    "server_tool_use": "web_searches",
+    "server_tool_use_details": "routed_searches",
+}
 # Keys that only responses of a host have, and fingerprints.
 _HOST_KEYS = {
     "x_groq": "groq",
@@ -135,9 +139,9 @@ def _add_tools(usage: Object, units: dict[str, int]) -> None:
             units[unit] = used
     if not called and (used := count(usage, "num_server_side_tools_used")):
         units["server_side_tools"] = used
-    for key in ("server_tool_use", "server_tool_use_details"):
+    for key, unit in _SEARCHES.items():
         if searched := count(inner(usage, key), "web_search_requests"):
-            units["web_searches"] = searched
+            units[unit] = searched
 
 
 def _add_connectors(whole: Object, units: dict[str, int]) -> None:

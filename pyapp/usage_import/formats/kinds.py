@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
+from pyapp.errors import InvalidValueError
 from pyapp.usage_import.fields import Object
 from pyapp.usage_import.responses import Chain, ModelResponse
 
@@ -74,3 +75,33 @@ class Lines(Format):
                 found = self.BODY.read(chain)
                 return () if found is None else (found,)
         return None
+
+
+class Lists(Format):
+    """A format with several responses in a line, of which each may be broken."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._broken: list[Unfinished] = []
+
+    def read_each(
+        self,
+        parts: Iterable[Object],
+        number: int,
+        read: Callable[[Object], ModelResponse | None],
+    ) -> Sequence[ModelResponse]:
+        """Return the responses of *parts*; a broken one is reported at the end."""
+        found = []
+        for part in parts:
+            try:
+                response = read(part)
+            except InvalidValueError as exc:
+                self._broken.append(Unfinished(number, str(exc)))
+                continue
+            if response is not None:
+                found.append(response)
+        return found
+
+    def finish(self) -> Iterable[Unfinished]:
+        """Return the reasons of the broken parts, with their lines."""
+        return self._broken

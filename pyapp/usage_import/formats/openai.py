@@ -87,8 +87,10 @@ def _read(chain: Chain) -> ModelResponse:
     if not isinstance(usage, dict):
         raise BadUsageError("usage is not an object")
     model = text(response.get("model"))
-    if response.get("object") == "list" and usage.keys() == {"total_tokens"}:
-        # Voyage's embeddings and rerankings have no output.
+    if usage.keys() == {"total_tokens"} and (
+        response.get("object") == "list" or "results" in response
+    ):
+        # Embeddings and rerankings, as of Voyage and Jina, have no output.
         usage = {"prompt_tokens": usage["total_tokens"]}
     stated = find_cost(response, usage)
     if response.get("object") in _OBJECTS and usage.keys().isdisjoint(_COUNTS):

@@ -27,7 +27,7 @@ from pyapp.usage_import.fields import (
     moment,
     text,
 )
-from pyapp.usage_import.formats.kinds import Format
+from pyapp.usage_import.formats.kinds import Lists
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
 from pyapp.usage_import.unknown import find_usage
 
@@ -74,7 +74,7 @@ class _Tool(NamedTuple):
     providers: tuple[str, ...] = ()
 
 
-class Rows(Format):
+class Rows(Lists):
     """Rows of exports, and the lists that contain them."""
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
@@ -86,7 +86,7 @@ class Rows(Format):
         rows = _find_rows(line)
         if rows is None:
             return None
-        return [response for row in rows if (response := _read(row)) is not None]
+        return self.read_each(rows, number, _read)
 
 
 def _find_rows(line: Object) -> list[Object] | None:
