@@ -92,3 +92,14 @@ EXECUTE FUNCTION app.refuse_change('prices in force are kept');
 
 COMMENT ON COLUMN app.messages.provider IS
     'Host that served the model, such as bedrock; NULL if not given.';
+
+-- The programs that record keep running: their role writes the new column from the next
+-- migration on, before `pyapp db roles` runs.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'pyapp_app') THEN
+        GRANT INSERT (provider) ON app.messages TO pyapp_app;
+        GRANT SELECT ON app.model_prices TO pyapp_app;
+    END IF;
+END;
+$$;

@@ -193,10 +193,11 @@ BEGIN
         ) AS o;
         IF NOT FOUND THEN
             cost := published_cost;
-            unpriced_reason := published_reason;
         END IF;
     END IF;
-    credits := COALESCE(credits, round(cost * 100 * (1 + margin), 6));
+    IF credits IS NULL THEN
+        credits := round(cost * 100 * (1 + margin), 6);
+    END IF;
 
     is_new := FALSE;
     IF is_user_known AND is_fingerprint_known AND NOT is_ahead AND cost IS NOT NULL THEN
@@ -217,22 +218,23 @@ BEGIN
         is_new := FOUND;
     END IF;
 
-    IF is_new AND erased_at IS NULL AND num_nonnulls(request, response) > 0 THEN
+    IF NOT is_new THEN
+        -- A retry is a duplicate, also if the call has no price any more.
+        IF cost IS NULL THEN
+            unpriced_reason := CASE
+                WHEN NOT app.is_message_recorded(id, user_id, fingerprint_id)
+                    THEN COALESCE(unpriced_reason, published_reason, 'no cost is given')
+            END;
+        END IF;
+        cost := 0;
+        credits := 0;
+    ELSIF erased_at IS NULL AND num_nonnulls(request, response) > 0 THEN
         INSERT INTO app.message_payloads (
             subject_id, message_id, finished_at, request, response
         )
         VALUES (
             COALESCE(user_id, fingerprint_id), id, finished_at, request, response
         );
-    END IF;
-    -- A retry is a duplicate, also if the call has no price any more.
-    unpriced_reason := CASE
-        WHEN cost IS NULL AND NOT app.is_message_recorded(id, user_id, fingerprint_id)
-            THEN COALESCE(unpriced_reason, 'no cost is given')
-    END;
-    IF NOT is_new THEN
-        cost := 0;
-        credits := 0;
     END IF;
 END;
 $$;

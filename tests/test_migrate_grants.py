@@ -7,9 +7,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pyapp._core.connection import connect
 from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations.adopt import adopt
-from pyapp.devtools.migrations.migrator import list_migrations
+from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
+from pyapp.messages import record_message
+from tests.metering import add_user
+from tests.role_logins import role_logins
+from tests.role_statements import APP
 from tests.support import run_cli
 from tests.test_adopt import EARLIER
 
@@ -160,3 +165,37 @@ def test_adoption_keeps_the_grants_on_sync_stripe_users(empty_database: str):
     adopt(empty_database)
     with psycopg.connect(empty_database) as conn:
         assert conn.execute(privileges).fetchall() == [("pg_monitor",)]
+
+
+# Programs of the release before give neither a provider nor prices.
+EARLIER_CALL = """
+    SELECT r.is_new
+    FROM app.record_message(
+        id => gen_random_uuid(), user_id => %(user)s, fingerprint_id => NULL,
+        finished_at => now(), input_tokens => 1, cache_creation_input_tokens => 0,
+        cache_read_input_tokens => 0, output_tokens => 1, latency_ms => NULL,
+        model => 'm', client_id => NULL, client_request_id => NULL, cost => 1,
+        credits => 1, request => NULL, response => NULL
+    ) AS r
+"""
+
+
+def test_programs_record_between_migrate_and_roles(empty_database: str):
+    """The roles are those of before: a rollback drops the newer privileges."""
+    migrate(empty_database)
+    with connect(empty_database) as conn:
+        user_id = add_user(conn)
+    with role_logins(empty_database) as logins, psycopg.connect(logins[APP]) as app:
+        later = [s.name for s in list_migrations(empty_database) if s.name >= "0017"]
+        rollback(empty_database, count=len(later))
+        for name in later:
+            migrate(empty_database, names=[name])
+            found = app.execute(EARLIER_CALL, {"user": user_id}).fetchone()
+            app.commit()
+            assert found == (True,), name
+
+        recorded = record_message(
+            app, user_id=user_id, model="gpt-5", provider="openai", input_tokens=1
+        )
+
+        assert recorded.is_new
