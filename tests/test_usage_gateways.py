@@ -150,6 +150,32 @@ def test_generation_with_a_key_of_ones_own_costs_fee_and_upstream(tmp_path):
     assert (tokens(message), message.latency_ms) == ((600, 0, 400, 50), 1_500)
 
 
+def test_generation_may_state_its_cost_as_usage(tmp_path):
+    free = changed(GENERATION, total_cost=..., usage=3.4e-05, is_byok=False)
+    assert only(tmp_path, free).cost == Decimal("0.000034")
+
+
+def test_metrics_of_a_stream_have_the_cache_of_nova(tmp_path):
+    chunk = {
+        "metadata": {"usage": {"inputTokens": 600, "outputTokens": 50}},
+        "amazon-bedrock-invocationMetrics": {
+            "inputTokenCount": 600,
+            "outputTokenCount": 50,
+            "cacheReadInputTokenCount": 400,
+            "cacheWriteInputTokenCount": 0,
+        },
+    }
+    record = changed(RECORD, input={}, output={"outputBodyJson": [chunk]})
+    assert tokens(only(tmp_path, record)) == (600, 0, 400, 50)
+
+
+def test_body_of_a_stream_that_was_left_out_does_not_matter(tmp_path):
+    counts = {"inputTokenCount": 6, "cacheWriteInputTokenCount": 225_913}
+    output = {"outputTokenCount": 167, "outputBodyJson": ["..."]}
+    message = only(tmp_path, changed(RECORD, input=counts, output=output))
+    assert tokens(message) == (6, 225_913, 0, 167)
+
+
 def test_record_has_the_lifetime_of_cache_writes(tmp_path):
     message = only(tmp_path, RECORD)
     assert tokens(message) == (1_000, 300, 400, 50)

@@ -4,7 +4,8 @@ A record of the invocation log has the model, the region and the counts of a cal
 the response if the log keeps bodies. Its input is without the tokens that were read
 from or written to a cache. The counts of the response come first, because they also
 have the lifetime of cache writes, the passes and the tools. A record with an errorCode
-and without counts is not billed. CloudWatch writes each record as a text.
+and without counts is not billed. CloudWatch writes each record as a text. Cache writes
+whose lifetime a record does not state have the default one, of five minutes.
 
 Sources: the user guide of Amazon Bedrock (Model invocation logging, Prompt caching,
 Inference profiles, Batch inference), the API references of Converse and TokenUsage.
@@ -231,11 +232,13 @@ def _read_chunks(
             chunk = {**chunk, "message": {"id": "msg_", **message, "model": model}}
         for response in stream.read(chunk, 0) or ():
             passes = list(response.passes)
+        metrics = chunk.get(_METRICS)
         usage = inner(chunk, "metadata").get("usage")
         if isinstance(usage, dict):
-            passes = [read_usage(usage)]
-        elif passes is None and isinstance(chunk.get(_METRICS), dict):
-            passes = [_read_counts(chunk[_METRICS])]
+            # Only the metrics of Nova have the cache.
+            passes = [read_usage({**inner(chunk, _METRICS), **usage})]
+        elif passes is None and isinstance(metrics, dict):
+            passes = [_read_counts(metrics)]
     return passes, name if name and name.startswith("msg_") else None
 
 

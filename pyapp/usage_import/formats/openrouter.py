@@ -21,11 +21,14 @@ from pyapp.usage_import.responses import (
     make_id,
 )
 
+_COSTS = ("total_cost", "usage")  # the same, where both are stated
 _COUNTS = ("native_tokens_prompt", "native_tokens_completion")
 
 
 def _has_usage(response: Object) -> bool:
-    return "total_cost" in response and any(key in response for key in _COUNTS)
+    return any(key in response for key in _COSTS) and any(
+        key in response for key in _COUNTS
+    )
 
 
 def _read(chain: Chain) -> ModelResponse:
@@ -37,7 +40,8 @@ def _read(chain: Chain) -> ModelResponse:
     # Bounded, because the cost is stated and the counts are not what it is made of.
     read = min(count(generation, "native_tokens_cached"), prompt)
     is_own_key = generation.get("is_byok")
-    total = amount("total_cost", generation["total_cost"])
+    stated = [amount(key, generation.get(key)) for key in _COSTS]
+    total = next((each for each in stated if each is not None), None)
     latency = generation.get("generation_time")
     return describe(
         chain,
