@@ -75,7 +75,7 @@ def _write(log: Path, lines: int) -> None:
     numbers = random.Random(1)
     with log.open("w") as file:
         for n in range(lines):
-            output = numbers.randrange(1, 4_000)
+            output = numbers.randrange(100, 4_000)
             text = "Some words of the model. " * numbers.randrange(20, 60)
             if n % 10 < 6:
                 line = changed(
