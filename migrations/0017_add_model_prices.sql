@@ -91,7 +91,7 @@ FOR EACH STATEMENT
 EXECUTE FUNCTION app.refuse_change('prices in force are kept');
 
 COMMENT ON COLUMN app.messages.provider IS
-    'Host that served the model, such as bedrock; NULL if not given.';
+    'Host that served the model, such as aws; NULL if not given.';
 
 -- The programs that record keep running: their role writes the new column from the next
 -- migration on, before `pyapp db roles` runs.

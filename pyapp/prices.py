@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
+from pyapp._core.new_messages import check_provider
 from pyapp._core.run import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import shown, storable_id, validated
@@ -89,8 +90,8 @@ def set_model_price(
             ModelPrice,
             "set_model_price",
             missing=refusal("model_prices_model_valid_from_provider_key"),
-            provider=_name("provider", provider),
-            model=_name("model", model),
+            provider=check_provider("provider", provider),
+            model=_model(model),
             valid_from=valid_from,
             input_price=input_price,
             cache_creation_price=cache_creation_price,
@@ -123,7 +124,7 @@ def delete_model_price(
             ModelPrice,
             "delete_model_price",
             missing=missing,
-            provider=provider if provider is None else storable_text(provider),
+            provider=check_provider("provider", provider),
             model=storable_text(model),
             valid_from=valid_from,
         )
@@ -157,7 +158,7 @@ def list_used_models(
     return fetch_all(conn, UsedModel, "list_used_models", since=since, limit=limit)
 
 
-def _name(name: str, value: str | None) -> str | None:
-    if value == "":
-        raise InvalidValueError(f"{name} must not be empty")
-    return storable_id(name, value)
+def _model(model: str) -> str | None:
+    if not model:
+        raise InvalidValueError("model must not be empty")
+    return storable_id("model", model)

@@ -598,7 +598,7 @@ COMMENT ON COLUMN app.messages.cost IS
 COMMENT ON COLUMN app.messages.credits IS
     'Credits billed for the call.';
 COMMENT ON COLUMN app.messages.provider IS
-    'Host that served the model, such as bedrock; NULL if not given.';
+    'Host that served the model, such as aws; NULL if not given.';
 
 -- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.messages

@@ -62,7 +62,7 @@ def test_message_is_recorded_as_given(conn: psycopg.Connection, user_id: UUID, s
         user_id=user_id,
         fingerprint_id=add_fingerprint(conn),
         finished_at=NOON,
-        provider="bedrock\t",
+        provider="our\tgateway",
         client_id="run\tone",
         client_request_id="\\N",
         latency_ms=1500,

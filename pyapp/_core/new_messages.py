@@ -21,6 +21,7 @@ from pyapp._core.validation import (
 )
 from pyapp.errors import InvalidValueError
 from pyapp.pricing import PublishedPrice, published_price
+from pyapp.published_prices.providers import stored_provider
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -142,10 +143,17 @@ def _model(name: str, value: Any) -> str:
     raise InvalidValueError(f"{name} must not be empty")
 
 
-def _provider(name: str, value: Any) -> str | None:
-    if value != "":
-        return storable_id(name, value)
-    raise InvalidValueError(f"{name} must not be empty")
+def check_provider(name: str, value: Any) -> str | None:
+    """Return the id of a provider; None stays None.
+
+    An unknown name is its own id.
+    """
+    if value is None:
+        return None
+    found = stored_provider(storable_text(check_text(name, value)))
+    if not found:
+        raise InvalidValueError(f"{name} must not be empty")
+    return storable_id(name, found)
 
 
 def _published(name: str, value: Any) -> PublishedPrice | None:
@@ -165,7 +173,7 @@ def _json(name: str, value: Any) -> str | None:
 
 _CHECKS: Mapping[str, Check] = {
     **argument_checks(NewMessage),
-    "provider": _provider,
+    "provider": check_provider,
     "model": _model,
     "client_id": storable_id,
     "client_request_id": storable_id,

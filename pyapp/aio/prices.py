@@ -11,11 +11,12 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from pyapp._core.new_messages import check_provider
 from pyapp._core.run_async import atomic, fetch_all, fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import shown, validated
 from pyapp.errors import ModelPriceNotFoundError, refusal
-from pyapp.prices import ModelPrice, UsedModel, _name
+from pyapp.prices import ModelPrice, UsedModel, _model
 
 
 @validated
@@ -53,8 +54,8 @@ async def set_model_price(
             ModelPrice,
             "set_model_price",
             missing=refusal("model_prices_model_valid_from_provider_key"),
-            provider=_name("provider", provider),
-            model=_name("model", model),
+            provider=check_provider("provider", provider),
+            model=_model(model),
             valid_from=valid_from,
             input_price=input_price,
             cache_creation_price=cache_creation_price,
@@ -87,7 +88,7 @@ async def delete_model_price(
             ModelPrice,
             "delete_model_price",
             missing=missing,
-            provider=provider if provider is None else storable_text(provider),
+            provider=check_provider("provider", provider),
             model=storable_text(model),
             valid_from=valid_from,
         )

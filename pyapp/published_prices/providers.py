@@ -6,6 +6,7 @@ are not those of the Gemini API, which is `google`.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,28 @@ _WORDS = {
     "databricks": "databricks",
     "voyage": "voyageai",
 }
+# Whole names of which provider_id knows a part.
+_WHOLE_NAMES = {
+    "amazonbedrock": "aws",
+    "awsbedrock": "aws",
+    "azureai": "azure",
+    "azureaifoundry": "azure",
+    "azureopenai": "azure",
+    "bedrock": "aws",
+    "copilot": "github-copilot",
+    "gemini": "google",
+    "geminiapi": "google",
+    "googleai": "google",
+    "googleaistudio": "google",
+    "googlegemini": "google",
+    "googlevertex": VERTEX,
+    "googlevertexai": VERTEX,
+    "microsoftazure": "azure",
+    "mistralai": "mistral",
+    "moonshot": "moonshotai",
+    "vertex": VERTEX,
+    "voyage": "voyageai",
+}
 # Names of gateways and dialects, which say nothing about the provider.
 _NOT_PROVIDERS = re.compile(r"compatible|like$|proxy|^litellm$|^custom|huggingface")
 # Names in front of a model's id, as routers and gateways write them, that name a host.
@@ -111,6 +134,17 @@ def provider_id(name: str) -> str:
             if word in wanted:
                 return id
     return name.strip()
+
+
+@functools.lru_cache(maxsize=1024)
+def stored_provider(name: str) -> str:
+    """Return the id under which messages and own prices of this provider are stored.
+
+    Only whole names are known: a name that merely contains one, such as that of a
+    gateway of the operator's own, stays as it is and has prices of its own.
+    """
+    wanted = letters(name)
+    return _BY_LETTERS.get(wanted) or _WHOLE_NAMES.get(wanted) or name.strip()
 
 
 def find_provider(providers: list[Provider], name: str) -> Provider | None:
