@@ -91,7 +91,7 @@ def test_every_provider_of_the_data_has_its_id_and_name():
 def test_newer_provider_is_found_by_the_data():
     newer = replace(PROVIDERS[0], id="acme", provider_match=ClauseContains("acme"))
     assert find_provider([*PROVIDERS, newer], "Acme Cloud") is newer
-    assert provider_id(" Acme Cloud ") == "Acme Cloud"
+    assert provider_id(" Acme Cloud ") == "acme cloud"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_newer_provider_is_found_by_the_data():
 )
 def test_provider_that_is_not_known_is_not_guessed(name):
     assert find_provider(PROVIDERS, name) is None
-    assert provider_id(name) == name.strip()
+    assert provider_id(name) == name.strip().lower()
     assert price("gpt-5", name).cost is None
 
 

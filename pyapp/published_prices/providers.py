@@ -122,9 +122,9 @@ _BY_LETTERS = {**{letters(id): id for id in _IDS}, **_ALIASES}
 
 
 def provider_id(name: str) -> str:
-    """Return the id of the provider that people call *name*, or *name* if unknown.
+    """Return the id of the provider that people call *name*.
 
-    The ids are the same with and without the extra `pricing`.
+    An unknown name is returned in lower case, without spaces around it. The ids are the same with and without the extra `pricing`.
     """
     wanted = letters(name)
     if wanted in _BY_LETTERS:
@@ -133,7 +133,7 @@ def provider_id(name: str) -> str:
         for word, id in _WORDS.items():
             if word in wanted:
                 return id
-    return name.strip()
+    return name.strip().lower()
 
 
 @functools.lru_cache(maxsize=1024)
