@@ -124,7 +124,8 @@ _BY_LETTERS = {**{letters(id): id for id in _IDS}, **_ALIASES}
 def provider_id(name: str) -> str:
     """Return the id of the provider that people call *name*.
 
-    An unknown name is returned in lower case, without spaces around it. The ids are the same with and without the extra `pricing`.
+    An unknown name is returned in lower case, without spaces around it. The ids are
+    the same with and without the extra `pricing`.
     """
     wanted = letters(name)
     if wanted in _BY_LETTERS:
