@@ -38,6 +38,7 @@ from pyapp.usage_import.formats import (
     gemini_cli,
     litellm,
     local_servers,
+    mistral_ocr,
     openai,
     openrouter,
     streams,
@@ -72,6 +73,7 @@ BODIES: tuple[Body, ...] = (
     openai.BODY,
     bedrock.CONVERSE,
     cohere.BODY,
+    mistral_ocr.BODY,
 )
 KNOWN: tuple[Callable[[Object], bool], ...] = (
     claude_code.is_session_line,
@@ -86,6 +88,7 @@ PATHS: tuple[tuple[str, ...], ...] = (
     ("response",),
     ("response", "body"),
     ("result", "message"),
+    ("result",),
     ("data", "message", "message"),
     ("data",),
     ("body",),

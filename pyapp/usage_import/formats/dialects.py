@@ -4,8 +4,8 @@
 |---|---|
 | Writer, Mistral's libraries, transcriptions | `prompt_token_details` and the like |
 | LiteLLM's proxy | cache counts by Anthropic's names, the lifetime in the details |
-| Perplexity | citations and reasoning outside the completion, searches of a research |
-| xAI | sources of a live search, and calls of tools on its servers |
+| Perplexity | citations and reasoning outside the completion, searches, tools |
+| xAI | sources of a live search, tools on its servers; names of its library |
 | Mistral | connectors, whose tokens are in the total only; seconds of audio |
 | OpenAI's transcriptions | a duration in place of tokens |
 | Vertex AI | the type of traffic |
@@ -54,9 +54,10 @@ _SINGULAR = {
     "input_token_details": "input_tokens_details",
     "output_token_details": "output_tokens_details",
 }
-# Anthropic's names for counts that are part of the input in this form.
+# Names of Anthropic and of xAI's library for counts that are part of the input here.
 _CACHE = {
     "cache_read_input_tokens": "cached_tokens",
+    "cached_prompt_text_tokens": "cached_tokens",
     "cache_creation_input_tokens": "cache_creation_tokens",
 }
 _IN_DETAILS = frozenset(
@@ -99,7 +100,7 @@ class Dialect(NamedTuple):
 
 def read_dialect(usage: Object, model: str | None) -> Dialect | None:
     """Return the usage in OpenAI's form, or None if it is in it already."""
-    details = usage.get("prompt_tokens_details")
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
     if usage.keys() <= _PLAIN and not (
         isinstance(details, dict) and not _IN_DETAILS.isdisjoint(details)
     ):
@@ -139,6 +140,13 @@ def _add_tools(usage: Object, units: dict[str, int]) -> None:
             units[unit] = used
     if not called and (used := count(usage, "num_server_side_tools_used")):
         units["server_side_tools"] = used
+    listed = usage.get("server_side_tools_used")
+    if isinstance(listed, list) and listed:
+        units["server_side_tools"] = len(listed)
+    for name, details in inner(usage, "tool_calls_details").items():
+        if isinstance(details, dict) and (used := count(details, "invocation")):
+            searches = ("search_web", "web_search")
+            units["web_searches" if name in searches else f"{name}_calls"] = used
     for key, unit in _SEARCHES.items():
         if searched := count(inner(usage, key), "web_search_requests"):
             units[unit] = searched
@@ -173,21 +181,27 @@ def _add_audio(whole: Object, units: dict[str, int]) -> None:
 
 
 def _add_research(whole: Object, units: dict[str, int], model: str | None) -> None:
-    """Add what Perplexity states next to the completion.
+    """Add what Perplexity and xAI state next to the completion.
 
-    Searches are billed for a deep research; others have a fee for the request.
+    Perplexity's total is without it, and xAI's with it; at other servers reasoning next
+    to the completion is part of it. Perplexity bills the searches of a deep research;
+    its other models have a fee for the request.
     """
+    name = model or ""
     searched = count(whole, "num_search_queries")
-    if searched and model is not None and "deep-research" in model:
+    if searched and "deep-research" in name:
         units["web_searches"] = searched
     for key in ("citation_tokens", "reasoning_tokens"):
         used = count(whole, key)
         if not used:
             continue
-        output, total = count(whole, "completion_tokens"), count(whole, "total_tokens")
         units[f"output_{key}"] = used
+        output, total = count(whole, "completion_tokens"), count(whole, "total_tokens")
+        is_outside = total == count(whole, "prompt_tokens") + output + used
+        if not is_outside and "sonar" not in name:
+            continue
         whole["completion_tokens"] = output + used
-        if total:
+        if total and not is_outside:
             whole["total_tokens"] = total + used
 
 

@@ -111,14 +111,16 @@ def _read(chain: Chain) -> ModelResponse:
         else make_content_id("openai", chain),
         [part],
         model=model,
-        provider=_find_provider(response, name, stated is not None),
+        provider=_find_provider(response, usage, name, stated is not None),
         cost=stated,
         latency_ms=find_latency(response),
         is_numbered=not is_named,
     )
 
 
-def _find_provider(response: Object, name: str | None, is_stated: bool) -> str | None:
+def _find_provider(
+    response: Object, usage: Object, name: str | None, is_stated: bool
+) -> str | None:
     """Return the host that the response names.
 
     OpenRouter's responses name the provider behind it. Without a stated cost the price
@@ -126,6 +128,8 @@ def _find_provider(response: Object, name: str | None, is_stated: bool) -> str |
     """
     if is_stated and name is not None and name.startswith("gen-"):
         return "openrouter"
+    if isinstance(usage.get("cost"), dict) or "tool_calls_details" in usage:
+        return "perplexity"  # which serves other makers' models too
     return find_provider(response)
 
 
