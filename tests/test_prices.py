@@ -76,6 +76,22 @@ def test_another_price_from_the_same_time_is_refused(
     assert list_model_prices(conn) == [first]
 
 
+@pytest.mark.parametrize(
+    ("name", "id"),
+    [
+        ("Azure OpenAI", "azure"),
+        ("AWS Bedrock", "aws"),
+        ("x.ai", "x-ai"),
+        ("Google AI Studio", "google"),
+        ("Vertex", "vertex_ai"),
+        (" Our Azure Gateway\n", "our azure gateway"),
+        ("openai-eu", "openai-eu"),
+    ],
+)
+def test_provider_is_stored_by_its_id(conn: psycopg.Connection, name: str, id: str):
+    assert set_model_price(conn, **PRICES, provider=name).provider == id
+
+
 def test_price_that_is_not_in_force_is_deleted(conn: psycopg.Connection):
     kept = set_model_price(conn, **PRICES)
     planned = set_model_price(conn, **PRICES | {"valid_from": LATER})

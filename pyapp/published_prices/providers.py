@@ -142,10 +142,11 @@ def stored_provider(name: str) -> str:
     """Return the id under which messages and own prices of this provider are stored.
 
     Only whole names are known: a name that merely contains one, such as that of a
-    gateway of the operator's own, stays as it is and has prices of its own.
+    gateway of the operator's own, is an id of its own, in lower case.
     """
     wanted = letters(name)
-    return _BY_LETTERS.get(wanted) or _WHOLE_NAMES.get(wanted) or name.strip()
+    known = _BY_LETTERS.get(wanted) or _WHOLE_NAMES.get(wanted)
+    return known or name.strip().lower()
 
 
 def find_provider(providers: list[Provider], name: str) -> Provider | None:
