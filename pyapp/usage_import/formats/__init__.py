@@ -8,12 +8,14 @@ There are two kinds of format, and a kind of lines that have no usage.
    for the usage of this format, and the first body that says yes reads the line.
    `read(chain)` returns the response, or None if nothing is billed; `describe` and
    `identify` of `responses` take from the envelope what the format does not state.
-   `is_known(response)` is true for an object of this format without usage.
+   `is_known(response)` is true for an object of this format without usage. The usage
+   is at one of `_USAGE_KEYS`.
 2. A **format** reads whole lines: sessions, streams, logs of gateways. A module
    provides a subclass of `Format` for `FORMATS`. An instance gets the objects of one
    file in their order and may keep state. `read` returns None for an object of another
-   format, else its responses, often none. Every format gets every object before the
-   bodies do, so its first test has to be cheap.
+   format, else its responses, often none. Formats get an object before the bodies do:
+   each one whose `may_read` says that an object with this type and these keys can be
+   of the format.
 3. **Lines without usage** of known formats: a predicate for `KNOWN`.
 
 A response may be returned repeatedly while its counts grow: the reader counts the
@@ -46,7 +48,7 @@ from pyapp.usage_import.formats import (
     unbilled,
 )
 from pyapp.usage_import.formats.kinds import Body, Format, Unfinished
-from pyapp.usage_import.responses import ModelResponse
+from pyapp.usage_import.responses import Chain, ModelResponse
 from pyapp.usage_import.unknown import find_usage
 
 # In the order in which they are asked.
@@ -95,6 +97,8 @@ PATHS: tuple[tuple[str, ...], ...] = (
 )
 
 
+# A response of BODIES has its usage at one of these keys.
+_USAGE_KEYS = frozenset(("usage", "usageMetadata", "usage_metadata", "meta"))
 # Of a file; objects of the same type and keys share one.
 _MAX_PLANS = 1_000
 
@@ -149,27 +153,31 @@ class _Plan(NamedTuple):
 def _read_body(
     line: Object, paths: list[tuple[str, ...]]
 ) -> Sequence[ModelResponse] | None:
-    chains = []
     for path in paths:
-        chain = [line]
-        for key in path:
-            part = chain[-1].get(key)
-            if not isinstance(part, dict):
-                break
-            chain.append(part)
-        else:
-            response = chain[-1]
+        chain = _follow(line, path)
+        if chain is not None and not _USAGE_KEYS.isdisjoint(chain[-1]):
             for body in BODIES:
-                if body.has_usage(response):
+                if body.has_usage(chain[-1]):
                     found = body.read(chain)
                     return () if found is None else (found,)
-            chains.append(chain)
     if any(is_known(line) for is_known in KNOWN):
         return ()
-    for chain in chains:
-        if any(body.is_known(chain[-1]) for body in BODIES):
+    for path in paths:
+        chain = _follow(line, path)
+        if chain is not None and any(body.is_known(chain[-1]) for body in BODIES):
             usage = find_usage(chain[-1])
             if usage is not None:
                 raise UnknownUsageError(f"usage in an unknown form: {usage}")
             return ()
     return None
+
+
+def _follow(line: Object, path: tuple[str, ...]) -> Chain | None:
+    """Return the objects on *path*, or None if it does not exist."""
+    chain = [line]
+    for key in path:
+        part = chain[-1].get(key)
+        if not isinstance(part, dict):
+            return None
+        chain.append(part)
+    return chain

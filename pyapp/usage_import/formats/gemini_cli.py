@@ -44,6 +44,7 @@ _TELEMETRY = _Fields(
 )
 
 
+_MESSAGE_KEYS = frozenset(("id", "timestamp", "content"))
 # Keys of which a line has at least one, if its type does not say what it is.
 _KEYS = ("projectHash", "messages", "$set", "$rewindTo", "attributes", "stats")
 
@@ -58,9 +59,9 @@ class Session(Format):
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be of a session or of the telemetry log."""
-        if kind == "gemini" or kind in _OTHERS:
+        if kind == "gemini" or any(key in keys for key in _KEYS):
             return True
-        return any(key in keys for key in _KEYS)
+        return kind in _OTHERS and _MESSAGE_KEYS.issubset(keys)
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the responses of a session's line, or of its whole object."""
@@ -118,7 +119,7 @@ class Session(Format):
 
 
 def _is_message(line: Object) -> bool:
-    return line.get("type") in _OTHERS and {"id", "timestamp", "content"} <= line.keys()
+    return line.get("type") in _OTHERS and line.keys() >= _MESSAGE_KEYS
 
 
 def _read_event(event: Object) -> Sequence[ModelResponse] | None:
