@@ -73,18 +73,14 @@ BEGIN ATOMIC
             -- Multiplied, because a division of numeric values is rounded.
             WHEN p.reason IS NULL THEN find_own_cost.other_cost + 0.000001 * (
                 find_own_cost.input_tokens * p.input_price
-                + COALESCE((
+                + (
                     find_own_cost.cache_creation_input_tokens
                     - find_own_cost.cache_creation_1h_input_tokens
-                ) * p.cache_creation_price, 0)
-                + COALESCE(
-                    find_own_cost.cache_creation_1h_input_tokens
-                    * p.cache_creation_1h_price,
-                    0
-                )
-                + COALESCE(
-                    find_own_cost.cache_read_input_tokens * p.cache_read_price, 0
-                )
+                ) * COALESCE(p.cache_creation_price, 0)
+                + find_own_cost.cache_creation_1h_input_tokens
+                * COALESCE(p.cache_creation_1h_price, 0)
+                + find_own_cost.cache_read_input_tokens
+                * COALESCE(p.cache_read_price, 0)
                 + find_own_cost.output_tokens * p.output_price
             )
         END AS cost,

@@ -481,7 +481,6 @@ COMMENT ON COLUMN app.model_prices.cache_read_price IS
 COMMENT ON COLUMN app.model_prices.output_price IS
     'Of output_tokens; NULL if input_price is.';
 
--- A change would give a message another cost than the same message recorded before.
 -- Checks are added separately to keep the column list on one screen.
 ALTER TABLE app.model_prices
     ADD CONSTRAINT model_prices_provider_length_check
@@ -510,6 +509,7 @@ ALTER TABLE app.model_prices
     ADD CONSTRAINT model_prices_cache_creation_1h_has_default_check
         CHECK (cache_creation_1h_price IS NULL OR cache_creation_price IS NOT NULL);
 
+-- A change would give a message another cost than the same message recorded before.
 CREATE TRIGGER model_prices_never_change BEFORE UPDATE ON app.model_prices
 FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
 EXECUTE FUNCTION app.refuse_change('set a price from a later time');

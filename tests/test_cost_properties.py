@@ -114,3 +114,26 @@ def test_own_cost_is_the_exact_sum_of_the_products(
 
     assert one.cost == bulk.cost == expected
     assert one.credits == bulk.credits == credits_for_cost(expected, Decimal(0))
+
+
+@pytest.mark.parametrize("position", range(len(COUNTS)))
+def test_own_cost_of_an_unknown_count_is_unknown(
+    conn: psycopg.Connection, position: int
+):
+    set_model_price(
+        conn,
+        model="m",
+        valid_from=START,
+        input_price=Decimal(1),
+        cache_creation_price=Decimal(2),
+        cache_read_price=Decimal(3),
+        output_price=Decimal(4),
+    )
+    counts = [None if n == position else 1000 for n in range(len(COUNTS))]
+
+    row = conn.execute(
+        "SELECT * FROM app.find_own_cost(NULL, 'm', %s, %s, %s, %s, %s, %s, 0, TRUE)",
+        (START, *counts),
+    ).fetchone()
+
+    assert row == (None, None)
