@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pyapp.usage_import.fields import BadUsageError, Object, count, inner, number, text
+from pyapp.usage_import.fields import BadUsageError, Object, count, inner, number
 
 # Keys of a usage in the form itself, for which nothing needs to be done.
 _PLAIN = frozenset(
@@ -228,10 +228,9 @@ def find_provider(response: Object) -> str | None:
 
     A local server may serve a model that hosts have a price for.
     """
-    for key, provider in _HOST_KEYS.items():
-        if response.get(key):
-            return provider
-    mark = text(response.get("system_fingerprint"))
-    if mark is not None:
-        return _MARKS.get(mark)
-    return None
+    if not _HOST_KEYS.keys().isdisjoint(response):
+        for key, provider in _HOST_KEYS.items():
+            if response.get(key):
+                return provider
+    mark = response.get("system_fingerprint")
+    return _MARKS.get(mark) if isinstance(mark, str) else None

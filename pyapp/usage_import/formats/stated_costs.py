@@ -32,15 +32,17 @@ def find_cost(response: Object, usage: Object) -> Decimal | None:
 
     Raises: BadUsageError if it is not an amount, or only a part of the cost.
     """
-    for key, read in _IN_USAGE:
-        if usage.get(key) is not None:
-            return read(usage)
-    for path in _IN_RESPONSE:
-        part: object = response
-        for key in path:
-            part = part.get(key) if isinstance(part, dict) else None
-        if part is not None:
-            return amount(path[-1], part) or None
+    if not _IN_USAGE.keys().isdisjoint(usage):
+        for key, read in _IN_USAGE.items():
+            if usage.get(key) is not None:
+                return read(usage)
+    if not _IN_RESPONSE.keys().isdisjoint(response):
+        for first, path in _IN_RESPONSE.items():
+            part = response.get(first)
+            for key in path:
+                part = part.get(key) if isinstance(part, dict) else None
+            if part is not None:
+                return amount(path[-1], part) or None
     return None
 
 
@@ -95,13 +97,14 @@ def _estimate(usage: Object) -> Decimal | None:
     return amount("estimated_cost", usage["estimated_cost"]) or None
 
 
-_IN_USAGE: tuple[tuple[str, Callable[[Object], Decimal | None]], ...] = (
-    ("cost", _openrouter),
-    ("cost_in_usd_ticks", _ticks),
-    ("estimated_cost", _estimate),
-)
-_IN_RESPONSE = (
-    ("providerMetadata", "gateway", "cost"),
-    ("provider_metadata", "gateway", "cost"),
-    ("_hidden_params", "response_cost"),
-)
+_IN_USAGE: dict[str, Callable[[Object], Decimal | None]] = {
+    "cost": _openrouter,
+    "cost_in_usd_ticks": _ticks,
+    "estimated_cost": _estimate,
+}
+# Keys of a response, each with the path to the cost in it.
+_IN_RESPONSE = {
+    "providerMetadata": ("gateway", "cost"),
+    "provider_metadata": ("gateway", "cost"),
+    "_hidden_params": ("response_cost",),
+}
