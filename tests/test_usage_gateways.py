@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.usage_lines import CHAT, changed, only, read, reason, tokens
+from tests.usage_lines import ANTHROPIC, CHAT, changed, only, read, reason, tokens
 
 ROW: dict[str, Any] = {
     "request_id": "chatcmpl-000000000000000000000001",
@@ -135,6 +135,11 @@ def test_stated_cost_counts_whichever_form_is_read_first(tmp_path, order):
     body = changed(CHAT, id=ROW["request_id"])
     message = only(tmp_path, *[body, ROW][::order])
     assert message.cost == Decimal("0.25")
+
+
+def test_row_and_body_of_a_claude_message_are_one(tmp_path):
+    row = changed(ROW, request_id=ANTHROPIC["id"], spend=0.5)
+    assert only(tmp_path, ANTHROPIC, row).cost == Decimal("0.5")
 
 
 def test_short_ids_of_local_servers_differ_by_their_second(tmp_path):
@@ -270,6 +275,11 @@ def test_stated_cost(tmp_path, usage, cost):
 )
 def test_host_that_marks_its_responses_is_the_provider(tmp_path, changes, provider):
     assert only(tmp_path, {**CHAT, **changes}).provider == provider
+
+
+def test_provider_of_a_tool_is_in_lower_case(tmp_path):
+    row = changed(HELICONE, provider="OPENAI", cost_usd=0.5)
+    assert only(tmp_path, row).provider == "openai"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from pyapp.usage_import.responses import (
     ModelResponse,
     describe,
     find_context,
+    make_id,
 )
 
 _COSTS = ("spend", "response_cost")
@@ -63,7 +64,9 @@ def _read(chain: Chain) -> ModelResponse | None:
         latency = int((end - begin).total_seconds() * 1000)
     return describe(
         [{}, row],
-        openai.make_response_id(name, None if begin is None else begin.timestamp()),
+        make_id("anthropic", name, None)
+        if name.startswith("msg_")
+        else openai.make_response_id(name, begin and begin.timestamp()),
         [openai.read_pass(usage, model, is_stated=stated is not None)],
         model=model,
         provider=text(row.get("custom_llm_provider")),

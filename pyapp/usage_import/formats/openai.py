@@ -128,7 +128,8 @@ def _find_provider(
     """
     if is_stated and name is not None and name.startswith("gen-"):
         return "openrouter"
-    if isinstance(usage.get("cost"), dict) or "tool_calls_details" in usage:
+    stated = usage.get("cost")
+    if isinstance(stated, dict) and "total_cost" in stated:
         return "perplexity"  # which serves other makers' models too
     return find_provider(response)
 

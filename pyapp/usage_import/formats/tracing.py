@@ -131,12 +131,13 @@ def _read(row: Object) -> ModelResponse | None:
     if name is None:
         raise BadUsageError("no id: repeats of the call could not be detected")
     named = [row, inner(inner(row, "extra"), "metadata")]
+    provider = first_text(named, tool.providers)
     return describe(
         [{}, row],
         make_id(tool.name, name),
         [part],
         model=first_text(named, _MODELS) or first_text(named, _MODELS_ASKED),
-        provider=first_text(named, tool.providers),
+        provider=provider and provider.lower(),
         finished_at=next(
             (moment(key, row[key]) for key in _ENDS if row.get(key) is not None), None
         ),
