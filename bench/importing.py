@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from bench.measures import Measure, at_most
-from tests.usage_lines import CHAT, RESPONSE, SESSION, changed
+from tests.usage_lines import SESSION, changed
 
 LINES = 200_000
 CPU = 4.0
@@ -32,7 +32,7 @@ class Ran:
 
 
 def measure_import(url: str, lines: int) -> Iterator[Measure]:
-    """Import a log of *lines* different responses, then the same log again."""
+    """Import a log of *lines* lines, then the same log again."""
     payer = f"--fingerprint={uuid4()}"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "usage.jsonl")
@@ -64,44 +64,52 @@ def add_up(log: Path) -> int:
     with log.open("rb") as lines:
         for line in lines:
             value = json.loads(line)
-            usage = (value.get("message") or value)["usage"]
+            usage = value["message"].get("usage", {})
             total += usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
-            total += usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
+            total += usage.get("cache_read_input_tokens", 0)
     return total
 
 
 def _write(log: Path, lines: int) -> None:
-    """Write responses of three formats, each with a text of about a kilobyte."""
+    """Write sessions of Claude Code, with texts as long as those of real ones.
+
+    A response is written while it streams and when it has ended. Then come one or two
+    results of its tools.
+    """
     numbers = random.Random(1)
+    written = 0
     with log.open("w") as file:
-        for n in range(lines):
-            output = numbers.randrange(100, 4_000)
-            text = "Some words of the model. " * numbers.randrange(20, 60)
-            if n % 10 < 6:
-                line = changed(
-                    SESSION,
-                    message__id=f"msg_{n:024}",
-                    message__stop_reason="end_turn",
-                    message__usage__output_tokens=output,
-                    message__content=[{"type": "text", "text": text}],
-                )
-            elif n % 10 < 8:
-                line = changed(
-                    CHAT,
-                    id=f"chatcmpl-{n}",
-                    choices=[{"message": {"role": "assistant", "content": text}}],
-                    usage__completion_tokens=output,
-                    usage__total_tokens=1_000 + output,
-                )
-            else:
-                line = changed(
-                    RESPONSE,
-                    id=f"resp_{n}",
-                    output=[{"type": "message", "content": [{"text": text}]}],
-                    usage__output_tokens=output,
-                    usage__total_tokens=500 + output,
-                )
-            file.write(json.dumps(line) + "\n")
+        while written < lines:
+            for line in _call(written, numbers)[: lines - written]:
+                file.write(json.dumps(line) + "\n")
+                written += 1
+
+
+def _call(number: int, numbers: random.Random) -> list[object]:
+    text = "Some words of the model. " * numbers.randrange(10, 60)
+    begun = changed(
+        SESSION,
+        requestId=f"req_{number:020}",
+        message__id=f"msg_{number:024}",
+        message__content=[{"type": "text", "text": text[:200]}],
+    )
+    ended = changed(
+        begun,
+        message__stop_reason="tool_use",
+        message__content=[{"type": "text", "text": text}],
+        message__usage__output_tokens=numbers.randrange(2, 4_000),
+        message__usage__cache_read_input_tokens=numbers.randrange(150_000),
+    )
+    results = [
+        {
+            **SESSION,
+            "type": "user",
+            "message": {"role": "user", "content": [{"content": text}]},
+            "toolUseResult": {"stdout": text * numbers.randrange(3), "stderr": ""},
+        }
+        for _ in range(numbers.randrange(1, 3))
+    ]
+    return [begun, ended, *results]
 
 
 def _run(url: str, *arguments: str) -> Ran:

@@ -191,14 +191,13 @@ def find_context(chain: Chain) -> dict[str, str]:
     """Return what changes the price of the call, as published_price takes it."""
     line, response = chain[0], chain[-1]
     usage = response.get("usage")
-    parts = (response, usage) if isinstance(usage, dict) else (response,)
     found = {}
     for key in _CONTEXT:
-        for part in parts:
-            value = part.get(key)
-            if value and isinstance(value, str):
-                found[key] = value
-                break
+        value = response.get(key)
+        if not value and isinstance(usage, dict):
+            value = usage.get(key)
+        if value and isinstance(value, str):
+            found[key] = value
     is_batch = "custom_id" in line and ("response" in line or "result" in line)
     if is_batch or found.get("service_tier") == "batch":
         found["processing"] = "batch"
