@@ -138,8 +138,20 @@ def test_stated_cost_counts_whichever_form_is_read_first(tmp_path, order):
 
 
 def test_row_and_body_of_a_claude_message_are_one(tmp_path):
-    row = changed(ROW, request_id=ANTHROPIC["id"], spend=0.5)
+    row = changed(ROW, request_id="msg_01", spend=0.5)
     assert only(tmp_path, ANTHROPIC, row).cost == Decimal("0.5")
+
+
+def test_cost_of_the_breakdown_replaces_a_spend_of_zero(tmp_path):
+    breakdown = {"cost_breakdown": {"total_cost": 0.06}}
+    message = only(tmp_path, changed(ROW, spend=0, metadata=breakdown))
+    assert message.cost == Decimal("0.06")
+
+
+def test_reading_a_response_again_is_not_a_call(tmp_path):
+    row = changed(ROW, request_id="resp_other", call_type="aget_responses")
+    results, counts = read(tmp_path, row)
+    assert (results, counts.without_usage) == ([], 1)
 
 
 def test_short_ids_of_local_servers_differ_by_their_second(tmp_path):
@@ -158,6 +170,27 @@ def test_generation_with_a_key_of_ones_own_costs_fee_and_upstream(tmp_path):
 def test_generation_may_state_its_cost_as_usage(tmp_path):
     free = changed(GENERATION, total_cost=..., usage=3.4e-05, is_byok=False)
     assert only(tmp_path, free).cost == Decimal("0.000034")
+
+
+@pytest.mark.parametrize(
+    ("usage", "own_key", "cost"), [(0.0117, None, "0.0117"), (0.001, 0.02, "0.021")]
+)
+def test_row_of_openrouters_log_names_its_generation(tmp_path, usage, own_key, cost):
+    row = {
+        "id": 14_244_623_083,
+        "generation_id": GENERATION["id"],
+        "created_at": "2025-06-29T10:19:41.721754+00:00",
+        "model": "anthropic/claude-3-7-sonnet-20250219",
+        "native_tokens_prompt": 15_328,
+        "native_tokens_completion": 457,
+        "native_tokens_cached": 15_252,
+        "usage": usage,
+        "usage_cache": -0.0411279,
+        "byok_usage_inference": own_key,
+    }
+    message = only(tmp_path, row)
+    assert (message.cost, tokens(message)) == (Decimal(cost), (76, 0, 15_252, 457))
+    assert message.id == only(tmp_path, GENERATION).id
 
 
 def test_metrics_of_a_stream_have_the_cache_of_nova(tmp_path):
@@ -331,6 +364,16 @@ def test_provider_of_a_tool_is_in_lower_case(tmp_path):
             "the record is not an object",
         ),
         (changed(RECORD, input={}, output={}), "a record without token counts"),
+        (
+            changed(
+                RECORD,
+                modelId="openai.gpt-5.6-luna",
+                operation="ConverseStream",
+                input={"inputTokenCount": 4_995, "cacheWriteInputTokenCount": 4_993},
+                output={"outputTokenCount": 19},
+            ),
+            "whether inputTokenCount (4995) includes the cached tokens (4993)",
+        ),
         (
             changed(RECORD, output__outputTokenCount=49),
             "outputTokenCount (49) is not that of the response (50)",

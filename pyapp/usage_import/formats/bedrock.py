@@ -130,6 +130,8 @@ def _read_record(chain: Chain) -> ModelResponse | None:
         passes = [_read_counts(stated)]
     elif has_counts:
         _compare(passes, stated)
+    if record.get("operation") == "ConverseStream" and "openai." in (model or ""):
+        _refuse_overlap(passes)
     request = text(record.get("requestId"))
     if name is None and request is None:
         raise BadUsageError("no requestId: repeats of it could not be detected")
@@ -260,6 +262,20 @@ def _compare(passes: list[Pass], stated: Object) -> None:
         raise BadUsageError(
             f"inputTokenCount ({recorded}) is not that of the response ({given})"
         )
+
+
+def _refuse_overlap(passes: list[Pass]) -> None:
+    """Refuse streams of OpenAI's models with a cache.
+
+    Bedrock counts the cached tokens in their input too, but not in other responses.
+    """
+    for each in passes:
+        cached = each.cache_creation_input_tokens + each.cache_read_input_tokens
+        if 0 < cached <= each.input_tokens:
+            raise BadUsageError(
+                f"whether inputTokenCount ({each.input_tokens}) includes the cached"
+                f" tokens ({cached}) is not stated"
+            )
 
 
 def _context(body: object) -> dict[str, str]:

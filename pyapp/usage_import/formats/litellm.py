@@ -2,7 +2,8 @@
 
 `spend` in a row and `response_cost` in a payload are the cost. It is 0 for an answer
 from LiteLLM's cache, which costs nothing, and for a model that LiteLLM has no price
-for: then the call is priced here. A failed call costs nothing unless a cost is stated.
+for: then the call is priced here. Some streamed calls have their cost in the breakdown
+only. A failed call costs nothing unless a cost is stated.
 The id is that of the response, so a row and the body of its response are one message.
 A payload contains the response too, which is read with it.
 
@@ -40,16 +41,26 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _TRUE = ("true", "1")
 
 
+# To read a response again is not a call, though it has the cost of the call.
+_READS_AGAIN = ("get_responses", "aget_responses")
+
+
 def _has_usage(row: Object) -> bool:
     return "call_type" in row and any(key in row for key in _COSTS)
 
 
 def _read(chain: Chain) -> ModelResponse | None:
     row = chain[-1]
+    if row["call_type"] in _READS_AGAIN:
+        return None
     key = _COSTS[0] if _COSTS[0] in row else _COSTS[1]
-    stated: Decimal | None = amount(key, row.get(key))
+    stated = amount(key, row.get(key))
     usage = _usage(row)
     is_cached = str(row.get("cache_hit")).lower() in _TRUE
+    if is_cached:
+        stated = stated or Decimal(0)
+    elif not stated:
+        stated = _broken_down(row)
     if not stated and not is_cached:
         if row.get("status") == "failure" or not any(usage.get(k) for k in _COUNTS):
             return None
@@ -75,6 +86,13 @@ def _read(chain: Chain) -> ModelResponse | None:
         latency_ms=latency,
         context=_context(row, usage),
     )
+
+
+def _broken_down(row: Object) -> Decimal | None:
+    """Return the sum of the cost's parts, which some rows have without their spend."""
+    parts = _object(row.get("metadata")).get("cost_breakdown")
+    parts = parts if isinstance(parts, dict) else row.get("cost_breakdown")
+    return amount("total_cost", _object(parts).get("total_cost"))
 
 
 def _time(row: Object, key: str) -> Any:

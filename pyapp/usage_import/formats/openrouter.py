@@ -22,6 +22,9 @@ from pyapp.usage_import.responses import (
 )
 
 _COSTS = ("total_cost", "usage")  # the same, where both are stated
+# What the provider charges for a call with a key of one's own; the second in the log
+# of OpenRouter's pages.
+_UPSTREAM = ("upstream_inference_cost", "byok_usage_inference")
 _COUNTS = ("native_tokens_prompt", "native_tokens_completion")
 
 
@@ -33,15 +36,18 @@ def _has_usage(response: Object) -> bool:
 
 def _read(chain: Chain) -> ModelResponse:
     generation = chain[-1]
-    name = text(generation.get("id"))
+    name = text(generation.get("generation_id")) or text(generation.get("id"))
     if name is None:
         raise BadUsageError("a generation without an id")
     prompt, output = (count(generation, key) for key in _COUNTS)
     # Bounded, because the cost is stated and the counts are not what it is made of.
     read = min(count(generation, "native_tokens_cached"), prompt)
-    is_own_key = generation.get("is_byok")
     stated = [amount(key, generation.get(key)) for key in _COSTS]
     total = next((each for each in stated if each is not None), None)
+    upstream = [amount(key, generation.get(key)) for key in _UPSTREAM]
+    is_own_key = generation.get("is_byok")
+    if not isinstance(is_own_key, bool):
+        is_own_key = bool(upstream[-1]) if _UPSTREAM[-1] in generation else None
     latency = generation.get("generation_time")
     return describe(
         chain,
@@ -52,10 +58,8 @@ def _read(chain: Chain) -> ModelResponse:
         if total is None
         else with_own_key(
             total,
-            amount(
-                "upstream_inference_cost", generation.get("upstream_inference_cost")
-            ),
-            is_own_key if isinstance(is_own_key, bool) else None,
+            next((each for each in upstream if each is not None), None),
+            is_own_key,
         ),
         latency_ms=latency if isinstance(latency, int) and latency >= 0 else None,
     )
