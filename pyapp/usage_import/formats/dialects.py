@@ -60,6 +60,7 @@ _CACHE = {
     "cached_prompt_text_tokens": "cached_tokens",
     "cache_creation_input_tokens": "cache_creation_tokens",
 }
+_WRITTEN = ("cache_creation_tokens", "cache_write_tokens")
 _IN_DETAILS = frozenset(
     ("cache_creation_token_details", "web_search_requests", *_CACHE)
 )
@@ -96,6 +97,7 @@ class Dialect(NamedTuple):
     usage: Object
     units: dict[str, int]
     hour: int = 0  # tokens that were written to a cache for one hour
+    unclear: str | None = None  # why the counts cannot be billed
 
 
 def read_dialect(usage: Object, model: str | None) -> Dialect | None:
@@ -115,7 +117,8 @@ def read_dialect(usage: Object, model: str | None) -> Dialect | None:
     _add_connectors(whole, units)
     _add_audio(whole, units)
     _add_research(whole, units, model)
-    return Dialect(whole, units, _add_cache(whole, units))
+    unclear = _add_writes(whole)
+    return Dialect(whole, units, _add_cache(whole, units), unclear)
 
 
 def _compare_misses(usage: Object) -> None:
@@ -203,6 +206,31 @@ def _add_research(whole: Object, units: dict[str, int], model: str | None) -> No
         whole["completion_tokens"] = output + used
         if total and not is_outside:
             whole["total_tokens"] = total + used
+
+
+def _add_writes(whole: Object) -> str | None:
+    """Add cache writes that a proxy states next to the prompt to it.
+
+    LiteLLM's prompt includes what it read from the cache, and in later versions, which
+    state the writes in the details too, also what it wrote. Return why it is unclear.
+    """
+    details = inner(whole, "prompt_tokens_details")
+    written = count(whole, "cache_creation_input_tokens")
+    is_detailed = any(details.get(key) is not None for key in _WRITTEN)
+    if not written or is_detailed or "prompt_tokens" not in whole:
+        return None
+    prompt = count(whole, "prompt_tokens")
+    read = count(whole, "cache_read_input_tokens") or count(details, "cached_tokens")
+    if read + written <= prompt:
+        return (
+            f"whether prompt_tokens ({prompt}) includes cache_creation_input_tokens"
+            f" ({written}) is not stated"
+        )
+    whole["prompt_tokens"] = prompt + written
+    total = count(whole, "total_tokens")
+    if total == prompt + count(whole, "completion_tokens"):
+        whole["total_tokens"] = total + written
+    return None
 
 
 def _add_cache(whole: Object, units: dict[str, int]) -> int:

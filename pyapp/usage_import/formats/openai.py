@@ -153,6 +153,8 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
     dialect = read_dialect(usage, model)
     if dialect is not None:
         usage = dialect.usage
+        if dialect.unclear is not None and not is_stated:
+            raise BadUsageError(dialect.unclear)
     chat = "prompt_tokens" in usage or "completion_tokens" in usage
     if not chat and "input_tokens" not in usage and "output_tokens" not in usage:
         raise BadUsageError("usage without token counts")
