@@ -8,13 +8,13 @@
 | xAI | sources of a live search, tools on its servers; names of its library |
 | Mistral | connectors, whose tokens are in the total only; seconds of audio |
 | OpenAI's transcriptions | a duration in place of tokens |
-| Vertex AI | the type of traffic |
+| Groq | tools that it ran, in the message |
 
 The input of Mistral's and OpenAI's audio by time is in whole seconds, as they bill it.
 
 Sources: the API references of the servers; LiteLLM, Prompt caching and Usage; xAI,
 Tools and Live search; Mistral, Conversations and Audio transcription; Perplexity, Sonar
-pricing; OpenAI, Create transcription; Vertex AI, Chat completions.
+pricing; OpenAI, Create transcription; Groq, Compound and Built-in tools.
 """
 
 from __future__ import annotations
@@ -249,6 +249,17 @@ def _add_cache(whole: Object, units: dict[str, int]) -> int:
             if hour := count(inner(part, key), "ephemeral_1h_input_tokens"):
                 return hour
     return 0
+
+
+def executed_tools(response: Object) -> dict[str, int]:
+    """Return the tools that Groq ran for a response, which it bills by the call."""
+    choices = response.get("choices")
+    called = 0
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        tools = message.get("executed_tools") if isinstance(message, dict) else None
+        called += len(tools) if isinstance(tools, list) else 0
+    return {"executed_tools": called} if called else {}
 
 
 def find_provider(response: Object) -> str | None:

@@ -21,7 +21,11 @@ from pyapp.usage_import.fields import (
     number,
     text,
 )
-from pyapp.usage_import.formats.dialects import find_provider, read_dialect
+from pyapp.usage_import.formats.dialects import (
+    executed_tools,
+    find_provider,
+    read_dialect,
+)
 from pyapp.usage_import.formats.kinds import Body
 from pyapp.usage_import.formats.stated_costs import find_cost
 from pyapp.usage_import.responses import (
@@ -96,9 +100,11 @@ def _read(chain: Chain) -> ModelResponse:
     if response.get("object") in _OBJECTS and usage.keys().isdisjoint(_COUNTS):
         raise BadUsageError("usage without token counts")
     part = read_pass(usage, model, is_stated=stated is not None)
+    called = executed_tools(response) if "x_groq" in response else {}
     if "output" in response or "tool_usage" in response:
-        units = {**(part.units or {}), **_calls(response)}
-        part = part._replace(units=units or None)
+        called = _calls(response)
+    if called:
+        part = part._replace(units={**(part.units or {}), **called})
     created = number(response.get("created", response.get("created_at")))
     name = hashed_text(response.get("id"))
     is_named = name is not None or find_request(chain) is not None
