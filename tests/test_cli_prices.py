@@ -96,6 +96,29 @@ def test_price_is_set_listed_ended_and_deleted(conn: psycopg.Connection):
     assert len(list_model_prices(conn)) == 2
 
 
+def test_end_of_no_own_price_is_refused(conn: psycopg.Connection):
+    """A misspelled name would leave the own price in force in silence."""
+    start = datetime(2100, 1, 1, tzinfo=UTC)
+    set_model_price(
+        conn,
+        model="m",
+        valid_from=start,
+        input_price=Decimal(1),
+        output_price=Decimal(1),
+    )
+    conn.commit()
+    for model, provider, time in (
+        ("M", (), "2100-02-01"),
+        ("m", ("--provider", "azure"), "2100-02-01"),
+        ("m", (), "2099-12-31"),
+    ):
+        code, out, err = run_cli("prices", "end", model, *provider, "--from", time)
+        assert (code, out) == (1, "")
+        assert f"has no own price at {time} to end" in err
+
+    assert len(list_model_prices(conn)) == 1
+
+
 def test_list_in_json_has_exact_numbers(conn: psycopg.Connection):
     shown(
         *("set", "m", "--input", "0.10", "--output", "1", "--cache-read", "0"),
@@ -165,7 +188,7 @@ def test_empty_database_says_so(conn: psycopg.Connection):
     assert shown("list", "--json") == []
     assert shown("check") == ["no messages were recorded in the last 30d"]
     assert shown("report", "--since", "2026-11-01", "--until", "2026-11-02") == [
-        "no messages from 2026-11-01 to 2026-11-02"
+        "no messages from 2026-11-01 until 2026-11-02"
     ]
 
 

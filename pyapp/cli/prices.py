@@ -12,7 +12,7 @@ import typer
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import parse_duration, parse_time
 from pyapp.cli.console import print_json, print_table, say, warn
-from pyapp.errors import UnknownModelError
+from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
 from pyapp.price_report import (
     ModelCheck,
     PricedMessages,
@@ -142,6 +142,17 @@ def end(model: Model, valid_from: From, provider: Provider = None) -> None:
             input_price=None,
             output_price=None,
         )
+        earlier = (
+            price.input_price
+            for price in list_model_prices(conn, model=found.model, limit=2**31 - 1)
+            if price.provider == found.provider and price.valid_from < moment
+        )
+        # Without one, the model or provider is spelled wrong.
+        if next(earlier, None) is None:
+            raise ModelPriceNotFoundError(
+                f"{_name(found)} has no own price at {_format_time(moment)} to end;"
+                " see: pyapp prices list"
+            )
     say(f"{_name(found)} from {_format_time(moment)}: published price")
     _warn_of_the_past(moment)
 
@@ -219,7 +230,8 @@ def report(since: Since = None, until: Until = None, as_json: AsJson = False) ->
             print_json(_report_object(group))
         return
     if not found:
-        say(f"no messages from {_format_time(start)} to {_format_time(stop)}")
+        bounds = (_format_time(bound.replace(microsecond=0)) for bound in (start, stop))
+        say(f"no messages from {' until '.join(bounds)}")
         return
     total = PricedMessages(None, "total")
     for group in found:
