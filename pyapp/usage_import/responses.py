@@ -13,7 +13,7 @@ from decimal import Decimal
 from hashlib import sha1
 from typing import NamedTuple, TypeAlias
 
-from pyapp._core.validation import MAX_ID_LENGTH, MAX_INTEGER
+from pyapp._core.validation import MAX_ID_LENGTH, MAX_INTEGER, shown
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -196,8 +196,11 @@ def find_context(chain: Chain) -> dict[str, str]:
         value = response.get(key)
         if not value and isinstance(usage, dict):
             value = usage.get(key)
-        if value and isinstance(value, str):
-            found[key] = value
+        if not value:
+            continue
+        if not isinstance(value, str):
+            raise BadUsageError(f"{key} is not text: {shown(value)}")
+        found[key] = value
     is_batch = "custom_id" in line and ("response" in line or "result" in line)
     if is_batch or found.get("service_tier") == "batch":
         found["processing"] = "batch"

@@ -283,8 +283,10 @@ def _calls(response: Object) -> dict[str, int]:
     calls: dict[str, int] = {}
     containers = set()
     search = _search_unit(response)
-    items = response.get("output")
-    for item in items if isinstance(items, list) else ():
+    items = response.get("output") or []
+    if not isinstance(items, list):
+        raise BadUsageError("output is not a list")
+    for item in items:
         kind = item.get("type") if isinstance(item, dict) else None
         if not isinstance(kind, str):
             continue

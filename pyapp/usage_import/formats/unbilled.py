@@ -15,7 +15,7 @@ _COUNTED = {
         "totalTokens",
     },
 }
-_FAILED = {"errored", "canceled", "expired"}
+_FAILED = ("errored", "canceled", "expired")
 
 
 def is_failure(line: Object) -> bool:
