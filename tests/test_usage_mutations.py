@@ -58,7 +58,7 @@ def test_reader_answers_or_reports_whatever_a_value_is(path: Path) -> None:
     lines = objects(path)
     for _ in range(CHANGES):
         changed = copy.deepcopy(lines)
-        found = list(places(changed))
+        found = [place for line in changed for place in places(line)]
         if not found:
             return
         container, key = numbers.choice(found)

@@ -8,8 +8,8 @@ There are two kinds of format, and a kind of lines that have no usage.
    for the usage of this format, and the first body that says yes reads the line.
    `read(chain)` returns the response, or None if nothing is billed; `describe` and
    `identify` of `responses` take from the envelope what the format does not state.
-   `is_known(response)` is true for an object of this format without usage. The usage
-   is at one of `_USAGE_KEYS`.
+   `is_known(response)` is true for an object of this format without usage. `keys`
+   are those of which a response with usage has one, if that is not `usage`.
 2. A **format** reads whole lines: sessions, streams, logs of gateways. A module
    provides a subclass of `Format` for `FORMATS`. An instance gets the objects of one
    file in their order and may keep state. `read` returns None for an object of another
@@ -97,8 +97,8 @@ PATHS: tuple[tuple[str, ...], ...] = (
 )
 
 
-# A response of BODIES has its usage at one of these keys.
-_USAGE_KEYS = frozenset(("usage", "usageMetadata", "usage_metadata", "meta"))
+# A response of BODIES with usage has one of these keys.
+_USAGE_KEYS = frozenset(key for body in BODIES for key in body.keys)
 # Of a file; objects of the same type and keys share one.
 _MAX_PLANS = 1_000
 

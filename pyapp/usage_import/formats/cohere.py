@@ -68,4 +68,4 @@ def _read(chain: Chain) -> ModelResponse:
     )
 
 
-BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)
+BODY = Body(_has_usage, _read, _has_usage, keys=("usage", "meta"))

@@ -388,7 +388,12 @@ def _context(chain: Chain, usage: Object) -> dict[str, str]:
     return context
 
 
-BODY = Body(has_usage=_has_usage, read=_read, is_known=_is_known)
+BODY = Body(
+    has_usage=_has_usage,
+    read=_read,
+    is_known=_is_known,
+    keys=("usageMetadata", "usage_metadata"),
+)
 INTERACTION = Body(
     has_usage=_has_interaction, read=_read_interaction, is_known=_is_interaction
 )

@@ -11,11 +11,15 @@ from pyapp.usage_import.responses import Chain, ModelResponse
 
 
 class Body(NamedTuple):
-    """A format of responses, wherever in a line they are."""
+    """A format of responses, wherever in a line they are.
+
+    A response with usage has one of `keys`.
+    """
 
     has_usage: Callable[[Object], bool]
     read: Callable[[Chain], ModelResponse | None]
     is_known: Callable[[Object], bool]
+    keys: Collection[str] = ("usage",)
 
 
 class Unfinished(NamedTuple):
