@@ -146,10 +146,19 @@ def test_given_provider_is_recorded_and_determines_the_price(
     assert message.cost > 0
 
 
-def test_provider_follows_from_the_format(conn: Connection, log: Path) -> None:
-    import_usage(write_log(log, ANTHROPIC, CHAT), "--at", "now")
+def test_provider_follows_from_the_format_or_the_id(
+    conn: Connection, log: Path
+) -> None:
+    regional = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    usage = {"input_tokens": 5, "output_tokens": 5}
+    on_bedrock = changed(ANTHROPIC, id="msg_bdrk_2", model=regional, usage=usage)
+    hosted = changed(CHAT, id="y", model="groq/llama-3.3-70b-versatile")
+    lines = [ANTHROPIC, CHAT, on_bedrock, hosted]
+    import_usage(write_log(log, *lines), "--at", "now")
 
     assert {m.model: m.provider for m in recorded(conn)} == {
+        regional: "aws",
+        "groq/llama-3.3-70b-versatile": "groq",
         "claude-sonnet-4-5-20250929": "anthropic",
         "gpt-4o-mini-2024-07-18": None,
     }

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
 from pyapp._core.new_messages import NewMessage
 from pyapp.errors import InvalidValueError
 from pyapp.pricing import add_prices, published_price
+from pyapp.published_prices.hosts import named_provider
 from pyapp.usage_import.collection import Collection
 from pyapp.usage_import.collection import LineCounts as LineCounts  # re-exported
 from pyapp.usage_import.fields import BadUsageError
@@ -174,7 +176,7 @@ def _message(
 ) -> NewMessage:
     is_other = model != response.model
     id = make_id("model", response.id, model) if is_other else response.id
-    provider = provider or response.provider
+    provider = provider or response.provider or _named_provider(model)
     cost, published = response.cost, None
     if cost is None:
         # Each pass is priced alone: the rates of a call depend on its input tokens.
@@ -213,6 +215,9 @@ def _message(
         latency_ms=response.latency_ms,
         published=published,
     )
+
+
+_named_provider = lru_cache(maxsize=1_000)(named_provider)
 
 
 def _sum(passes: Sequence[Pass]) -> Pass:
