@@ -152,7 +152,12 @@ def test_provider_follows_from_the_format_or_the_id(
     regional = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
     usage = {"input_tokens": 5, "output_tokens": 5}
     on_bedrock = changed(ANTHROPIC, id="msg_bdrk_2", model=regional, usage=usage)
-    hosted = changed(CHAT, id="y", model="groq/llama-3.3-70b-versatile")
+    hosted = changed(
+        CHAT,
+        id="y",
+        model="groq/llama-3.3-70b-versatile",
+        usage={"prompt_tokens": 5, "completion_tokens": 5},
+    )
     lines = [ANTHROPIC, CHAT, on_bedrock, hosted]
     import_usage(write_log(log, *lines), "--at", "now")
 
