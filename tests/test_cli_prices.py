@@ -96,6 +96,27 @@ def test_price_is_set_listed_ended_and_deleted(conn: psycopg.Connection):
     assert len(list_model_prices(conn)) == 2
 
 
+def test_price_for_another_provider_than_the_messages_is_named(
+    conn: psycopg.Connection,
+):
+    for provider in ("anthropic", None):
+        record(conn, model="claude", provider=provider)
+    conn.commit()
+    prices = ("--input", "1", "--output", "1", "--from", "2100-01-01")
+    found = {}
+    for provider in ("azure", "anthropic"):
+        _, _, err = run_cli("prices", "set", "claude", *prices, "--provider", provider)
+        found[provider] = err.splitlines()[1:]
+
+    assert found == {
+        "azure": [
+            "the model's messages of the last 30 days have other providers:"
+            " no provider, anthropic"
+        ],
+        "anthropic": [],
+    }
+
+
 def test_end_of_no_own_price_is_refused(conn: psycopg.Connection):
     """A misspelled name would leave the own price in force in silence."""
     start = datetime(2100, 1, 1, tzinfo=UTC)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pyapp._core.connection import connect
+from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import parse_duration, parse_time
 from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
@@ -24,6 +25,7 @@ from pyapp.prices import (
     ModelPrice,
     delete_model_price,
     list_model_prices,
+    list_used_models,
     set_model_price,
 )
 
@@ -115,6 +117,8 @@ def set_price(
         found = set_model_price(
             conn, model=model, provider=provider, valid_from=moment, **prices
         )
+        since = datetime.now(UTC) - timedelta(days=30)
+        used = list_used_models(conn, since=since, limit=MAX_INTEGER)
     costs = (f"{name} {_short(price)}" for name, price in _named_prices(found))
     say(f"{_name(found)} from {_format_time(moment)}: {', '.join(costs)}")
     missing = [
@@ -127,6 +131,10 @@ def set_price(
     ]
     if missing:
         warn(f"calls that {' or '.join(missing)} the cache have no price")
+    providers = [name.provider for name in used if name.model == found.model]
+    if providers and found.provider not in providers:
+        others = ", ".join(name or NO_PROVIDER for name in providers)
+        warn(f"the model's messages of the last 30 days have other providers: {others}")
     _warn_of_the_past(moment)
 
 
@@ -144,7 +152,7 @@ def end(model: Model, valid_from: From, provider: Provider = None) -> None:
         )
         earlier = (
             price.input_price
-            for price in list_model_prices(conn, model=found.model, limit=2**31 - 1)
+            for price in list_model_prices(conn, model=found.model, limit=MAX_INTEGER)
             if price.provider == found.provider and price.valid_from < moment
         )
         # Without one, the model or provider is spelled wrong.
@@ -169,7 +177,7 @@ def delete(model: Model, valid_from: From, provider: Provider = None) -> None:
 def list_all(as_json: AsJson = False) -> None:
     """List all own prices by model and provider, the latest first."""
     with connect() as conn:
-        prices = list_model_prices(conn, limit=2**31 - 1)
+        prices = list_model_prices(conn, limit=MAX_INTEGER)
     if as_json:
         for price in prices:
             print_json(price._asdict())
