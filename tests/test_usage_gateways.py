@@ -253,8 +253,14 @@ def test_records_and_chunks_without_usage_are_known(tmp_path):
     chunk = changed(OLLAMA, done=False)
     failure = changed(ROW, spend=0, status="failure")
     span = changed(OBSERVATION, type="SPAN")
-    results, counts = read(tmp_path, failed, chunk, failure, span)
-    assert (results, counts.without_usage, counts.unknown_files) == ([], 4, 0)
+    tool = changed(OBSERVATION, type="TOOL", usageDetails={})
+    results, counts = read(tmp_path, failed, chunk, failure, span, tool)
+    assert (results, counts.without_usage, counts.unknown_files) == ([], 5, 0)
+
+
+def test_run_of_an_embedding_is_a_call(tmp_path):
+    run = changed(RUN, run_type="embedding", completion_tokens=None)
+    assert tokens(only(tmp_path, run)) == (100, 0, 0, 0)
 
 
 def test_broken_row_of_a_list_does_not_hide_the_others(tmp_path):
@@ -411,6 +417,15 @@ def test_provider_of_a_tool_is_in_lower_case(tmp_path):
             },
             "cache writes for one hour (301) exceed all cache writes (300)",
         ),
+        (
+            {
+                "modelId": "x",
+                "response": changed(
+                    CONVERSE, usage__cacheDetails=[{"ttl": "1d", "inputTokens": 1}]
+                ),
+            },
+            "cache writes for '1d'",
+        ),
         ({"recordId": "1", "modelOutput": CONVERSE}, "names no model"),
         (
             {"recordId": "1", "modelOutput": {"model": "x"}},
@@ -420,6 +435,14 @@ def test_provider_of_a_tool_is_in_lower_case(tmp_path):
         (
             changed(OBSERVATION, usageDetails__total=130),
             "total (130) is not the sum of its parts (120)",
+        ),
+        (
+            changed(OBSERVATION, type="AGENT"),
+            "usage of 'AGENT', which may be the sum of other calls",
+        ),
+        (
+            changed(RUN, run_type="graph"),
+            "usage of 'graph', which may be the sum of other calls",
         ),
         (HELICONE, "whether prompt_tokens include the cached tokens (50)"),
         (

@@ -17,6 +17,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from pyapp._core.validation import shown
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -88,6 +89,7 @@ _MAKERS = {
     "writer",
     "zai",
 }
+_LIFETIMES = ("5m", "1h")
 _LISTS = ("events", "logEvents")
 _REQUEST_IDS = ("requestId", "RequestId", "request_id")
 
@@ -183,7 +185,12 @@ def _hour(usage: Object, written: int) -> int:
     details = usage.get("cacheDetails") or []
     if not isinstance(details, list) or not all(isinstance(d, dict) for d in details):
         raise BadUsageError("cacheDetails is not a list of objects")
-    hour = sum(count(d, "inputTokens") for d in details if d.get("ttl") == "1h")
+    hour = 0
+    for detail in details:
+        used, lifetime = count(detail, "inputTokens"), detail.get("ttl")
+        if used and lifetime not in _LIFETIMES:
+            raise BadUsageError(f"cache writes for {shown(lifetime)}")
+        hour += used if lifetime == "1h" else 0
     if hour > written:
         raise BadUsageError(
             f"cache writes for one hour ({hour}) exceed all cache writes ({written})"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
+from pyapp._core.validation import shown
 from pyapp.usage_import.fields import (
     BadUsageError,
     Object,
@@ -65,11 +66,16 @@ _COSTS = (
 
 
 class _Tool(NamedTuple):
-    """A tool, whether a row is its record of one call, and the call's counts."""
+    """A tool, whether a row is one of its, what kind, and the counts in it.
+
+    Rows of other kinds than `calls` and `sums` are reported if they have usage.
+    """
 
     name: str
     is_row: Callable[[Object], bool]
-    is_call: Callable[[Object], bool]
+    kind: Callable[[Object], object]
+    calls: tuple[object, ...]
+    sums: tuple[object, ...]
     read: Callable[[Object], Pass]
     providers: tuple[str, ...] = ()
 
@@ -118,10 +124,16 @@ def _find_tool(row: Object) -> _Tool | None:
 
 def _read(row: Object) -> ModelResponse | None:
     tool = _find_tool(row)
-    if tool is None or not tool.is_call(row):
+    if tool is None or (kind := tool.kind(row)) in tool.sums:
         return None
     cost = _find_cost(row)
     part = tool.read(row)
+    if kind not in tool.calls:
+        if cost is None and not part.total:
+            return None
+        raise BadUsageError(
+            f"usage of {shown(kind)}, which may be the sum of other calls"
+        )
     if cost is None and not part.total:
         elsewhere = find_usage({"outputs": row.get("outputs")})
         if elsewhere is not None:
@@ -235,29 +247,37 @@ _HELICONE = _Tool(
     "helicone",
     lambda row: "request_created_at" in row and "request_id" in row,
     lambda row: row.get("status", row.get("response_status")) in (None, 0, 200),
-    _read_helicone,
-    ("provider",),
+    calls=(True,),
+    sums=(False,),  # a failed request, which costs nothing
+    read=_read_helicone,
+    providers=("provider",),
 )
 _TOOLS = (
     _Tool(
         "langfuse",
         _is_langfuse,
-        lambda row: row["type"] in ("GENERATION", "EMBEDDING"),
-        _read_langfuse,
+        lambda row: row["type"],
+        calls=("GENERATION", "EMBEDDING"),
+        sums=("SPAN", "EVENT"),
+        read=_read_langfuse,
     ),
     _HELICONE,
     _Tool(
         "langsmith",
         lambda row: "run_type" in row and ("trace_id" in row or "start_time" in row),
-        lambda row: row["run_type"] in ("llm", "embedding"),
-        _read_langsmith,
-        ("ls_provider",),
+        lambda row: row["run_type"],
+        calls=("llm", "embedding"),
+        sums=("chain", "tool", "retriever", "prompt", "parser"),
+        read=_read_langsmith,
+        providers=("ls_provider",),
     ),
     _Tool(
         "cloudflare",
         lambda row: "tokens_in" in row and "provider" in row and "model" in row,
         lambda row: row.get("success") is not False,
-        _read_cloudflare,
-        ("provider",),
+        calls=(True,),
+        sums=(False,),
+        read=_read_cloudflare,
+        providers=("provider",),
     ),
 )
