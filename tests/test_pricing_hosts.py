@@ -96,7 +96,16 @@ def test_newer_provider_is_found_by_the_data():
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "unknown", "openai-compatible", "openai_like", "custom_openai", "ollama"],
+    [
+        *("", " ", "unknown", "openai-compatible", "openai_like", "custom_openai"),
+        *(
+            "ollama",
+            "our-azure-gateway",
+            "bedrock-gateway",
+            "azure-eu",
+            "litellm_proxy",
+        ),
+    ],
 )
 def test_provider_that_is_not_known_is_not_guessed(name):
     assert find_provider(PROVIDERS, name) is None

@@ -21,7 +21,7 @@ from pyapp._core.validation import (
 )
 from pyapp.errors import InvalidValueError
 from pyapp.pricing import PublishedPrice, published_price
-from pyapp.published_prices.providers import stored_provider
+from pyapp.published_prices.providers import provider_id
 
 JSON: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -150,7 +150,7 @@ def check_provider(name: str, value: Any) -> str | None:
     """
     if value is None:
         return None
-    found = stored_provider(storable_text(check_text(name, value)))
+    found = provider_id(storable_text(check_text(name, value)))
     if not found:
         raise InvalidValueError(f"{name} must not be empty")
     return storable_id(name, found)

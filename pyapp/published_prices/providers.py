@@ -26,68 +26,60 @@ _IDS = (
     *("huggingface_nscale", "huggingface_ovhcloud", "huggingface_publicai"),
     *("huggingface_sambanova", "huggingface_together", VERTEX),
 )
-# Other names, in letters and digits only.
+# Other names in use, in letters and digits only.
 _ALIASES = {
-    "bigmodel": "zhipuai",
-    "claude": "anthropic",
-    "cloudflareworkersai": "cloudflare",
-    "fireworksai": "fireworks",
-    "githubmodels": "azure",
-    "grok": "x-ai",
-    "groqcloud": "groq",
-    "kimi": "moonshotai",
-    "metallama": "meta",
-    "microsoft": "azure",
-    "novitaai": "novita",
-    "ovhcloudaiendpoints": "ovhcloud",
-    "pplx": "perplexity",
-    "togetherai": "together",
-    "zhipu": "zhipuai",
-}
-# A name with such a word means its provider; a host comes before a maker.
-_WORDS = {
-    "azure": "azure",
-    "bedrock": "aws",
-    "amazon": "aws",
-    "vertex": VERTEX,
-    "openrouter": "openrouter",
-    "anthropic": "anthropic",
-    "openai": "openai",
-    "google": "google",
-    "gemini": "google",
-    "mistral": "mistral",
-    "moonshot": "moonshotai",
-    "cohere": "cohere",
-    "cerebras": "cerebras",
-    "cloudflare": "cloudflare",
-    "copilot": "github-copilot",
-    "databricks": "databricks",
-    "voyage": "voyageai",
-}
-# Whole names of which provider_id knows a part.
-_WHOLE_NAMES = {
     "amazonbedrock": "aws",
+    "anthropicbedrock": "aws",
+    "anthropicvertex": VERTEX,
     "awsbedrock": "aws",
     "azureai": "azure",
     "azureaifoundry": "azure",
     "azureopenai": "azure",
+    "azuretext": "azure",
     "bedrock": "aws",
+    "bedrockanthropic": "aws",
+    "bedrockconverse": "aws",
+    "bedrockmantle": "aws",
+    "bigmodel": "zhipuai",
+    "claude": "anthropic",
+    "cloudflareworkersai": "cloudflare",
+    "coherechat": "cohere",
     "copilot": "github-copilot",
+    "fireworksai": "fireworks",
     "gemini": "google",
     "geminiapi": "google",
+    "githubmodels": "azure",
     "googleai": "google",
     "googleaistudio": "google",
     "googlegemini": "google",
     "googlevertex": VERTEX,
     "googlevertexai": VERTEX,
+    "grok": "x-ai",
+    "groqcloud": "groq",
+    "kimi": "moonshotai",
+    "metallama": "meta",
+    "microsoft": "azure",
     "microsoftazure": "azure",
     "mistralai": "mistral",
     "moonshot": "moonshotai",
+    "novitaai": "novita",
+    "openrouterai": "openrouter",
+    "ovhcloudaiendpoints": "ovhcloud",
+    "pplx": "perplexity",
+    "textcompletionopenai": "openai",
+    "togetherai": "together",
     "vertex": VERTEX,
+    "vertexaianthropicmodels": VERTEX,
+    "vertexailanguagemodels": VERTEX,
+    "vertexanthropic": VERTEX,
     "voyage": "voyageai",
+    "zhipu": "zhipuai",
 }
-# Names of gateways and dialects, which say nothing about the provider.
-_NOT_PROVIDERS = re.compile(r"compatible|like$|proxy|^litellm$|^custom|huggingface")
+# Other names are looked up in the price data, by their parts. Those with such a part
+# are gateways, or hosts under the name of a maker.
+_NOT_PROVIDERS = re.compile(
+    r"compatible|like$|proxy|gateway|litellm|^custom|huggingface|azure|openrouter"
+)
 # Names in front of a model's id, as routers and gateways write them, that name a host.
 HOST_PREFIXES = {
     "azure": "azure",
@@ -121,32 +113,15 @@ def letters(name: str) -> str:
 _BY_LETTERS = {**{letters(id): id for id in _IDS}, **_ALIASES}
 
 
-def provider_id(name: str) -> str:
-    """Return the id of the provider that people call *name*.
-
-    An unknown name is returned in lower case, without spaces around it. The ids are
-    the same with and without the extra `pricing`.
-    """
-    wanted = letters(name)
-    if wanted in _BY_LETTERS:
-        return _BY_LETTERS[wanted]
-    if not _NOT_PROVIDERS.search(wanted):
-        for word, id in _WORDS.items():
-            if word in wanted:
-                return id
-    return name.strip().lower()
-
-
 @functools.lru_cache(maxsize=1024)
-def stored_provider(name: str) -> str:
-    """Return the id under which messages and own prices of this provider are stored.
+def provider_id(name: str) -> str:
+    """Return the id of a provider, under which its messages and own prices are stored.
 
-    Only whole names are known: a name that merely contains one, such as that of a
-    gateway of the operator's own, is an id of its own, in lower case.
+    Only whole names are known. A name that merely contains one, such as that of a
+    gateway, is an id of its own, in lower case and without spaces around it. The ids
+    are the same with and without the extra `pricing`.
     """
-    wanted = letters(name)
-    known = _BY_LETTERS.get(wanted) or _WHOLE_NAMES.get(wanted)
-    return known or name.strip().lower()
+    return _BY_LETTERS.get(letters(name)) or name.strip().lower()
 
 
 def find_provider(providers: list[Provider], name: str) -> Provider | None:
@@ -159,7 +134,7 @@ def find_provider(providers: list[Provider], name: str) -> Provider | None:
     wanted = letters(name)
     if not wanted or _NOT_PROVIDERS.search(wanted):
         return None
-    for provider in providers:  # that are newer than the names above
+    for provider in providers:
         match = provider.provider_match
         if match is not None and match.is_match(name.strip()):
             return provider
