@@ -23,6 +23,12 @@ from tests.usage_lines import CHAT, SESSION, changed, read
         ({"prompt_eval_tokens": "12"}, "prompt_eval_tokens"),
         ({"LLMTokens": 4}, "LLMTokens"),
         ({"usage": {"input": 4}}, "usage.input"),
+        ({"log": '{"usage": {"input_tokens": 5}}\n'}, "log.usage.input_tokens"),
+        ({"messages": [{"content": "x", "tokens": 7}]}, "messages.tokens"),
+        (
+            {"attributes": [{"key": "llm.tokens", "value": {"intValue": "7"}}]},
+            "attributes.llm.tokens.intValue",
+        ),
     ],
 )
 def test_usage_is_found_at_any_depth(line, path):
@@ -44,6 +50,7 @@ def test_usage_is_found_at_any_depth(line, path):
         {"input": {"usage": 7}, "arguments": {"tokens": 8}, "tools": [{"cost": 1}]},
         {"choices": [{"logprobs": {"tokens": [1, 2]}}]},
         {"usage": "high", "costs": "none"},
+        {"log": '{"usage": ', "line": '{"a": 1}'},
         {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"tokens": 5}}}}}}}}},
     ],
 )

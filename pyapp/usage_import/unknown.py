@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+from orjson import JSONDecodeError, loads
 
 from pyapp.usage_import.fields import Object
 
 _MAX_DEPTH = 8
 _MAX_VALUES = 5_000
+_MAX_TEXT = 1_000_000  # characters of a text that is parsed
 # Words of a key, in snake case, that name usage or a price.
 _WORDS = {
     "usage",
@@ -53,7 +57,6 @@ _CONTENT = {
     "contents",
     "input",
     "logprobs",
-    "messages",
     "parameters",
     "prompt",
     "text",
@@ -67,15 +70,14 @@ def find_usage(line: Object) -> str | None:
 
     Usage is a number greater than zero at a key that names tokens or a cost, or
     anywhere in an object that is at such a key; but not in what a model was asked or
-    has answered.
+    has answered. An object can also be written as a text.
     """
     left = _MAX_VALUES
     level: list[tuple[str, object, bool]] = [("", line, False)]
     for _ in range(_MAX_DEPTH):
         inner: list[tuple[str, object, bool]] = []
         for path, value, is_usage in level:
-            items = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
-            for key, item in items:
+            for key, item in _items(value):
                 left -= 1
                 if left < 0:
                     return None
@@ -87,10 +89,34 @@ def find_usage(line: Object) -> str | None:
                     named = _names_usage(key, is_usage)
                 if named and _is_amount(item):
                     return name
+                item = _object_in(item)
                 if isinstance(item, dict | list):
                     inner.append((name, item, named))
         level = inner
     return None
+
+
+def _items(value: object) -> Iterator[tuple[object, object]]:
+    """Yield the keys and values of an object, or the items of a list.
+
+    An attribute of OpenTelemetry is an object with its key and its value.
+    """
+    if isinstance(value, list):
+        yield from enumerate(value)
+    elif isinstance(value, dict):
+        yield from value.items()
+        if isinstance(value.get("key"), str) and "value" in value:
+            yield value["key"], value["value"]
+
+
+def _object_in(item: object) -> object:
+    """Return the object that a text is, else *item*."""
+    if isinstance(item, str) and item[:1] == "{" and len(item) <= _MAX_TEXT:
+        try:
+            return loads(item)
+        except JSONDecodeError:
+            return item
+    return item
 
 
 def _names_usage(key: str, is_usage: bool) -> bool:
