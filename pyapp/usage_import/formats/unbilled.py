@@ -1,4 +1,7 @@
-"""What APIs return without a bill: errors, and the results of counting tokens."""
+"""What APIs return without a bill: errors, and the results of counting tokens.
+
+Sources: the references of Batches and of counting tokens of Anthropic, OpenAI and Google.
+"""
 
 from __future__ import annotations
 
