@@ -130,6 +130,21 @@ def test_counts_that_overlap_do_not_hide_a_stated_cost(tmp_path):
     assert (message.cost, tokens(message)) == (Decimal("0.25"), (0, 1, 9, 5))
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens_details": {"audio_tokens": 9_999}},
+        {"completion_tokens_details": {"reasoning_tokens": 9_999}},
+        {"prompt_cache_hit_tokens": 5, "prompt_cache_miss_tokens": 5},
+        {"cached_tokens": 3},
+        {"total_tokens": 7},
+        {"cache_creation_input_tokens": 100},
+    ],
+)
+def test_counts_that_contradict_do_not_hide_a_stated_cost(tmp_path, usage):
+    assert only(tmp_path, cost_of(cost=0.5, **usage)).cost == Decimal("0.5")
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_stated_cost_counts_whichever_form_is_read_first(tmp_path, order):
     body = changed(CHAT, id=ROW["request_id"])
@@ -344,7 +359,7 @@ def test_provider_of_a_tool_is_in_lower_case(tmp_path):
         ),
         (
             cost_of(prompt_cache_hit_tokens=896, prompt_cache_miss_tokens=1),
-            "are not prompt_tokens (1000)",
+            "are not the prompt tokens (1000)",
         ),
         (changed(ROW, request_id=None), "no request_id"),
         (changed(ROW, spend="a lot"), "spend is not a cost"),

@@ -112,27 +112,12 @@ def read_dialect(usage: Object, model: str | None) -> Dialect | None:
         if isinstance(usage.get(key), dict):
             whole.setdefault(plural, whole.pop(key))
     units = {unit: used for key, unit in _UNITS.items() if (used := count(usage, key))}
-    _compare_misses(usage)
     _add_tools(usage, units)
     _add_connectors(whole, units)
     _add_audio(whole, units)
     _add_research(whole, units, model)
     unclear = _add_writes(whole)
     return Dialect(whole, units, _add_cache(whole, units), unclear)
-
-
-def _compare_misses(usage: Object) -> None:
-    """Compare DeepSeek's two parts of the input with the input."""
-    if "prompt_cache_miss_tokens" not in usage:
-        return
-    hit = count(usage, "prompt_cache_hit_tokens")
-    missed = count(usage, "prompt_cache_miss_tokens")
-    prompt = count(usage, "prompt_tokens")
-    if hit + missed != prompt:
-        raise BadUsageError(
-            f"prompt_cache_hit_tokens ({hit}) and prompt_cache_miss_tokens ({missed})"
-            f" are not prompt_tokens ({prompt})"
-        )
 
 
 def _add_tools(usage: Object, units: dict[str, int]) -> None:

@@ -3,9 +3,9 @@
 `spend` in a row and `response_cost` in a payload are the cost. It is 0 for an answer
 from LiteLLM's cache, which costs nothing, and for a model that LiteLLM has no price
 for: then the call is priced here. Some streamed calls have their cost in the breakdown
-only. A failed call costs nothing unless a cost is stated.
-The id is that of the response, so a row and the body of its response are one message.
-A payload contains the response too, which is read with it.
+only. A failed call costs nothing unless a cost is stated. The id is that of the
+response, so a row and the body of its response are one message. A payload contains the
+response too, which is read with it.
 
 Sources: LiteLLM, StandardLoggingPayload Specification; Spend Tracking; the table
 LiteLLM_SpendLogs of its schema.
@@ -39,8 +39,6 @@ from pyapp.usage_import.responses import (
 _COSTS = ("spend", "response_cost")
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _TRUE = ("true", "1")
-
-
 # To read a response again is not a call, though it has the cost of the call.
 _READS_AGAIN = ("get_responses", "aget_responses")
 

@@ -175,14 +175,14 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
         raise BadUsageError(
             f"reasoning_tokens ({reasoning}) exceed {out} tokens ({output})"
         )
-    read = _count_at(usage, read_from, _READS)
+    read = _count_at(usage, read_from, _READS, is_stated)
     missed = usage.get("prompt_cache_miss_tokens")
     if missed is not None and missed != prompt - read and not is_stated:
         raise BadUsageError(
             f"cache hits ({read}) and misses ({shown(missed)}) are not the"
             f" {into} tokens ({prompt})"
         )
-    written = _count_at(usage, read_from, _WRITES)
+    written = _count_at(usage, read_from, _WRITES, is_stated)
     if read + written > prompt:
         if not is_stated:
             raise BadUsageError(
@@ -190,9 +190,10 @@ def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> P
             )
         read = min(read, prompt)
         written = prompt - read
-    units = _modalities(into, read_from, prompt)
-    units |= _modalities(out, written_to, output)
-    hour = 0
+    hour, units = 0, {}
+    if not is_stated:
+        units = _modalities(into, read_from, prompt)
+        units |= _modalities(out, written_to, output)
     if dialect is not None:
         units |= dialect.units
         hour = _hour(dialect.hour, written, is_stated)
@@ -208,16 +209,20 @@ def _hour(hour: int, written: int, is_stated: bool) -> int:
 
 
 def _count_at(
-    usage: Object, details: Object, places: tuple[tuple[bool, str], ...]
+    usage: Object,
+    details: Object,
+    places: tuple[tuple[bool, str], ...],
+    is_stated: bool,
 ) -> int:
-    """Return the count that *places* state; 0 without one.
+    """Return the count that *places* state, the first of several; 0 without one.
 
-    Raises: BadUsageError if they state different ones; a zero may be a default.
+    Raises: BadUsageError if they state different ones, not if `is_stated`; a zero may
+    be a default.
     """
     found = 0
     for is_detail, key in places:
         stated = count(details if is_detail else usage, key)
-        if stated and found and stated != found:
+        if stated and found and stated != found and not is_stated:
             raise BadUsageError(f"{key} is {found} at one place and {stated} elsewhere")
         found = found or stated
     return found

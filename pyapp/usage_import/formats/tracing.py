@@ -66,7 +66,7 @@ _COSTS = (
 
 
 class _Tool(NamedTuple):
-    """A tool, whether a row is one of its, what kind, and the counts in it.
+    """A tool: which rows are of it, and the kind and the counts of such a row.
 
     Rows of other kinds than `calls` and `sums` are reported if they have usage.
     """
