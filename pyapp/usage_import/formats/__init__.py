@@ -94,6 +94,7 @@ PATHS: tuple[tuple[str, ...], ...] = (
     ("data", "message", "message"),
     ("data",),
     ("body",),
+    ("full_response",),
 )
 
 
