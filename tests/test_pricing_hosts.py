@@ -102,6 +102,7 @@ def test_newer_provider_is_found_by_the_data():
             "ollama",
             "our-azure-gateway",
             "bedrock-gateway",
+            "\u4ee3\u7406 OpenAI",
             "azure-eu",
             "litellm_proxy",
         ),

@@ -106,7 +106,12 @@ HOST_PREFIXES = {
 
 
 def letters(name: str) -> str:
-    """Return the letters and digits of a name, in lower case."""
+    """Return the letters and digits of a name, in lower case; "" if not all are ASCII.
+
+    A name in another script that ends in a known one is that of a gateway.
+    """
+    if not name.isascii():
+        return ""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
