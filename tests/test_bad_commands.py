@@ -26,7 +26,7 @@ def conn(
     monkeypatch.setenv("DATABASE_URL", module_database)
     monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_unused")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "usage.jsonl").write_text("{}\n")
+    (tmp_path / "usage.jsonl").write_text('{"type": "summary", "leafUuid": "1"}\n')
     with connect(module_database) as connection:
         connection.autocommit = True
         yield connection

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Logs, or folders of logs.")
+        list[str], typer.Argument(metavar="FILE", help="Logs, or folders of logs.")
     ],
     user: Annotated[
         str | None, typer.Option(metavar="EMAIL|UUID", help="The paying user.")
@@ -148,10 +148,13 @@ def _parse_provider(provider: str | None) -> str | None:
     return provider and storable_text(provider.strip())
 
 
-def _find_logs(paths: list[Path]) -> list[Log]:
+def _find_logs(paths: list[str]) -> list[Log]:
     """Return the files; raise an error for an unreadable one before any is recorded."""
+    if "" in paths:
+        # An empty path would be the present folder.
+        raise ArgumentError("the name of a file is empty")
     try:
-        logs = find_logs(paths)
+        logs = find_logs(map(Path, paths))
         for log in logs:
             if log.time is not None:
                 log.path.open("rb").close()

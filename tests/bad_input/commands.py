@@ -222,6 +222,14 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
         ("import", "usage", LOG, "--fingerprint", "{}"),
     ),
     "import usage at": (TIMES, ("import", "usage", LOG, *ADA, "--at", "{}")),
+    "import usage provider": (
+        WORDS,
+        ("import", "usage", LOG, *ADA, "--provider", "{}"),
+    ),
+    "import usage allow_broken": (
+        NUMBERS,
+        ("import", "usage", LOG, *ADA, "--allow-broken", "{}"),
+    ),
     "prices set model": (WORDS, ("prices", "set", *SET[3:], "--", "{}")),
     "prices set input": (USD, (*SET, "--input", "{}")),
     "prices set output": (USD, (*SET, "--output", "{}")),

@@ -1,6 +1,7 @@
 """What APIs return without a bill: errors, and the results of counting tokens.
 
-Sources: the references of Batches and of counting tokens of Anthropic, OpenAI and Google.
+Sources: the API references of Anthropic, OpenAI and Google: batches, errors, and the
+counting of tokens.
 """
 
 from __future__ import annotations
