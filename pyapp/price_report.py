@@ -5,6 +5,7 @@ published price. Tiers, searches, other units and the time for which cache write
 kept are not stored, so that a message is compared as a plain call.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +16,12 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from pyapp._core.queries import TOOL_QUERIES
+from pyapp._core.validation import MAX_INTEGER
 from pyapp.prices import list_model_prices, list_used_models
 from pyapp.pricing import published_price
+
+# The date of a release, as OpenAI, Anthropic, Vertex AI and Bedrock write it.
+_RELEASE = re.compile(r"[-@:](latest|\d{4}-?\d\d-?\d\d)(-v\d+(:\d+)?)?$", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -52,7 +57,7 @@ class UnusedPrice(NamedTuple):
     """An own price in force that applies to no message.
 
     `similar` are the providers and models of messages with the same model or, without
-    any, with a similar name, such as one with the date of its release.
+    any, with another spelling of its name, such as one with the date of its release.
     """
 
     provider: str | None
@@ -104,7 +109,7 @@ def check_prices(
 
     The second list has the own prices in force that apply to none of the messages.
     """
-    used = list_used_models(conn, since=since, limit=_ALL)
+    used = list_used_models(conn, since=since, limit=MAX_INTEGER)
     checks = []
     for model in used:
         price, reason = ("own" if model.has_own_price else None), model.problem
@@ -135,12 +140,16 @@ def check_prices(
 def _similar(
     model: str, names: list[tuple[str | None, str]]
 ) -> list[tuple[str | None, str]]:
-    """Return the names with this model or, without any, those that contain it."""
+    """Return the names with this model or, without any, with another spelling of it."""
     same = [name for name in names if name[1] == model]
-    own = model.casefold()
-    return same or [
-        name for name in names if own in name[1].casefold() or name[1].casefold() in own
-    ]
+    own = _spelling(model)
+    return same or [name for name in names if _spelling(name[1]) == own]
+
+
+def _spelling(model: str) -> str:
+    """Return the letters and digits of a model's name, without a host and a date."""
+    name = model.casefold().rpartition("/")[2]
+    return re.sub(r"\W|_", "", _RELEASE.sub("", name))
 
 
 def _in_force(
@@ -148,7 +157,7 @@ def _in_force(
 ) -> list[tuple[str | None, str]]:
     """Return the provider and model of each own price in force."""
     found: dict[tuple[str | None, str], bool] = {}
-    for price in list_model_prices(conn, limit=_ALL):
+    for price in list_model_prices(conn, limit=MAX_INTEGER):
         # The latest price is first; without an input price, it ends the own prices.
         if price.valid_from <= at:
             found.setdefault(
@@ -164,6 +173,3 @@ def _stream(
         yield from cursor.stream(
             TOOL_QUERIES["stream_message_prices"].sql, {"since": since, "until": until}
         )
-
-
-_ALL = 2**31 - 1

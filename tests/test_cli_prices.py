@@ -244,8 +244,8 @@ def test_check_names_models_without_a_price(conn: psycopg.Connection):
     assert "our-model" in lines[3]
     assert lines[-3:] == [
         "our-model  azure            1  own",
-        "the own price of gpt-5 (groq) applies to no message; messages name gpt-5 (no",
-        "provider)",
+        "the own price of gpt-5 (groq) applies to no message of the last 30d;",
+        "messages name gpt-5 (no provider)",
     ]
 
 
@@ -279,7 +279,8 @@ def test_check_asks_for_the_prices_that_messages_need(conn: psycopg.Connection):
     [
         ("GPT-5", "; messages name gpt-5-2025-08-07 (no provider)"),
         ("openai/gpt-5-2025-08-07", "; messages name gpt-5-2025-08-07 (no provider)"),
-        ("gpt-6", ", and none names a similar model"),
+        ("gpt-5-mini", ""),
+        ("gpt", ""),
     ],
 )
 def test_check_names_a_price_of_another_spelling(
@@ -297,7 +298,7 @@ def test_check_names_a_price_of_another_spelling(
     text = " ".join(shown("check"))
 
     assert text.endswith(
-        f"own price of {model} (no provider) applies to no message{end}"
+        f"own price of {model} (no provider) applies to no message of the last 30d{end}"
     )
 
 
@@ -388,6 +389,24 @@ def test_page_documents_the_keys_of_the_report(conn: psycopg.Connection):
     (group,) = compare().values()
 
     assert [key for key in group if f"`{key}`" not in text] == []
+
+
+def test_long_names_are_shown_whole_in_80_columns(conn: psycopg.Connection):
+    names = [f"a-model-with-a-name-of-{'x' * 60}-{end}" for end in "ab"]
+    for name in names:
+        record(conn, model=name, provider="a-gateway-of-ours")
+        prices = ("--input", "1", "--output", "1", "--from", "2026-11-01")
+        run_cli("prices", "set", name, *prices)
+    report = ("report", "--since", "2026-11-10", "--until", "2026-11-11")
+
+    for words in (report, ("list",), ("check",)):
+        _, out, _ = run_cli("prices", *words)
+        lines = out.splitlines()
+
+        assert max(map(len, lines)) <= 80, lines
+        whole = out.replace("\n", "").replace(" ", "")
+        assert [name for name in names if name not in whole] == []
+        assert words[0] == "list" or whole.count("provider:a-gateway-of-ours") == 2
 
 
 def test_report_fits_a_terminal_of_80_columns(

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 
 from pyapp.cli.logs import printable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pyapp.stripe_sync import Progress
 
 Row = Sequence[str]
+# The width of a table of names that is not printed to a terminal.
+WIDTH = 80
 PAGE = 500
 _GAP = "  "
 
@@ -93,6 +95,25 @@ def print_table(
             for note in notes:
                 console.print(_GAP + note)
         page = list(islice(remaining, PAGE))
+
+
+def fit_names(header: Row, rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield *rows* with their names, the first column, cut to the width of a screen.
+
+    The whole name is then in lines below the row, before its notes.
+    """
+    count = len(header)
+    _, *columns = zip(header, *(row[:count] for row in rows), strict=True)
+    width = console.width if console.is_terminal else WIDTH
+    others = sum(len(_GAP) + max(map(cell_len, column)) for column in columns)
+    room = max(width - others, cell_len(header[0]))
+    for row in rows:
+        name = printable(row[0])
+        if cell_len(name) <= room:
+            yield row
+        else:
+            lines = chop_cells(name, WIDTH - len(_GAP))
+            yield (_cut(name, room), *row[1:count], *lines, *row[count:])
 
 
 def _fit(widths: list[int], header: Row, fitted: str | None) -> list[int]:

@@ -12,7 +12,7 @@ import typer
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import parse_duration, parse_time
-from pyapp.cli.console import print_json, print_table, say, warn
+from pyapp.cli.console import fit_names, print_json, print_table, say, warn
 from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
 from pyapp.price_report import (
     ModelCheck,
@@ -186,9 +186,8 @@ def list_all(as_json: AsJson = False) -> None:
     else:
         print_table(
             _LIST_HEADER,
-            map(_list_cells, prices),
+            fit_names(_LIST_HEADER, [_list_cells(each) for each in prices]),
             numbers=_LIST_HEADER[3:],
-            fitted=_LIST_HEADER[0],
         )
 
 
@@ -209,13 +208,12 @@ def check(
     else:
         print_table(
             _CHECK_HEADER,
-            map(_check_cells, checks),
+            fit_names(_CHECK_HEADER, [_check_cells(each) for each in checks]),
             numbers=_CHECK_HEADER[2:3],
             style=lambda cells: "red" if cells[-1] == "none" else None,
-            fitted=_CHECK_HEADER[0],
         )
         for price in unused:
-            for line in _unused_lines(price):
+            for line in _unused_lines(price, within):
                 say(line)
     unpriced = sum(found.price is None for found in checks)
     if unpriced:
@@ -249,11 +247,11 @@ def report(since: Since = None, until: Until = None, as_json: AsJson = False) ->
         total.unpriced += group.unpriced
         total.unpriced_cost += group.unpriced_cost
     decimals = 2 if max(total.cost, total.cost_today) >= 1000 else 6
+    rows = [_report_cells(group, decimals) for group in [*found, total]]
     print_table(
         _REPORT_HEADER,
-        (_report_cells(group, decimals) for group in [*found, total]),
+        fit_names(_REPORT_HEADER, rows),
         numbers=_REPORT_HEADER[2:],
-        fitted=_REPORT_HEADER[0],
     )
     if total.unpriced:
         cost = f"{total.unpriced_cost:,.{decimals}f}"
@@ -321,6 +319,13 @@ def _provider(provider: str | None) -> str:
     return name[: MAX_PROVIDER - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
+def _notes(provider: str | None, reason: str | None = None) -> list[str]:
+    """Return the lines below a row: a provider that is cut, and the reason."""
+    is_cut = provider is not None and len(provider) > MAX_PROVIDER
+    lines = _wrap(f"provider: {provider}") if is_cut else []
+    return [*lines, *_wrap(reason or "")]
+
+
 def _format_time(moment: datetime) -> str:
     moment = moment.astimezone(UTC)
     if moment.time() == time():
@@ -331,18 +336,6 @@ def _format_time(moment: datetime) -> str:
 
 
 def _list_cells(price: ModelPrice) -> tuple[str, ...]:
-    when = _format_time(price.valid_from)
-    if price.input_price is None:
-        return (
-            price.model,
-            _provider(price.provider),
-            when,
-            "published",
-            "",
-            "",
-            "",
-            "",
-        )
     values = (
         price.input_price,
         price.output_price,
@@ -350,8 +343,12 @@ def _list_cells(price: ModelPrice) -> tuple[str, ...]:
         price.cache_creation_price,
         price.cache_creation_1h_price,
     )
-    shown = ("" if value is None else _short(value) for value in values)
-    return (price.model, _provider(price.provider), when, *shown)
+    shown = ["" if value is None else _short(value) for value in values]
+    if price.input_price is None:
+        shown[0] = "published"
+    when = _format_time(price.valid_from)
+    cells = (price.model, _provider(price.provider), when, *shown)
+    return (*cells, *_notes(price.provider))
 
 
 def _short(price: Decimal) -> str:
@@ -367,14 +364,15 @@ def _check_cells(found: ModelCheck) -> tuple[str, ...]:
         f"{found.messages:,}",
         found.price or "none",
     )
-    return (*cells, *_wrap(found.reason)) if found.reason else cells
+    return (*cells, *_notes(found.provider, found.reason))
 
 
-def _unused_lines(price: UnusedPrice) -> list[str]:
-    names = (f"{model} ({name or NO_PROVIDER})" for name, model in price.similar)
-    found = ", ".join(names)
-    rest = f"; messages name {found}" if found else ", and none names a similar model"
-    return _wrap(f"the own price of {_name(price)} applies to no message{rest}")
+def _unused_lines(price: UnusedPrice, within: str) -> list[str]:
+    text = f"the own price of {_name(price)} applies to no message of the last {within}"
+    if price.similar:
+        names = (f"{model} ({name or NO_PROVIDER})" for name, model in price.similar)
+        text += f"; messages name {', '.join(names)}"
+    return _wrap(text)
 
 
 def _wrap(text: str) -> list[str]:
@@ -407,4 +405,4 @@ def _report_cells(group: PricedMessages, decimals: int) -> tuple[str, ...]:
         f"{group.cost_today - group.cost:+,.{decimals}f}",
         f"{group.unpriced:,}",
     )
-    return (*cells, *_wrap(group.reason)) if group.reason else cells
+    return (*cells, *_notes(group.provider, group.reason))

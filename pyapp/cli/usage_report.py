@@ -12,12 +12,11 @@ from uuid import UUID
 import psycopg
 import typer
 from psycopg import Connection
-from rich.cells import cell_len, chop_cells, set_cell_size
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import find_user, parse_id, parse_time
-from pyapp.cli.console import console, print_json, print_table, say, warn
+from pyapp.cli.console import fit_names, print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
 from pyapp.usage import UsageGroup, UsageKey, list_usage
@@ -26,10 +25,6 @@ from pyapp.usage import UsageGroup, UsageKey, list_usage
 SHOWN = 1000
 NONE = "(none)"
 TOTAL = "total"
-# The width of a table that is not printed to a terminal, and that of the gap between
-# two columns.
-WIDTH = 80
-GAP = 2
 _COST_HEADER = ("messages", "tokens", "cost (USD)", "credits")
 _TOKEN_HEADER = ("input", "cache writes", "cache reads", "output")
 _SUMS = (
@@ -251,8 +246,7 @@ def _print_table(
     say(f"usage {scope.span}")
     if scope.payer:
         say(f"of {scope.payer}")
-    room = _find_room([header, *rows])
-    print_table(header, (_fit(row, room) for row in rows), numbers=header[1:])
+    print_table(header, fit_names(header, rows), numbers=header[1:])
     if is_cut:
         say(
             f"only the first {limit:,} groups are shown (--limit); the total counts all"
@@ -262,22 +256,6 @@ def _print_table(
 def _no_messages(scope: _Scope) -> str:
     payer = f" of {scope.payer}" if scope.payer else ""
     return f"no messages{payer} {scope.span}"
-
-
-def _find_room(rows: Sequence[_Row]) -> int:
-    """Return the columns that are left for names."""
-    width = console.width if console.is_terminal else WIDTH
-    _, *columns = zip(*rows, strict=True)
-    return width - sum(GAP + max(map(len, column)) for column in columns)
-
-
-def _fit(row: _Row, room: int) -> _Row:
-    """Cut a name that is wider than *room*; the lines below then have all of it."""
-    name, *sums = row
-    if cell_len(name) <= room:
-        return row
-    cut = set_cell_size(name, max(room, len(TOTAL)) - 1)
-    return (f"{cut}\N{HORIZONTAL ELLIPSIS}", *sums, *chop_cells(name, WIDTH - GAP))
 
 
 def _cost_cells(sums: UsageGroup) -> _Row:
