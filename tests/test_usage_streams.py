@@ -73,6 +73,22 @@ def test_the_largest_count_of_an_event_is_the_whole(tmp_path: Path) -> None:
     assert tokens(smaller) == (40, 0, 7, 9)
 
 
+@pytest.mark.parametrize("place", ["start", "delta"])
+@pytest.mark.parametrize("count", [-101, "9", 1.5])
+def test_an_invalid_count_of_an_event_is_reported(
+    tmp_path: Path, place: str, count: object
+) -> None:
+    counts: dict[str, Any] = {"start": 1, "delta": 9, place: count}
+    events = [
+        start(output_tokens=counts["start"]),
+        delta(output_tokens=counts["delta"]),
+    ]
+    results, _ = read(tmp_path, *events)
+
+    assert [line for line, _ in broken(results)] == [2]
+    assert len(results) == 1
+
+
 def test_a_compaction_in_a_stream_is_a_pass_of_its_own(tmp_path: Path) -> None:
     compaction: dict[str, Any] = {"input_tokens": 10, "cache_read_input_tokens": 500}
     passes = [
@@ -263,6 +279,11 @@ def test_equal_gemini_responses_without_an_id_are_two(tmp_path: Path) -> None:
             {"thoughtsTokenCount": 5},
             "the counts of the usage (115) differ from totalTokenCount (110)",
         ),
+        ({"promptTokensDetails": {}}, "promptTokensDetails is not a list of objects"),
+        (
+            {"candidatesTokensDetails": ["IMAGE"]},
+            "candidatesTokensDetails is not a list of objects",
+        ),
         (
             {"promptTokensDetails": [{"modality": "SMELL", "tokenCount": 5}]},
             "a modality that is not known: 'SMELL'",
@@ -288,9 +309,15 @@ def test_one_bad_message_of_a_gemini_session_leaves_the_others(tmp_path: Path) -
         line = {"id": id, "timestamp": "2026-05-04T10:11:12Z", "type": "gemini"}
         return {**line, "model": "gemini-2.5-flash", "tokens": counts}
 
-    session = {"sessionId": "s", "messages": [message("a", 15), message("b", 20)]}
-    results, _ = read(tmp_path, session)
+    messages = [
+        message("a", 15),
+        message("b", 20),
+        {**message("c", 15), "type": "model"},
+    ]
+    results, _ = read(tmp_path, {"sessionId": "s", "messages": messages})
 
     assert [tokens(m) for m in results[:1]] == [(10, 0, 0, 5)]
-    expected = "the counts of the tokens (15) differ from total (20)"
-    assert broken(results) == [(1, expected)]
+    assert broken(results) == [
+        (1, "the counts of the tokens (15) differ from total (20)"),
+        (1, "tokens in a message of type 'model'"),
+    ]

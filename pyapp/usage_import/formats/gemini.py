@@ -295,7 +295,11 @@ def _pass(usage: Object, units: Mapping[str, int]) -> Pass:
 
 def _add_parts(units: dict[str, int], usage: Object, key: str, unit: str) -> None:
     """Add the tokens of the modalities that have prices of their own."""
-    for part in _objects(usage.get(key)):
+    details = usage.get(key)
+    parts = _objects(details)
+    if details is not None and parts != details:
+        raise BadUsageError(f"{key} is not a list of objects")
+    for part in parts:
         named = str(part.get("modality")).upper()
         modality = _MODALITIES.get(named)
         key = "tokenCount" if "tokenCount" in part else "token_count"
@@ -307,7 +311,7 @@ def _add_parts(units: dict[str, int], usage: Object, key: str, unit: str) -> Non
             units[name] = units.get(name, 0) + used
 
 
-def _objects(value: object) -> Iterable[Object]:
+def _objects(value: object) -> list[Object]:
     if not isinstance(value, list):
         return []
     return [part for part in value if isinstance(part, dict)]

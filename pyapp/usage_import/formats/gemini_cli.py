@@ -92,17 +92,18 @@ class Session(Format):
     def _read_messages(self, messages: object, number: int) -> Sequence[ModelResponse]:
         found = []
         for message in messages if isinstance(messages, list) else ():
-            if not isinstance(message, dict) or message.get("type") != "gemini":
+            if not isinstance(message, dict) or not message.get("tokens"):
                 continue
             try:
-                if message.get("tokens"):
-                    found.append(self._read_message(message))
+                found.append(self._read_message(message))
             except InvalidValueError as exc:
                 self._broken.append(Unfinished(number, str(exc)))
         return found
 
     def _read_message(self, message: Object) -> ModelResponse:
-        tokens = message["tokens"]
+        tokens, kind = message["tokens"], message.get("type")
+        if kind != "gemini":
+            raise BadUsageError(f"tokens in a message of type {str(kind)[:100]!a}")
         name = hashed_text(message.get("id"))
         if name is None:
             raise BadUsageError("no id: repeats of the response could not be detected")

@@ -131,10 +131,9 @@ def _merged(before: Object, after: Object) -> Object:
     stated = {key: value for key, value in after.items() if value is not None}
     if "iterations" in stated:
         return stated
-    for key, value in stated.items():
-        known = before.get(key)
-        if isinstance(value, int) and isinstance(known, int):
-            stated[key] = max(value, known)
+    for key in stated:
+        if key.endswith("_tokens"):
+            stated[key] = max(count(stated, key), count(before, key))
     return stated
 
 
