@@ -78,6 +78,12 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             "ephemeral_1h_input_tokens must be a whole number",
         ),
         (
+            changed(ANTHROPIC, usage__cache_creation={"ephemeral_24h": 300}),
+            "cache writes of an unknown lifetime: 'ephemeral_24h'",
+        ),
+        (changed(CHAT, service_tier=["priority"]), "service_tier is not text"),
+        (changed(RESPONSE, output={"type": "web_search_call"}), "output is not a list"),
+        (
             changed(ANTHROPIC, usage__cache_creation_input_tokens=10),
             "cache writes by lifetime (300) exceed their sum (10)",
         ),

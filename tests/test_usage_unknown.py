@@ -25,6 +25,8 @@ from tests.usage_lines import CHAT, SESSION, changed, read
         ({"usage": {"input": 4}}, "usage.input"),
         ({"log": '{"usage": {"input_tokens": 5}}\n'}, "log.usage.input_tokens"),
         ({"messages": [{"content": "x", "tokens": 7}]}, "messages.tokens"),
+        ({"a\x1b\n": {"tokens": 7}}, r"a\x1b\n.tokens"),
+        ({"a" * 900: {"tokens": 7}}, "a" * 200),
         (
             {"attributes": [{"key": "llm.tokens", "value": {"intValue": "7"}}]},
             "attributes.llm.tokens.intValue",

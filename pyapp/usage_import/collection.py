@@ -101,7 +101,13 @@ class Collection:
         except InvalidValueError as exc:
             self._add_broken(line, str(exc))
             return True
-        except (AttributeError, LookupError, TypeError, ValueError) as exc:
+        except (
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as exc:
             # A form that a reader does not expect must not stop the import.
             self._add_broken(line, f"not readable: {type(exc).__name__}")
             return True

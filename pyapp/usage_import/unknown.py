@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from orjson import JSONDecodeError, loads
 
+from pyapp._core.new_messages import one_line
 from pyapp.usage_import.fields import Object
 
 _MAX_DEPTH = 8
 _MAX_VALUES = 5_000
+_MAX_NAME = 200  # characters of a path
 _MAX_TEXT = 1_000_000  # characters of a text that is parsed
 # Words of a key, in snake case, that name usage or a price.
 _WORDS = {
@@ -88,7 +90,7 @@ def find_usage(line: Object) -> str | None:
                     name = f"{path}.{key}" if path else key
                     named = _names_usage(key, is_usage)
                 if named and _is_amount(item):
-                    return name
+                    return one_line(name[:_MAX_NAME])
                 item = _object_in(item)
                 if isinstance(item, dict | list):
                     inner.append((name, item, named))

@@ -46,6 +46,7 @@ _KEYS = (
     "cache_read_input_tokens",
     "output_tokens",
 )
+_LIFETIMES = {"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"}
 # Types of iterations that the usage itself reports too.
 _MAIN = ("message", "fallback_message")
 # Hosts that mark the ids of their responses.
@@ -201,6 +202,11 @@ def read_pass(usage: Object) -> Pass:
     if written:
         hour = count(written, "ephemeral_1h_input_tokens")
         by_lifetime = hour + count(written, "ephemeral_5m_input_tokens")
+        for key in written.keys() - _LIFETIMES:
+            if written[key]:
+                raise BadUsageError(
+                    f"cache writes of an unknown lifetime: {shown(key)}"
+                )
     creation = count(usage, "cache_creation_input_tokens")
     if not creation and usage.get("cache_creation_input_tokens") is None:
         creation = by_lifetime
