@@ -188,6 +188,14 @@ def test_calls_that_no_line_shows_are_reported(tmp_path: Path) -> None:
         ),
         (event(20, [], used(2000, 200)), "the token usage is not an object"),
         (
+            changed(FIRST, payload={"type": "token_count", "inf": {"a": used(10, 1)}}),
+            "a token_count without the counters of its thread",
+        ),
+        (
+            record(20, "resp_1", None, "t"),
+            "a token_usage_record without its usage",
+        ),
+        (
             changed(FIRST, payload={"type": "token_count", **used(10, 1)}),
             "a token_count without the counters of its thread",
         ),

@@ -64,6 +64,13 @@ def test_a_stream_has_the_id_of_its_response(tmp_path: Path) -> None:
     assert tokens(stream) == (40, 0, 7, 90)
 
 
+def test_a_delta_without_usage_does_not_end_a_stream(tmp_path: Path) -> None:
+    results, _ = read(tmp_path, start(), delta())
+
+    assert broken(results) == [(1, "the stream ends before the usage of 'msg_s'")]
+    assert tokens(only(tmp_path, start(), delta(), delta(output_tokens=9)))[3] == 9
+
+
 def test_the_largest_count_of_an_event_is_the_whole(tmp_path: Path) -> None:
     events = (start(), delta(output_tokens=5), delta(output_tokens=90, input_tokens=61))
     stream = only(tmp_path, *events)
@@ -125,7 +132,8 @@ def test_events_are_read_in_the_text_of_a_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["event", "data", "chunk"])
 def test_an_event_in_an_envelope_is_read(tmp_path: Path, key: str) -> None:
-    lines = [{"request_id": "r", key: event} for event in (start(), delta())]
+    events = (start(), delta(output_tokens=9))
+    lines = [{"request_id": "r", key: event} for event in events]
 
     assert only(tmp_path, *lines).client_request_id == "r"
 
@@ -152,6 +160,13 @@ def test_groqs_last_chunk_has_its_usage_apart(tmp_path: Path) -> None:
 
     assert tokens(message) == tokens(only(tmp_path, CHAT))
     assert message.provider == "groq"
+
+
+def test_moonshots_last_chunk_has_its_usage_in_the_choice(tmp_path: Path) -> None:
+    chunk = changed(CHAT, usage=None, object="chat.completion.chunk")
+    last = {**chunk, "choices": [{"index": 0, "delta": {}, "usage": CHAT["usage"]}]}
+
+    assert tokens(only(tmp_path, chunk, last)) == tokens(only(tmp_path, CHAT))
 
 
 def test_chunks_with_ids_of_their_own_are_one_stream(tmp_path: Path) -> None:
@@ -213,6 +228,7 @@ def test_gemini_chunks_are_one_response_with_all_their_searches(
 
 def test_a_chunk_with_a_traffic_type_alone_has_no_usage(tmp_path: Path) -> None:
     chunk = {**GEMINI, "usageMetadata": {"trafficType": "ON_DEMAND"}}
+    chunk["candidates"] = [{"content": {"parts": [{"text": "a"}]}}]
     messages, counts = read(tmp_path, chunk, GEMINI)
 
     assert [tokens(m) for m in messages] == [(100, 0, 0, 10)]
@@ -261,6 +277,15 @@ def test_counting_tokens_is_free(tmp_path: Path) -> None:
     line = {"totalTokens": 31, "promptTokensDetails": details}
 
     assert read(tmp_path, line) == ([], LineCounts(without_usage=1))
+
+
+@pytest.mark.parametrize("usage", [None, {"trafficType": "ON_DEMAND"}])
+def test_a_gemini_response_without_usage_is_reported(
+    tmp_path: Path, usage: object
+) -> None:
+    results, _ = read(tmp_path, changed(GEMINI, usageMetadata=usage))
+
+    assert broken(results) == [(1, "a response without usage")]
 
 
 def test_equal_gemini_responses_without_an_id_are_two(tmp_path: Path) -> None:

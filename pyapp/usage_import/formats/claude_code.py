@@ -68,6 +68,7 @@ _COUNTS = (
     "cacheReadInputTokens",
     "outputTokens",
 )
+_REQUIRED = ("inputTokens", "outputTokens")
 # Hosts by the names that Claude Code has for them.
 _PROVIDERS = {
     "bedrock": "aws",
@@ -199,7 +200,7 @@ def _sums(line: Object) -> dict[str, _Sum]:
         if not isinstance(usage, dict):
             raise BadUsageError(f"modelUsage of {name[:100]!a} is not an object")
         one = _Sum(
-            tuple(count(usage, key) for key in _COUNTS),
+            tuple(count(usage, key, required=key in _REQUIRED) for key in _COUNTS),
             count(usage, "webSearchRequests"),
             cost("costUSD", usage.get("costUSD")),
             _provider(name, usage),
@@ -267,10 +268,11 @@ def _increase(
 
     Then the increase covers the usage of the turn; another process begins at zero.
     """
-    usage = line.get("usage")
-    turn = anthropic.read_pass(usage) if isinstance(usage, dict) else Pass()
+    if not before:
+        return sums
+    turn = anthropic.read_pass(inner(line, "usage"))
     rest = {model: _minus(one, before.get(model)) for model, one in sums.items()}
-    if not before or before.keys() - sums.keys():
+    if before.keys() - sums.keys():
         return sums
     if any(part < 0 for one in rest.values() for part in (*one.counts, one.cost or 0)):
         return sums

@@ -32,6 +32,7 @@ from pyapp.usage_import.fields import (
 )
 from pyapp.usage_import.formats.kinds import Format, Unfinished
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
+from pyapp.usage_import.unknown import find_usage
 
 # Types of the lines of a rollout; each has its content at `payload`.
 _LINES = {
@@ -307,7 +308,8 @@ def _read_event(
 ) -> Sequence[ModelResponse]:
     info = event.get("info")
     if not isinstance(info, dict):
-        if "input_tokens" in event:
+        rest = {key: value for key, value in event.items() if key != "rate_limits"}
+        if info is not None or find_usage(rest):
             raise BadUsageError("a token_count without the counters of its thread")
         return ()  # the event is about rate limits alone
     counters = _usage(info.get("total_token_usage"))
@@ -372,7 +374,9 @@ def _read_record(
     owner = text(record.get("thread_id"))
     if thread.is_copy or (owner and thread.id and owner != thread.id):
         return ()
-    if used is None or used.is_empty:
+    if used is None:
+        raise BadUsageError("a token_usage_record without its usage")
+    if used.is_empty:
         return ()
     if thread.last_counted == used:
         thread.last_counted = None

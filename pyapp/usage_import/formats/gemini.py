@@ -22,6 +22,7 @@ from pyapp.usage_import.fields import (
     Object,
     count,
     hashed_text,
+    inner,
     moment,
     text,
 )
@@ -141,8 +142,6 @@ def _read(chain: Chain, searches: _Searches | None = None) -> ModelResponse:
         raise BadUsageError("a cache is billed by its time, which is not in the log")
     searches = searches or _Searches()
     searches.add_candidates(response.get("candidates"))
-    candidates = _objects(response.get("candidates"))
-    ends = [_either(candidate, "finishReason") for candidate in candidates]
     model = text(_either(response, "modelVersion")) or text(chain[0].get("model"))
     return _describe(
         chain,
@@ -151,8 +150,14 @@ def _read(chain: Chain, searches: _Searches | None = None) -> ModelResponse:
         model=model,
         made_at=_either(response, "createTime"),
         units=searches.units(model),
-        is_open=bool(ends) and not any(ends),
+        is_open=bool(response.get("candidates")) and not _has_ended(response),
     )
+
+
+def _has_ended(response: Object) -> bool:
+    """Tell whether a candidate has its end."""
+    candidates = _objects(response.get("candidates"))
+    return any(_either(candidate, "finishReason") for candidate in candidates)
 
 
 class Chunks(Format):
@@ -163,6 +168,8 @@ class Chunks(Format):
         self._searches: dict[str | None, _Searches] = {}
         # Of the streams that have not ended, the last chunk with usage.
         self._open: dict[str | None, tuple[ModelResponse, int]] = {}
+        # Of the streams that have ended without usage, the line.
+        self._ended: dict[str | None, int] = {}
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be a chunk."""
@@ -177,7 +184,10 @@ class Chunks(Format):
         if not _has_usage(line):
             searches.add_candidates(line["candidates"])
             self._keep(name, searches)
-            return ()
+            if name not in self._open and _has_ended(line):
+                self._ended[name] = number
+            return None
+        self._ended.pop(name, None)
         found = _read([line], searches)
         if found.is_open:
             self._open[name] = (found, number)
@@ -195,6 +205,8 @@ class Chunks(Format):
                 yield found
             else:
                 yield Unfinished(number, "the stream ends before its usage")
+        for number in self._ended.values():
+            yield Unfinished(number, "a response without usage")
 
     def _keep(self, name: str | None, searches: _Searches) -> None:
         if searches.units(None):
@@ -203,6 +215,8 @@ class Chunks(Format):
 
 def _has_interaction(response: Object) -> bool:
     usage = response.get("usage")
+    if response.get("object") == "interaction" and usage:
+        return True
     return isinstance(usage, dict) and _INTERACTION.prompt in usage
 
 
@@ -213,11 +227,12 @@ def _is_interaction(response: Object) -> bool:
 def _read_interaction(chain: Chain) -> ModelResponse:
     response = chain[-1]
     model = text(response.get("model")) or text(response.get("agent"))
+    usage = inner(response, "usage")
     searches = _Searches()
-    searches.add_interaction(response)
+    searches.add_interaction(response, usage)
     return _describe(
         chain,
-        response["usage"],
+        usage,
         name=hashed_text(response.get("id")),
         model=model,
         made_at=response.get("updated") or response.get("created"),
@@ -327,8 +342,10 @@ class _Searches:
 
     def add(self, queries: object) -> None:
         """Add the queries of one search."""
-        if isinstance(queries, list):
-            self._queries.update(q for q in queries if isinstance(q, str) and q.strip())
+        asked = [] if queries is None else queries
+        if not isinstance(asked, list) or not all(isinstance(q, str) for q in asked):
+            raise BadUsageError("the queries of a search are not a list of texts")
+        self._queries.update(query for query in asked if query.strip())
 
     def add_candidates(self, candidates: object) -> None:
         """Add the searches that the candidates name."""
@@ -343,9 +360,8 @@ class _Searches:
                 if _either(call, "toolType") == "GOOGLE_SEARCH_WEB":
                     self.add(_part(call, "args").get("queries"))
 
-    def add_interaction(self, response: Object) -> None:
+    def add_interaction(self, response: Object, usage: Object) -> None:
         """Add the searches that the usage or the steps of an interaction name."""
-        usage = response["usage"]
         for tool in _objects(usage.get("grounding_tool_count")):
             kind, used = tool.get("type"), count(tool, "count")
             self._prompts += used if kind == "google_search" else 0

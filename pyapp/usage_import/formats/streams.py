@@ -99,7 +99,9 @@ class Messages(Format):
     def _go_on(
         self, stream: tuple[str | None, ...], line: Object, event: Object
     ) -> Sequence[ModelResponse]:
-        begun = self._begun.get(stream)
+        begun, delta = self._begun.get(stream), inner(event, "usage")
+        if delta.get("output_tokens") is None:
+            return ()  # the stream still has no usage
         if begun:
             message, _ = begun.pop()
             self._given[stream] = message
@@ -109,7 +111,7 @@ class Messages(Format):
             message = self._given[stream]
         else:
             raise BadUsageError("message_delta without its message_start")
-        given, delta = inner(message, "usage"), inner(event, "usage")
+        given = inner(message, "usage")
         whole = dict(message)
         whole["usage"] = {**given, **_merged(given, delta)}
         whole["stop_reason"] = inner(event, "delta").get("stop_reason") or "unknown"
@@ -149,7 +151,7 @@ class _Begun(NamedTuple):
 
 
 class Chunks(Format):
-    """Streams of OpenAI's shapes: those without usage, and Groq's, which has it apart.
+    """Streams of OpenAI's shapes: those without usage, or with it in another place.
 
     The usage of the others is in a body.
     """
@@ -171,11 +173,13 @@ class Chunks(Format):
         response = line.get("response")
         if kind is None and line.get("object") in _CHUNKS:
             groq = inner(line, "x_groq")
-            usage = line.get("usage") or groq.get("usage")
-            self._note(line, number, bool(usage))
-            if groq:
-                found = openai.BODY.read([{**line, "usage": usage}]) if usage else None
-                return () if found is None else (found._replace(provider="groq"),)
+            usage = groq.get("usage") or _usage_of_choice(line)
+            self._note(line, number, bool(line.get("usage") or usage))
+            if usage and not line.get("usage"):
+                found = openai.BODY.read([{**line, "usage": usage}])
+                if found is not None and groq:
+                    found = found._replace(provider="groq")
+                return () if found is None else (found,)
         elif isinstance(response, dict):
             self._note(response, number, kind != "response.created")
         return None
@@ -206,6 +210,13 @@ class Chunks(Format):
             )
 
 
+def _usage_of_choice(chunk: Object) -> object:
+    """Return the usage in the first choice, where Moonshot's last chunk has it."""
+    choices = chunk.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first.get("usage") if isinstance(first, dict) else None
+
+
 class Realtime(Format):
     """Events of OpenAI's realtime sessions."""
 
@@ -231,7 +242,7 @@ class Realtime(Format):
         usage = response.get("usage")
         if response.get("object") != "realtime.response":
             return None
-        if not usage:
+        if not usage and response.get("status") != "completed":
             return ()
         model = text(response.get("model")) or self._model
         if model is None:
