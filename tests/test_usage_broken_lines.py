@@ -82,6 +82,7 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             "cache writes of an unknown lifetime: 'ephemeral_24h'",
         ),
         (changed(CHAT, service_tier=["priority"]), "service_tier is not text"),
+        (changed(RESPONSE, object="batch"), "a sum of calls; import the output file"),
         (changed(RESPONSE, output={"type": "web_search_call"}), "output is not a list"),
         (
             changed(ANTHROPIC, usage__cache_creation_input_tokens=10),

@@ -52,6 +52,7 @@ def test_usage_is_found_at_any_depth(line, path):
         {"input": {"usage": 7}, "arguments": {"tokens": 8}, "tools": [{"cost": 1}]},
         {"choices": [{"logprobs": {"tokens": [1, 2]}}]},
         {"usage": "high", "costs": "none"},
+        {"object": "vector_store", "usage_bytes": 4_000},
         {"log": '{"usage": ', "line": '{"a": 1}'},
         {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"tokens": 5}}}}}}}}},
     ],

@@ -38,6 +38,7 @@ _OTHERS = {
     "price",
     "pricing",
     "window",
+    "bytes",
     "overlap",
     "threshold",
     "remaining",

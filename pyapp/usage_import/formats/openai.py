@@ -90,6 +90,8 @@ def _read(chain: Chain) -> ModelResponse:
     usage = response["usage"]
     if not isinstance(usage, dict):
         raise BadUsageError("usage is not an object")
+    if response.get("object") == "batch":
+        raise BadUsageError("a sum of calls; import the output file of the batch")
     model = text(response.get("model"))
     if usage.keys() == {"total_tokens"} and (
         response.get("object") == "list" or "results" in response
