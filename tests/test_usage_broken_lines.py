@@ -89,7 +89,10 @@ def test_broken_line_is_reported_and_the_others_are_read(tmp_path):
             "cache writes by lifetime (300) exceed their sum (10)",
         ),
         ({"type": "message_start", "message": ANTHROPIC}, "ends before the usage of"),
-        ({"type": "message_delta", "delta": {}, "usage": {}}, "its message_start"),
+        (
+            {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 5}},
+            "its message_start",
+        ),
         (
             {"type": "result", "usage": {"input_tokens": 5, "output_tokens": 5}},
             "no modelUsage, so no model is named",
