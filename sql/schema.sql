@@ -475,7 +475,7 @@ COMMENT ON COLUMN app.model_prices.cache_creation_price IS
     'Of cache_creation_input_tokens; NULL if calls that write to the cache have no'
     ' price.';
 COMMENT ON COLUMN app.model_prices.cache_creation_1h_price IS
-    'Of those kept for an hour; NULL if the price is cache_creation_price.';
+    'Of cache writes kept for an hour; NULL if it is cache_creation_price.';
 COMMENT ON COLUMN app.model_prices.cache_read_price IS
     'Of cache_read_input_tokens; NULL if calls that read from the cache have no price.';
 COMMENT ON COLUMN app.model_prices.output_price IS

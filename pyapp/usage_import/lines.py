@@ -2,7 +2,7 @@
 
 Usually a line is an object. A line can also have several, or be an array of objects; an
 array and an object may extend over several lines; server-sent events have `data:` in
-front. Nothing larger than MAX_BYTES is in memory, whatever the size of the file.
+front. Nothing larger than MAX_BYTES is in memory, regardless of the size of the file.
 """
 
 from __future__ import annotations
