@@ -106,7 +106,7 @@ WRITES_AS_INPUT = READS_AS_INPUT | {"x-ai", "deepseek"}
 CACHE_FOLLOWS = frozenset(("anthropic",))
 # Google, batch inference: the discount of cached tokens replaces that of the batch.
 FULL_CACHE = frozenset(("google",))
-# Fees for tool calls are listed once, regardless of the tier of the tokens. Anthropic, Web
+# Fees for tool calls are listed once, for all tiers of the tokens. Anthropic, Web
 # search tool: the same price in batches.
 FEES_IN_ALL_TIERS = frozenset(("anthropic", "openai", "google"))
 
