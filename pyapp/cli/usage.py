@@ -273,7 +273,9 @@ def _reporting(tally: _Tally) -> Iterator[None]:
         if isinstance(exc, KeyboardInterrupt):
             raise typer.Exit(130) from None
         if isinstance(exc, OSError):
-            raise ArgumentError(f"cannot read {exc.filename}: {exc.strerror}") from exc
+            # Without a name, it is the temporary file: the disk may be full.
+            name = exc.filename or "the logs"
+            raise ArgumentError(f"cannot read {name}: {exc.strerror}") from exc
         raise
     finally:
         counts = {
