@@ -1,4 +1,4 @@
-"""Every JSON object of a log is read, in whatever lines it is written."""
+"""Every JSON object of a log is read, on one line, on several or in an array."""
 
 import io
 import json

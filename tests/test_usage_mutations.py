@@ -1,4 +1,4 @@
-"""Whatever value is changed in a known form of usage, no reader fails."""
+"""No reader fails because of a value, of any type, in a form that it knows."""
 
 import copy
 import random
@@ -53,7 +53,7 @@ def places(value: object) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("path", CASES, ids=[path.name for path in CASES])
-def test_reader_answers_or_reports_whatever_a_value_is(path: Path) -> None:
+def test_reader_answers_or_reports_for_any_value(path: Path) -> None:
     numbers = random.Random(path.name)
     lines = objects(path)
     for _ in range(CHANGES):

@@ -1,4 +1,4 @@
-"""Tells whether an object of no known format carries usage that somebody bills."""
+"""Finds usage in objects of no known format, so that it is not passed over."""
 
 from __future__ import annotations
 
