@@ -52,6 +52,7 @@ def test_usage_is_found_at_any_depth(line, path):
         {"input": {"usage": 7}, "arguments": {"tokens": 8}, "tools": [{"cost": 1}]},
         {"choices": [{"logprobs": {"tokens": [1, 2]}}]},
         {"usage": "high", "costs": "none"},
+        {"tokens": [101, 2003, 102], "token_ids": [5]},
         {"object": "vector_store", "usage_bytes": 4_000},
         {"log": '{"usage": ', "line": '{"a": 1}'},
         {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"tokens": 5}}}}}}}}},
@@ -61,8 +62,12 @@ def test_what_only_looks_like_usage_is_none(line):
     assert find_usage(line) is None
 
 
-def test_large_object_without_usage_is_searched_in_part():
-    assert find_usage({"rows": [{"n": n} for n in range(100_000)]}) is None
+def test_large_object_is_searched_in_part():
+    rows = [{"n": n, "vector": [0.5] * 1_000} for n in range(1_000)]
+
+    assert find_usage({"rows": rows}) is None
+    assert find_usage({"rows": rows, "meta": {"tokens": 5}}) == "meta.tokens"
+    assert find_usage({"rows": [{**row, "tokens": 1} for row in rows]}) == "rows.tokens"
 
 
 def test_unknown_usage_is_reported_with_its_line(tmp_path):
@@ -98,6 +103,15 @@ def test_lines_of_known_formats_are_not_searched(tmp_path, line):
     _, counts = read(tmp_path, line, CHAT)
 
     assert counts == LineCounts(messages=1, without_usage=1)
+
+
+def test_export_may_begin_with_items_without_usage(tmp_path):
+    notes = [{"note": n} for n in range(9)]
+    sessions = [{"type": "user", "uuid": "x"}] * 500
+    results, counts = read(tmp_path, {"log": [*notes, *sessions, CHAT]})
+
+    assert [type(r).__name__ for r in results] == ["NewMessage"]
+    assert counts == LineCounts(messages=1, without_usage=509)
 
 
 @pytest.mark.parametrize("key", ["data", "results", "generations"])

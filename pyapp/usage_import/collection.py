@@ -25,6 +25,8 @@ from pyapp.usage_import.responses import ModelResponse, Pass, make_id
 from pyapp.usage_import.unknown import find_usage
 
 _SIZE = 8  # bytes of a length
+_PROBED = 20  # items of a list, of which one has to be of a known format
+_NOT_READABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(slots=True)
@@ -101,13 +103,7 @@ class Collection:
         except InvalidValueError as exc:
             self._add_broken(line, str(exc))
             return True
-        except (
-            AttributeError,
-            LookupError,
-            RecursionError,
-            TypeError,
-            ValueError,
-        ) as exc:
+        except _NOT_READABLE as exc:
             # A form that a reader does not expect must not stop the import.
             self._add_broken(line, f"not readable: {type(exc).__name__}")
             return True
@@ -170,15 +166,15 @@ class Collection:
         self, line: int, value: Object, formats: Reader, occurrences: Counter[bytes]
     ) -> bool:
         """Report usage; the items of a list in an object are objects of their own."""
+        for items in value.values():
+            if _is_list_of_objects(items) and _are_known(items[:_PROBED], line):
+                for item in items:
+                    self._add_object(line, item, formats, occurrences)
+                return True
         usage = find_usage(value)
         if usage is None:
             self._counts.without_usage += 1
             return False
-        for items in value.values():
-            if _is_list_of_objects(items) and _is_known(formats, items[0], line):
-                for item in items:
-                    self._add_object(line, item, formats, occurrences)
-                return True
         self._counts.unknown += 1
         self._add_reason(line, f"usage in an unknown form: {usage}", True)
         return False
@@ -234,11 +230,16 @@ def _is_list_of_objects(value: object) -> bool:
     )
 
 
-def _is_known(formats: Reader, value: Object, line: int) -> bool:
-    try:
-        return formats.read(value, line) is not None
-    except InvalidValueError:
-        return True
+def _are_known(items: list[Object], line: int) -> bool:
+    """Tell whether one of *items* is of a known format."""
+    reader = Reader("")  # the file's own one would read them twice
+    for item in items:
+        try:
+            if reader.read(item, line) is not None:
+                return True
+        except (InvalidValueError, *_NOT_READABLE):
+            return True
+    return False
 
 
 def _packed(response: ModelResponse) -> list[Any]:

@@ -11,7 +11,8 @@ from pyapp._core.new_messages import one_line
 from pyapp.usage_import.fields import Object
 
 _MAX_DEPTH = 8
-_MAX_VALUES = 5_000
+_MAX_VALUES = 50_000
+_MAX_ITEMS = 100  # of a list; the others are like them
 _MAX_NAME = 200  # characters of a path
 _MAX_TEXT = 1_000_000  # characters of a text that is parsed
 # Words of a key, in snake case, that name usage or a price.
@@ -90,8 +91,8 @@ def find_usage(line: Object) -> str | None:
                         continue
                     name = f"{path}.{key}" if path else key
                     named = _names_usage(key, is_usage)
-                if named and _is_amount(item):
-                    return one_line(name[:_MAX_NAME])
+                    if named and _is_amount(item):
+                        return one_line(name[:_MAX_NAME])
                 item = _object_in(item)
                 if isinstance(item, dict | list):
                     inner.append((name, item, named))
@@ -100,12 +101,12 @@ def find_usage(line: Object) -> str | None:
 
 
 def _items(value: object) -> Iterator[tuple[object, object]]:
-    """Yield the keys and values of an object, or the items of a list.
+    """Yield the keys and values of an object, or the first items of a list.
 
     An attribute of OpenTelemetry is an object with its key and its value.
     """
     if isinstance(value, list):
-        yield from enumerate(value)
+        yield from enumerate(value[:_MAX_ITEMS])
     elif isinstance(value, dict):
         yield from value.items()
         if isinstance(value.get("key"), str) and "value" in value:
