@@ -55,11 +55,18 @@ def test_usage_is_found_at_any_depth(line, path):
         {"tokens": [101, 2003, 102], "token_ids": [5]},
         {"object": "vector_store", "usage_bytes": 4_000},
         {"log": '{"usage": ', "line": '{"a": 1}'},
-        {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"tokens": 5}}}}}}}}},
     ],
 )
 def test_what_only_looks_like_usage_is_none(line):
     assert find_usage(line) is None
+
+
+def test_deep_object_is_searched_in_part():
+    def nested(depth: int) -> dict[str, object]:
+        return {"a": nested(depth - 1)} if depth else {"tokens": 5}
+
+    assert find_usage(nested(15)) == ".".join(["a"] * 15 + ["tokens"])
+    assert find_usage(nested(16)) is None
 
 
 def test_large_object_is_searched_in_part():

@@ -10,7 +10,7 @@ from orjson import JSONDecodeError, loads
 from pyapp._core.new_messages import one_line
 from pyapp.usage_import.fields import Object
 
-_MAX_DEPTH = 8
+_MAX_DEPTH = 16
 _MAX_VALUES = 50_000
 _MAX_ITEMS = 100  # of a list; the others are like them
 _MAX_NAME = 200  # characters of a path
