@@ -192,7 +192,7 @@ def record_message(
         conn,
         _RecordMessageRow,
         "record_message",
-        margin=margin_of(margin),
+        margin=margin_of(margin, credits),
         **values,
     )
     if recorded.is_ahead:

@@ -195,8 +195,10 @@ def test_invalid_configured_margin_records_nothing(
 
     with pytest.raises(ConfigError, match="PYAPP_MARGIN is '20%'"):
         record_message(conn, user_id=user_id, model="m", cost=COST)
-
     assert list_messages(conn, subject_id=user_id) == []
+
+    message = new_message(user_id=user_id, credits=Decimal(3))
+    assert record_one(conn, message) == (1, Decimal(3))
 
 
 def test_many_small_messages_bill_exactly(conn: psycopg.Connection, user_id: UUID):

@@ -122,14 +122,16 @@ def staged_rows(
         yield (position, subject_id, *values.values())
 
 
-def margin_of(margin: Decimal | None) -> Decimal:
-    """Return *margin*, by default PYAPP_MARGIN.
+def margin_of(margin: Decimal | None, credits: object = None) -> Decimal | None:
+    """Return *margin*, by default PYAPP_MARGIN; it is not read if *credits* are given.
 
     Raises:
         InvalidValueError: *margin* is not an amount.
-        ConfigError: *margin* is not given, and PYAPP_MARGIN is not an amount.
+        ConfigError: the margin is not given, and PYAPP_MARGIN is not an amount.
     """
-    return configured_margin() if margin is None else check_amount("margin", margin)
+    if margin is not None:
+        return check_amount("margin", margin)
+    return configured_margin() if credits is None else None
 
 
 def one_line(reason: str) -> str:

@@ -122,7 +122,7 @@ async def record_message(
         conn,
         _RecordMessageRow,
         "record_message",
-        margin=margin_of(margin),
+        margin=margin_of(margin, credits),
         **values,
     )
     if recorded.is_ahead:
