@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from pyapp.cli import console
 from pyapp.cli import usage as command
-from pyapp.messages import RecordedMessages, record_messages
+from pyapp.messages import RecordedMessages, record_message, record_messages
 from pyapp.users import create_user
 from tests.support import run_cli
 from tests.usage_import import ADA, ada_id, calls, import_usage, recorded, write_log
@@ -56,6 +57,32 @@ def test_a_log_becomes_messages_and_a_repeat_adds_nothing(conn: Connection) -> N
     assert recorded(conn) == messages
     assert f"{sum(m.cost for m in messages):.4f}" == "4.2255"
     assert f"{sum(m.credits for m in messages):.2f}" == "507.06"
+
+
+def test_response_that_an_earlier_version_recorded_is_not_billed_again(
+    conn: Connection, log: Path
+) -> None:
+    """Its id contained the time of the response."""
+    for id in (
+        "bc51b040-96c1-5454-b42c-ffe053b60486",
+        "a6689a26-128a-52e5-ae06-8ff914d35470",
+    ):
+        record_message(
+            conn, id=UUID(id), user_id=ada_id(conn), model="gpt-5-mini", cost=Decimal(1)
+        )
+    conn.commit()
+    before = recorded(conn)
+    first = changed(CHAT, id="chatcmpl-Abcdefgh01234567")
+    second = changed(RESPONSE, id="resp_0123456789abcdef")
+
+    assert import_usage(write_log(log, first, second)) == [
+        NOTHING_NEW,
+        "2 already recorded; lines: 0 repeated, 0 without usage, 0 broken",
+    ]
+    assert recorded(conn) == before
+    third = changed(CHAT, id="chatcmpl-Abcdefgh01234568")
+    assert import_usage(write_log(log, first, second, third))[1].startswith("2 already")
+    assert len(recorded(conn)) == 3
 
 
 def test_a_longer_log_adds_only_what_is_new(conn: Connection, log: Path) -> None:

@@ -32,7 +32,7 @@ from pyapp.usage_import.reader import (
     UnknownUsage,
     read_usage_logs,
 )
-from pyapp.usage_import.recorded_runs import RecordedRuns
+from pyapp.usage_import.recorded_runs import RecordedRuns, leave_out_recorded
 
 log = logging.getLogger("pyapp.imports")
 
@@ -212,13 +212,16 @@ def _report(file: str, line: int | None, reason: str) -> None:
 def _record(
     conn: psycopg.Connection[Any],
     messages: Iterator[ReadMessage],
-    payer: dict[str, UUID | None],
+    payer: dict[str, UUID],
     margin: Decimal,
     tally: _Tally,
 ) -> None:
     """Record *messages* in batches, and commit each."""
     conn.commit()
-    while batch := list(itertools.islice(messages, BATCH)):
+    (payer_id,) = payer.values()
+    while read := list(itertools.islice(messages, BATCH)):
+        batch = leave_out_recorded(conn, payer_id, read)
+        tally.duplicates += len(read) - len(batch)
         # Recorded apart, so that the new ones of each kind can be counted.
         stated = [each for each in batch if each.message.cost is not None]
         others = [each for each in batch if each.message.cost is None]
@@ -233,7 +236,7 @@ def _record(
 def _record_batch(
     conn: psycopg.Connection[Any],
     batch: list[ReadMessage],
-    payer: dict[str, UUID | None],
+    payer: dict[str, UUID],
     margin: Decimal,
     tally: _Tally,
 ) -> RecordedMessages:

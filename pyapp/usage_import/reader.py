@@ -56,12 +56,16 @@ class UnknownUsage:
 
 
 class ReadMessage(NamedTuple):
-    """A message, the line that it comes from, and the session that the line names."""
+    """A message, the line that it comes from, and the session that the line names.
+
+    `former_id` is the id that the message has if an earlier version recorded it.
+    """
 
     file: str
     line: int
     message: NewMessage
     session: str | None = None
+    former_id: UUID | None = None
 
 
 def read_usage_logs(
@@ -107,8 +111,13 @@ def read_usage_logs(
                 if isinstance(messages, str):
                     yield BrokenLine(names[number], line, messages)
                     continue
+                former = None
+                if kept.former_id is not None:
+                    former = UUID(bytes=kept.former_id, version=5)
                 for message in messages:
-                    yield ReadMessage(names[number], line, message, kept.session)
+                    yield ReadMessage(
+                        names[number], line, message, kept.session, former
+                    )
             elif is_unknown:
                 yield UnknownUsage(names[number], line or None, kept)
             else:

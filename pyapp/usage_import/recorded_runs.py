@@ -9,16 +9,35 @@ not recorded. Calls of a file after those of an output have the same ids.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
 
+from pyapp._core.run import fetch_all
 from pyapp.usage import get_client_usage, get_request_usage
 from pyapp.usage_import.formats.claude_code import OUTPUT, RESULT, name_run
 from pyapp.usage_import.reader import ReadMessage
 
 _FILE = "file of "
+
+
+class _Recorded(NamedTuple):
+    id: UUID
+
+
+def leave_out_recorded(
+    conn: Connection[Any], subject_id: UUID, batch: list[ReadMessage]
+) -> list[ReadMessage]:
+    """Return *batch* without the messages that an earlier version recorded."""
+    ids = [each.former_id for each in batch if each.former_id is not None]
+    if not ids:
+        return batch
+    rows = fetch_all(
+        conn, _Recorded, "list_recorded_ids", subject_id=subject_id, ids=ids
+    )
+    recorded = {row.id for row in rows}
+    return [each for each in batch if each.former_id not in recorded]
 
 
 class RecordedRuns:

@@ -66,7 +66,8 @@ class ModelResponse(NamedTuple):
     larger counts. `session` names the session of whose calls the response is one, or,
     if `is_sum`, of whose calls it is the sum: such a sum is left out if one of the
     session's calls is read. `is_numbered` is true if the id is that of the line's
-    content, and equal lines of a file are different responses.
+    content, and equal lines of a file are different responses. `former_id` is the id
+    that earlier versions gave to the response, if it was another one.
     """
 
     id: bytes
@@ -84,6 +85,7 @@ class ModelResponse(NamedTuple):
     session: str | None = None
     is_sum: bool = False
     is_numbered: bool = False
+    former_id: bytes | None = None
 
     @property
     def is_billed(self) -> bool:
@@ -115,6 +117,7 @@ def describe(
     latency_ms: int | None = None,
     is_open: bool = False,
     is_numbered: bool = False,
+    former_id: bytes | None = None,
     context: Mapping[str, str] | None = None,
 ) -> ModelResponse:
     """Return the response at the end of *chain*; its envelope gives what is missing.
@@ -148,6 +151,7 @@ def describe(
         text(line["sessionId"]) if "sessionId" in line else None,
         False,
         is_numbered,
+        former_id,
     )
 
 

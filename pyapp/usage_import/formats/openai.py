@@ -123,6 +123,7 @@ def _read(chain: Chain) -> ModelResponse:
         cost=stated,
         latency_ms=find_latency(response),
         is_numbered=not is_named,
+        former_id=None if name is None else _former_id(name, created),
     )
 
 
@@ -147,9 +148,19 @@ def make_response_id(name: str, created: float | None) -> bytes:
 
     Local servers number their responses; the time tells short ids of these apart.
     """
-    is_unique = len(name) >= _UNIQUE_LENGTH or name.startswith("gen-")
-    second = None if is_unique or created is None else int(created)
+    second = None if created is None or _is_unique(name) else int(created)
     return make_id("openai", name, second)
+
+
+def _former_id(name: str, created: float | None) -> bytes | None:
+    """Return the id with the time, which earlier versions added to long ids too."""
+    if created is None or not _is_unique(name):
+        return None
+    return make_id("openai", name, int(created))
+
+
+def _is_unique(name: str) -> bool:
+    return len(name) >= _UNIQUE_LENGTH or name.startswith("gen-")
 
 
 def read_pass(usage: Object, model: str | None, *, is_stated: bool = False) -> Pass:
