@@ -1,5 +1,6 @@
 """Own prices decide costs before the published ones, and never another unit's."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -79,6 +80,23 @@ def test_own_price_comes_before_the_published_one(
     found = get_message(conn, subject_id=user_id, message_id=message.id)
     assert found.credits == Decimal("2.754")
     assert usage_differences(conn) == []
+
+
+@either_way
+def test_own_price_needs_no_price_data(
+    conn: psycopg.Connection,
+    user_id: UUID,
+    monkeypatch: pytest.MonkeyPatch,
+    send: Send,
+):
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    message = unpriced_message(user_id=user_id, published=None)
+    with pytest.raises(UnknownModelError, match=r"pip install 'pyapp\[pricing\]'"):
+        send(conn, message)
+
+    set_model_price(conn, **PRICES)
+
+    assert cost_of(conn, send, message) == Decimal("0.02295")
 
 
 @either_way

@@ -1,5 +1,7 @@
 """Own prices are set once, listed, and deleted only before they are in force."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pyapp._core.connection import connect
 from pyapp.errors import (
     ModelPriceExistsError,
     ModelPriceInForceError,
@@ -140,3 +143,18 @@ def test_concurrent_writers_set_the_same_price(database: str):
     prices = race(database, [lambda conn: set_model_price(conn, **PRICES)] * 4)
 
     assert len(set(prices)) == 1
+
+
+def test_concurrent_writers_set_one_of_several_prices(database: str):
+    def attempt(price: int) -> Callable[[psycopg.Connection], ModelPrice | None]:
+        def run(conn: psycopg.Connection) -> ModelPrice | None:
+            with suppress(ModelPriceExistsError):
+                return set_model_price(conn, **PRICES | {"input_price": Decimal(price)})
+            return None
+
+        return run
+
+    results = race(database, [attempt(price) for price in range(4)])
+
+    with connect(database) as conn:
+        assert list_model_prices(conn) == [price for price in results if price]
