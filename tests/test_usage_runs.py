@@ -295,3 +295,13 @@ def test_a_result_that_contradicts_itself_is_reported(
     tmp_path: Path, line: object, expected: str
 ) -> None:
     assert expected in reason(tmp_path, line)
+
+
+@pytest.mark.parametrize(
+    ("named", "provider"), [("vertex", "vertex_ai"), ("bedrock", "aws")]
+)
+def test_host_of_a_result_has_the_id_that_bodies_have(
+    tmp_path: Path, named: str, provider: str
+) -> None:
+    usage = {MODEL: used(1000, 100, 0.5, provider=named)}
+    assert only(tmp_path, result(modelUsage=usage)).provider == provider

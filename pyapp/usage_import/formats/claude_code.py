@@ -74,7 +74,7 @@ _PROVIDERS = {
     "bedrock": "aws",
     "firstParty": "anthropic",
     "foundry": "azure",
-    "vertex": "google",
+    "vertex": "vertex_ai",
 }
 # What a run printed: its responses, or its result alone.
 OUTPUT = "output of "
