@@ -287,3 +287,24 @@ def test_no_line_stops_the_import(tmp_path_factory, data):
             cost = price(result)
             assert cost is None or (cost.is_finite() and cost >= 0)
             assert min(tokens(result)) >= 0
+
+
+@pytest.mark.parametrize(
+    ("more", "used"),
+    [
+        ({"completion_tokens": 20}, "completion_tokens"),
+        ({"completion_tokens": -1, "prompt_tokens": 100}, None),
+        ({"provider": "openai", "tokens_in": 100, "tokens_out": 20}, "tokens_out"),
+        ({"provider": "openai", "tokens_in": 100, "cost": 0.1}, "cost"),
+        ({"provider": "openai", "tokens_in": 100, "tokens_out": 0}, None),
+    ],
+)
+def test_usage_of_a_failed_request_is_reported(tmp_path, more, used):
+    """A tracing tool counts the input itself; an answer that was cut is billed."""
+    row = {"id": "q1", "request_id": "q1", "model": "gpt-4o", "success": False, **more}
+    if "tokens_in" not in row:
+        row |= {"request_created_at": "2026-05-04T10:00:00Z", "status": -3}
+    if used is None:
+        assert read(tmp_path, row)[1].without_usage == 1
+    else:
+        assert reason(tmp_path, row) == f"usage of a request that failed: {used}"

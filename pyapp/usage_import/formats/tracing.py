@@ -52,6 +52,10 @@ _KEYS = {
     "traceId",
     "trace_id",
 }
+_ANSWERED, _FAILED = "answered", "failed"
+# A failed request is not billed, unless it has one of these: its answer was cut. Its
+# input is what the tool counted itself.
+_BILLED_IF_FAILED = ("completion_tokens", "tokens_out", "cost", "cost_usd", "costUSD")
 _COSTS = (
     ("costDetails", "total"),
     ("cost_details", "total"),
@@ -68,7 +72,8 @@ _COSTS = (
 class _Tool(NamedTuple):
     """A tool: which rows are of it, and the kind and the counts of such a row.
 
-    Rows of other kinds than `calls` and `sums` are reported if they have usage.
+    Rows of other kinds than `calls` and `sums` are reported if they have usage. The
+    kind of a failed request is `_FAILED`.
     """
 
     name: str
@@ -125,6 +130,11 @@ def _find_tool(row: Object) -> _Tool | None:
 def _read(row: Object) -> ModelResponse | None:
     tool = _find_tool(row)
     if tool is None or (kind := tool.kind(row)) in tool.sums:
+        return None
+    if kind == _FAILED:
+        used = find_usage({key: row.get(key) for key in _BILLED_IF_FAILED})
+        if used is not None:
+            raise BadUsageError(f"usage of a request that failed: {used}")
         return None
     cost = _find_cost(row)
     part = tool.read(row)
@@ -243,12 +253,18 @@ def _read_langsmith(row: Object) -> Pass:
     return Pass(prompt - read - written, written, read, count(row, "completion_tokens"))
 
 
+def _outcome(is_answered: bool) -> str:
+    return _ANSWERED if is_answered else _FAILED
+
+
 _HELICONE = _Tool(
     "helicone",
     lambda row: "request_created_at" in row and "request_id" in row,
-    lambda row: row.get("status", row.get("response_status")) in (None, 0, 200),
-    calls=(True,),
-    sums=(False,),  # a failed request, which costs nothing
+    lambda row: _outcome(
+        row.get("status", row.get("response_status")) in (None, 0, 200)
+    ),
+    calls=(_ANSWERED,),
+    sums=(),
     read=_read_helicone,
     providers=("provider",),
 )
@@ -274,9 +290,9 @@ _TOOLS = (
     _Tool(
         "cloudflare",
         lambda row: "tokens_in" in row and "provider" in row and "model" in row,
-        lambda row: row.get("success") is not False,
-        calls=(True,),
-        sums=(False,),
+        lambda row: _outcome(row.get("success") is not False),
+        calls=(_ANSWERED,),
+        sums=(),
         read=_read_cloudflare,
         providers=("provider",),
     ),
