@@ -85,7 +85,7 @@ def test_price_is_set_listed_ended_and_deleted(conn: psycopg.Connection):
         "m (no provider) from 2100-02-01: published price"
     ]
     assert shown("list") == [
-        "Model  Provider  From                  Input  Output  Read  Write  1h",
+        "model  provider  from                  input  output  read  write  1h",
         "gpt-5  azure     2026-11-01              1.1     8.8  0.11",
         "m                2100-02-01        published",
         "m                2100-01-01 06:30        1.1     8.8  0.11   3.75   6",
@@ -236,7 +236,7 @@ def test_check_names_models_without_a_price(conn: psycopg.Connection):
     assert err == "error: 1 model has no price: set one by: pyapp prices set MODEL\n"
     lines = out.splitlines()
     assert lines[:4] == [
-        "Model      Provider  Messages  Price",
+        "model      provider  messages  price",
         "gpt-5                       1  published",
         "our-model                   1  none",
         lines[3],

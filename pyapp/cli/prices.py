@@ -32,17 +32,17 @@ from pyapp.prices import (
 NO_PROVIDER = "no provider"
 MAX_PROVIDER = 14
 _PRICES = ("input", "output", "cache reads", "cache writes", "1h writes")
-_LIST_HEADER = ("Model", "Provider", "From", "Input", "Output", "Read", "Write", "1h")
+_LIST_HEADER = ("model", "provider", "from", "input", "output", "read", "write", "1h")
 _REPORT_HEADER = (
-    "Model",
-    "Provider",
-    "Messages",
-    "Stored",
-    "Today",
-    "Difference",
-    "Unpriced",
+    "model",
+    "provider",
+    "messages",
+    "stored",
+    "today",
+    "difference",
+    "unpriced",
 )
-_CHECK_HEADER = ("Model", "Provider", "Messages", "Price")
+_CHECK_HEADER = ("model", "provider", "messages", "price")
 _NOT_STORED = (
     "Tiers, searches, other units and 1-hour cache writes are not stored: each call",
     "is compared as a plain one.",
@@ -295,16 +295,19 @@ def _warn_of_the_past(moment: datetime) -> None:
 
 
 def _named_prices(price: ModelPrice) -> Iterator[tuple[str, Decimal]]:
-    values = (
+    for name, value in zip(_PRICES, _values(price), strict=True):
+        if value is not None:
+            yield name, value
+
+
+def _values(price: ModelPrice) -> tuple[Decimal | None, ...]:
+    return (
         price.input_price,
         price.output_price,
         price.cache_read_price,
         price.cache_creation_price,
         price.cache_creation_1h_price,
     )
-    for name, value in zip(_PRICES, values, strict=True):
-        if value is not None:
-            yield name, value
 
 
 def _name(price: ModelPrice | UnusedPrice) -> str:
@@ -336,14 +339,7 @@ def _format_time(moment: datetime) -> str:
 
 
 def _list_cells(price: ModelPrice) -> tuple[str, ...]:
-    values = (
-        price.input_price,
-        price.output_price,
-        price.cache_read_price,
-        price.cache_creation_price,
-        price.cache_creation_1h_price,
-    )
-    shown = ["" if value is None else _short(value) for value in values]
+    shown = ["" if value is None else _short(value) for value in _values(price)]
     if price.input_price is None:
         shown[0] = "published"
     when = _format_time(price.valid_from)
