@@ -130,7 +130,7 @@ def provider_id(name: str) -> str:
 
 
 def find_provider(providers: list[Provider], name: str) -> Provider | None:
-    """Return the provider that people call *name*, or None."""
+    """Return the provider that *name* is a name of, or None."""
     id = provider_id(name)
     id = "google" if id == VERTEX else id
     for provider in providers:

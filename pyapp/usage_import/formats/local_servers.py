@@ -1,7 +1,7 @@
-"""Responses of servers for models on one's own machines, in their own forms.
+"""Responses of servers that the operator runs, in their own forms.
 
-They cost nothing by the token that anybody publishes: set a price of your own for their
-provider, which may be 0. A stream has its counts in the last chunk.
+Their models have no published price: set an own price for their provider, which may be
+0. A stream has its counts in the last chunk.
 
 Sources: Ollama's API documentation; the documentation of the server of llama.cpp.
 """

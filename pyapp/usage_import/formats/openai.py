@@ -50,7 +50,7 @@ _OBJECTS = (
     "thread.run.step",
 )
 # Keys of the cached tokens, and of those written to a cache, which are parts of the
-# input; each with whether it is in the details of the input or beside them.
+# input; each with whether it is in the details of the input or next to them.
 _READS = (
     (True, "cached_tokens"),
     (False, "cached_tokens"),

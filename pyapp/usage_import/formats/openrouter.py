@@ -2,7 +2,7 @@
 
 OpenRouter's id is that of the body, so both are one message. The native counts are of
 the provider's tokenizer, and are billed; reasoning is part of the completion. A call
-with a key of one's own costs its fee and what the provider charges.
+with the customer's own key costs its fee and what the provider charges.
 
 Sources: OpenRouter, Get a generation; Bring your own key. Vercel, AI Gateway Generation
 Lookup.
@@ -22,7 +22,7 @@ from pyapp.usage_import.responses import (
 )
 
 _COSTS = ("total_cost", "usage")  # the same, where both are stated
-# What the provider charges for a call with a key of one's own; the second in the log
+# What the provider charges for a call with an own key; the second in the log
 # of OpenRouter's pages.
 _UPSTREAM = ("upstream_inference_cost", "byok_usage_inference")
 _COUNTS = ("native_tokens_prompt", "native_tokens_completion")

@@ -2,15 +2,15 @@
 
 | Host | Cost | Zero is |
 |---|---|---|
-| OpenRouter | `usage.cost`; with one's own key, the upstream cost too | zero |
+| OpenRouter | `usage.cost`; with an own key, the upstream cost too | zero |
 | Perplexity | `usage.cost.total_cost` | unknown |
 | xAI | `usage.cost_in_usd_ticks`, of which 10,000,000,000 are 1 USD | unknown |
 | DeepInfra | `usage.estimated_cost`, which it computes from its own prices | unknown |
 | Vercel AI Gateway | `cost` of the provider metadata `gateway` | unknown |
 | LiteLLM | `_hidden_params.response_cost`, as its library adds it | unknown |
 
-xAI's messages have 0 where nothing was set. A gateway states 0 for a key of one's own
-and for a model that it has no price for. Estimates of other programs, such as the
+xAI's messages have 0 where nothing was set. A gateway states 0 for a call with an own
+key, and for a model that it has no price for. Estimates of other programs, such as the
 `cost_estimate` of the gateway of Pydantic AI, are not what was paid.
 
 Sources: OpenRouter, Usage accounting and Bring your own key; Perplexity, Sonar API;
@@ -49,9 +49,9 @@ def find_cost(response: Object, usage: Object) -> Decimal | None:
 def with_own_key(
     fee: Decimal, upstream: Decimal | None, is_own_key: bool | None
 ) -> Decimal:
-    """Return what a call by OpenRouter costs: with a key of one's own, both.
+    """Return what a call by OpenRouter costs: with the customer's own key, both.
 
-    Some responses do not tell whether the key is one's own. Then it is if OpenRouter
+    Some responses do not tell whether the key is an own one. Then it is if OpenRouter
     charges less than the provider.
 
     Raises: BadUsageError if the upstream cost is not stated.
