@@ -125,7 +125,7 @@ class Reader:
             responses = read(line, number)
             if responses is not None:
                 return responses
-        return _read_body(line, plan.paths)
+        return _read_body(line, plan)
 
     def finish(self) -> Iterable[ModelResponse | Unfinished]:
         """Return what is left at the end of the file."""
@@ -137,6 +137,7 @@ class Reader:
         plan = _Plan(
             [f.read for f in self._formats if f.may_read(kind, keys)],
             [path for path in PATHS if not path or path[0] in keys],
+            not _USAGE_KEYS.isdisjoint(keys),
         )
         if len(self._plans) == _MAX_PLANS:
             self._plans.clear()
@@ -149,12 +150,11 @@ class _Plan(NamedTuple):
 
     reads: list[Callable[[Object, int], Sequence[ModelResponse] | None]]
     paths: list[tuple[str, ...]]
+    has_usage: bool  # at their own keys
 
 
-def _read_body(
-    line: Object, paths: list[tuple[str, ...]]
-) -> Sequence[ModelResponse] | None:
-    for path in paths:
+def _read_body(line: Object, plan: _Plan) -> Sequence[ModelResponse] | None:
+    for path in plan.paths if plan.has_usage else plan.paths[1:]:
         chain = _follow(line, path)
         if chain is not None and not _USAGE_KEYS.isdisjoint(chain[-1]):
             for body in BODIES:
@@ -163,7 +163,7 @@ def _read_body(
                     return () if found is None else (found,)
     if any(is_known(line) for is_known in KNOWN):
         return ()
-    for path in paths:
+    for path in plan.paths:
         chain = _follow(line, path)
         if chain is not None and any(body.is_known(chain[-1]) for body in BODIES):
             usage = find_usage(chain[-1])

@@ -46,6 +46,7 @@ _KEYS = (
     "cache_read_input_tokens",
     "output_tokens",
 )
+_TIER = 128_000  # input tokens: no tier begins below
 _LIFETIMES = {"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"}
 # Types of iterations that the usage itself reports too.
 _MAIN = ("message", "fallback_message")
@@ -87,7 +88,7 @@ def _read(chain: Chain) -> ModelResponse | None:
     name = hashed_text(response.get("id"))
     is_unique = name is not None and name.startswith("msg_")
     passes = read_passes(usage, model)
-    if len(passes) == 1 and _has_server_tools(response):
+    if len(passes) == 1 and sum(passes[0][:3]) > _TIER and _has_server_tools(response):
         passes = [_of_several(passes[0])]
     stated = cost("costUSD", chain[0].get("costUSD"))
     provider = _find_provider(name, model)
@@ -202,10 +203,11 @@ def read_pass(usage: Object) -> Pass:
     if written:
         hour = count(written, "ephemeral_1h_input_tokens")
         by_lifetime = hour + count(written, "ephemeral_5m_input_tokens")
-        for key in written.keys() - _LIFETIMES:
-            if written[key]:
+        if not written.keys() <= _LIFETIMES:
+            others = [key for key in written.keys() - _LIFETIMES if written[key]]
+            if others:
                 raise BadUsageError(
-                    f"cache writes of an unknown lifetime: {shown(key)}"
+                    f"cache writes of an unknown lifetime: {shown(min(others))}"
                 )
     creation = count(usage, "cache_creation_input_tokens")
     if not creation and usage.get("cache_creation_input_tokens") is None:
