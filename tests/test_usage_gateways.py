@@ -3,9 +3,13 @@
 import json
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from pyapp.usage_import.files import find_logs
+from pyapp.usage_import.reader import read_usage_logs
+from pyapp.usage_import.responses import make_id
 from tests.usage_lines import ANTHROPIC, CHAT, changed, only, read, reason, tokens
 
 ROW: dict[str, Any] = {
@@ -276,6 +280,29 @@ def test_records_and_chunks_without_usage_are_known(tmp_path):
 def test_run_of_an_embedding_is_a_call(tmp_path):
     run = changed(RUN, run_type="embedding", completion_tokens=None)
     assert tokens(only(tmp_path, run)) == (100, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (ROW["request_id"], [{**ROW, "response": changed(CHAT, id=ROW["request_id"])}]),
+        (
+            ROW["request_id"],
+            [{**ROW, "response": json.dumps(changed(CHAT, id=ROW["request_id"]))}],
+        ),
+        (ROW["request_id"], [changed(CHAT, id=ROW["request_id"]), ROW]),
+        (ROW["request_id"], [ROW, changed(CHAT, id=ROW["request_id"])]),
+        (GENERATION["id"], [changed(CHAT, id=GENERATION["id"]), {"data": GENERATION}]),
+        (GENERATION["id"], [{"data": GENERATION}, changed(CHAT, id=GENERATION["id"])]),
+    ],
+)
+def test_row_has_the_id_that_its_body_had(tmp_path, name, lines):
+    file = tmp_path / "usage.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    (found,) = read_usage_logs(find_logs([file]))
+    assert found.message.cost is not None
+    former_id = make_id("openai", name, CHAT["created"])
+    assert found.former_id == UUID(bytes=former_id, version=5)
 
 
 def test_broken_row_of_a_list_does_not_hide_the_others(tmp_path):

@@ -25,6 +25,7 @@ from pyapp.usage_import.responses import ModelResponse, Pass, make_id
 from pyapp.usage_import.unknown import find_usage
 
 _SIZE = 8  # bytes of a length
+_FORMER_ID = ModelResponse._fields.index("former_id")
 _PROBED = 20  # items of a list, of which one has to be of a known format
 _NOT_READABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -61,6 +62,8 @@ class Collection:
         self._counts = counts
         self._store = _Store(file)
         self._largest: dict[bytes, int] = {}
+        # Of bodies that a gateway's row supersedes.
+        self._former_ids: dict[bytes, bytes] = {}
         self._sessions: set[str] = set()
         self._known_folders: set[Path] = set()
         self._log = 0
@@ -122,11 +125,15 @@ class Collection:
                 yield log, line, kept, is_unknown
             elif self._largest[kept[0]] == rank:
                 response = _unpacked(kept)
+                if response.former_id is None and self._former_ids:
+                    former_id = self._former_ids.get(response.id)
+                    response = response._replace(former_id=former_id)
                 if not response.is_sum or response.session not in self._sessions:
                     yield log, line, response, False
                     continue
                 self._counts.repeats += 1
             else:
+                self._note_former_id(kept[0], kept[_FORMER_ID])
                 self._counts.repeats += 1
 
     def find_unknown_folders(self, logs: Sequence[Log]) -> list[Path]:
@@ -152,11 +159,18 @@ class Collection:
         # One with a stated cost, by usage, before a subagent's copy, the later line.
         rank = (response.cost is not None) << 40 | total << 1
         rank |= not response.is_sidechain
-        rank = rank << 64 | self._store.count
+        rank = rank << 64 | self._store.count << 1 | (response.former_id is not None)
         id = response.id
         if self._largest.get(id, 0) < rank:
             self._largest[id] = rank
+        else:
+            self._note_former_id(id, response.former_id)
         self._store.add((self._log, line, _packed(response), rank, False))
+
+    def _note_former_id(self, id: bytes, former_id: bytes | None) -> None:
+        """Note the former id of a superseded response, if the largest has none."""
+        if former_id is not None and not self._largest[id] & 1:
+            self._former_ids[id] = former_id
 
     def _add_broken(self, line: int, reason: str) -> None:
         self._counts.broken += 1

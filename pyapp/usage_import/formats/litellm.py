@@ -83,6 +83,8 @@ def _read(chain: Chain) -> ModelResponse | None:
         cost=stated,
         latency_ms=latency,
         context=_context(row, usage),
+        # Earlier versions read the body in the row.
+        former_id=openai.find_former_id(_object(row.get("response"))),
     )
 
 

@@ -107,7 +107,7 @@ def _read(chain: Chain) -> ModelResponse:
         called = _calls(response)
     if called:
         part = part._replace(units={**(part.units or {}), **called})
-    created = number(response.get("created", response.get("created_at")))
+    created = _created(response)
     name = hashed_text(response.get("id"))
     is_named = name is not None or find_request(chain) is not None
     return describe(
@@ -123,7 +123,7 @@ def _read(chain: Chain) -> ModelResponse:
         cost=stated,
         latency_ms=find_latency(response),
         is_numbered=not is_named,
-        former_id=None if name is None else _former_id(name, created),
+        former_id=find_former_id(response) if name and _is_unique(name) else None,
     )
 
 
@@ -152,11 +152,16 @@ def make_response_id(name: str, created: float | None) -> bytes:
     return make_id("openai", name, second)
 
 
-def _former_id(name: str, created: float | None) -> bytes | None:
+def find_former_id(response: Object) -> bytes | None:
     """Return the id with the time, which earlier versions added to long ids too."""
-    if created is None or not _is_unique(name):
+    name, created = hashed_text(response.get("id")), _created(response)
+    if name is None or created is None:
         return None
     return make_id("openai", name, int(created))
+
+
+def _created(response: Object) -> float | None:
+    return number(response.get("created", response.get("created_at")))
 
 
 def _is_unique(name: str) -> bool:

@@ -12,10 +12,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from pyapp.usage_import.fields import BadUsageError, Object, count, inner, text
+from pyapp.usage_import.fields import (
+    BadUsageError,
+    Object,
+    count,
+    hashed_text,
+    inner,
+    text,
+)
 from pyapp.usage_import.formats import anthropic, openai
 from pyapp.usage_import.formats.kinds import Format, Unfinished
-from pyapp.usage_import.responses import ModelResponse, Pass, describe, identify
+from pyapp.usage_import.responses import (
+    ModelResponse,
+    Pass,
+    describe,
+    identify,
+    make_id,
+)
 
 # Keys of an object around an event, and of the ids that identify its stream.
 _ENVELOPES = ("event", "data", "chunk")
@@ -254,8 +267,15 @@ class Realtime(Format):
                 identify(chain, "openai"),
                 [_realtime_pass(inner(response, "usage"))],
                 model=model,
+                former_id=_former_id(response),
             ),
         )
+
+
+def _former_id(response: Object) -> bytes | None:
+    """Return the id of earlier versions, which took the usage for Anthropic's."""
+    name = hashed_text(response.get("id"))
+    return None if name is None else make_id("anthropic", name, None)
 
 
 def _realtime_pass(usage: Object) -> Pass:
