@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from pyapp.usage_import.files import find_logs
-from pyapp.usage_import.reader import read_usage_logs
+from pyapp.usage_import.reader import ReadMessage, read_usage_logs
 from pyapp.usage_import.responses import make_id
 from tests.usage_lines import ANTHROPIC, CHAT, changed, only, read, reason, tokens
 
@@ -300,6 +300,7 @@ def test_row_has_the_id_that_its_body_had(tmp_path, name, lines):
     file = tmp_path / "usage.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     (found,) = read_usage_logs(find_logs([file]))
+    assert isinstance(found, ReadMessage)
     assert found.message.cost is not None
     former_id = make_id("openai", name, CHAT["created"])
     assert found.former_id == UUID(bytes=former_id, version=5)
