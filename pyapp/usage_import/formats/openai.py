@@ -110,13 +110,15 @@ def _read(chain: Chain) -> ModelResponse:
     created = _created(response)
     name = hashed_text(response.get("id"))
     is_named = name is not None or find_request(chain) is not None
+    if name is not None:
+        id = make_response_id(name, created)
+    elif is_named:
+        id = identify(chain, "openai")
+    else:
+        id = make_content_id("openai", chain)
     return describe(
         chain,
-        make_response_id(name, created)
-        if name is not None
-        else identify(chain, "openai")
-        if is_named
-        else make_content_id("openai", chain),
+        id,
         [part],
         model=model,
         provider=_find_provider(response, usage, name, stated is not None),
