@@ -92,6 +92,11 @@ def changed(line, **paths):
     return line
 
 
+def cost_of(**usage):
+    """Return a chat completion with more keys in its usage."""
+    return changed(CHAT, **{f"usage__{key}": value for key, value in usage.items()})
+
+
 def read(tmp_path, *lines, **options):
     """Write *lines* (objects, text or bytes) to a file; return messages and counts."""
     file = tmp_path / "usage.jsonl"
