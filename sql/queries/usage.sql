@@ -73,8 +73,8 @@ WITH source AS (
     FROM app.messages AS m
     WHERE NOT :is_daily
         AND m.subject_id = :subject_id
-        AND m.finished_at >= COALESCE(:since, '-infinity')
-        AND m.finished_at < COALESCE(:until, 'infinity')
+        AND m.finished_at >= COALESCE(:since::timestamptz, '-infinity')
+        AND m.finished_at < COALESCE(:until::timestamptz, 'infinity')
 
     UNION ALL
 
@@ -95,8 +95,8 @@ WITH source AS (
     FROM app.messages AS m
     WHERE NOT :is_daily
         AND :subject_id IS NULL
-        AND m.finished_at >= COALESCE(:since, '-infinity')
-        AND m.finished_at < COALESCE(:until, 'infinity')
+        AND m.finished_at >= COALESCE(:since::timestamptz, '-infinity')
+        AND m.finished_at < COALESCE(:until::timestamptz, 'infinity')
 ),
 
 keyed AS (
