@@ -33,7 +33,8 @@ NUMBER = 100
 @pytest.fixture(autouse=True)
 def _shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten lock waits, and skip waits between requests."""
-    monkeypatch.setattr("pyapp.stripe_sync.transactions.DELIVERY_TIMEOUT", 0.1)
+    for module in ("runs", "transactions"):
+        monkeypatch.setattr(f"pyapp.stripe_sync.{module}.DELIVERY_TIMEOUT", 0.1)
     monkeypatch.setattr(api, "sleep", lambda _: None)
 
 
