@@ -51,6 +51,14 @@ def parse_id(text: str) -> UUID | None:
         return None
 
 
+def require_id(option: str, text: str) -> UUID:
+    """Return *text*, the value of *option*, as a UUID; raise an error if it is not."""
+    found = parse_id(text)
+    if found is None:
+        raise typer.BadParameter(f"{option}: {text!r} is not a UUID")
+    return found
+
+
 def find_user(conn: Connection[Any], user: str) -> User:
     """Return the user with this e-mail address or id.
 

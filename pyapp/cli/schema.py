@@ -12,7 +12,7 @@ import typer
 from pyapp import payload_archives as archives
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import parse_id
+from pyapp.cli.arguments import require_id
 from pyapp.cli.console import confirmed, console, say
 from pyapp.cli.data_check import run_data_check
 from pyapp.devtools.checks.schema_diff import SchemaCheck
@@ -262,9 +262,7 @@ def erase_archived(
     ],
 ) -> None:
     """Remove a payer's payloads from the archives of db maintain."""
-    subject_id = parse_id(payer)
-    if subject_id is None:
-        raise typer.BadParameter(f"--payer: {payer!r} is not a UUID")
+    subject_id = require_id("--payer", payer)
     result = archives.erase_archived(folder, subject_id)
     for name, count in result.removed.items():
         say(f"{name}: payloads removed: {count:,}")

@@ -19,7 +19,7 @@ from pyapp._core.connection import connect
 from pyapp._core.run import fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import MAX_ID_LENGTH
-from pyapp.cli.arguments import ArgumentError, find_user, parse_id, parse_time
+from pyapp.cli.arguments import ArgumentError, find_user, parse_time, require_id
 from pyapp.cli.console import say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
@@ -132,12 +132,7 @@ def usage(
 def _parse_fingerprint(user: str | None, fingerprint: str | None) -> UUID | None:
     if (user is None) == (fingerprint is None):
         raise typer.BadParameter("name the payer: --user EMAIL or --fingerprint UUID")
-    if fingerprint is None:
-        return None
-    fingerprint_id = parse_id(fingerprint)
-    if fingerprint_id is None:
-        raise typer.BadParameter(f"--fingerprint: {fingerprint!r} is not a UUID")
-    return fingerprint_id
+    return None if fingerprint is None else require_id("--fingerprint", fingerprint)
 
 
 def _parse_provider(provider: str | None) -> str | None:

@@ -15,7 +15,7 @@ from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import find_user, parse_id, parse_time
+from pyapp.cli.arguments import find_user, parse_time, require_id
 from pyapp.cli.console import fit_names, print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
@@ -170,9 +170,7 @@ def _find_payer(
         return found.email or f"user {found.id}", found.id
     if fingerprint is None:
         return None, None
-    fingerprint_id = parse_id(fingerprint)
-    if fingerprint_id is None:
-        raise typer.BadParameter(f"--fingerprint: {fingerprint!r} is not a UUID")
+    fingerprint_id = require_id("--fingerprint", fingerprint)
     get_fingerprint(conn, fingerprint_id=fingerprint_id)
     return f"fingerprint {fingerprint_id}", fingerprint_id
 
