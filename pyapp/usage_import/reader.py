@@ -147,14 +147,10 @@ def _read_messages(
                 f"finished at {finished_at:%Y-%m-%d %H:%M:%S} UTC, more"
                 " than 24 hours ahead of the database's clock"
             )
-        passes = response.passes
-        if len(passes) == 1 and passes[0].model is None:
-            found = [_message(response, response.model, passes, finished_at, provider)]
-        else:
-            found = [
-                _message(response, model, passes, finished_at, provider)
-                for model, passes in _by_model(response).items()
-            ]
+        found = [
+            _message(response, model, passes, finished_at, provider)
+            for model, passes in _by_model(response).items()
+        ]
     except InvalidValueError as exc:
         counts.broken += 1
         return str(exc)
