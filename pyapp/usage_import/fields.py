@@ -98,13 +98,15 @@ def amount(key: str, value: object) -> Decimal | None:
     return check_amount(key, Decimal(written), _MAX_COST)
 
 
-def text(value: object) -> str | None:
+def text(
+    value: object, make_storable: Callable[[str], str] = storable_text
+) -> str | None:
     """Return *value* as storable text if it is text and not blank, else None."""
     if not isinstance(value, str):
         return None
-    if value.isascii() and "\0" not in value:
-        return value.strip() or None
-    return storable_text(value).strip() or None
+    if not value.isascii() or "\0" in value:
+        value = make_storable(value)
+    return value.strip() or None
 
 
 def hashed_text(value: object) -> str | None:
@@ -113,12 +115,11 @@ def hashed_text(value: object) -> str | None:
     The UUIDs of messages are computed from this text. Another replacement would change
     them, and a log that was imported before would be billed again.
     """
-    if not isinstance(value, str):
-        return None
-    if value.isascii() and "\0" not in value:
-        return value.strip() or None
-    replaced = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
-    return replaced.strip() or None
+    return text(value, _with_question_marks)
+
+
+def _with_question_marks(value: str) -> str:
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
 def first_text(
