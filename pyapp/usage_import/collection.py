@@ -25,7 +25,10 @@ from pyapp.usage_import.responses import ModelResponse, Pass, make_id
 from pyapp.usage_import.unknown import find_usage
 
 _SIZE = 8  # bytes of a length
-_FORMER_ID = ModelResponse._fields.index("former_id")
+# Places of the fields of a packed response.
+_PASSES, _TIME, _COST, _FORMER_ID = map(
+    ModelResponse._fields.index, ("passes", "finished_at", "cost", "former_id")
+)
 _PROBED = 20  # items of a list, of which one has to be of a known format
 _NOT_READABLE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -259,18 +262,18 @@ def _are_known(items: list[Object], line: int) -> bool:
 def _packed(response: ModelResponse) -> list[Any]:
     """Return the response as values that marshal can write, in a fifth of the time."""
     values: list[Any] = list(response)
-    values[2] = [tuple(part) for part in response.passes]
+    values[_PASSES] = [tuple(part) for part in response.passes]
     if response.finished_at is not None:
-        values[5] = response.finished_at.isoformat()
+        values[_TIME] = response.finished_at.isoformat()
     if response.cost is not None:
-        values[8] = str(response.cost)
+        values[_COST] = str(response.cost)
     return values
 
 
 def _unpacked(values: list[Any]) -> ModelResponse:
-    values[2] = tuple([Pass(*part) for part in values[2]])
-    if values[5] is not None:
-        values[5] = datetime.fromisoformat(values[5])
-    if values[8] is not None:
-        values[8] = Decimal(values[8])
+    values[_PASSES] = tuple([Pass(*part) for part in values[_PASSES]])
+    if values[_TIME] is not None:
+        values[_TIME] = datetime.fromisoformat(values[_TIME])
+    if values[_COST] is not None:
+        values[_COST] = Decimal(values[_COST])
     return ModelResponse(*values)
