@@ -13,8 +13,9 @@ import tracemalloc
 import pytest
 
 from pyapp.messages import NewMessage
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import find_logs
-from pyapp.usage_import.reader import BrokenLine, LineCounts, UnknownUsage
+from pyapp.usage_import.reader import BrokenLine, UnknownUsage
 from tests.usage_lines import CHAT, SESSION, as_bytes, changed, read_files
 
 if sys.version_info >= (3, 14):

@@ -11,10 +11,11 @@ import pytest
 
 from pyapp.errors import PyappError
 from pyapp.usage_import import formats
+from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import find_logs
 from pyapp.usage_import.formats import Reader
 from pyapp.usage_import.lines import read_entries
-from pyapp.usage_import.reader import BrokenLine, LineCounts
+from pyapp.usage_import.reader import BrokenLine
 from tests.usage_lines import CHAT, SESSION, read
 
 FOLDER = Path(__file__).parent / "data" / "usage_cases"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyapp.usage_import.reader import BrokenLine, LineCounts
+from pyapp.usage_import.collection import LineCounts
+from pyapp.usage_import.reader import BrokenLine
 from tests.usage_lines import (
     ANTHROPIC,
     CHAT,

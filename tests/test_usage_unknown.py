@@ -2,7 +2,8 @@
 
 import pytest
 
-from pyapp.usage_import.reader import LineCounts, UnknownUsage
+from pyapp.usage_import.collection import LineCounts
+from pyapp.usage_import.reader import UnknownUsage
 from pyapp.usage_import.unknown import find_usage
 from tests.usage_lines import CHAT, SESSION, changed, read
 

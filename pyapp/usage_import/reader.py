@@ -22,8 +22,7 @@ from pyapp._core.new_messages import NewMessage
 from pyapp.errors import InvalidValueError
 from pyapp.pricing import add_prices, published_price
 from pyapp.published_prices.hosts import named_provider
-from pyapp.usage_import.collection import Collection
-from pyapp.usage_import.collection import LineCounts as LineCounts  # re-exported
+from pyapp.usage_import.collection import Collection, LineCounts
 from pyapp.usage_import.fields import BadUsageError
 from pyapp.usage_import.files import Log
 from pyapp.usage_import.responses import ModelResponse, Pass, make_id
