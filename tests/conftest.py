@@ -1,6 +1,7 @@
 """The server and the databases of the tests.
 
 `conn`            a connection whose transaction is rolled back after the test
+`user_id`         the id of a new user in the database of `conn`
 `database`        the URL of a fresh copy of the schema, for tests that commit
 `pair`            two connections to `database`, for tests of locks
 `committing`      an autocommit connection to `database`; the commands use it too
@@ -21,6 +22,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -34,6 +36,7 @@ from pyapp._core.config import configured_margin, configured_referral_bonus
 from pyapp._core.connection import connect
 from pyapp._core.queries import schema_files
 from pyapp.devtools.server.embedded import EmbeddedServer
+from tests.metering import add_user
 from tests.stripe_world import StripeWorld, stripe_world
 from tests.support import Server, find_pgbouncer, hash_once
 from tests.temp_server import temp_server
@@ -153,6 +156,12 @@ def conn(shared_database: str) -> Iterator[psycopg.Connection[TupleRow]]:
     with connect(shared_database) as connection:
         yield connection
         connection.rollback()
+
+
+@pytest.fixture
+def user_id(conn: psycopg.Connection) -> UUID:
+    """Return the id of a new user."""
+    return add_user(conn)
 
 
 @pytest.fixture

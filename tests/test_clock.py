@@ -29,11 +29,6 @@ AHEAD = "more than 24 hours ahead of the database's clock"
 MISSING = UUID(int=404)
 
 
-@pytest.fixture
-def user_id(conn: Connection) -> UUID:
-    return add_user(conn)
-
-
 def read_clock(conn: Connection) -> datetime:
     """Return the start of the transaction, which is the default of recorded_at."""
     row = conn.execute("SELECT now()").fetchone()

@@ -13,15 +13,10 @@ from pyapp.messages import (
     list_messages,
     record_message,
 )
-from tests.metering import MICROSECOND, add_user
+from tests.metering import MICROSECOND
 
 COST = Decimal("0.01")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def user_id(conn: psycopg.Connection) -> UUID:
-    return add_user(conn)
 
 
 def test_missing_message_is_an_error(conn: psycopg.Connection, user_id: UUID):

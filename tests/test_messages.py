@@ -51,11 +51,6 @@ MISSING = UUID(int=404)
 either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
-@pytest.fixture
-def user_id(conn: psycopg.Connection) -> UUID:
-    return add_user(conn)
-
-
 @either_way
 def test_message_is_recorded_as_given(conn: psycopg.Connection, user_id: UUID, send):
     message = new_message(

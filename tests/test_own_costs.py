@@ -40,11 +40,6 @@ Send = Callable[[psycopg.Connection, NewMessage], tuple[int, Decimal]]
 either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
-@pytest.fixture
-def user_id(conn: psycopg.Connection) -> UUID:
-    return add_user(conn)
-
-
 def unpriced_message(**values: object) -> NewMessage:
     """Return a message of 1,000 tokens of each count without a cost."""
     defaults: dict[str, object] = {

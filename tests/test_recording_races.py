@@ -41,11 +41,6 @@ ANCHOR = datetime(2026, 1, 31, 10, tzinfo=UTC)
 
 
 @pytest.fixture
-def user_id(conn: psycopg.Connection) -> UUID:
-    return add_user(conn)
-
-
-@pytest.fixture
 def fingerprint(conn: psycopg.Connection) -> UUID:
     return add_fingerprint(conn)
 

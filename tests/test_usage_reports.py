@@ -54,11 +54,6 @@ RANGES = [
 ]
 
 
-@pytest.fixture
-def user_id(conn: psycopg.Connection) -> UUID:
-    return add_user(conn)
-
-
 def record_random(conn: psycopg.Connection) -> list[NewMessage]:
     """Record messages of three payers from February to April, also at midnight."""
     payers = [
