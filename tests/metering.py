@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID, uuid4
 
+import pytest
 from psycopg import Connection, sql
 
 from pyapp.messages import NewMessage, record_message, record_messages
@@ -117,6 +118,10 @@ def record_bulk(conn: Connection, message: NewMessage) -> tuple[int, Decimal]:
     result = record_messages(conn, [message])
     assert result.recorded + result.duplicates == 1
     return result.recorded, result.credits
+
+
+# For a test of both, with the argument `send`.
+either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
 def insert_messages(

@@ -37,8 +37,8 @@ from pyapp.users import anonymize_user
 from tests.metering import (
     add_fingerprint,
     add_user,
+    either_way,
     new_message,
-    record_bulk,
     record_one,
     usage_differences,
 )
@@ -47,8 +47,6 @@ from tests.waiting import Pair, run_blocked
 COST = Decimal("0.01")
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MISSING = UUID(int=404)
-
-either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
 @either_way

@@ -25,8 +25,8 @@ from tests.metering import (
     MICROSECOND,
     add_fingerprint,
     add_user,
+    either_way,
     new_message,
-    record_bulk,
     record_one,
     usage_differences,
 )
@@ -37,7 +37,6 @@ UNKNOWN = PublishedPrice(None, Decimal(0), True, "no published price for the mod
 KNOWN = PublishedPrice(Decimal(7), Decimal(0), True, None)
 
 Send = Callable[[psycopg.Connection, NewMessage], tuple[int, Decimal]]
-either_way = pytest.mark.parametrize("send", [record_one, record_bulk])
 
 
 def unpriced_message(**values: object) -> NewMessage:
