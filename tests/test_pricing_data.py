@@ -107,6 +107,30 @@ def tariff_of(
         return None
 
 
+def tariffs_of(
+    provider: Provider,
+) -> Iterator[tuple[ModelInfo, datetime, dict[str, str], Tariff]]:
+    """Yield each tariff that the data states, with its model, time and context."""
+    for model in provider.models:
+        for at in times(model):
+            for context in contexts(model):
+                tariff = tariff_of(provider, model, at, context)
+                if tariff is not None and not is_by_rule(model, at, context):
+                    yield model, at, context, tariff
+
+
+def variants_of(
+    model: ModelInfo, at: datetime, context: dict[str, str]
+) -> list[PriceVariant]:
+    """Return the variants in force that the data states for just this context."""
+    return [
+        variant
+        for variant in model.price_variants or ()
+        if variant.when == context
+        and (variant.constraint is None or variant.constraint.active(at))
+    ]
+
+
 def expected(prices: ModelPrice, used: dict[str, int]) -> Decimal:
     tokens = {k: p for k, p in vars(prices).items() if k.endswith(TOKENS)}
     with localcontext(prec=60):
@@ -115,38 +139,29 @@ def expected(prices: ModelPrice, used: dict[str, int]) -> Decimal:
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda p: p.id)
 def test_every_token_price_equals_that_of_genai_prices(provider):
-    for model in provider.models:
-        for at in times(model):
-            for context in contexts(model):
-                tariff = tariff_of(provider, model, at, context)
-                if tariff is None or is_by_rule(provider, model, at, context):
-                    continue
-                prices = model.get_prices(at, context)
-                where = (model.id, at, context)
-                stated = stated_keys(model, at, context)
-                assert stated <= vars(tariff.prices).keys(), where
-                # Compared by what has a price in this context.
-                own = ModelPrice(
-                    **{
-                        k: p
-                        for k, p in vars(prices).items()
-                        if k in vars(tariff.prices)
-                    }
-                )
-                long = rules.find_long_context(provider.id, model.id)
-                for total in totals(prices):
-                    if own.input_mtok is None or (long and total > long.start):
-                        continue
-                    if tariff.rates_for(total).input is None:
-                        assert_tier_is_not_stated(model, at, context, total)
-                        continue
-                    for used in tokens_of(own, total):
-                        counts = counts_of(used)
-                        got, _ = cost_of_tokens(tariff, counts, {})
-                        assert got == expected(own, used), (*where, used)
-                        if usual := usual_rates(tariff, is_standard=True):
-                            assert usual.cost(*counts) == got, (*where, used)
-                assert_unpriced_tokens_are_refused(tariff, own, provider, where)
+    for model, at, context, tariff in tariffs_of(provider):
+        prices = model.get_prices(at, context)
+        where = (model.id, at, context)
+        stated = stated_keys(model, at, context)
+        assert stated <= vars(tariff.prices).keys(), where
+        # Compared by what has a price in this context.
+        own = ModelPrice(
+            **{k: p for k, p in vars(prices).items() if k in vars(tariff.prices)}
+        )
+        long = rules.find_long_context(provider.id, model.id)
+        for total in totals(prices):
+            if own.input_mtok is None or (long and total > long.start):
+                continue
+            if tariff.rates_for(total).input is None:
+                assert_tier_is_not_stated(model, at, context, total)
+                continue
+            for used in tokens_of(own, total):
+                counts = counts_of(used)
+                got, _ = cost_of_tokens(tariff, counts, {})
+                assert got == expected(own, used), (*where, used)
+                if usual := usual_rates(tariff, is_standard=True):
+                    assert usual.cost(*counts) == got, (*where, used)
+        assert_unpriced_tokens_are_refused(tariff, own, provider, where)
 
 
 def assert_tier_is_not_stated(model, at, context, total) -> None:
@@ -154,10 +169,8 @@ def assert_tier_is_not_stated(model, at, context, total) -> None:
     assert context
     (price,) = [
         price
-        for variant in model.price_variants or ()
-        if variant.when == context
-        and (variant.constraint is None or variant.constraint.active(at))
-        and (price := variant.prices.input_mtok) is not None
+        for variant in variants_of(model, at, context)
+        if (price := variant.prices.input_mtok) is not None
     ]
     assert isinstance(price, Decimal)
     plain = model.get_prices(at).input_mtok
@@ -169,12 +182,7 @@ def stated_keys(model, at, context) -> set[str]:
     """Return the prices of tokens that the data states for just this context."""
     prices = [model.get_prices(at)]
     if context:
-        prices = [
-            variant.prices
-            for variant in model.price_variants or ()
-            if variant.when == context
-            and (variant.constraint is None or variant.constraint.active(at))
-        ]
+        prices = [variant.prices for variant in variants_of(model, at, context)]
     return {
         key
         for each in prices
@@ -183,15 +191,9 @@ def stated_keys(model, at, context) -> set[str]:
     }
 
 
-def is_by_rule(provider, model, at, context) -> bool:
+def is_by_rule(model, at, context) -> bool:
     """Return whether a documented rule gives the price, not the data."""
-    if not context:
-        return False
-    return not any(
-        variant.when == context
-        and (variant.constraint is None or variant.constraint.active(at))
-        for variant in model.price_variants or ()
-    )
+    return bool(context) and not variants_of(model, at, context)
 
 
 def assert_unpriced_tokens_are_refused(tariff, own, provider, where) -> None:
@@ -215,34 +217,29 @@ def assert_unpriced_tokens_are_refused(tariff, own, provider, where) -> None:
 
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda p: p.id)
 def test_every_part_with_its_own_price_equals_that_of_genai_prices(provider):
-    for model in provider.models:
-        for at in times(model):
-            for context in contexts(model):
-                tariff = tariff_of(provider, model, at, context)
-                if tariff is None or is_by_rule(provider, model, at, context):
-                    continue
-                prices = tariff.prices
-                parts = [
-                    key
-                    for key in vars(prices)
-                    if key not in KEYS and key != "input_mtok" and not is_cached(key)
-                ]
-                for key in parts:
-                    part = key.removesuffix(TOKENS) + "_tokens"
-                    whole = f"{part.partition('_')[0]}_tokens"
-                    used = {"input_tokens": 900}
-                    if prices.output_mtok is not None:
-                        used["output_tokens"] = 700
-                    got, is_text = cost_of_tokens(tariff, counts_of(used), {part: 300})
-                    assert not is_text
-                    full = {**used, part: 300}
-                    assert got == expected(prices, full), (model.id, at, context, part)
-                    base, _ = cost_of_tokens(tariff, counts_of(used), {})
-                    rate = (got - base) / 300
-                    own = getattr(prices, key) - getattr(
-                        prices, whole.replace("_tokens", TOKENS)
-                    )
-                    assert rate * 10**6 == own
+    for model, at, context, tariff in tariffs_of(provider):
+        prices = tariff.prices
+        parts = [
+            key
+            for key in vars(prices)
+            if key not in KEYS and key != "input_mtok" and not is_cached(key)
+        ]
+        for key in parts:
+            part = key.removesuffix(TOKENS) + "_tokens"
+            whole = f"{part.partition('_')[0]}_tokens"
+            used = {"input_tokens": 900}
+            if prices.output_mtok is not None:
+                used["output_tokens"] = 700
+            got, is_text = cost_of_tokens(tariff, counts_of(used), {part: 300})
+            assert not is_text
+            full = {**used, part: 300}
+            assert got == expected(prices, full), (model.id, at, context, part)
+            base, _ = cost_of_tokens(tariff, counts_of(used), {})
+            rate = (got - base) / 300
+            own = getattr(prices, key) - getattr(
+                prices, whole.replace("_tokens", TOKENS)
+            )
+            assert rate * 10**6 == own
 
 
 def is_cached(key: str) -> bool:
