@@ -62,6 +62,12 @@ def record(conn: psycopg.Connection, **values: object) -> UUID:
     return user_id
 
 
+def set_price(conn: psycopg.Connection, model: str, **values: Any) -> None:
+    """Set the own price of a model from noon on: 1 USD unless *values* differ."""
+    defaults = {"input_price": Decimal(1), "output_price": Decimal(1)}
+    set_model_price(conn, model=model, **{"valid_from": NOON, **defaults, **values})
+
+
 def test_price_is_set_listed_ended_and_deleted(conn: psycopg.Connection):
     prices = ("--input", "1.10", "--output", "8.8", "--cache-read", "0.11")
     code, out, err = run_cli(
@@ -119,14 +125,7 @@ def test_price_for_another_provider_than_the_messages_is_named(
 
 def test_end_of_no_own_price_is_refused(conn: psycopg.Connection):
     """A misspelled name would leave the own price in force in silence."""
-    start = datetime(2100, 1, 1, tzinfo=UTC)
-    set_model_price(
-        conn,
-        model="m",
-        valid_from=start,
-        input_price=Decimal(1),
-        output_price=Decimal(1),
-    )
+    set_price(conn, "m", valid_from=datetime(2100, 1, 1, tzinfo=UTC))
     conn.commit()
     for model, provider, time in (
         ("M", (), "2100-02-01"),
@@ -221,14 +220,7 @@ def test_check_names_models_without_a_price(conn: psycopg.Connection):
     ):
         record(conn, model=model, provider=provider)
     for model, provider in (("our-model", "azure"), ("gpt-5", "groq")):
-        set_model_price(
-            conn,
-            model=model,
-            provider=provider,
-            valid_from=NOON,
-            input_price=Decimal(1),
-            output_price=Decimal(1),
-        )
+        set_price(conn, model, provider=provider)
 
     code, out, err = run_cli("prices", "check")
 
@@ -251,13 +243,7 @@ def test_check_names_models_without_a_price(conn: psycopg.Connection):
 
 def test_check_prices_the_cache_if_messages_use_it(conn: psycopg.Connection):
     record(conn, model="our-model", cache_read_input_tokens=5)
-    set_model_price(
-        conn,
-        model="our-model",
-        valid_from=NOON,
-        input_price=Decimal(1),
-        output_price=Decimal(1),
-    )
+    set_price(conn, "our-model")
 
     code, out, _ = run_cli("prices", "check", "--within", "1h")
 
@@ -287,13 +273,7 @@ def test_check_names_a_price_of_another_spelling(
     conn: psycopg.Connection, model: str, end: str
 ):
     record(conn, model="gpt-5-2025-08-07")
-    set_model_price(
-        conn,
-        model=model,
-        valid_from=NOON,
-        input_price=Decimal(1),
-        output_price=Decimal(1),
-    )
+    set_price(conn, model)
 
     text = " ".join(shown("check"))
 
@@ -305,9 +285,9 @@ def test_check_names_a_price_of_another_spelling(
 def test_check_ignores_old_messages_and_ended_prices(conn: psycopg.Connection):
     record(conn, model="gpt-5")
     for moment, price in ((NOON, Decimal(1)), (NOON + timedelta(days=1), None)):
-        set_model_price(
+        set_price(
             conn,
-            model="gpt-5",
+            "gpt-5",
             provider="groq",
             valid_from=moment,
             input_price=price,
@@ -344,11 +324,10 @@ def test_report_compares_stored_costs_with_the_prices_of_today(
         record(conn, model="our-model", cost=Decimal(5)),
         record(conn, model="gpt-5", finished_at=NOON - timedelta(days=1)),
     ]
-    set_model_price(
+    set_price(
         conn,
-        model="gpt-5",
+        "gpt-5",
         provider="azure",
-        valid_from=NOON,
         input_price=Decimal("1.25"),
         output_price=Decimal(9),
     )
@@ -418,14 +397,7 @@ def test_report_fits_a_terminal_of_80_columns(
     for model in ("gpt-5", "x" * 200):
         record(conn, model=model, provider="p" * 200, cost=Decimal("1234567.891"))
     record(conn, model="gpt-5", cost=Decimal("123456.7"))
-    set_model_price(
-        conn,
-        model="gpt-5",
-        provider="p" * 200,
-        valid_from=NOON,
-        input_price=Decimal(1),
-        output_price=Decimal(1),
-    )
+    set_price(conn, "gpt-5", provider="p" * 200)
 
     shown("report", "--since", "2026-11-10")
     run_cli("prices", "check")
@@ -449,11 +421,10 @@ def test_used_models_are_listed_with_their_own_price(conn: psycopg.Connection):
         ]
         record_messages(conn, messages, user_id=user_id)
     for provider, price in ((None, Decimal(1)), ("azure", None)):
-        set_model_price(
+        set_price(
             conn,
-            model="m",
+            "m",
             provider=provider,
-            valid_from=NOON,
             input_price=Decimal(3),
             cache_creation_price=Decimal(3),
             cache_read_price=price,
