@@ -64,7 +64,7 @@ def test_reader_answers_or_reports_for_any_value(path: Path) -> None:
             return
         container, key = numbers.choice(found)
         container[key] = numbers.choice(VALUES)
-        reader = Reader(path.name)
+        reader = Reader()
         for number, line in enumerate(changed, start=1):
             with suppress(PyappError):
                 responses = reader.read(line, number)

@@ -65,7 +65,7 @@ def test_odd_values_are_reported_or_read(file: Path) -> None:
     for _ in range(ROUNDS):
         odd = copy.deepcopy(lines)
         distort(random.choice([line for line in odd if line]), random)
-        reader = Reader(file.name)
+        reader = Reader()
         for number, line in enumerate(odd, start=1):
             with suppress(InvalidValueError):
                 found = reader.read(line, number)

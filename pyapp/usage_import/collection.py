@@ -74,7 +74,7 @@ class Collection:
     def add_file(self, number: int, log: Log, on_bytes: Callable[[int], None]) -> None:
         """Read a file."""
         self._log, before = number, self._store.count
-        formats = Reader(str(log.path))
+        formats = Reader()
         occurrences: Counter[bytes] = Counter()
         is_known, line, unknown = False, 0, self._counts.unknown
         with log.open(on_bytes) as stream:
@@ -249,7 +249,7 @@ def _is_list_of_objects(value: object) -> bool:
 
 def _are_known(items: list[Object], line: int) -> bool:
     """Tell whether one of *items* is of a known format."""
-    reader = Reader("")  # the file's own one would read them twice
+    reader = Reader()  # the file's own one would read them twice
     for item in items:
         try:
             if reader.read(item, line) is not None:

@@ -107,8 +107,8 @@ _MAX_PLANS = 1_000
 class Reader:
     """Reads the objects of one file in their order."""
 
-    def __init__(self, file: str) -> None:
-        self._formats = [format(file) for format in FORMATS]
+    def __init__(self) -> None:
+        self._formats = [format() for format in FORMATS]
         self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:

@@ -229,7 +229,7 @@ def _read_body(
 def _read_chunks(
     chunks: list[Any], model: str | None
 ) -> tuple[list[Pass] | None, str | None]:
-    stream = Messages("")
+    stream = Messages()
     passes: list[Pass] | None = None
     name: str | None = None
     for chunk in chunks:

@@ -104,10 +104,9 @@ class _Run:
 class Run(Format):
     """The lines that `claude -p` prints."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
-        self._events = streams.Messages(file)
+        self._events = streams.Messages()
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be a line of a run, and not of a session file."""

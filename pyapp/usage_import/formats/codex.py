@@ -125,8 +125,7 @@ class _Thread:
 class Rollout(Format):
     """A rollout, or several one after another."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._thread = _Thread()
         self._gaps: list[Unfinished] = []
 

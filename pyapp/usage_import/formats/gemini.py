@@ -163,8 +163,7 @@ def _has_ended(response: Object) -> bool:
 class Chunks(Format):
     """A recorded stream: its last chunk has the usage, any chunk the searches."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._searches: dict[str | None, _Searches] = {}
         # Of the streams that have not ended, the last chunk with usage.
         self._open: dict[str | None, tuple[ModelResponse, int]] = {}

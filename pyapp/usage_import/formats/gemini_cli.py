@@ -52,8 +52,7 @@ _KEYS = ("projectHash", "messages", "$set", "$rewindTo", "attributes", "stats")
 class Session(Format):
     """A session's file, or a telemetry log."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._session: str | None = None
         self._broken: list[Unfinished] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -29,19 +30,17 @@ class Unfinished(NamedTuple):
     reason: str
 
 
-class Format:
+class Format(ABC):
     """A format of lines; an instance reads one file."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
-
+    @abstractmethod
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether a line of this type and with these keys can be of this format.
 
         *kind* is its `type` if that is text. The answer is kept for all such lines.
         """
-        return True
 
+    @abstractmethod
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the responses of *line*, or None if it is of another format.
 
@@ -49,7 +48,6 @@ class Format:
 
         Raises: BadUsageError if the usage of the line cannot be billed.
         """
-        raise NotImplementedError
 
     def finish(self) -> Iterable[ModelResponse | Unfinished]:
         """Return what is left at the end of the file."""
@@ -84,8 +82,7 @@ class Lines(Format):
 class Lists(Format):
     """A format with several responses in a line, of which each may be broken."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._broken: list[Unfinished] = []
 
     def read_each(

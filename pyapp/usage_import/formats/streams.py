@@ -64,8 +64,7 @@ _OUTPUT_UNITS = {"audio_tokens": "output_audio_tokens"}
 class Messages(Format):
     """Events of Anthropic's streams; streams of one file may overlap."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         # Of each stream, the messages without their usage yet, with their lines.
         self._begun: dict[tuple[str | None, ...], list[tuple[Object, int]]] = {}
         self._given: dict[tuple[str | None, ...], Object] = {}
@@ -169,8 +168,7 @@ class Chunks(Format):
     The usage of the others is in a body.
     """
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._begun: dict[str, _Begun] = {}
         self._ended: set[str] = set()
         self._models: list[object] = []  # of streams with usage
@@ -233,8 +231,7 @@ def _usage_of_choice(chunk: Object) -> object:
 class Realtime(Format):
     """Events of OpenAI's realtime sessions."""
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
+    def __init__(self) -> None:
         self._model: str | None = None
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
