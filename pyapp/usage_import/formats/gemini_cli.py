@@ -9,12 +9,11 @@ sums of calls, whose prices depend on each call.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from pyapp.errors import InvalidValueError
 from pyapp.usage_import.fields import BadUsageError, Object, count, hashed_text, text
-from pyapp.usage_import.formats.kinds import Format, Unfinished
+from pyapp.usage_import.formats.kinds import Lists
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
 
 _RESPONSE = "gemini_cli.api_response"
@@ -49,12 +48,12 @@ _MESSAGE_KEYS = frozenset(("id", "timestamp", "content"))
 _KEYS = ("projectHash", "messages", "$set", "$rewindTo", "attributes", "stats")
 
 
-class Session(Format):
+class Session(Lists):
     """A session's file, or a telemetry log."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._session: str | None = None
-        self._broken: list[Unfinished] = []
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be of a session or of the telemetry log."""
@@ -84,20 +83,10 @@ class Session(Format):
             )
         return None
 
-    def finish(self) -> Iterable[Unfinished]:
-        """Return the messages that could not be read; the others of an object were."""
-        return self._broken
-
     def _read_messages(self, messages: object, number: int) -> Sequence[ModelResponse]:
-        found = []
-        for message in messages if isinstance(messages, list) else ():
-            if not isinstance(message, dict) or not message.get("tokens"):
-                continue
-            try:
-                found.append(self._read_message(message))
-            except InvalidValueError as exc:
-                self._broken.append(Unfinished(number, str(exc)))
-        return found
+        listed = messages if isinstance(messages, list) else []
+        parts = [m for m in listed if isinstance(m, dict) and m.get("tokens")]
+        return self.read_each(parts, number, self._read_message)
 
     def _read_message(self, message: Object) -> ModelResponse:
         tokens, kind = message["tokens"], message.get("type")
