@@ -8,8 +8,9 @@ There are two kinds of format, and a kind of lines that have no usage.
    for the usage of this format, and the first body that says yes reads the line.
    `read(chain)` returns the response, or None if nothing is billed; `describe` and
    `identify` of `responses` take from the envelope what the format does not state.
-   `is_known(response)` is true for an object of this format without usage. `keys`
-   are those of which a response with usage has one, if that is not `usage`.
+   `is_known(response)` is true for an object of this format without usage; a format
+   whose objects always have usage leaves it out. `keys` are those of which a
+   response with usage has one, if that is not `usage`.
 2. A **format** reads whole lines: sessions, streams, logs of gateways. A module
    provides a subclass of `Format` for `FORMATS`. An instance gets the objects of one
    file in their order and may keep state. `read` returns None for an object of another

@@ -383,7 +383,7 @@ class Records(Lines):
     """The log of invocations."""
 
     KEYS = frozenset(("modelId",))
-    BODY = Body(has_usage=_is_record, read=_read_record, is_known=_is_record)
+    BODY = Body(has_usage=_is_record, read=_read_record)
 
     def may_read(self, kind: str | None, keys: Collection[str]) -> bool:
         """Tell whether it can be a record, or an event of CloudWatch with one."""
@@ -415,7 +415,7 @@ class Results(Lines):
     """The results of a batch."""
 
     KEYS = frozenset(("recordId",))
-    BODY = Body(has_usage=_is_result, read=_read_result, is_known=_is_result)
+    BODY = Body(has_usage=_is_result, read=_read_result)
 
 
-CONVERSE = Body(has_usage=_is_converse, read=_read_converse, is_known=_is_converse)
+CONVERSE = Body(has_usage=_is_converse, read=_read_converse)

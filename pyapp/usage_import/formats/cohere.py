@@ -68,4 +68,4 @@ def _read(chain: Chain) -> ModelResponse:
     )
 
 
-BODY = Body(_has_usage, _read, _has_usage, keys=("usage", "meta"))
+BODY = Body(_has_usage, _read, keys=("usage", "meta"))

@@ -11,15 +11,20 @@ from pyapp.usage_import.fields import Object
 from pyapp.usage_import.responses import Chain, ModelResponse
 
 
+def _never(_: Object) -> bool:
+    return False
+
+
 class Body(NamedTuple):
     """A format of responses, wherever in a line they are.
 
-    A response with usage has one of `keys`.
+    A response with usage has one of `keys`. `is_known` is for objects of the format
+    without usage, if it has any.
     """
 
     has_usage: Callable[[Object], bool]
     read: Callable[[Chain], ModelResponse | None]
-    is_known: Callable[[Object], bool]
+    is_known: Callable[[Object], bool] = _never
     keys: Collection[str] = ("usage",)
 
 
@@ -57,7 +62,7 @@ class Format(ABC):
 class Lines(Format):
     """Bodies that are whole lines, or in the object at a key of a line.
 
-    A line can be one if it has one of KEYS; `body` is in it, or at one of PLACES.
+    A line can be one if it has one of KEYS; BODY is in it, or at one of PLACES.
     """
 
     KEYS: ClassVar[frozenset[str]]

@@ -134,4 +134,4 @@ class Rows(Lines):
 
     KEYS = frozenset(("call_type",))
     PLACES = ("standard_logging_object",)
-    BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)
+    BODY = Body(has_usage=_has_usage, read=_read)

@@ -72,4 +72,4 @@ class Responses(Lines):
 
     KEYS = frozenset(("done", *(key for s in _SERVERS for key in (s.input, s.output))))
     PLACES = ("response", "body")
-    BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)
+    BODY = Body(has_usage=_has_usage, read=_read)

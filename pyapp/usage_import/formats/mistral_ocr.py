@@ -42,4 +42,4 @@ def _read(chain: Chain) -> ModelResponse:
     )
 
 
-BODY = Body(_has_usage, _read, _has_usage, keys=("usage_info",))
+BODY = Body(_has_usage, _read, keys=("usage_info",))

@@ -70,4 +70,4 @@ class Generations(Lines):
 
     KEYS = frozenset(_COUNTS)
     PLACES = ("data",)
-    BODY = Body(has_usage=_has_usage, read=_read, is_known=_has_usage)
+    BODY = Body(has_usage=_has_usage, read=_read)
