@@ -139,12 +139,9 @@ def first_text(
     return None
 
 
-def first_count(parts: Object, paths: tuple[tuple[str, ...], ...]) -> int:
-    """Return the count at the first of *paths* that is not null; 0 without one."""
-    for path in paths:
-        part: object = parts
-        for key in path[:-1]:
-            part = part.get(key) if isinstance(part, dict) else None
-        if isinstance(part, dict) and part.get(path[-1]) is not None:
-            return check_count(path[-1], part[path[-1]])
+def first_count(part: Object, keys: tuple[str, ...]) -> int:
+    """Return the count at the first of *keys* that is not null; 0 without one."""
+    for key in keys:
+        if part.get(key) is not None:
+            return check_count(key, part[key])
     return 0

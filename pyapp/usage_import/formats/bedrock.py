@@ -43,12 +43,12 @@ from pyapp.usage_import.responses import (
 
 _SCHEMA = "ModelInvocationLog"
 _METRICS = "amazon-bedrock-invocationMetrics"
-# Each count of a record, of a chunk's metrics and of a Converse usage: the first place
+# Each count of a record, of a chunk's metrics and of a Converse usage: the first key
 # that has it. The longer names are those of older responses.
-_READS = (("cacheReadInputTokens",), ("cacheReadInputTokenCount",))
-_WRITES = (("cacheWriteInputTokens",), ("cacheWriteInputTokenCount",))
-_INPUT = (("inputTokens",), ("inputTokenCount",))
-_OUTPUT = (("outputTokens",), ("outputTokenCount",))
+_READS = ("cacheReadInputTokens", "cacheReadInputTokenCount")
+_WRITES = ("cacheWriteInputTokens", "cacheWriteInputTokenCount")
+_INPUT = ("inputTokens", "inputTokenCount")
+_OUTPUT = ("outputTokens", "outputTokenCount")
 _COUNTS = (*_INPUT, *_OUTPUT, *_READS, *_WRITES)
 # Keys of an event of CloudWatch Logs, also as Logs Insights and subscriptions have it.
 _EVENT_KEYS = frozenset(
@@ -121,7 +121,7 @@ def _read_record(chain: Chain) -> ModelResponse | None:
     model = _model_in_region(text(record.get("modelId")), text(record.get("region")))
     answer = inner(record, "output")
     stated = {**record, **inner(record, "input"), **answer}
-    has_counts = any(stated.get(key) is not None for (key,) in _COUNTS)
+    has_counts = any(stated.get(key) is not None for key in _COUNTS)
     body = answer.get("outputBodyJson")
     passes, name, context = _read_body(body, model)
     if passes is None:
@@ -305,11 +305,9 @@ def read_usage(usage: Object) -> Pass:
     Raises: BadUsageError if they are not the total.
     """
     for first, second in (_READS, _WRITES):
-        both = [count(usage, key) for key in (*first, *second) if key in usage]
+        both = [count(usage, key) for key in (first, second) if key in usage]
         if len(set(both)) > 1:
-            raise BadUsageError(
-                f"{first[0]} ({both[0]}) is not {second[0]} ({both[1]})"
-            )
+            raise BadUsageError(f"{first} ({both[0]}) is not {second} ({both[1]})")
     part = _read_counts(usage)
     total = count(usage, "totalTokens")
     if total and total not in (part.total, part.input_tokens + part.output_tokens):
