@@ -29,6 +29,7 @@ from pyapp.usage_import.responses import (
     describe,
     find_request,
     identify,
+    make_id,
 )
 
 # Counts at server_tool_use, each with its unit; None if it costs nothing of its own.
@@ -111,6 +112,11 @@ def _find_provider(id: str | None, model: str | None) -> str | None:
     if id is not None and id.startswith(_PREFIXES):
         return _HOSTS[id[: len("msg_bdrk_")]]
     return "anthropic" if model is not None and model.startswith("claude-") else None
+
+
+def make_message_id(name: str) -> bytes:
+    """Return the id of a message whose own id, *name*, is unique."""
+    return make_id("anthropic", name, None)
 
 
 def read_passes(usage: Object, model: str | None) -> list[Pass]:

@@ -139,7 +139,7 @@ def _read_record(chain: Chain) -> ModelResponse | None:
         raise BadUsageError("no requestId: repeats of it could not be detected")
     return describe(
         [record],
-        make_id("anthropic", name, None) if name else make_id("bedrock", request),
+        anthropic.make_message_id(name) if name else make_id("bedrock", request),
         passes,
         model=model,
         provider="aws",
@@ -367,7 +367,7 @@ def _read_result(chain: Chain) -> ModelResponse | None:
         raise BadUsageError("a result of a batch without token counts")
     return describe(
         [chain[-1], body],
-        make_id("anthropic", name, None)
+        anthropic.make_message_id(name)
         if name
         else make_id("bedrock-batch", text(chain[-1]["recordId"])),
         passes,

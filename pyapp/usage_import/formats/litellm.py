@@ -26,14 +26,13 @@ from pyapp.usage_import.fields import (
     moment,
     text,
 )
-from pyapp.usage_import.formats import openai
+from pyapp.usage_import.formats import anthropic, openai
 from pyapp.usage_import.formats.kinds import Body, Lines
 from pyapp.usage_import.responses import (
     Chain,
     ModelResponse,
     describe,
     find_context,
-    make_id,
 )
 
 _COSTS = ("spend", "response_cost")
@@ -73,7 +72,7 @@ def _read(chain: Chain) -> ModelResponse | None:
         latency = int((end - begin).total_seconds() * 1000)
     return describe(
         [{}, row],
-        make_id("anthropic", name, None)
+        anthropic.make_message_id(name)
         if name.startswith("msg_")
         else openai.make_response_id(name, begin and begin.timestamp()),
         [openai.read_pass(usage, model, is_stated=stated is not None)],

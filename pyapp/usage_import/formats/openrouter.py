@@ -11,6 +11,7 @@ Lookup.
 from __future__ import annotations
 
 from pyapp.usage_import.fields import BadUsageError, Object, amount, count, text
+from pyapp.usage_import.formats import openai
 from pyapp.usage_import.formats.kinds import Body, Lines
 from pyapp.usage_import.formats.stated_costs import with_own_key
 from pyapp.usage_import.responses import (
@@ -18,7 +19,6 @@ from pyapp.usage_import.responses import (
     ModelResponse,
     Pass,
     describe,
-    make_id,
 )
 
 _COSTS = ("total_cost", "usage")  # the same, where both are stated
@@ -51,7 +51,7 @@ def _read(chain: Chain) -> ModelResponse:
     latency = generation.get("generation_time")
     return describe(
         chain,
-        make_id("openai", name, None),
+        openai.make_response_id(name, None),
         [Pass(prompt - read, 0, read, output)],
         provider="vercel" if name.startswith("gen_") else "openrouter",
         cost=None

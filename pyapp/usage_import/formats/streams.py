@@ -27,7 +27,6 @@ from pyapp.usage_import.responses import (
     Pass,
     describe,
     identify,
-    make_id,
 )
 
 # Keys of an object around an event, and of the ids that identify its stream.
@@ -272,7 +271,7 @@ class Realtime(Format):
 def _former_id(response: Object) -> bytes | None:
     """Return the id of earlier versions, which took the usage for Anthropic's."""
     name = hashed_text(response.get("id"))
-    return None if name is None else make_id("anthropic", name, None)
+    return None if name is None else anthropic.make_message_id(name)
 
 
 def _realtime_pass(usage: Object) -> Pass:
