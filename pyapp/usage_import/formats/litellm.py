@@ -52,12 +52,13 @@ def _read(chain: Chain) -> ModelResponse | None:
         return None
     key = _COSTS[0] if _COSTS[0] in row else _COSTS[1]
     stated = amount(key, row.get(key))
-    usage = _usage(row)
+    metadata, response = _object(row.get("metadata")), _object(row.get("response"))
+    usage = _usage(row, metadata, response)
     is_cached = str(row.get("cache_hit")).lower() in _TRUE
     if is_cached:
         stated = stated or Decimal(0)
     elif not stated:
-        stated = _broken_down(row)
+        stated = _broken_down(row, metadata)
     if not stated and not is_cached:
         if row.get("status") == "failure" or not any(usage.get(k) for k in _COUNTS):
             return None
@@ -81,15 +82,15 @@ def _read(chain: Chain) -> ModelResponse | None:
         finished_at=end or begin,
         cost=stated,
         latency_ms=latency,
-        context=_context(row, usage),
+        context=_context(row, response, usage),
         # Earlier versions read the body in the row.
-        former_id=openai.find_former_id(_object(row.get("response"))),
+        former_id=openai.find_former_id(response),
     )
 
 
-def _broken_down(row: Object) -> Decimal | None:
+def _broken_down(row: Object, metadata: Object) -> Decimal | None:
     """Return the sum of the cost's parts, which some rows have without their spend."""
-    parts = _object(row.get("metadata")).get("cost_breakdown")
+    parts = metadata.get("cost_breakdown")
     parts = parts if isinstance(parts, dict) else row.get("cost_breakdown")
     return amount("total_cost", _object(parts).get("total_cost"))
 
@@ -109,20 +110,16 @@ def _object(value: object) -> Object:
     return value if isinstance(value, dict) else {}
 
 
-def _usage(row: Object) -> Object:
+def _usage(row: Object, metadata: Object, response: Object) -> Object:
     """Return the usage with its details, if the row has them, else its counts."""
-    response = _object(row.get("response"))
-    for usage in (
-        _object(row.get("metadata")).get("usage_object"),
-        response.get("usage"),
-    ):
+    for usage in (metadata.get("usage_object"), response.get("usage")):
         if isinstance(usage, dict) and not openai.KEYS.isdisjoint(usage):
             return usage
     return {key: row.get(key) or 0 for key in _COUNTS}
 
 
-def _context(row: Object, usage: Object) -> dict[str, str]:
-    context = find_context([row, {**_object(row.get("response")), "usage": usage}])
+def _context(row: Object, response: Object, usage: Object) -> dict[str, str]:
+    context = find_context([row, {**response, "usage": usage}])
     if "batch" in (text(row.get("call_type")) or ""):
         context["processing"] = "batch"
     return context
