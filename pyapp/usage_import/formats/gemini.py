@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from pyapp.usage_import.fields import (
@@ -115,6 +116,7 @@ _INTERACTION = _Fields(
 )
 
 
+@cache
 def _snake(name: str) -> str:
     return re.sub("[A-Z]", lambda found: "_" + found[0].lower(), name)
 
