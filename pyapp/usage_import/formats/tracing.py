@@ -83,6 +83,7 @@ class _Tool(NamedTuple):
     sums: tuple[object, ...]
     read: Callable[[Object], Pass]
     providers: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ("id",)
 
 
 class Rows(Lists):
@@ -149,7 +150,7 @@ def _read(row: Object) -> ModelResponse | None:
         if elsewhere is not None:
             raise BadUsageError(f"usage in an unknown form: {elsewhere}")
         return None
-    name = first_text([row], ("request_id", "id") if tool is _HELICONE else ("id",))
+    name = first_text([row], tool.ids)
     if name is None:
         raise BadUsageError("no id: repeats of the call could not be detected")
     named = [row, inner(inner(row, "extra"), "metadata")]
@@ -257,17 +258,6 @@ def _outcome(is_answered: bool) -> str:
     return _ANSWERED if is_answered else _FAILED
 
 
-_HELICONE = _Tool(
-    "helicone",
-    lambda row: "request_created_at" in row and "request_id" in row,
-    lambda row: _outcome(
-        row.get("status", row.get("response_status")) in (None, 0, 200)
-    ),
-    calls=(_ANSWERED,),
-    sums=(),
-    read=_read_helicone,
-    providers=("provider",),
-)
 _TOOLS = (
     _Tool(
         "langfuse",
@@ -277,7 +267,18 @@ _TOOLS = (
         sums=("SPAN", "EVENT"),
         read=_read_langfuse,
     ),
-    _HELICONE,
+    _Tool(
+        "helicone",
+        lambda row: "request_created_at" in row and "request_id" in row,
+        lambda row: _outcome(
+            row.get("status", row.get("response_status")) in (None, 0, 200)
+        ),
+        calls=(_ANSWERED,),
+        sums=(),
+        read=_read_helicone,
+        providers=("provider",),
+        ids=("request_id", "id"),
+    ),
     _Tool(
         "langsmith",
         lambda row: "run_type" in row and ("trace_id" in row or "start_time" in row),
