@@ -51,6 +51,13 @@ def inner(usage: Object, key: str) -> Object:
     return value
 
 
+def value_at(part: object, path: tuple[str, ...]) -> object:
+    """Return the value at *path* of objects, or None if it does not exist."""
+    for key in path:
+        part = part.get(key) if isinstance(part, dict) else None
+    return part
+
+
 def number(value: object, limit: int = _MAX_SECONDS * 1000) -> int | float | None:
     """Return *value* if it is a number from 0 up to *limit*, else None."""
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from pyapp._core.validation import shown
-from pyapp.usage_import.fields import BadUsageError, Object, amount, inner
+from pyapp.usage_import.fields import BadUsageError, Object, amount, inner, value_at
 
 
 def find_cost(response: Object, usage: Object) -> Decimal | None:
@@ -38,11 +38,9 @@ def find_cost(response: Object, usage: Object) -> Decimal | None:
                 return read(usage)
     if not _IN_RESPONSE.keys().isdisjoint(response):
         for first, path in _IN_RESPONSE.items():
-            part = response.get(first)
-            for key in path:
-                part = part.get(key) if isinstance(part, dict) else None
-            if part is not None:
-                return amount(path[-1], part) or None
+            stated = value_at(response.get(first), path)
+            if stated is not None:
+                return amount(path[-1], stated) or None
     return None
 
 

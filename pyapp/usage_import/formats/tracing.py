@@ -27,6 +27,7 @@ from pyapp.usage_import.fields import (
     inner,
     moment,
     text,
+    value_at,
 )
 from pyapp.usage_import.formats.kinds import Lists
 from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
@@ -173,10 +174,7 @@ def _find_cost(row: Object) -> Decimal | None:
     if row.get("cached") is True:  # the tool's own cache answered
         return Decimal(0)
     for path in _COSTS:
-        part: object = row
-        for key in path:
-            part = part.get(key) if isinstance(part, dict) else None
-        if part is not None and (stated := amount(path[-1], part)):
+        if stated := amount(path[-1], value_at(row, path)):
             return stated
     return None
 
