@@ -88,6 +88,11 @@ def moment(key: str, value: object) -> datetime:
     raise BadUsageError(f"{key} is not a time: {shown(value)}")
 
 
+def moment_at(part: Object, key: str) -> datetime | None:
+    """Return the time at *key*, or None if it is absent."""
+    return None if part.get(key) is None else moment(key, part[key])
+
+
 def cost(key: str, value: object) -> Decimal | None:
     """Return the number of USD, or None: Claude Code writes 0 for an unknown cost."""
     if isinstance(value, str):

@@ -221,10 +221,10 @@ def find_model(chain: Chain) -> str | None:
     return found
 
 
-def find_time(chain: Chain) -> datetime | None:
-    """Return the response's own time, else its envelope's."""
+def find_time(chain: Chain, keys: tuple[str, ...] = _TIMES) -> datetime | None:
+    """Return the response's own time at the first of *keys*, else its envelope's."""
     for part in reversed(chain):
-        for key in _TIMES:
+        for key in keys:
             if part.get(key) is not None:
                 return moment(key, part[key])
     return None

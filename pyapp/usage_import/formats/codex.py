@@ -27,7 +27,7 @@ from pyapp.usage_import.fields import (
     Object,
     count,
     hashed_text,
-    moment,
+    moment_at,
     text,
 )
 from pyapp.usage_import.formats.kinds import Format, Unfinished
@@ -183,8 +183,8 @@ class Rollout(Format):
         is_inside = before.is_copy and before.has_parent
         if is_inside or (name is not None and name == before.id):
             return
-        written_at = _time(line, "timestamp")
-        created_at = _turn_time(name) or _time(meta, "timestamp") or written_at
+        written_at = moment_at(line, "timestamp")
+        created_at = _turn_time(name) or moment_at(meta, "timestamp") or written_at
         self._thread = _Thread(
             id=name,
             created_at=created_at,
@@ -228,10 +228,6 @@ def _first_ordinal(meta: Object) -> int | None:
         return None
 
 
-def _time(part: Object, key: str) -> datetime | None:
-    return None if part.get(key) is None else moment(key, part[key])
-
-
 def _turn_time(name: str | None) -> datetime | None:
     """Return the time at which *name* was made, if it is a UUIDv7."""
     with suppress(OverflowError, ValueError):
@@ -246,7 +242,7 @@ def _is_copy(thread: _Thread, line: Object, kind: object, payload: Object) -> bo
     ordinal = line.get("ordinal")
     if thread.first_ordinal is not None and isinstance(ordinal, int):
         return ordinal < thread.first_ordinal
-    created_at, written_at = thread.created_at, _time(line, "timestamp")
+    created_at, written_at = thread.created_at, moment_at(line, "timestamp")
     if not thread.has_parent:
         # Older versions copy the history of a resumed thread, with its timestamps.
         return bool(written_at and created_at and written_at < created_at - _PAUSE)
@@ -328,7 +324,7 @@ def _read_event(
         thread.has_record = False
         return ()
     thread.last_counted = used
-    written_at = _time(line, "timestamp")
+    written_at = moment_at(line, "timestamp")
     identity = _identify(thread, written_at, counters or used)
     return (_response(thread, identity, used, written_at, thread.turn),)
 
@@ -381,7 +377,7 @@ def _read_record(
         thread.last_counted = None
         return ()
     thread.has_record = True
-    written_at = _time(line, "timestamp")
+    written_at = moment_at(line, "timestamp")
     response = hashed_text(record.get("response_id"))
     identity = make_id("codex", response)
     if response is None:

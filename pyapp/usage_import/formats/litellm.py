@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from typing import Any
 
 from pyapp.usage_import.fields import (
     BadUsageError,
@@ -23,7 +22,7 @@ from pyapp.usage_import.fields import (
     amount,
     first_text,
     hashed_text,
-    moment,
+    moment_at,
     text,
 )
 from pyapp.usage_import.formats import anthropic, openai
@@ -67,7 +66,7 @@ def _read(chain: Chain) -> ModelResponse | None:
     name = first_text([row], ("request_id", "id"), hashed_text)
     if name is None:
         raise BadUsageError("no request_id: repeats of it could not be detected")
-    begin, end = _time(row, "startTime"), _time(row, "endTime")
+    begin, end = moment_at(row, "startTime"), moment_at(row, "endTime")
     latency = None
     if begin is not None and end is not None and end >= begin:
         latency = int((end - begin).total_seconds() * 1000)
@@ -75,7 +74,7 @@ def _read(chain: Chain) -> ModelResponse | None:
         [{}, row],
         anthropic.make_message_id(name)
         if name.startswith("msg_")
-        else openai.make_response_id(name, begin and begin.timestamp()),
+        else openai.make_response_id(name, begin.timestamp() if begin else None),
         [openai.read_pass(usage, model, is_stated=stated is not None)],
         model=model,
         provider=text(row.get("custom_llm_provider")),
@@ -93,11 +92,6 @@ def _broken_down(row: Object, metadata: Object) -> Decimal | None:
     parts = metadata.get("cost_breakdown")
     parts = parts if isinstance(parts, dict) else row.get("cost_breakdown")
     return amount("total_cost", _object(parts).get("total_cost"))
-
-
-def _time(row: Object, key: str) -> Any:
-    value = row.get(key)
-    return None if value is None else moment(key, value)
 
 
 def _object(value: object) -> Object:

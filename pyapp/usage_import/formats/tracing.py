@@ -25,12 +25,17 @@ from pyapp.usage_import.fields import (
     count,
     first_text,
     inner,
-    moment,
     text,
     value_at,
 )
 from pyapp.usage_import.formats.kinds import Lists
-from pyapp.usage_import.responses import ModelResponse, Pass, describe, make_id
+from pyapp.usage_import.responses import (
+    ModelResponse,
+    Pass,
+    describe,
+    find_time,
+    make_id,
+)
 from pyapp.usage_import.unknown import find_usage
 
 _MODELS = ("provided_model_name", "providedModelName", "model", "response_model")
@@ -162,9 +167,7 @@ def _read(row: Object) -> ModelResponse | None:
         [part],
         model=first_text(named, _MODELS) or first_text(named, _MODELS_ASKED),
         provider=provider and provider.lower(),
-        finished_at=next(
-            (moment(key, row[key]) for key in _ENDS if row.get(key) is not None), None
-        ),
+        finished_at=find_time([row], _ENDS),
         cost=cost,
         context={},
     )
