@@ -56,6 +56,8 @@ _EXEC_LINES = {
     "turn.failed",
     "turn.started",
 }
+# Types of what begins a turn and names it.
+_TURNS = ("turn_context", "task_started", "turn_started")
 # Calls of hosted tools, and the units that they are; the key names a kind of action.
 _TOOLS = {
     "web_search_call": ("web_searches", "search"),
@@ -149,7 +151,7 @@ class Rollout(Format):
             kind = payload.get("type")
         if thread.is_copy:
             thread.is_copy = _is_copy(thread, line, kind, payload)
-        if kind in ("turn_context", "task_started", "turn_started"):
+        if kind in _TURNS:
             thread.turn = text(payload.get("turn_id"))
             _set_model(thread, payload)
         elif kind == "thread_settings_applied":
@@ -246,7 +248,7 @@ def _is_copy(thread: _Thread, line: Object, kind: object, payload: Object) -> bo
     if not thread.has_parent:
         # Older versions copy the history of a resumed thread, with its timestamps.
         return bool(written_at and created_at and written_at < created_at - _PAUSE)
-    if kind in ("turn_context", "task_started", "turn_started"):
+    if kind in _TURNS:
         begun = _turn_time(text(payload.get("turn_id")))
         if begun is not None and created_at is not None:
             thread.has_turn_ids = begun < created_at
@@ -283,7 +285,7 @@ def _add_tool(thread: _Thread, item: Object) -> None:
 
 
 def _usage(usage: object) -> _Usage | None:
-    """Return the counts of *usage*, or None if it is absent or empty."""
+    """Return the counts of *usage*, or None if it is absent."""
     if usage is None:
         return None
     if not isinstance(usage, dict):
