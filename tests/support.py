@@ -4,12 +4,13 @@ import contextlib
 import hmac
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import pbkdf2_hmac, sha256
 from pathlib import Path
@@ -18,10 +19,11 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from rich.console import Console
 
 from pyapp._core.connection import connect
 from pyapp._core.queries import migrations_dir
-from pyapp.cli import main
+from pyapp.cli import console, main
 from pyapp.devtools.migrations.migrator import list_migrations
 from pyapp.devtools.server.embedded import EmbeddedServer
 
@@ -95,6 +97,14 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
         except SystemExit as exc:
             code = int(exc.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+def use_terminal(patch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Let commands print to a terminal of 80 columns; return a function to read it."""
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
+    patch.setattr(console, "console", terminal)
+    return lambda: re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
 
 
 def find_pgbouncer() -> str | None:

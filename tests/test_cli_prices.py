@@ -1,8 +1,6 @@
 """`pyapp prices` sets, lists, checks and compares the operator's own prices."""
 
-import io
 import json
-import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,9 +9,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from rich.console import Console
 
-from pyapp.cli import console
 from pyapp.messages import list_messages, record_messages
 from pyapp.prices import (
     UsedModel,
@@ -23,7 +19,7 @@ from pyapp.prices import (
 )
 from pyapp.pricing import price_usage
 from tests.metering import add_user, new_message, usage_differences
-from tests.support import run_cli
+from tests.support import run_cli, use_terminal
 
 PAGE = Path(__file__).parents[1] / "docs" / "prices.md"
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
@@ -391,9 +387,7 @@ def test_long_names_are_shown_whole_in_80_columns(conn: psycopg.Connection):
 def test_report_fits_a_terminal_of_80_columns(
     conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-    monkeypatch.setattr(console, "console", terminal)
+    read_screen = use_terminal(monkeypatch)
     for model in ("gpt-5", "x" * 200):
         record(conn, model=model, provider="p" * 200, cost=Decimal("1234567.891"))
     record(conn, model="gpt-5", cost=Decimal("123456.7"))
@@ -403,7 +397,7 @@ def test_report_fits_a_terminal_of_80_columns(
     run_cli("prices", "check")
     shown("list")
 
-    lines = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    lines = read_screen()
     assert len(lines) > 12
     assert max(map(len, lines)) <= 80, lines
     (total,) = (line.split() for line in lines if line.startswith("total"))

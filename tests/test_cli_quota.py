@@ -1,9 +1,7 @@
 """`pyapp quota` shows the sums of the messages in the period."""
 
 import functools
-import io
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,7 +9,6 @@ from uuid import UUID
 
 import pytest
 from psycopg import Connection
-from rich.console import Console
 
 from pyapp import quota as queries
 from pyapp.cli import console
@@ -27,7 +24,7 @@ from tests.metering import (
     new_message,
     period_at,
 )
-from tests.support import run_cli
+from tests.support import run_cli, use_terminal
 
 MIDNIGHT = datetime(2099, 1, 31, tzinfo=UTC)
 NOTHING = timedelta(0)
@@ -226,14 +223,12 @@ def test_an_empty_database_says_so(conn: Connection) -> None:
 def test_a_terminal_of_80_columns_cuts_a_long_address(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-    monkeypatch.setattr(console, "console", terminal)
+    read_screen = use_terminal(monkeypatch)
     add_user(conn, email="a" * 100 + "@example.com", next_quota_reset=MIDNIGHT)
 
     assert shown("--all") == []
 
-    heading, row = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    heading, row = read_screen()
     assert len(heading) == 80
     assert row.startswith("a" * 30)
     assert row.endswith("  no")

@@ -1,15 +1,11 @@
 """`pyapp quota` shows below each subscriber its status and what is to end."""
 
-import io
 import json
-import re
 from typing import Any
 from uuid import UUID
 
 import pytest
-from rich.console import Console
 
-from pyapp.cli import console
 from pyapp.cli import quota as command
 from pyapp.messages import record_messages
 from pyapp.quota import list_user_quotas
@@ -22,7 +18,7 @@ from tests.stripe_world import (
     make_subscription,
     seconds,
 )
-from tests.support import run_cli
+from tests.support import run_cli, use_terminal
 
 LATER = {
     "end": seconds(2099, 12, 31),
@@ -119,14 +115,12 @@ def test_nothing_is_shown_below_payers_without_a_subscription(
 def test_lines_fit_a_terminal_of_80_columns(
     world: StripeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-    monkeypatch.setattr(console, "console", terminal)
+    read_screen = use_terminal(monkeypatch)
     subscribe(world, LONGEST, "a" * 60 + "@example.com")
 
     assert shown("--all") == []
 
-    lines = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    lines = read_screen()
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
     assert lines[2:] == [

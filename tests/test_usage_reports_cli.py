@@ -1,9 +1,7 @@
 """`pyapp usage` shows tokens, cost and credits by group."""
 
 import csv
-import io
 import json
-import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -12,15 +10,13 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 from rich.cells import cell_len
-from rich.console import Console
 
-from pyapp.cli import console
 from pyapp.cli import usage_report as command
 from pyapp.messages import record_messages
 from pyapp.usage import list_usage
 from pyapp.users import anonymize_user
 from tests.metering import add_fingerprint, add_user, new_message
-from tests.support import run_cli
+from tests.support import run_cli, use_terminal
 
 ADA, BOB, FINGERPRINT = (UUID(int=n) for n in (1, 2, 3))
 MARCH = ("--since", "2026-03-01", "--until", "2026-04-01")
@@ -284,14 +280,11 @@ def test_80_columns_hold_long_names_and_large_sums(
         return [group._replace(**counts) for group in list_usage(*args, **values)]
 
     monkeypatch.setattr(command, "list_usage", grown)
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=80, no_color=True)
-
     piped = shown("--by", "model", *MARCH, *option)
-    monkeypatch.setattr(console, "console", terminal)
+    read_screen = use_terminal(monkeypatch)
     assert shown("--by", "model", *MARCH, *option) == []
 
-    assert re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines() == piped
+    assert read_screen() == piped
     _, heading, first, *whole, second, total = piped
     assert {cell_len(line) for line in (heading, first, second, total)} == {80}
     assert max(map(cell_len, piped)) == 80
