@@ -253,9 +253,7 @@ class _Values:
             if match is not None:
                 self._advance(match.end())
                 return
-            self._advance(max(self._place, len(self._text) - 200))
-            if not self._fill():
-                self._advance(len(self._text))
+            if not self._go_on():
                 return
 
     def _skip_value(self) -> None:
@@ -270,11 +268,17 @@ class _Values:
             if found and "\n" not in self._text[self._place : found.start()]:
                 self._advance(found.end())
                 return
-            # What is looked for may have begun at the end.
-            self._advance(max(self._place, len(self._text) - 200))
-            if not self._fill():
-                self._advance(len(self._text))
+            if not self._go_on():
                 return
+
+    def _go_on(self) -> bool:
+        """Skip the text and read more of it; return false at the end of the file."""
+        # What is looked for may have begun in the last characters.
+        self._advance(max(self._place, len(self._text) - 200))
+        if self._fill():
+            return True
+        self._advance(len(self._text))
+        return False
 
     def _indent(self) -> int:
         """Return the width of the blanks before the first value of the line."""
