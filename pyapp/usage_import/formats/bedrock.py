@@ -217,12 +217,11 @@ def _read_body(
     if "inputTokens" in usage:
         return [read_usage(usage)], None, context
     if body.get("type") == "message":
-        name = text(body.get("id"))
         passes = anthropic.read_passes(usage, model)
         for key in ("service_tier", "speed", "inference_geo"):
             if value := text(usage.get(key)):
                 context[key] = value
-        return passes, name if name and name.startswith("msg_") else None, context
+        return passes, _unique_id(body), context
     return None, None, context
 
 
@@ -237,7 +236,7 @@ def _read_chunks(
             continue
         message = chunk.get("message")
         if chunk.get("type") == "message_start" and isinstance(message, dict):
-            name = text(message.get("id"))
+            name = _unique_id(message)
             chunk = {**chunk, "message": {"id": "msg_", **message, "model": model}}
         for response in stream.read(chunk, 0) or ():
             passes = list(response.passes)
@@ -248,7 +247,13 @@ def _read_chunks(
             passes = [read_usage({**inner(chunk, _METRICS), **usage})]
         elif passes is None and isinstance(metrics, dict):
             passes = [_read_counts(metrics)]
-    return passes, name if name and name.startswith("msg_") else None
+    return passes, name
+
+
+def _unique_id(message: Object) -> str | None:
+    """Return the id of a Claude message; other ids may repeat."""
+    name = text(message.get("id"))
+    return name if name and name.startswith("msg_") else None
 
 
 def _compare(passes: list[Pass], stated: Object) -> None:
