@@ -119,7 +119,7 @@ class Run(Format):
         kind = line.get("type")
         if kind == "result" and ("total_cost_usd" in line or "usage" in line):
             return self._read_result(line)
-        if kind == "assistant" and "session_id" in line and "sessionId" not in line:
+        if kind == "assistant":
             return self._read_response(line)
         if kind == "stream_event":
             return self._note(line, self._events.read(line, number) or ())

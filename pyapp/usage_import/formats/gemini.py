@@ -178,8 +178,6 @@ class Chunks(Format):
 
     def read(self, line: Object, number: int) -> Sequence[ModelResponse] | None:
         """Return the response of a last chunk, with all searches of its stream."""
-        if "candidates" not in line:
-            return None
         name = hashed_text(_either(line, "responseId"))
         searches = self._searches.pop(name, None) or _Searches()
         if not _has_usage(line):
@@ -378,7 +376,7 @@ class _Searches:
         searches = self._prompts or len(self._queries)
         if searches and _BILLED_BY_PROMPT.search(model or ""):
             searches = 1
-        units = {"web_searches": searches, "maps_searches": int(self._maps)}
+        units = {"web_searches": searches, "maps_searches": self._maps}
         return {unit: used for unit, used in units.items() if used}
 
 
