@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyapp.errors import PyappError
+from pyapp.errors import InvalidValueError
 from pyapp.usage_import import formats
 from pyapp.usage_import.collection import LineCounts
 from pyapp.usage_import.files import find_logs
@@ -22,19 +22,25 @@ FOLDER = Path(__file__).parent / "data" / "usage_cases"
 CASES = sorted(path for path in FOLDER.iterdir() if path.suffix != ".tsv")
 VALUES: list[Any] = [
     None,
+    0,
     7,
+    -1,
     -3,
     1.5,
+    10**30,
+    True,
     "x",
     "",
+    [],
+    [1],
     ["a"],
     [{}],
+    [{"a": []}],
+    [7, None],
     {},
     {"a": 1},
-    True,
-    [7, None],
 ]
-CHANGES = 40
+CHANGES = 70
 
 
 def objects(path: Path) -> list[Any]:
@@ -63,13 +69,17 @@ def test_reader_answers_or_reports_for_any_value(path: Path) -> None:
         if not found:
             return
         container, key = numbers.choice(found)
-        container[key] = numbers.choice(VALUES)
+        if numbers.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(numbers.choice(VALUES))
         reader = Reader()
         for number, line in enumerate(changed, start=1):
-            with suppress(PyappError):
+            with suppress(InvalidValueError):
                 responses = reader.read(line, number)
                 assert responses is None or isinstance(responses, tuple | list)
-        list(reader.finish())
+                assert all(response.model for response in responses or ())
+        assert all(rest is not None for rest in reader.finish())
 
 
 def test_error_in_a_reader_is_a_broken_line(
