@@ -42,7 +42,6 @@ _ZERO = Decimal(0)
 _MICRO = Decimal("0.000001")
 _MAX_CACHED = 10_000
 _MAX_NAME = 500  # no longer name is in the price data, nor kept in memory
-_NO_TERMS: rules.Terms = frozenset()
 
 
 class _Cache:
@@ -140,7 +139,7 @@ def published_price(
     check_text("model", model)
     if "/locations/" in model and (region := named_region(model)):
         context = {"inference_geo": region, **(context or {})}
-    terms = rules.special_terms(context) if context else _NO_TERMS
+    terms = rules.special_terms(context or {})
     if provider is not None:
         check_text("provider", provider)
     try:
@@ -148,33 +147,22 @@ def published_price(
     except MissingExtraError as exc:
         return _unpriced(str(exc), terms, others)
     found = _hosts(cache, model, provider)
-    if len(found.hosts) == 1:
-        host = found.hosts[0]
-        price = _price(cache, found, host, counts, others, at, terms, (model, provider))
-        if price.cost is not None and not units and finished_at.tzinfo is UTC:
-            tariff = cache.tariffs[_tariff_key(found, host, at, terms)]
-            if isinstance(tariff, Tariff) and not found.has_hours:
-                key = _usual_key(model, provider, finished_at, context)
-                cache.usual[key] = usual_rates(tariff, is_standard=price.is_standard)
-        return price
+    shown = _shown(model, provider)
     if not found.hosts:
         if found.is_free and not has_other_units(others):
             return PublishedPrice(_ZERO, _ZERO, rules.is_plain(terms), None)
-        reason = f"no published price for model {_shown(model, provider)}"
-        return _unpriced(reason, terms, others)
-    prices = {
-        _price(cache, found, host, counts, others, at, terms, (model, provider))
-        for host in found.hosts
-    }
-    if len(prices) == 1:
-        return prices.pop()
-    names = [host.provider.id for host in found.hosts]
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    reason = (
-        f"the hosts of model {_shown(model, None)} differ in price"
-        f" ({', '.join(names[:8])}{more}): name one with --provider"
-    )
-    return _unpriced(reason, terms, others)
+        return _unpriced(f"no published price for model {shown}", terms, others)
+    tariffs = [_tariff(cache, found, host, terms, at) for host in found.hosts]
+    prices = {_price(tariff, counts, others, terms, shown) for tariff in tariffs}
+    if len(prices) > 1:
+        return _unpriced(_differing(model, found.hosts), terms, others)
+    price = prices.pop()
+    if price.cost is not None and not units and finished_at.tzinfo is UTC:
+        tariff = tariffs[0]
+        if isinstance(tariff, Tariff) and len(tariffs) == 1 and not found.has_hours:
+            key = _usual_key(model, provider, finished_at, context)
+            cache.usual[key] = usual_rates(tariff, is_standard=price.is_standard)
+    return price
 
 
 def price_usage(
@@ -195,7 +183,7 @@ def price_usage(
     Raises: UnknownModelError when the model, or a unit it used, has no published
     price; InvalidValueError; MissingExtraError.
     """
-    _snapshot()
+    _snapshot()  # published_price returns a missing extra as the reason
     price = published_price(
         model=model,
         input_tokens=input_tokens,
@@ -279,10 +267,9 @@ def _usual_rates(
 def _current_cache() -> _Cache:
     global _cache
     snapshot = _snapshot()
-    if _cache.snapshot is not snapshot:
-        _cache = _Cache(snapshot)
     parts = (_cache.hosts, _cache.tariffs, _cache.usual)
-    if any(len(part) > _MAX_CACHED for part in parts):
+    is_full = any(len(part) > _MAX_CACHED for part in parts)
+    if is_full or _cache.snapshot is not snapshot:
         _cache = _Cache(snapshot)
     return _cache
 
@@ -319,25 +306,12 @@ def _hosts(cache: _Cache, model: str, provider: str | None) -> _Hosts:
     return cache.hosts[key]
 
 
-def _tariff_key(
-    found: _Hosts, host: Host, at: datetime, terms: rules.Terms
-) -> tuple[Any, ...]:
+def _tariff(
+    cache: _Cache, found: _Hosts, host: Host, terms: rules.Terms, at: datetime
+) -> Tariff | str:
+    """Return the tariff of one host, or the name of what has no price there."""
     when = at.replace(second=0, microsecond=0) if found.has_hours else at.date()
-    return host.provider.id, id(host.model), when, terms
-
-
-def _price(
-    cache: _Cache,
-    found: _Hosts,
-    host: Host,
-    counts: Counts,
-    others: Mapping[str, int],
-    at: datetime,
-    terms: rules.Terms,
-    named: tuple[str, str | None],
-) -> PublishedPrice:
-    """Return the price of a call at one host."""
-    key = _tariff_key(found, host, at, terms)
+    key = (host.provider.id, id(host.model), when, terms)
     tariff = cache.tariffs.get(key)
     if tariff is None:
         try:
@@ -345,8 +319,19 @@ def _price(
         except NoPriceError as exc:
             tariff = str(exc)
         cache.tariffs[key] = tariff
+    return tariff
+
+
+def _price(
+    tariff: Tariff | str,
+    counts: Counts,
+    others: Mapping[str, int],
+    terms: rules.Terms,
+    shown: str,
+) -> PublishedPrice:
+    """Return the price of a call at one host; *shown* names the model in a reason."""
     if isinstance(tariff, str):
-        reason = f"no published price for {tariff} of model {_shown(*named)}"
+        reason = f"no published price for {tariff} of model {shown}"
         return _unpriced(reason, terms, others)
     other_cost = None
     try:
@@ -357,7 +342,7 @@ def _price(
             cost=None,
             other_cost=other_cost,
             is_standard=rules.is_plain(terms) and not has_special_tokens(others),
-            reason=f"no published price for {exc} of model {_shown(*named)}",
+            reason=f"no published price for {exc} of model {shown}",
         )
     return PublishedPrice(
         cost=EXACT.add(cost, other_cost) if other_cost else cost,
@@ -376,6 +361,15 @@ def _unpriced(
         other_cost=None if has_other_units(others) else _ZERO,
         is_standard=rules.is_plain(terms) and not has_special_tokens(others),
         reason=reason,
+    )
+
+
+def _differing(model: str, hosts: list[Host]) -> str:
+    names = [host.provider.id for host in hosts]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (
+        f"the hosts of model {_shown(model, None)} differ in price"
+        f" ({', '.join(names[:8])}{more}): name one with --provider"
     )
 
 
