@@ -45,8 +45,6 @@ def special_terms(context: Mapping[str, str | None]) -> Terms:
         if value is None or (type(value) is str and value in _PLAIN):
             continue
         name = check_text(key, value)[:100].strip().lower().replace("-", "_")
-        if name in _PLAIN:
-            continue
         name = _PREFIX.sub("", name)
         if name in _PLAIN:
             continue

@@ -67,8 +67,6 @@ class Tariff:
 
         A tier begins above its start.
         """
-        if not self.starts:
-            return self.rates[0]
         return self.rates[bisect_left(self.starts, input_tokens)]
 
 
@@ -328,7 +326,7 @@ def _rates(host: Host, prices: Mapping[str, Any], total: int) -> Rates:
     free = Decimal(0)
     if not prices and rules.is_free(provider.id, model.id.lower()):
         return Rates(free, free, free, free, free)
-    rate = {key: _of_one(price, total, 6) for key, price in prices.items()}
+    rate = {key: _of_one(price, total) for key, price in prices.items()}
     tokens = rate.get("input_mtok")
     # A fine-tuned model's cached tokens have a price, which the data lacks.
     is_tuned = model.id.startswith("ft:") or ".ft-" in model.id
@@ -354,14 +352,15 @@ def _with_tier(key: str, price: Any, long: rules.LongContext) -> Any:
     return TieredPrices(base=price, tiers=[Tier(long.start, above)])
 
 
-def _of_one(price: Any, total: int, digits: int) -> Decimal | None:
+def _of_one(price: Any, total: int) -> Decimal | None:
+    """Return the price of one token in a call with *total* input tokens."""
     tiers = getattr(price, "tiers", None)
     if tiers is not None:
         in_force = [tier.price for tier in tiers if total > tier.start]
         price = in_force[-1] if in_force else price.base
     if price.is_nan():
         return None
-    return EXACT.scaleb(price, -digits)
+    return EXACT.scaleb(price, -6)
 
 
 def _fees(prices: Mapping[str, Any]) -> dict[str, tuple[Decimal, int]]:
@@ -384,11 +383,12 @@ def _request_fee(
     host: Host, prices: Mapping[str, Any], size: str | None
 ) -> Decimal | None:
     fee = prices.get("requests_kcount")
-    if fee is not None and _has_sizes(host):
+    if fee is None:
+        return Decimal(0)
+    if _has_sizes(host):
         # The price data has the fee of the largest size only.
         fee = rules.REQUEST_FEES[host.model.id].get(size or "")
-        return None if fee is None else EXACT.scaleb(fee, -3)
-    return Decimal(0) if fee is None else EXACT.scaleb(fee, -3)
+    return None if fee is None else EXACT.scaleb(fee, -3)
 
 
 def _scaled(price: Any, factor: Decimal) -> Any:

@@ -117,12 +117,17 @@ def _fee(tariff: Tariff, name: str, count: int) -> Decimal:
         return _ZERO
     fee = tariff.fees.get(name) or tariff.fees.get(_WHOLES.get(name, ""))
     if fee is None:
-        raise NoPriceError(name[:60] if name.isprintable() else ascii(name[:60]))
+        raise _unpriced(name)
     price, per = fee
     if name.endswith("_seconds") and count:
         count = max(count, rules.LEAST_SECONDS.get(provider, 0))
     cost = EXACT.divide(EXACT.multiply(price, Decimal(count)), Decimal(per))
     return cost.quantize(_FINEST, context=EXACT) if per == 3600 else cost
+
+
+def _unpriced(name: str) -> NoPriceError:
+    """Return the error for a unit, whose name may be any text."""
+    return NoPriceError(name[:60] if name.isprintable() else ascii(name[:60]))
 
 
 def _parts_of(name: str) -> list[str]:
@@ -165,7 +170,7 @@ def _priced_apart(
         elif not rules.is_billed_as_text(
             tariff.host.provider.id, tariff.host.model.id, direction, _kind(name)
         ):
-            raise NoPriceError(name[:60] if name.isprintable() else ascii(name[:60]))
+            raise _unpriced(name)
     return apart
 
 
