@@ -181,8 +181,8 @@ def _at(providers: list[Provider], provider: Provider | None, ref: str) -> list[
     sellers += [p for p in providers if p.id in _AT_LIST_PRICE.get(provider.id, ())]
     for name in _names(ref, provider):
         for seller in sellers:
-            found = seller.find_model(name)
-            if found is not None and _is_own(seller, found, name):
+            found = _find_own(seller, name)
+            if found is not None:
                 is_priced = provider.id != "aws" or _is_priced_in(ref, found)
                 return [Host(provider, found)] if is_priced else []
     return []
@@ -251,10 +251,8 @@ def _sold_by_maker(provider: Provider, ref: str) -> Host | None:
     others = _MAKERS.get(provider.id)
     if others is not None and others.search(ref):
         return None
-    found = provider.find_model(ref)
-    if found is None or not _is_own(provider, found, ref):
-        return None
-    return Host(provider, found)
+    found = _find_own(provider, ref)
+    return None if found is None else Host(provider, found)
 
 
 def _served_by_any(providers: list[Provider], ref: str) -> list[Host]:
@@ -279,9 +277,7 @@ def _served_by_any(providers: list[Provider], ref: str) -> list[Host]:
 
 
 def _served_by(provider: Provider, ref: str) -> ModelInfo | None:
-    found = provider.find_model(ref)
-    is_own = found is not None and _is_own(provider, found, ref)
-    return found if is_own and _is_host(provider, ref) else None
+    return _find_own(provider, ref) if _is_host(provider, ref) else None
 
 
 def _relative(provider: Provider, family: str) -> ModelInfo | None:
@@ -302,6 +298,12 @@ def _family(ref: str) -> str:
     """Return the name of the weights, without what hosts add to it."""
     name = ref.rpartition("/")[2].removeprefix("meta-")
     return letters(_SERVING_WORDS.sub("", name))
+
+
+def _find_own(provider: Provider, ref: str) -> ModelInfo | None:
+    """Return the model with a price of its own that *provider* lists as *ref*."""
+    found = provider.find_model(ref)
+    return found if found is not None and _is_own(provider, found, ref) else None
 
 
 def _is_own(provider: Provider, found: ModelInfo, ref: str) -> bool:
@@ -342,9 +344,8 @@ def _names(ref: str, provider: Provider) -> Iterator[str]:
     if not slash:
         yield ref.replace("@", "-")
         return
-    if provider.id in (named_provider(ref), HOST_PREFIXES.get(letters(first))) or (
-        (owner := find_provider([provider], first)) and owner.id == provider.id
-    ):
+    is_named = provider.id == named_provider(ref)
+    if is_named or find_provider([provider], first) is not None:
         yield rest
         yield rest.replace("@", "-")
         if provider.id == "azure" and rest.startswith("global"):

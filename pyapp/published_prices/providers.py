@@ -80,29 +80,6 @@ _ALIASES = {
 _NOT_PROVIDERS = re.compile(
     r"compatible|like$|proxy|gateway|litellm|^custom|huggingface|azure|openrouter"
 )
-# Names in front of a model's id, as routers and gateways write them, that name a host.
-HOST_PREFIXES = {
-    "azure": "azure",
-    "azureai": "azure",
-    "baseten": "baseten",
-    "bedrock": "aws",
-    "bedrockconverse": "aws",
-    "cerebras": "cerebras",
-    "cloudflare": "cloudflare",
-    "databricks": "databricks",
-    "fireworks": "fireworks",
-    "fireworksai": "fireworks",
-    "gemini": "google",
-    "githubcopilot": "github-copilot",
-    "groq": "groq",
-    "novita": "novita",
-    "openrouter": "openrouter",
-    "ovhcloud": "ovhcloud",
-    "together": "together",
-    "togetherai": "together",
-    "vertex": VERTEX,
-    "vertexai": VERTEX,
-}
 
 
 def letters(name: str) -> str:
@@ -116,6 +93,16 @@ def letters(name: str) -> str:
 
 
 _BY_LETTERS = {**{letters(id): id for id in _IDS}, **_ALIASES}
+# Names in front of a model's id, as routers and gateways write them, that name a host.
+HOST_PREFIXES = {
+    name: _BY_LETTERS[name]
+    for name in (
+        *("azure", "azureai", "baseten", "bedrock", "bedrockconverse", "cerebras"),
+        *("cloudflare", "databricks", "fireworks", "fireworksai", "gemini"),
+        *("githubcopilot", "groq", "novita", "openrouter", "ovhcloud", "together"),
+        *("togetherai", "vertex", "vertexai"),
+    )
+}
 
 
 @functools.lru_cache(maxsize=1024)
