@@ -14,8 +14,14 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import TYPE_CHECKING, Any, cast
 
-from pyapp._core.validation import check_amount, check_count, check_text, check_time
-from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
+from pyapp._core.validation import (
+    check_amount,
+    check_count,
+    check_hour_writes,
+    check_text,
+    check_time,
+)
+from pyapp.errors import MissingExtraError, UnknownModelError
 from pyapp.published_prices import rules
 from pyapp.published_prices.hosts import Host, find_hosts, is_free_route, named_region
 from pyapp.published_prices.providers import provider_id as provider_id  # public
@@ -125,11 +131,7 @@ def published_price(
         check_count("cache_read_input_tokens", cache_read_input_tokens),
         check_count("output_tokens", output_tokens),
     )
-    if counts.cache_write_1h > counts.cache_write:
-        raise InvalidValueError(
-            f"cache_creation_1h_input_tokens ({counts.cache_write_1h}) exceed"
-            f" cache_creation_input_tokens ({counts.cache_write})"
-        )
+    check_hour_writes(counts.cache_write_1h, counts.cache_write)
     others = {}
     if units:
         others = {

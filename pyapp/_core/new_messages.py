@@ -15,6 +15,7 @@ from pyapp._core.validation import (
     Check,
     argument_checks,
     check_amount,
+    check_hour_writes,
     check_text,
     shown,
     storable_id,
@@ -79,12 +80,9 @@ def message_values(
         if user_id is None and fingerprint_id is None:
             raise InvalidValueError("no payer: give user_id, fingerprint_id or both")
         values["user_id"], values["fingerprint_id"] = user_id, fingerprint_id
-    hour = values["cache_creation_1h_input_tokens"]
-    if hour and hour > values["cache_creation_input_tokens"]:
-        raise InvalidValueError(
-            f"cache_creation_1h_input_tokens ({hour}) exceed"
-            f" cache_creation_input_tokens ({values['cache_creation_input_tokens']})"
-        )
+    check_hour_writes(
+        values["cache_creation_1h_input_tokens"], values["cache_creation_input_tokens"]
+    )
     published = _published("published", message.published)
     if values["cost"] is not None:
         values.update(_NOT_NEEDED)

@@ -90,6 +90,15 @@ def check_count(name: str, value: Any, most: int = MAX_INTEGER) -> int:
     )
 
 
+def check_hour_writes(hour: int, written: int) -> None:
+    """Refuse more cache writes for one hour than there are cache writes."""
+    if hour > written:
+        raise InvalidValueError(
+            f"cache_creation_1h_input_tokens ({hour}) exceed"
+            f" cache_creation_input_tokens ({written})"
+        )
+
+
 def check_amount(name: str, value: Any, most: Decimal = MAX_AMOUNT) -> Decimal:
     """Return an amount from 0 to *most*, a Decimal or an int, as a Decimal."""
     # A float is refused because its decimal value depends on how it is rounded.
