@@ -12,15 +12,14 @@ from pyapp import pricing
 from pyapp.errors import InvalidValueError, MissingExtraError, UnknownModelError
 from pyapp.pricing import credits_for_cost, price_usage
 from tests.bad_input.values import NoOffset
+from tests.published_calls import tokens
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 def price(model="claude-sonnet-4-5", *, at=NOON, counts=(0, 0, 0, 0), **more):
     """Return the price of *counts*: input, cache writes, cache reads, output."""
-    names = ("input", "cache_creation_input", "cache_read_input", "output")
-    tokens = {f"{n}_tokens": c for n, c in zip(names, counts, strict=True)}
-    return price_usage(model=model, finished_at=at, **tokens, **more)
+    return price_usage(model=model, finished_at=at, **tokens(counts), **more)
 
 
 def test_counts_are_disjoint():
