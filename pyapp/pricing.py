@@ -149,19 +149,19 @@ def published_price(
     except MissingExtraError as exc:
         return _unpriced(str(exc), terms, others)
     found = _hosts(cache, model, provider)
-    shown = _shown(model, provider)
     if not found.hosts:
         if found.is_free and not has_other_units(others):
             return PublishedPrice(_ZERO, _ZERO, rules.is_plain(terms), None)
-        return _unpriced(f"no published price for model {shown}", terms, others)
+        reason = f"no published price for model {_shown(model, provider)}"
+        return _unpriced(reason, terms, others)
     tariffs = [_tariff(cache, found, host, terms, at) for host in found.hosts]
-    prices = {_price(tariff, counts, others, terms, shown) for tariff in tariffs}
-    if len(prices) > 1:
+    named = (model, provider)
+    price, *more = [_price(each, counts, others, terms, named) for each in tariffs]
+    if any(other != price for other in more):
         return _unpriced(_differing(model, found.hosts), terms, others)
-    price = prices.pop()
     if price.cost is not None and not units and finished_at.tzinfo is UTC:
         tariff = tariffs[0]
-        if isinstance(tariff, Tariff) and len(tariffs) == 1 and not found.has_hours:
+        if isinstance(tariff, Tariff) and not more and not found.has_hours:
             key = _usual_key(model, provider, finished_at, context)
             cache.usual[key] = usual_rates(tariff, is_standard=price.is_standard)
     return price
@@ -329,11 +329,11 @@ def _price(
     counts: Counts,
     others: Mapping[str, int],
     terms: rules.Terms,
-    shown: str,
+    named: tuple[str, str | None],
 ) -> PublishedPrice:
-    """Return the price of a call at one host; *shown* names the model in a reason."""
+    """Return the price of a call at one host; *named* are its model and provider."""
     if isinstance(tariff, str):
-        reason = f"no published price for {tariff} of model {shown}"
+        reason = f"no published price for {tariff} of model {_shown(*named)}"
         return _unpriced(reason, terms, others)
     other_cost = None
     try:
@@ -344,7 +344,7 @@ def _price(
             cost=None,
             other_cost=other_cost,
             is_standard=rules.is_plain(terms) and not has_special_tokens(others),
-            reason=f"no published price for {exc} of model {shown}",
+            reason=f"no published price for {exc} of model {_shown(*named)}",
         )
     return PublishedPrice(
         cost=EXACT.add(cost, other_cost) if other_cost else cost,
