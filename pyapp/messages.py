@@ -32,6 +32,7 @@ from pyapp.errors import (
     UnknownModelError,
     UserNotFoundError,
 )
+from pyapp.prices import set_model_price as set_model_price  # re-exported
 from pyapp.pricing import PublishedPrice
 
 _AHEAD = "more than 24 hours ahead of the database's clock; correct the clock"
