@@ -214,7 +214,7 @@ def test_given_provider_determines_the_price():
     [
         ("claude-sonnet-4-5", "openai"),
         ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "anthropic"),
-        ("gpt-5", "nobody"),
+        ("gpt-5", "no-such-host"),
     ],
 )
 def test_given_provider_without_the_model_is_an_error_with_both(model, provider):
