@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -10,6 +10,13 @@ from psycopg import Connection
 
 from pyapp.errors import PyappError
 from pyapp.users import User, find_user_by_email, get_user
+
+# For reports, and for actions with one result.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+# For lists and runs; exact numbers are strings.
+AsJsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line.")
+]
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 

@@ -11,7 +11,7 @@ import typer
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import parse_duration, parse_time
+from pyapp.cli.arguments import AsJsonLines, parse_duration, parse_time
 from pyapp.cli.console import fit_names, print_json, print_table, say, warn
 from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
 from pyapp.price_report import (
@@ -60,9 +60,6 @@ Provider = Annotated[
 From = Annotated[
     str,
     typer.Option("--from", metavar="TIME|now", help="When it begins to hold, in UTC."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line, with exact numbers.")
 ]
 Since = Annotated[
     str | None,
@@ -174,7 +171,7 @@ def delete(model: Model, valid_from: From, provider: Provider = None) -> None:
     say(f"{_name(found)} from {_format_time(found.valid_from)}: deleted")
 
 
-def list_all(as_json: AsJson = False) -> None:
+def list_all(as_json: AsJsonLines = False) -> None:
     """List all own prices by model and provider, the latest first."""
     with connect() as conn:
         prices = list_model_prices(conn, limit=MAX_INTEGER)
@@ -223,7 +220,9 @@ def check(
         )
 
 
-def report(since: Since = None, until: Until = None, as_json: AsJson = False) -> None:
+def report(
+    since: Since = None, until: Until = None, as_json: AsJsonLines = False
+) -> None:
     """Compare stored costs with today's price tables, by model and provider.
 
     Each message is priced for the time at which it finished. Nothing is changed.

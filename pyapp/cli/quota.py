@@ -16,7 +16,7 @@ import typer
 from psycopg import Connection
 
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import ArgumentError, find_user, parse_id
+from pyapp.cli.arguments import ArgumentError, AsJsonLines, find_user, parse_id
 from pyapp.cli.console import print_json, print_table, say
 from pyapp.entitlements import Entitlement, get_entitlement, list_entitlements
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
@@ -65,9 +65,7 @@ def quota(
         bool,
         typer.Option("--all", help="All users, and all fingerprints with usage."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with exact numbers.")
-    ] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Show quota, usage and period of one payer or of all."""
     if (payer is None) != is_all:

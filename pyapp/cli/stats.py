@@ -11,6 +11,7 @@ import typer
 
 from pyapp import stats as queries
 from pyapp._core.connection import connect
+from pyapp.cli.arguments import AsJson
 from pyapp.cli.console import console, print_json, print_table, say
 from pyapp.cli.logs import printable
 
@@ -57,9 +58,7 @@ def register(app: typer.Typer) -> None:
 
 
 def stats(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, for a monitor.")
-    ] = False,
+    as_json: AsJson = False,
     within: Annotated[
         int,
         typer.Option(

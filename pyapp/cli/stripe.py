@@ -16,7 +16,7 @@ from stripe import StripeClient
 
 from pyapp._core.config import Settings, load_settings
 from pyapp._core.connection import connect, pool
-from pyapp.cli.arguments import ArgumentError, parse_duration
+from pyapp.cli.arguments import ArgumentError, AsJsonLines, parse_duration
 from pyapp.cli.console import (
     confirmed,
     print_json,
@@ -50,11 +50,6 @@ from pyapp.stripe_sync.reconcile import reconcile as run_reconciliation
 from pyapp.stripe_sync.replay import RESULTS
 
 T = TypeVar("T")
-
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="One JSON object a line; totals last."),
-]
 
 BATCH = 1000
 # The exit status of a dry run that finds differences; 1 is for errors.
@@ -131,7 +126,7 @@ def events(
     print_table(header, map(_cells, rows))
 
 
-def retry(as_json: AsJson = False) -> None:
+def retry(as_json: AsJsonLines = False) -> None:
     """Apply failed events again; the exit status is 1 if some still fail."""
     settings = load_settings()
     client, livemode = _make_client(settings), find_livemode(settings)
@@ -156,7 +151,7 @@ def replay(
         str | None,
         typer.Option(metavar="AGE", help="Such as 3d or 12h; default: 30 days."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Fetch and apply undelivered events; the exit status is 1 if some fail."""
     moment = None if since is None else datetime.now(UTC) - parse_duration(since)
@@ -235,7 +230,7 @@ def reconcile(
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Repeat, such as every 1h.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Compare all of Stripe with the database, and repair the database.
 

@@ -15,7 +15,7 @@ from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import find_user, parse_time, require_id
+from pyapp.cli.arguments import AsJsonLines, find_user, parse_time, require_id
 from pyapp.cli.console import fit_names, print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
@@ -107,9 +107,7 @@ def usage(
         bool,
         typer.Option("--tokens", help="Show the token counts in place of the cost."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with exact numbers.")
-    ] = False,
+    as_json: AsJsonLines = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="For a spreadsheet, with exact numbers.")
     ] = False,
