@@ -313,6 +313,8 @@ def test_hosts_with_one_price_need_no_provider():
     [
         ("gemini-2.0-flash", "vertex_ai"),  # 0.15 there, 0.10 at the Gemini API
         ("vertex_ai/gemini-2.0-flash", None),
+        ("publishers/google/models/gemini-2.0-flash", None),
+        ("publishers/google/models/gemma-3-27b-it", None),
         ("gemma-4-31b-it", "vertex"),  # free at the Gemini API only
         ("deepseek-chat", "azure"),
         ("grok-3-mini", "azure"),

@@ -167,7 +167,7 @@ def find_hosts(
     if named is None and _ROUTED.search(ref) and "/" in ref:
         named = "openrouter"
     if named is not None:
-        if _is_vertex("", ref) and _NOT_ON_VERTEX.search(ref):
+        if _is_vertex(named, ref) and _NOT_ON_VERTEX.search(ref):
             return []
         return _at(providers, find_provider(providers, named), ref)
     return _made_by(providers, ref) or _served_by_any(providers, ref)
