@@ -99,6 +99,11 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def unfolded(text: str) -> str:
+    """Return the words of *text* on one line: output is folded at 80 columns."""
+    return " ".join(text.split())
+
+
 def use_terminal(patch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Let commands print to a terminal of 80 columns; return a function to read it."""
     screen = io.StringIO()

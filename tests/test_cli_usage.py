@@ -172,7 +172,7 @@ def test_a_terminal_gets_a_progress_bar(
 
     assert code == 1
     assert "100%" in text
-    assert "usage.jsonl:4: not JSON" in text
+    assert "usage.jsonl:4:notJSON" in "".join(text.split())
     assert out.splitlines()[0].startswith("3 new messages")
 
 

@@ -1,9 +1,13 @@
-"""Output of the commands: lines, questions, JSON, tables and progress bars."""
+"""Output of the commands: lines, questions, JSON, tables and progress bars.
+
+Lines and tables are at most as wide as the terminal, or 80 columns without one.
+"""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,10 +22,15 @@ if TYPE_CHECKING:
     from pyapp.stripe_sync import Progress
 
 Row = Sequence[str]
-# The width of a table of names that is not printed to a terminal.
+# The width of output that does not go to a terminal.
 WIDTH = 80
 PAGE = 500
 _GAP = "  "
+# A narrower column could show nothing but an ellipsis.
+_NARROWEST = 5
+# The fitted column is narrowed to this width before any other column.
+_ENOUGH = 24
+_INDENT = re.compile(r" *(-- )?")
 
 # Paths and URLs can contain brackets and colons, which rich would read as markup.
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -31,14 +40,47 @@ stderr = Console(
 )
 
 
-def say(line: str) -> None:
-    """Print one line of the command's answer."""
-    console.print(printable(line))
+def say(line: str, *, style: str | None = None, hanging: int = 0) -> None:
+    """Print one line of the command's answer, folded between words.
+
+    The lines that follow have its indentation and *hanging* more columns.
+    """
+    for part in fold(_shown(line), line_width(), hanging):
+        console.print(part, style=style)
 
 
 def warn(line: str) -> None:
-    """Print one line to stderr."""
-    stderr.print(printable(line))
+    """Print one line to stderr, folded in a terminal only: logs count lines."""
+    line = printable(line)
+    for part in fold(line, stderr.width) if stderr.is_terminal else [line]:
+        stderr.print(part)
+
+
+def fold(text: str, width: int, hanging: int = 0) -> list[str]:
+    """Return *text* in lines of at most *width* columns, broken between words.
+
+    A word that is longer than a line is broken. Each line after the first begins with
+    the indentation and the SQL comment sign of *text*, and *hanging* spaces.
+    """
+    found = _INDENT.match(text)
+    prefix = (found.group() if found else "") + " " * hanging
+    if width - cell_len(prefix) < _NARROWEST:
+        prefix = ""
+    lines = []
+    while cell_len(text) > width:
+        head = chop_cells(text, width)[0]
+        # The space may be the character that follows the line.
+        end = text.rfind(" ", len(prefix), len(head) + 1)
+        if end <= 0 or not text[:end].strip(" -"):
+            end = len(head)
+        lines.append(text[:end].rstrip(" "))
+        text = prefix + text[end:].lstrip(" ")
+    return [*lines, text.rstrip(" ")]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return the number and the noun: 1 user, 2 users."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def confirmed(question: str) -> bool:
@@ -58,6 +100,8 @@ def print_json(
     def convert(value: Any) -> Any:
         if isinstance(value, Decimal):
             return decimal(value)
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            value = value.astimezone(UTC)
         return value.isoformat() if isinstance(value, date) else str(value)
 
     typer.echo(json.dumps(values, default=convert))
@@ -74,11 +118,13 @@ def print_table(
     """Print *rows* in columns; those named in *numbers* are aligned to the right.
 
     Rows are printed in pages, so that memory stays flat; a later page can widen a
-    column and narrows none. The column *fitted* is cut to the width that a terminal has
-    left. Cells beyond the columns are notes: each is a line of its own below the row.
+    column and narrows none. Where the columns are too wide together, *fitted* is
+    narrowed, by default the first, then the widest of the others, the numbers last. The
+    whole value of a cell that is cut is below the row. Cells beyond the columns are
+    notes: each is a line of its own below the row.
     """
     count = len(header)
-    remaining = ([printable(cell) for cell in row] for row in rows)
+    remaining = ([_shown(cell) for cell in row] for row in rows)
     widths = [0] * count
     page: list[Row] = [header, *islice(remaining, PAGE)]
     while page:
@@ -87,56 +133,77 @@ def print_table(
             max(width, *map(cell_len, column))
             for width, *column in zip(widths, *columns, strict=True)
         ]
-        printed = _fit(widths, header, fitted)
+        printed = _fit(widths, header, fitted or header[0], numbers)
         for row in page:
             cells, notes = row[:count], row[count:]
             line = _align(cells, header, printed, numbers)
             console.print(line, style="bold" if row is header else style(cells))
-            for note in notes:
-                console.print(_GAP + note)
+            for note in (*_cut_values(cells, header, printed), *notes):
+                for part in fold(note, line_width() - len(_GAP)):
+                    console.print(_GAP + part)
         page = list(islice(remaining, PAGE))
 
 
-def fit_names(header: Row, rows: Sequence[Row]) -> Iterator[Row]:
-    """Yield *rows* with their names, the first column, cut to the width of a screen.
-
-    The whole name is then in lines below the row, before its notes.
-    """
-    count = len(header)
-    _, *columns = zip(header, *(row[:count] for row in rows), strict=True)
-    width = console.width if console.is_terminal else WIDTH
-    others = sum(len(_GAP) + max(map(cell_len, column)) for column in columns)
-    room = max(width - others, cell_len(header[0]))
-    for row in rows:
-        name = printable(row[0])
-        if cell_len(name) <= room:
-            yield row
+def _fit(
+    widths: list[int], header: Row, fitted: str, numbers: Collection[str]
+) -> list[int]:
+    """Return the widths with some narrowed, so that a row fits the line."""
+    excess = sum(widths) + len(_GAP) * (len(header) - 1) - line_width()
+    result, place = list(widths), header.index(fitted)
+    while excess > 0:
+        if result[place] > _ENOUGH:
+            narrower = _ENOUGH
         else:
-            lines = chop_cells(name, WIDTH - len(_GAP))
-            yield (_cut(name, room), *row[1:count], *lines, *row[count:])
+            wide = [n for n, title in enumerate(header) if result[n] > _floor(title)]
+            if not wide:
+                break
+            texts = [n for n in wide if header[n] not in numbers]
+            place = max(texts or wide, key=result.__getitem__)
+            # As wide as the next one: two wide columns share what is left.
+            others = (width for width in result if width < result[place])
+            narrower = max(max(others, default=0), _floor(header[place]))
+        narrower = max(narrower, result[place] - excess)
+        excess -= result[place] - narrower
+        result[place] = narrower
+    return result
 
 
-def _fit(widths: list[int], header: Row, fitted: str | None) -> list[int]:
-    if fitted is None or not console.is_terminal:
-        return widths
-    place = header.index(fitted)
-    others = sum(len(_GAP) + width for width in widths) - widths[place] - len(_GAP)
-    room = max(console.width - others, cell_len(fitted))
-    return [*widths[:place], min(widths[place], room), *widths[place + 1 :]]
+def _floor(title: str) -> int:
+    return max(cell_len(title), _NARROWEST)
 
 
 def _align(row: Row, header: Row, widths: list[int], numbers: Collection[str]) -> str:
     cells = [
-        cell.rjust(width) if title in numbers else _cut(cell, width)
+        _cut(cell.rjust(width) if title in numbers else cell, width)
         for title, cell, width in zip(header, row, widths, strict=True)
     ]
     return _GAP.join(cells).rstrip()
 
 
+def _cut_values(row: Row, header: Row, widths: list[int]) -> Iterator[str]:
+    """Yield the whole values of the cells that do not fit their columns."""
+    for title, cell, width in zip(header, row, widths, strict=True):
+        if cell_len(cell) > width:
+            yield cell if title == header[0] else f"{title}: {cell}"
+
+
 def _cut(cell: str, width: int) -> str:
-    if cell_len(cell) > width:
-        return set_cell_size(cell, width - 1) + "\N{HORIZONTAL ELLIPSIS}"
-    return set_cell_size(cell, width)
+    if cell_len(cell) <= width:
+        return set_cell_size(cell, width)
+    ellipsis = "\N{HORIZONTAL ELLIPSIS}"
+    ellipsis = ellipsis if _shown(ellipsis) == ellipsis else "..."
+    return set_cell_size(cell, width - len(ellipsis)) + ellipsis
+
+
+def line_width() -> int:
+    """Return the columns of a terminal, else 80."""
+    return console.width if console.is_terminal else WIDTH
+
+
+def _shown(text: str) -> str:
+    """Return *text* as it is printed: each character that cannot be is escaped."""
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import textwrap
 import typer
 
 from pyapp._core.config import find_root
-from pyapp.cli.console import console, say
+from pyapp.cli.console import line_width, say
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +30,6 @@ def doctor() -> None:
 
 
 def _lines(text: str, indent: int) -> list[str]:
-    """Return *text* wrapped for a terminal with *indent*; otherwise one line."""
-    if not console.is_terminal:
-        return [text]
-    width = max(console.width - indent, 20)
+    """Return *text* wrapped for lines that begin with *indent* columns."""
+    width = max(line_width() - indent, 20)
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

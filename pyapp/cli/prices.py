@@ -12,7 +12,7 @@ import typer
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import AsJsonLines, parse_duration, parse_time
-from pyapp.cli.console import fit_names, print_json, print_table, say, warn
+from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
 from pyapp.price_report import (
     ModelCheck,
@@ -183,7 +183,7 @@ def list_all(as_json: AsJsonLines = False) -> None:
     else:
         print_table(
             _LIST_HEADER,
-            fit_names(_LIST_HEADER, [_list_cells(each) for each in prices]),
+            map(_list_cells, prices),
             numbers=_LIST_HEADER[3:],
         )
 
@@ -205,7 +205,7 @@ def check(
     else:
         print_table(
             _CHECK_HEADER,
-            fit_names(_CHECK_HEADER, [_check_cells(each) for each in checks]),
+            map(_check_cells, checks),
             numbers=_CHECK_HEADER[2:3],
             style=lambda cells: "red" if cells[-1] == "none" else None,
         )
@@ -249,7 +249,7 @@ def report(
     rows = [_report_cells(group, decimals) for group in [*found, total]]
     print_table(
         _REPORT_HEADER,
-        fit_names(_REPORT_HEADER, rows),
+        rows,
         numbers=_REPORT_HEADER[2:],
     )
     if total.unpriced:

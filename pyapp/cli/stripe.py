@@ -122,8 +122,8 @@ def events(
     if not rows:
         say("there are no failed events" if failed else "there are no events")
         return
-    header = ("event", "type", "created (UTC)", "status", "attempts", "error")
-    print_table(header, map(_cells, rows))
+    header = ("event", "created (UTC)", "status", "attempts")
+    print_table(header, map(_cells, rows), numbers={"attempts"})
 
 
 def retry(as_json: AsJsonLines = False) -> None:
@@ -395,11 +395,12 @@ def _make_client(settings: Settings) -> StripeClient | None:
 
 def _say_problem(outcome: Outcome) -> None:
     if outcome.error is not None:
-        say(f"{outcome.event_id}  {outcome.error}")
+        say(f"{outcome.event_id}  {outcome.error}", hanging=2)
     if outcome.conflicting_user_id:
         say(
             f"{outcome.event_id}  conflict: it claims user"
-            f" {outcome.conflicting_user_id}, and its customer has another one"
+            f" {outcome.conflicting_user_id}, and its customer has another one",
+            hanging=2,
         )
 
 
@@ -426,12 +427,12 @@ def _format_counts(counts: Mapping[Result, int]) -> str:
 
 
 def _cells(event: StoredEvent) -> tuple[str, ...]:
-    error = event.last_error if event.status in {"failed", "ignored"} else None
-    return (
+    cells = (
         event.id,
-        event.type,
         f"{event.event_created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
         event.status,
         str(event.attempts),
-        error or "",
+        event.type,
     )
+    is_shown = event.last_error and event.status in {"failed", "ignored"}
+    return (*cells, str(event.last_error)) if is_shown else cells

@@ -16,7 +16,7 @@ from psycopg import Connection
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import AsJsonLines, find_user, parse_time, require_id
-from pyapp.cli.console import fit_names, print_json, print_table, say, warn
+from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
 from pyapp.usage import UsageGroup, UsageKey, list_usage
@@ -242,7 +242,7 @@ def _print_table(
     say(f"usage {scope.span}")
     if scope.payer:
         say(f"of {scope.payer}")
-    print_table(header, fit_names(header, rows), numbers=header[1:])
+    print_table(header, rows, numbers=header[1:])
     if is_cut:
         say(
             f"only the first {limit:,} groups are shown (--limit); the total counts all"
