@@ -45,15 +45,15 @@ def say(line: str, *, style: str | None = None, hanging: int = 0) -> None:
 
     The lines that follow have its indentation and *hanging* more columns.
     """
-    for part in fold(_shown(line), line_width(), hanging):
-        console.print(part, style=style)
+    console.print("\n".join(fold(_shown(line), line_width(), hanging)), style=style)
 
 
 def warn(line: str) -> None:
     """Print one line to stderr, folded in a terminal only: logs count lines."""
     line = printable(line)
-    for part in fold(line, stderr.width) if stderr.is_terminal else [line]:
-        stderr.print(part)
+    lines = fold(line, stderr.width) if stderr.is_terminal else [line]
+    # One call, because a progress bar is drawn again after each.
+    stderr.print("\n".join(lines))
 
 
 def fold(text: str, width: int, hanging: int = 0) -> list[str]:
