@@ -18,7 +18,7 @@ GROUPS = {
     "import": ("Usage logs.", ("usage",)),
     "prices": ("Own prices of models, before the published ones.", ("prices",)),
     "users": ("Accounts.", ("users",)),
-    "stripe": ("Webhooks, replay and reconciliation.", ("stripe",)),
+    "stripe": ("Webhooks, replay and reconciliation.", ("stripe_serve", "stripe")),
 }
 # The module of each command without a group.
 COMMANDS = {

@@ -44,12 +44,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(whole, default=str)
 
 
-def start_logging(default: LogFormat | None = None) -> None:
-    """Log in the format of PYAPP_LOG, else in *default*, else not at all."""
+def start_logging(default: LogFormat | None = None, *, is_json: bool = False) -> None:
+    """Log in the format of PYAPP_LOG, else in *default*, else not at all.
+
+    *is_json* selects JSON in any case.
+    """
     chosen = default
     # A command that needs the configuration reports the error.
     with suppress(ConfigError):
-        chosen = load_log_format() or default
+        chosen = "json" if is_json else load_log_format() or default
     if chosen is None:
         # Otherwise psycopg's warnings would go to stderr.
         logging.getLogger("psycopg").addHandler(logging.NullHandler())

@@ -1,7 +1,5 @@
-"""`pyapp stripe`: serve webhooks, list and apply events, reconcile."""
+"""`pyapp stripe`: list and apply events, reconcile; `serve` is in stripe_serve.py."""
 
-import signal
-import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,7 +13,7 @@ import typer
 from stripe import StripeClient
 
 from pyapp._core.config import Settings, load_settings
-from pyapp._core.connection import connect, pool
+from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError, AsJsonLines, parse_duration
 from pyapp.cli.console import (
     confirmed,
@@ -25,9 +23,9 @@ from pyapp.cli.console import (
     show_objects,
     warn,
 )
-from pyapp.cli.logs import printable, start_logging
+from pyapp.cli.logs import printable
 from pyapp.cli.run import explain
-from pyapp.errors import ConfigError, MissingExtraError, PyappError
+from pyapp.errors import PyappError
 from pyapp.stripe_sync import (
     Difference,
     Outcome,
@@ -73,41 +71,8 @@ _DIFFERENCES = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `pyapp stripe`."""
-    for command in (serve, events, retry, replay, discard, prune, reconcile):
+    for command in (events, retry, replay, discard, prune, reconcile):
         app.command()(command)
-
-
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-) -> None:
-    """Serve Stripe's webhooks at /stripe/webhook until SIGTERM or Ctrl-C."""
-    try:
-        import uvicorn  # noqa: F401
-
-        from pyapp.stripe_sync import server
-        from pyapp.stripe_sync.web import create_app
-    except ModuleNotFoundError as exc:
-        if exc.name in {"anyio", "h11", "starlette", "uvicorn"}:
-            raise MissingExtraError("web") from exc
-        raise
-    settings = load_settings()
-    if not settings.stripe_webhook_secrets:
-        raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
-    client = _make_client(settings)
-    start_logging("text")
-    _check_address(host, port)
-    with pool(settings.database_url) as connections:
-        app = create_app(
-            connections,
-            settings.stripe_webhook_secrets,
-            client,
-            livemode=find_livemode(settings),
-        )
-        # The server raises the signal again after its shutdown, which is no failure.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)
-        server.serve(app, host, port)
 
 
 def events(
@@ -129,7 +94,7 @@ def events(
 def retry(as_json: AsJsonLines = False) -> None:
     """Apply failed events again; the exit status is 1 if some still fail."""
     settings = load_settings()
-    client, livemode = _make_client(settings), find_livemode(settings)
+    client, livemode = make_optional_client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
     report = _print_outcome if as_json else _say_problem
     with connect() as conn:
@@ -370,26 +335,8 @@ def _list_refusals(listed: list[Refusal]) -> None:
         )
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raise ArgumentError if the address cannot be bound.
-
-    An empty host is refused, because it would mean all addresses.
-    """
-    if not host.strip():
-        raise ArgumentError("--host is empty: name an address, or 0.0.0.0 for all")
-    try:
-        (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        socket.create_server((host, port), family=family).close()
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-    except UnicodeError:
-        reason = "invalid host name"
-    else:
-        return
-    raise ArgumentError(f"cannot listen on {host} port {port}: {reason}")
-
-
-def _make_client(settings: Settings) -> StripeClient | None:
+def make_optional_client(settings: Settings) -> StripeClient | None:
+    """Return a client, or None without a key."""
     return make_client(settings) if settings.stripe_api_key else None
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import h11
@@ -34,14 +35,30 @@ _RESERVED_FILES = 64
 _LOG_INTERVAL = 10.0
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
-    """Serve *app* until SIGTERM or SIGINT, then finish the running requests."""
+@dataclass
+class ConnectionCounts:
+    """The limit of connections, those open now, and those closed because of it."""
+
+    maximum: int = 0
+    closed: int = 0
+    connections: set[Any] = field(default_factory=set)
+
+
+def serve(
+    app: Starlette, host: str, port: int, counts: ConnectionCounts | None = None
+) -> None:
+    """Serve *app* until SIGTERM or SIGINT, then finish the running requests.
+
+    *counts* is kept up to date.
+    """
     max_connections, max_accepts = connection_limits()
+    counts = counts or ConnectionCounts()
+    counts.maximum = max_connections
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=make_protocol(max_connections),
+        http=make_protocol(counts),
         ws="none",
         # asyncio accepts this many before the protocol counts them.
         backlog=max_accepts,
@@ -50,7 +67,9 @@ def serve(app: Starlette, host: str, port: int) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
     )
-    _Server(config).run()
+    server = _Server(config)
+    counts.connections = server.server_state.connections
+    server.run()
 
 
 def connection_limits() -> tuple[int, int]:
@@ -80,14 +99,14 @@ class _Server(uvicorn.Server):
                     duplicate.listen(_KERNEL_BACKLOG)
 
 
-def make_protocol(max_connections: int) -> type[asyncio.Protocol]:
-    """Return the protocol of a server with at most *max_connections*."""
-    values = {"max_connections": max_connections, "waiting": {}}
+def make_protocol(counts: ConnectionCounts) -> type[asyncio.Protocol]:
+    """Return the protocol of a server with at most `counts.maximum` connections."""
+    values = {"counts": counts, "waiting": {}}
     return type("Protocol", (_Protocol,), values)
 
 
 class _Protocol(H11Protocol):
-    max_connections: ClassVar[int]
+    counts: ClassVar[ConnectionCounts]
     # Connections without a complete request, the longest waiting first.
     waiting: ClassVar[dict["_Protocol", None]]
     logged_at: ClassVar[float] = -_LOG_INTERVAL
@@ -96,7 +115,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._update_state()
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self.counts.maximum:
             self._close_oldest()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -135,8 +154,9 @@ class _Protocol(H11Protocol):
         oldest = next(iter(self.waiting), self)
         self.waiting.pop(oldest, None)
         oldest.transport.abort()
+        self.counts.closed += 1
         kind, now = type(self), time.monotonic()
         if now - kind.logged_at > _LOG_INTERVAL:
             kind.logged_at = now
-            fields: dict[str, Any] = {"max_connections": self.max_connections}
+            fields: dict[str, Any] = {"max_connections": self.counts.maximum}
             log.warning("connections closed: there are too many", extra=fields)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import psycopg
@@ -33,7 +33,7 @@ from pyapp.stripe_sync.apply import (
     with_deadline,
 )
 from pyapp.stripe_sync.objects import Event
-from pyapp.stripe_sync.outcomes import Effect, Outcome, make_outcome
+from pyapp.stripe_sync.outcomes import Effect, Outcome, Result, make_outcome
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
     FAILURE_RESERVE,
@@ -45,6 +45,10 @@ from pyapp.stripe_sync.webhooks import MAX_BODY, read_delivery
 log = logging.getLogger("pyapp.stripe")
 
 T = TypeVar("T")
+# What became of a delivery: the result of its event; `busy` if that failed by a lock;
+# or why there is no event: `refused` (4xx), `unavailable` (503) or `error` (500).
+DeliveryResult = Result | Literal["busy", "refused", "unavailable", "error"]
+_REFUSED: dict[int, DeliveryResult] = {500: "error", 503: "unavailable"}
 Pool = ConnectionPool[Connection[Any]]
 
 # Seconds within which a body has to arrive.
@@ -73,6 +77,7 @@ def create_app(
     max_body: int = MAX_BODY,
     livemode: bool | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
+    on_delivery: Callable[[DeliveryResult, float], None] | None = None,
 ) -> Starlette:
     """Return an application with POST /stripe/webhook and GET /healthz.
 
@@ -85,13 +90,21 @@ def create_app(
     lock or for Stripe's API use at most half of its connections.
 
     *on_outcome* is called in a thread after the response to a delivery, with what its
-    event did. An exception that it raises is logged.
+    event did. An exception that it raises is logged. *on_delivery* is called in the
+    event loop before each response, with the result and the seconds that it took.
     """
     # A NullConnectionPool may have no limit.
     workers = Workers(pool.max_size or _DEFAULT_SIZE)
     health, health_threads = HealthCheck(pool), anyio.CapacityLimiter(2)
 
     async def webhook(request: Request) -> Response:
+        began = time.monotonic()
+        answer = await receive(request)
+        if on_delivery is not None:
+            on_delivery(answer.result, time.monotonic() - began)
+        return answer
+
+    async def receive(request: Request) -> _Answer:
         try:
             with anyio.fail_after(BODY_TIMEOUT):
                 payload = await _read_body(request, max_body)
@@ -125,10 +138,10 @@ def create_app(
             return _refuse(503, "database unavailable", kind=kind, **fields)
         except Exception as exc:
             return _refuse(500, "error", kind=type(exc).__name__, **fields)
-        response = _respond(outcome)
+        answer = _respond(outcome)
         if on_outcome is not None:
-            response.background = BackgroundTask(_report, on_outcome, outcome)
-        return response
+            answer.background = BackgroundTask(_report, on_outcome, outcome)
+        return answer
 
     async def healthz(_request: Request) -> Response:
         is_healthy = health.recent
@@ -145,6 +158,10 @@ def create_app(
             Route("/healthz", healthz, methods=["GET"]),
         ]
     )
+
+
+class _Answer(JSONResponse):
+    result: DeliveryResult
 
 
 class _Delivery:
@@ -386,7 +403,7 @@ def _report(on_outcome: Callable[[Outcome], None], outcome: Outcome) -> None:
         )
 
 
-def _respond(outcome: Outcome) -> Response:
+def _respond(outcome: Outcome) -> _Answer:
     is_failed = outcome.result == "failed"
     fields: dict[str, Any] = {
         "event_id": outcome.event_id,
@@ -406,16 +423,20 @@ def _respond(outcome: Outcome) -> Response:
     level = logging.ERROR if is_failed else logging.INFO
     log.log(level, "stripe event %s", outcome.result, extra=fields)
     status = (503 if outcome.is_busy else 500) if is_failed else 200
-    answer: dict[str, str] = {"result": outcome.result}
+    body: dict[str, str] = {"result": outcome.result}
     if outcome.note:
-        answer["note"] = outcome.note
-    return JSONResponse(answer, status_code=status)
+        body["note"] = outcome.note
+    answer = _Answer(body, status_code=status)
+    answer.result = "busy" if status == 503 else outcome.result
+    return answer
 
 
-def _refuse(status: int, reason: str, **fields: str) -> Response:
+def _refuse(status: int, reason: str, **fields: str) -> _Answer:
     log.warning(
         "stripe request refused: %s", reason, extra={"status": status, **fields}
     )
     # The rest of the body is not read.
     headers = {"Connection": "close"} if status in {408, 413} else None
-    return JSONResponse({"error": reason}, status_code=status, headers=headers)
+    answer = _Answer({"error": reason}, status_code=status, headers=headers)
+    answer.result = _REFUSED.get(status, "refused")
+    return answer
