@@ -71,7 +71,9 @@ class Served:
 
 
 @contextmanager
-def serving(url: str, *, files: int = 0, api: str = "") -> Iterator[Served]:
+def serving(
+    url: str, *arguments: str, files: int = 0, api: str = ""
+) -> Iterator[Served]:
     """Serve the database at *url*; *files* is the limit of file descriptors."""
     port = free_port()
     environment = os.environ | {
@@ -80,7 +82,7 @@ def serving(url: str, *, files: int = 0, api: str = "") -> Iterator[Served]:
         "STRIPE_SECRET_KEY": TEST_KEY if api else "",
         "STRIPE_API_BASE": api,
     }
-    command = ["stripe", "serve", "--port", str(port)]
+    command = ["stripe", "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(
         [sys.executable, "-c", _START, str(files), *command],
         env=environment,

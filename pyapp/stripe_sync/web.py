@@ -45,8 +45,8 @@ from pyapp.stripe_sync.webhooks import MAX_BODY, read_delivery
 log = logging.getLogger("pyapp.stripe")
 
 T = TypeVar("T")
-# What became of a delivery: the result of its event; `busy` if that failed by a lock;
-# or why there is no event: `refused` (4xx), `unavailable` (503) or `error` (500).
+# The result of an event, `busy` if it failed because of a lock; without an event
+# `refused` (4xx), `unavailable` (503) or `error` (500).
 DeliveryResult = Result | Literal["busy", "refused", "unavailable", "error"]
 _REFUSED: dict[int, DeliveryResult] = {500: "error", 503: "unavailable"}
 Pool = ConnectionPool[Connection[Any]]
