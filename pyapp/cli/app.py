@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from pyapp import __version__
+from pyapp.cli.help import Command, Group
 from pyapp.errors import PyappError
 
 # The help and the modules of each group. A module is imported only if the command line
@@ -38,7 +38,7 @@ class CommandLineError(PyappError):
     exit_code = 2
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Report an invalid command line in one line."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,10 +73,17 @@ def make_app(word: str | None = None) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
     app.callback()(_root)
     for name, (help, modules) in GROUPS.items():
-        group = typer.Typer(help=help, no_args_is_help=True, add_completion=False)
+        group = typer.Typer(
+            cls=Group,
+            help=help,
+            no_args_is_help=True,
+            add_completion=False,
+            rich_markup_mode=None,
+        )
         app.add_typer(group, name=name)
         if word in (name, None):
             _register(group, modules)
@@ -88,6 +95,8 @@ def make_app(word: str | None = None) -> typer.Typer:
 def _register(app: typer.Typer, modules: Iterable[str]) -> None:
     for module in modules:
         import_module(f"pyapp.cli.{module}").register(app)
+    for command in app.registered_commands:
+        command.cls = Command
 
 
 def _print_version(is_given: bool) -> None:
