@@ -67,6 +67,14 @@ def load_log_format(root: Path | None = None) -> LogFormat | None:
     return _log_format(read_values(root or find_root()))
 
 
+def is_outside_local() -> bool:
+    """Tell whether ENVIRONMENT is set to another value than local."""
+    try:
+        return read_values(find_root()).get("ENVIRONMENT", "local") != "local"
+    except ConfigError:
+        return False
+
+
 def is_live_key(key: str) -> bool:
     """Tell whether *key* is a live-mode key of Stripe."""
     return key.startswith(("sk_live_", "rk_live_"))

@@ -13,10 +13,10 @@ from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout
 
 from pyapp._core.config import load_settings
+from pyapp._core.connection_failures import unavailable
 from pyapp._core.connection_types import Connection, Pool
-from pyapp._core.database_url import find_elsewhere, read_url, redact_url
+from pyapp._core.database_url import find_elsewhere, read_url
 from pyapp._core.queries import sql_dir
-from pyapp.errors import DatabaseUnavailableError
 
 # The client encoding is set by a connection parameter of its own.
 SETTINGS: dict[str, str] = {
@@ -196,20 +196,3 @@ def is_local(url: str) -> bool:
     The server may be elsewhere: `pyapp.devtools.server.urls` finds out.
     """
     return find_elsewhere(url) is None
-
-
-def unavailable(url: str, exc: Exception) -> DatabaseUnavailableError:
-    """Return the error for a failed connection: URL, reason and remedy."""
-    lines = str(exc).strip().splitlines() or [repr(exc)]
-    reason = lines[0].rpartition(" failed: ")[2]
-    refused = reason.startswith("FATAL")
-    if refused:
-        reason = reason.removeprefix("FATAL:").strip()
-        message = f"the database at {redact_url(url)} refuses: {reason}"
-        remedy = "; more by: pyapp doctor"
-    else:
-        message = f"no database at {redact_url(url)}: {reason}"
-        remedy = "; start it with: pyapp db start"
-    error = DatabaseUnavailableError(message + (remedy if is_local(url) else ""))
-    error.refused, error.reason = refused, reason
-    return error

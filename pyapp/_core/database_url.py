@@ -1,5 +1,6 @@
 """Parses DATABASE_URL; no message quotes its password."""
 
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -95,13 +96,30 @@ def redact_url(url: str) -> str:
         return "(unreadable DATABASE_URL)"
     host = str(parts.get("host") or parts.get("hostaddr") or "")
     socket = f"?host={host}" if host.startswith("/") else ""
-    address = "" if socket else f"[{host}]" if ":" in host else host
-    port = f":{parts['port']}" if "port" in parts else ""
+    address = "" if socket else _address(host, str(parts.get("port", "")))
+    port = f":{parts['port']}" if socket and "port" in parts else ""
     user = f"{quote(str(parts['user']), safe='')}@" if "user" in parts else ""
     name = quote(str(parts.get("dbname", "")), safe="")
     if "hostaddr" in parts and "host" in parts and not socket:
         name += f"?hostaddr={quote(str(parts['hostaddr']), safe=',:')}"
     return f"postgresql://{user}{address}{port}/{name}{socket}"
+
+
+def quote_name(name: str) -> str:
+    """Return the name of a role or a database as a statement in a message has it."""
+    if re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        return name
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def _address(host: str, port: str) -> str:
+    """Return the hosts with their ports, as a URL lists them."""
+    hosts = [f"[{name}]" if ":" in name else name for name in host.split(",")]
+    ports = port.split(",") if "," in port else [port] * len(hosts)
+    if len(ports) != len(hosts):
+        return f"{','.join(hosts)}:{port}"
+    pairs = zip(hosts, ports, strict=True)
+    return ",".join(f"{name}:{port}" if port else name for name, port in pairs)
 
 
 def _is_misread(url: str) -> bool:

@@ -19,8 +19,8 @@ from pyapp._core.connection import (
     connect_arguments,
     session_conninfo,
     session_sql,
-    unavailable,
 )
+from pyapp._core.connection_failures import unavailable
 from pyapp.aio.connection_types import AsyncConnection, AsyncPool
 
 

@@ -25,7 +25,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from pyapp._core.connection import unavailable
+from pyapp._core.connection_failures import unavailable
 from pyapp._core.database_url import find_elsewhere
 from pyapp._core.run import fetch_one
 from pyapp.devtools.server.binaries import (
