@@ -10,9 +10,9 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import class_row
 
-from pyapp._core.connection import connect
 from pyapp._core.queries import TOOL_QUERIES
 from pyapp._core.run import execute, fetch_one
+from pyapp._core.tool_sessions import connect_unlimited
 from pyapp.errors import ReferralLimitReachedError
 
 R = TypeVar("R")
@@ -149,7 +149,7 @@ def check_data(url: str, *, limit: int, is_repairing: bool = False) -> DataCheck
     Raises:
         DatabaseUnavailableError: the server is not healthy.
     """
-    with connect(url) as reader, connect(url) as repairer:
+    with connect_unlimited(url) as reader, connect_unlimited(url) as repairer:
         reader.read_only = True
         repairer.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         compared = fetch_one(reader, _Compared, "count_compared")

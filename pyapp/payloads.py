@@ -10,10 +10,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
-from pyapp._core.advisory_locks import take_lock
-from pyapp._core.connection import connect
 from pyapp._core.retry import retry
 from pyapp._core.run import execute, fetch_all, fetch_one
+from pyapp._core.tool_sessions import connect_unlimited, take_lock
 from pyapp.errors import ArchiveError, MaintenanceError
 from pyapp.payload_archives import Archive, draft_archive
 
@@ -135,7 +134,7 @@ def retire_payloads(
 @contextmanager
 def _maintaining(url: str) -> Iterator[psycopg.Connection[Any]]:
     """Yield an autocommit connection that holds the lock of maintenance."""
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         conn.autocommit = True
         lock = take_lock(conn, "pyapp maintenance", LOCK_WAIT)
         if not lock.is_held:

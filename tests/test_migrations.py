@@ -10,9 +10,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pyapp._core.advisory_locks import AdvisoryLock
 from pyapp._core.queries import migrations_dir
 from pyapp._core.run import fetch_one
+from pyapp._core.tool_sessions import AdvisoryLock
 from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations import session as migration_session
 from pyapp.devtools.migrations.files import read_migrations
@@ -38,8 +38,8 @@ url, folder, direction, name, moment = sys.argv[1:]
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def arm(file):
-    if file.name == name:
+def arm(event):
+    if event.file.name == name:
         setattr(migration_session.Backend, moment, kill)
 
 getattr(migrator, direction)(url, Path(folder), report=arm)

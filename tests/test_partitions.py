@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from pyapp import payloads
-from pyapp._core.advisory_locks import AdvisoryLock
 from pyapp._core.connection import connect
 from pyapp._core.run import fetch_one
+from pyapp._core.tool_sessions import AdvisoryLock
 from pyapp.errors import MaintenanceError
 from pyapp.payloads import create_payload_partitions, retire_payloads
 from tests.metering import insert_messages, new_message

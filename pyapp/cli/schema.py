@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import psycopg
 import typer
@@ -12,8 +12,9 @@ import typer
 from pyapp import payload_archives as archives
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import require_id
-from pyapp.cli.console import confirmed, console, say
+from pyapp._core.tool_sessions import connect_unlimited
+from pyapp.cli.arguments import AsJsonLines, require_id
+from pyapp.cli.console import confirmed, console, print_json, say
 from pyapp.cli.data_check import run_data_check
 from pyapp.devtools.checks.schema_diff import SchemaCheck
 from pyapp.devtools.checks.schema_diff import check as check_schema
@@ -23,7 +24,7 @@ from pyapp.devtools.migrations import migrator
 from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import refuse_earlier
-from pyapp.devtools.migrations.migrator import MEANINGS
+from pyapp.devtools.migrations.states import MEANINGS
 from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
 from pyapp.payloads import create_payload_partitions, retire_payloads
@@ -32,6 +33,12 @@ from pyapp.sessions import delete_expired_sessions
 log = logging.getLogger("pyapp.sessions")
 
 SWEEP = 10_000
+GRANTS_ARE_LOST = (
+    "It drops functions or views with their grants: run pyapp db roles next"
+)
+# How the first comment of a rollback begins that loses no data.
+NO_LOSS = ("Loses nothing", "Loses no data")
+UNKNOWN_LOSS = "Its file does not say what is lost."
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
 
 
@@ -65,56 +72,118 @@ def schema_url(url: str | None = None) -> str:
     return url
 
 
-def migrate() -> None:
+def migrate(
+    out_of_order: Annotated[
+        bool,
+        typer.Option(
+            "--out-of-order",
+            help="Also apply files that sort before an applied migration.",
+        ),
+    ] = False,
+    as_json: AsJsonLines = False,
+) -> None:
     """Apply pending migrations, and create payload partitions ahead of time."""
     url = schema_url()
-    applied = migrator.migrate(url, report=_say_applying)
+    has_grants = migrator.has_grants(url)
+    applied = migrator.migrate(
+        url,
+        is_out_of_order=out_of_order,
+        report=_reporter("applied", has_grants=has_grants, as_json=as_json),
+    )
     created = create_payload_partitions(url)
-    for status in migrator.list_migrations(url):
-        if status.state != "applied":
-            say(f"{status.name}: {MEANINGS[status.state]}")
+    wrong = [s for s in migrator.list_migrations(url) if s.state != "applied"]
+    if as_json:
+        for status in wrong:
+            print_json({"migration": status.name, "state": status.state})
+        print_json({"payload_partitions_created": created})
+        return
+    for status in wrong:
+        say(f"{status.name}: {MEANINGS[status.state]}")
     if not applied and not created:
         say("Nothing to apply: the schema is up to date")
 
 
-def _say_applying(file: MigrationFile) -> None:
-    say(f"Applying {file.name}")
-    if file.needs_roles:
-        say("  It drops functions or views with their grants: run pyapp db roles next")
+def _reporter(
+    state: Literal["applied", "rolled_back"], *, has_grants: bool, as_json: bool
+) -> migrator.Report:
+    """Return the function that prints the events of a run."""
+    verb = "Applying" if state == "applied" else "Rolling back"
+
+    def report(event: migrator.Event) -> None:
+        file = event.file
+        loses_grants = state == "applied" and file.needs_roles and has_grants
+        if as_json:
+            if event.kind == "ended":
+                more = {"loses_grants": loses_grants} if state == "applied" else {}
+                print_json({"migration": file.name, "state": state, **more})
+            elif event.kind == "renamed":
+                names = {"migration": file.name, "earlier_name": event.earlier_name}
+                print_json({**names, "state": "renamed"})
+        elif event.kind == "begins":
+            say(f"{verb} {file.name}")
+            if loses_grants:
+                say(f"  {GRANTS_ARE_LOST}")
+        elif event.kind == "renamed":
+            say(f"Renamed {event.earlier_name} to {file.name}: it is applied already")
+
+    return report
 
 
 def rollback(
     count: Annotated[
-        int, typer.Option("-n", min=1, help="Number of migrations, newest first.")
+        int, typer.Option("-n", min=1, help="Number of migrations, the last first.")
     ] = 1,
     everything: Annotated[bool, typer.Option("--all", help="All migrations.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATABASE", help="Outside local: the name of the database, too."
+        ),
+    ] = None,
+    as_json: AsJsonLines = False,
 ) -> None:
-    """Roll back the last migration, after showing which data is lost."""
+    """Roll back what was applied last, after showing which data is lost."""
     settings = load_settings()
     number = None if everything else count
     with connect(schema_url()) as conn:
         database = name_reached(settings.database_url, conn)
-    url = database.url
-    files = migrator.list_rollbacks(url, count=number)
+        name = conn.info.dbname
+    if confirm not in (None, name):
+        raise ConfigError(f"--confirm names {confirm}, and this is {database.name}")
+    files = migrator.list_rollbacks(database.url, count=number)
     if not files:
-        say(f"Nothing is applied at {database.name}")
+        if not as_json:
+            say(f"Nothing is applied at {database.name}")
         return
-    say(f"To be rolled back at {database.name}:")
-    for file in files:
-        say(file.name)
-        say(f"  {file.loss or 'Its file does not say what is lost.'}")
-    if not yes and settings.environment != "local":
-        raise ConfigError(
-            f"ENVIRONMENT is {settings.environment or 'not set'}:"
-            " outside local, give --yes to roll back"
-        )
-    if not yes and not confirmed(f"Roll back at {database.name}, with that loss?"):
-        say("Nothing is rolled back; --yes does it without asking.")
-        raise typer.Exit(1)
-    migrator.rollback(
-        url, count=number, report=lambda file: say(f"Rolling back {file.name}")
-    )
+    if not as_json:
+        say(f"To be rolled back at {database.name}:")
+        for file in files:
+            say(file.name)
+            say(f"  {file.loss or UNKNOWN_LOSS}")
+    if settings.environment != "local":
+        if not yes or confirm is None:
+            raise ConfigError(
+                f"ENVIRONMENT is {settings.environment or 'not set'}: outside local,"
+                f" give --yes --confirm DATABASE, with the name of the database"
+            )
+    elif not yes:
+        if as_json:
+            raise ConfigError("--json asks no question: give --yes to roll back")
+        if not confirmed(_question(database.name, files)):
+            say("Nothing is rolled back; --yes does it without asking.")
+            raise typer.Exit(1)
+    report = _reporter("rolled_back", has_grants=False, as_json=as_json)
+    migrator.rollback(database.url, count=number, report=report)
+
+
+def _question(name: str, files: list[MigrationFile]) -> str:
+    losses = [file.loss for file in files]
+    if "" in losses:
+        return f"Roll back at {name}, with a loss that is not known?"
+    if any(not loss.startswith(NO_LOSS) for loss in losses):
+        return f"Roll back at {name}, with that loss?"
+    return f"Roll back at {name}? No data is lost."
 
 
 def adopt(
@@ -305,7 +374,7 @@ def _say_differences(result: SchemaCheck) -> None:
 def _sweep_sessions(url: str) -> int:
     """Delete expired sessions in batches, one transaction each."""
     swept = 0
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         while deleted := delete_expired_sessions(conn, limit=SWEEP):
             conn.commit()
             swept += deleted

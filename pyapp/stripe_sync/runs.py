@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from psycopg import Connection
 from psycopg.types.json import Json
 
-from pyapp._core.advisory_locks import AdvisoryLock
 from pyapp._core.run import execute, fetch_one, fetch_optional
+from pyapp._core.tool_sessions import AdvisoryLock
 from pyapp.errors import ReconcileRunningError
 from pyapp.stripe_sync.client import error_summary
 from pyapp.stripe_sync.store import ObjectType

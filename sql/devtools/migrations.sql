@@ -38,6 +38,19 @@ LEFT JOIN LATERAL (
 -- Cancels a statement whose client was killed.
 SELECT set_config('client_connection_check_interval', '2s', FALSE) AS setting;
 
+-- name: clear_timeouts :rowcount
+-- Limits of a role or a database would end a long migration, comparison or maintenance.
+-- From pg_settings, because 16 does not have transaction_timeout.
+SELECT set_config(s.name, '0', FALSE) AS setting
+FROM pg_settings AS s
+WHERE s.name IN (
+    'idle_in_transaction_session_timeout',
+    'idle_session_timeout',
+    'lock_timeout',
+    'statement_timeout',
+    'transaction_timeout'
+);
+
 -- name: reset_session :rowcount
 -- Removes the settings of one migration before the next.
 RESET ALL;
@@ -172,6 +185,56 @@ INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
 INNER JOIN pg_index AS i ON c.oid = i.indexrelid
 WHERE n.nspname = :schema
     AND c.relname = :name;
+
+-- name: order_mark :rowcount
+-- By the server's clock, and after all other marks: a rollback follows this order.
+UPDATE public._yoyo_migration AS m
+SET
+    applied_at_utc = greatest(
+        clock_timestamp() AT TIME ZONE interval '0',
+        (
+            SELECT max(o.applied_at_utc) + interval '1 microsecond'
+            FROM public._yoyo_migration AS o
+            WHERE o.migration_id <> :name
+        )
+    )
+WHERE m.migration_id = :name;
+
+-- name: rename_mark :rowcount
+-- The file of an applied migration has another name now.
+UPDATE public._yoyo_migration AS m
+SET
+    migration_id = :new_name,
+    migration_hash = :new_hash
+WHERE m.migration_id = :name;
+
+-- name: rename_checksum :rowcount
+-- It belongs to the mark.
+UPDATE public.pyapp_migration_checksums AS c
+SET migration_id = :new_name
+WHERE c.migration_id = :name;
+
+-- name: has_grants :one
+-- Whether a role has privileges on views or functions; PUBLIC and the owner do not count.
+WITH objects AS (
+    SELECT
+        p.proacl AS acl,
+        p.proowner AS owner
+    FROM pg_proc AS p
+    WHERE p.pronamespace = to_regnamespace('app')
+    UNION ALL
+    SELECT
+        c.relacl AS acl,
+        c.relowner AS owner
+    FROM pg_class AS c
+    WHERE c.relnamespace = to_regnamespace('app')
+        AND c.relkind = 'v'
+)
+
+SELECT count(*) > 0 AS has_grants
+FROM objects AS o
+CROSS JOIN aclexplode(o.acl) AS a
+WHERE a.grantee NOT IN (o.owner, 0);
 
 -- name: delete_marks :rowcount
 -- pyapp db adopt replaces them in the same transaction.

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pyapp._core.config import Settings, is_live_key, load_settings, read_values
 from pyapp._core.connection import connect, is_local
 from pyapp.devtools.checks import schema_diff
-from pyapp.devtools.migrations import migrator
+from pyapp.devtools.migrations import migrator, states
 from pyapp.devtools.server import docker
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import require_unix
@@ -160,7 +160,7 @@ def _migrations(url: str) -> Result:
         statuses = migrator.list_migrations(url)
     except PyappError as exc:
         return Level.PROBLEM, str(exc)
-    for state, meaning in migrator.MEANINGS.items():
+    for state, meaning in states.MEANINGS.items():
         names = [status.name for status in statuses if status.state == state]
         if names and state != "applied":
             more = f" and {len(names) - 1} more" if names[1:] else ""

@@ -13,15 +13,17 @@ import psycopg
 from pyapp._core.connection import connect
 from pyapp._core.queries import schema_files
 from pyapp._core.run import fetch_all
+from pyapp._core.tool_sessions import connect_unlimited
 from pyapp.devtools.checks.dumps import Objects, dump_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.migrator import (
-    MigrationStatus,
     list_migrations,
     migrate,
     record_checksums,
 )
+from pyapp.devtools.migrations.states import MigrationStatus
 from pyapp.devtools.server.pg_dump import choose_pg_dump
 from pyapp.errors import MigrationError, SchemaCheckError
 
@@ -104,7 +106,7 @@ def check(
             refuse_earlier(conn)
         _remember(url, folder)
         statuses = list_migrations(url, folder)
-    applied = [s.name for s in statuses if s.state in ("applied", "edited")]
+    applied = _applied_in_order(statuses)
     wrong = [status for status in statuses if status.state != "applied"]
     program = choose_pg_dump(*(target for target in (server, url) if target))
     with scratch_database(server) as built, scratch_database(server) as migrated:
@@ -121,16 +123,21 @@ def check(
                 )
             live = compare(MIGRATIONS, expected, LIVE, found)
             comparisons.append(live)
-        migrate(migrated, folder)
         objects = read_objects(built, program)
-        files = compare(SCHEMA, objects, MIGRATIONS, read_objects(migrated, program))
+        names = [file.name for file in read_migrations(folder)]
+        with contextlib.ExitStack() as stack:
+            if applied != names[: len(applied)]:
+                migrated = stack.enter_context(scratch_database(server))
+            migrate(migrated, folder)
+            found = read_objects(migrated, program)
+        files = compare(SCHEMA, objects, MIGRATIONS, found)
     files = replace(files, files=_files_of(files.differences, schema))
     return SchemaCheck(len(objects), [files, *comparisons], wrong)
 
 
 def load_schema(url: str, schema: Path | None = None) -> None:
     """Build the SQL files of the folder *schema* at *url*."""
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         for path in schema_files(schema):
             try:
                 conn.execute(path.read_bytes())
@@ -145,7 +152,7 @@ def read_objects(url: str, program: Path | None = None) -> Objects:
     That is the rows of plans, and the functions that PUBLIC may not execute.
     """
     objects = dump_objects(url, program)
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         rows = fetch_all(conn, _Named, "list_revoked_functions")
     revoked = {f"REVOKE {row.name}": row.statement for row in rows}
     return objects | revoked | _read_plans(url)
@@ -169,6 +176,15 @@ def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison
 class _Named:
     name: str
     statement: str
+
+
+def _applied_in_order(statuses: list[MigrationStatus]) -> list[str]:
+    """Return the names of the applied migrations, the first one first.
+
+    Another order can give tables another order of columns.
+    """
+    applied = [(s.applied_at, s.name) for s in statuses if s.is_applied]
+    return [name for _, name in sorted(applied)]
 
 
 def _remember(url: str, folder: Path | None) -> None:

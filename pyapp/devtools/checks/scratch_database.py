@@ -9,8 +9,9 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyapp._core.connection import connect, session_conninfo
+from pyapp._core.connection import session_conninfo
 from pyapp._core.run import fetch_all, fetch_one
+from pyapp._core.tool_sessions import connect_unlimited
 from pyapp.errors import SchemaCheckError
 
 
@@ -26,7 +27,7 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
         SchemaCheckError: the role may not create databases.
     """
     name = f"pyapp_scratch_{int(time.time())}_{secrets.token_hex(4)}"
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         conn.autocommit = True
         for old in fetch_all(conn, str, "list_old_scratches"):
             with contextlib.suppress(psycopg.Error):
@@ -36,7 +37,7 @@ def scratch_database(url: str, *, template: str | None = None) -> Iterator[str]:
             yield make_conninfo(session_conninfo(url), dbname=name)
         finally:
             if conn.closed:  # the server was restarted
-                with connect(url) as second:
+                with connect_unlimited(url) as second:
                     second.autocommit = True
                     _run(second, "format_drop_scratch", name)
             else:

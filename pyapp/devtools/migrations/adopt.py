@@ -18,6 +18,7 @@ import psycopg
 from pyapp._core.connection import connect
 from pyapp._core.queries import sql_dir
 from pyapp._core.run import execute
+from pyapp._core.tool_sessions import connect_unlimited
 from pyapp.devtools.checks.dumps import (
     Objects,
     dump_objects,
@@ -149,7 +150,7 @@ def _prove_earlier(
     with scratch_database(server) as copy, scratch_database(server) as built:
         migrate(built, folder, names=SQUASHED)
         _restore(copy, dump)
-        with _translated_errors(), connect(copy) as conn:
+        with _translated_errors(), connect_unlimited(copy) as conn:
             conn.execute(changes.encode())
         statements = list(
             _replacements(
@@ -158,7 +159,7 @@ def _prove_earlier(
                 dump_privileges(built, program),
             )
         )
-        with _translated_errors(), connect(copy) as conn:
+        with _translated_errors(), connect_unlimited(copy) as conn:
             conn.autocommit = True
             for statement in statements:
                 # Without its object it fails, and the comparison names the object.
@@ -228,7 +229,7 @@ def _replace_marks(backend: Backend, files: list[MigrationFile]) -> None:
 
 def _restore(url: str, dump: str) -> None:
     lines = (line for line in dump.splitlines() if not line.startswith(_NOT_RESTORED))
-    with connect(url) as conn:
+    with connect_unlimited(url) as conn:
         conn.execute("\n".join(lines).encode())
 
 

@@ -9,7 +9,7 @@ is stored, to detect later edits.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,17 +17,20 @@ from typing import Literal, NamedTuple
 import psycopg
 
 from pyapp._core.connection import connect
-from pyapp._core.run import execute, fetch_all
+from pyapp._core.run import execute, fetch_all, fetch_one
 from pyapp.devtools.migrations.files import MigrationFile, index_work, read_migrations
-from pyapp.devtools.migrations.history import (
-    EARLIER_HISTORY,
-    is_earlier,
-    read_applied,
-)
+from pyapp.devtools.migrations.history import read_applied
 from pyapp.devtools.migrations.session import (
     Backend,
     migration_session,
     record_checksum,
+)
+from pyapp.devtools.migrations.states import (
+    MigrationStatus,
+    find_renamed,
+    read_states,
+    refuse_out_of_order,
+    rollback_order,
 )
 from pyapp.errors import MigrationError
 
@@ -42,29 +45,21 @@ _ALREADY_EXISTS = (
     psycopg.errors.DuplicateTable,
 )
 
-State = Literal["earlier", "edited", "unknown", "pending", "applied"]
-# What each state means and what to do, the most urgent first.
-MEANINGS: dict[State, str] = {
-    "earlier": "of an earlier history; run: pyapp db adopt",
-    "edited": "its text has changed since it was applied; restore it, and write a new"
-    " migration",
-    "unknown": "applied without a file here; check out the version that has it",
-    "pending": "pending; run: pyapp db migrate",
-    "applied": "applied",
-}
-Report = Callable[[MigrationFile], None]
+Verb = Literal["applied", "rolled back"]
 
 
-class MigrationStatus(NamedTuple):
-    """One migration and its state; `applied_at` is in UTC, None if it is pending.
+class Event(NamedTuple):
+    """What a run does with a migration: it begins, has ended, or takes a new name.
 
-    edited: applied with another text. unknown: applied, without a file here. earlier:
-    of the history before the squash.
+    `earlier_name` is the name under which a renamed migration was applied.
     """
 
-    name: str
-    state: State
-    applied_at: datetime | None = None
+    kind: Literal["begins", "ended", "renamed"]
+    file: MigrationFile
+    earlier_name: str | None = None
+
+
+Report = Callable[[Event], None]
 
 
 class _Index(NamedTuple):
@@ -75,32 +70,21 @@ class _Index(NamedTuple):
 def list_migrations(url: str, folder: Path | None = None) -> list[MigrationStatus]:
     """Return the migrations of *folder* and those applied at *url*, by name.
 
-    It only reads, and works on a database that yoyo has never used. None is pending on
-    a database of the earlier history, because none can be applied to it.
+    It only reads, and works on a database that yoyo has never used.
     """
-    files = {file.name: file for file in read_migrations(folder)}
+    files = read_migrations(folder)
     with connect(url) as conn:
         applied, checksums = read_applied(conn)
-    has_earlier = is_earlier(applied)
-    statuses = [
-        MigrationStatus(
-            name,
-            "earlier"
-            if has_earlier and name in EARLIER_HISTORY
-            else _state(files.get(name), checksums.get(name)),
-            moment,
-        )
-        for name, moment in applied.items()
-    ]
-    if not has_earlier:
-        statuses += [MigrationStatus(n, "pending") for n in files if n not in applied]
-    return sorted(statuses, key=lambda status: status.name)
+    return read_states(files, applied, checksums)
 
 
 def pending(url: str, folder: Path | None = None) -> list[str]:
-    """Return the names of the pending migrations, in order."""
-    statuses = list_migrations(url, folder)
-    return [status.name for status in statuses if status.state == "pending"]
+    """Return the names of the migrations that can be applied, in order."""
+    return [
+        status.name
+        for status in list_migrations(url, folder)
+        if status.state in ("pending", "out_of_order")
+    ]
 
 
 def record_checksums(url: str, folder: Path | None = None) -> None:
@@ -118,25 +102,31 @@ def migrate(
     folder: Path | None = None,
     *,
     count: int | None = None,
-    names: Collection[str] | None = None,
+    names: Sequence[str] | None = None,
+    is_out_of_order: bool = False,
     report: Report | None = None,
 ) -> list[str]:
     """Apply the pending migrations in order; return the names of those applied.
 
-    At most *count*, and only those in *names*. *report* is called with each before it
-    is applied.
+    At most *count*; or those in *names*, in their order. A migration whose file has
+    been renamed since it was applied is marked under its new name. *is_out_of_order*:
+    files that sort before an applied migration are applied too. *report* is called
+    with each event.
 
     Raises:
-        MigrationError: a migration failed, or the database has the earlier history.
+        MigrationError: a migration failed, a file sorts before an applied migration, or
+            the database has the earlier history.
     """
     files = read_migrations(folder)
     with migration_session(url, is_building=True) as backend:
         applied = _record_checksums(backend, files)
-        todo = [
-            file
-            for file in files
-            if file.name not in applied and (names is None or file.name in names)
-        ]
+        applied = _rename_marks(backend, files, applied, report)
+        todo = [file for file in files if file.name not in applied]
+        if names is not None:
+            pending = {file.name: file for file in todo}
+            todo = [pending[name] for name in names if name in pending]
+        elif not is_out_of_order:
+            refuse_out_of_order(files, applied)
         return _run(backend, todo[:count], "applied", report)
 
 
@@ -147,11 +137,14 @@ def rollback(
     count: int | None = 1,
     report: Report | None = None,
 ) -> list[str]:
-    """Roll back the last *count* migrations, all for None; return their names."""
+    """Roll back the *count* migrations applied last, all for None; return their names.
+
+    *report* is called with each event.
+    """
     files = read_migrations(folder)
     with migration_session(url) as backend:
-        applied = _record_checksums(backend, files)
-        todo = _rollback_order(applied, files)[:count]
+        _record_checksums(backend, files)
+        todo = rollback_order(files, *read_applied(backend.connection), count)
         return _run(backend, todo, "rolled back", report)
 
 
@@ -161,35 +154,26 @@ def list_rollbacks(
     """Return the migrations that `rollback` would roll back, the last first.
 
     Raises:
-        MigrationError: an applied one has no file here; others may depend on it.
+        MigrationError: one of them has no file here.
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        applied, _ = read_applied(conn)
-    return _rollback_order(applied, files)[:count]
+        return rollback_order(files, *read_applied(conn), count)
 
 
-def _rollback_order(
-    applied: Collection[str], files: list[MigrationFile]
-) -> list[MigrationFile]:
-    known = {file.name: file for file in files}
-    for name in applied:
-        if name not in known:
-            raise MigrationError(
-                f"{name} is applied and has no file here: check out the version that"
-                " has it, and roll that back first"
-            )
-    return [known[name] for name in sorted(applied, reverse=True)]
+def has_grants(url: str) -> bool:
+    """Tell whether a role other than an owner has privileges on views or functions.
+
+    A migration that drops and creates them again loses these.
+    """
+    with connect(url) as conn:
+        return fetch_one(conn, bool, "has_grants")
 
 
-def _state(file: MigrationFile | None, checksum: str | None) -> State:
-    if file is None:
-        return "unknown"
-    return "applied" if checksum in (file.checksum, None) else "edited"
-
-
-def _record_checksums(backend: Backend, files: list[MigrationFile]) -> Collection[str]:
-    """Store missing checksums; return the names of the applied migrations."""
+def _record_checksums(
+    backend: Backend, files: Sequence[MigrationFile]
+) -> dict[str, datetime]:
+    """Store missing checksums; return the applied migrations, the first one first."""
     applied, checksums = read_applied(backend.connection)
     for file in files:
         if file.name in applied and file.name not in checksums:
@@ -197,15 +181,39 @@ def _record_checksums(backend: Backend, files: list[MigrationFile]) -> Collectio
     return applied
 
 
+def _rename_marks(
+    backend: Backend,
+    files: Sequence[MigrationFile],
+    applied: dict[str, datetime],
+    report: Report | None,
+) -> dict[str, datetime]:
+    """Mark renamed migrations under their new names, and return all applied ones."""
+    _, checksums = read_applied(backend.connection)
+    known = {file.name: file for file in files}
+    renamed = find_renamed(files, applied, checksums)
+    with backend.turn():
+        for old, new in renamed.items():
+            file = known[new]
+            names = {"name": old, "new_name": new, "new_hash": file.step.hash}
+            execute(backend.connection, "rename_mark", **names)
+            execute(backend.connection, "rename_checksum", name=old, new_name=new)
+            backend.log_migration(file.step, "mark")
+    for old, new in renamed.items():
+        log.info("migration renamed", extra={"migration": new, "earlier_name": old})
+        if report is not None:
+            report(Event("renamed", known[new], old))
+    return {renamed.get(name, name): moment for name, moment in applied.items()}
+
+
 def _run(
     backend: Backend,
     files: list[MigrationFile],
-    verb: Literal["applied", "rolled back"],
+    verb: Verb,
     report: Report | None,
 ) -> list[str]:
     for file in files:
         if report is not None:
-            report(file)
+            report(Event("begins", file))
         began = time.monotonic()
         with _translated_errors(file, verb):
             _run_one(backend, file, "apply" if verb == "applied" else "rollback")
@@ -214,6 +222,8 @@ def _run(
         log.info(
             "migration %s", verb, extra={"migration": file.name, "seconds": seconds}
         )
+        if report is not None:
+            report(Event("ended", file))
     return [file.name for file in files]
 
 
@@ -258,7 +268,7 @@ def _is_open(backend: Backend, text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _translated_errors(file: MigrationFile, verb: str) -> Iterator[None]:
+def _translated_errors(file: MigrationFile, verb: Verb) -> Iterator[None]:
     """Turn an error of the server into one line that says what was kept."""
     try:
         yield

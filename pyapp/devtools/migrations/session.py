@@ -16,9 +16,9 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
-from pyapp._core.advisory_locks import take_lock
 from pyapp._core.connection import connect
 from pyapp._core.run import execute, fetch_all
+from pyapp._core.tool_sessions import take_lock
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import (
     Bookkeeping,
@@ -40,6 +40,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
         return connection
 
     def init_connection(self, connection: psycopg.Connection[Any]) -> None:
+        execute(connection, "clear_timeouts")
         super().init_connection(connection)
         with contextlib.suppress(psycopg.Error):  # some systems cannot detect it
             execute(connection, "end_with_client")
@@ -64,6 +65,11 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             execute(self.connection, "insert_yoyo_lock", pid=os.getpid())
             yield
             execute(self.connection, "delete_yoyo_lock")
+
+    def mark_one(self, migration: Any, log: bool = True) -> None:
+        """Mark *migration* as the one applied last."""
+        super().mark_one(migration, log)
+        execute(self.connection, "order_mark", name=migration.id)
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> Any:
         # yoyo's own method asks the name service for this machine, which may take

@@ -1,4 +1,4 @@
-"""Advisory locks of a session, and which session holds them."""
+"""Sessions of the tools: without time limits, and one at a time by advisory locks."""
 
 import time
 from datetime import UTC, datetime
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from pyapp._core.run import fetch_one
+from pyapp._core.connection import connect
+from pyapp._core.run import execute, fetch_one
 
 
 class AdvisoryLock(NamedTuple):
@@ -41,6 +42,20 @@ class AdvisoryLock(NamedTuple):
             f"{', '.join(parts)}; wait for it, or end that session:"
             f" SELECT pg_terminate_backend({self.holder_pid})"
         )
+
+
+def connect_unlimited(url: str) -> Connection[Any]:
+    """Return a connection without the time limits of the role and the database.
+
+    A pooler would keep the settings for its other clients, so a session behind one that
+    refuses options keeps its limits.
+    """
+    conn = connect(url)
+    if conn.prepare_threshold is not None:
+        conn.autocommit = True
+        execute(conn, "clear_timeouts")
+        conn.autocommit = False
+    return conn
 
 
 def take_lock(
