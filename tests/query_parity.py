@@ -154,6 +154,7 @@ class Recorder:
     autocommit = False
     closed = False
     rowcount = 0
+    adapters = psycopg.adapters
     pgconn = SimpleNamespace(
         pipeline_status=0, transaction_status=TransactionStatus.IDLE
     )
@@ -184,7 +185,11 @@ def find_uses() -> dict[str, list[Use]]:
         calls = {c.query: c for c in find_calls(inspect.getsource(function.call))}
         recorder = Recorder()
         # Most functions raise an error, because no row is returned.
-        with patch.object(run, "row_maker", lambda row: row), suppress(Exception):
+        with (
+            patch.object(run, "row_maker", lambda row: row),
+            patch.object(run, "require_connection"),
+            suppress(Exception),
+        ):
             function.call(recorder, **_sample_arguments(function.call))
         before: tuple[str, ...] = ()
         for query, row, parameters in recorder.sent:

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 
 import pyapp
 import pyapp.aio
+from pyapp._core.caller_connection import RETURNED_TYPES
 from pyapp._core.queries import QUERIES, TOOL_QUERIES, Query
 from pyapp.messages import NewMessage
 from tests.query_parity import (
@@ -203,6 +204,8 @@ def test_columns_and_fields_agree_in_name_order_and_type(
         known = PYTHON_TYPES.get(column.type)
 
         assert known is None or field.types <= known, f"{where} is {column.type}"
+        # Without a loader there, a framework's own loader would change the value.
+        assert column.type.removesuffix("[]") in RETURNED_TYPES, where
 
 
 def test_fields_allow_none_if_and_only_if_a_query_returns_null(

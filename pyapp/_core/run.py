@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowMaker
 
+from pyapp._core.caller_connection import require_connection, use_own_loaders
 from pyapp._core.queries import QUERIES, TOOL_QUERIES
 from pyapp.errors import translate
 
@@ -67,6 +68,7 @@ def copy_rows(
     conn: Connection[Any], query: str, rows: Iterable[Sequence[Any]], /
 ) -> int:
     """Send *rows* to a COPY ... FROM STDIN; return how many it stored."""
+    require_connection(conn)
     cursor = conn.cursor()
     try:
         with translated(), cursor.copy(statement(query)) as copy:
@@ -90,6 +92,7 @@ def atomic(conn: Connection[Any], *, is_needed: bool = True) -> Iterator[None]:
     if not is_needed:
         yield
         return
+    require_connection(conn)
     _sync_pipeline(conn)
     is_first = status(conn) == TransactionStatus.IDLE
     block = None
@@ -115,8 +118,10 @@ def _run(
     parameters: Mapping[str, Any],
 ) -> tuple[list[R], int]:
     """Return the rows and their number; without *row*, only the number."""
+    require_connection(conn)
     make = row_maker(row) if row else None
     cursor: Any = conn.cursor(row_factory=lambda _: make or tuple)
+    use_own_loaders(cursor)
     try:
         cursor.execute(statement(query), parameters)
         _sync_pipeline(conn)

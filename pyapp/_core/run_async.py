@@ -22,6 +22,7 @@ import psycopg
 from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.pq import TransactionStatus
 
+from pyapp._core.caller_connection import require_connection, use_own_loaders
 from pyapp._core.run import (
     ABORT,
     check_connection,
@@ -82,6 +83,7 @@ async def copy_rows(
     conn: AsyncConnection[Any], query: str, rows: Iterable[Sequence[Any]], /
 ) -> int:
     """Send *rows* to a COPY ... FROM STDIN; return how many it stored."""
+    require_connection(conn, is_async=True)
     caller = asyncio.current_task()
     assert caller is not None
     cancellations = caller.cancelling()
@@ -108,6 +110,7 @@ async def atomic(
     if not is_needed:
         yield
         return
+    require_connection(conn, is_async=True)
     await _sync_pipeline(conn)
     is_first = status(conn) == TransactionStatus.IDLE
     is_nested, block = conn in _in_block, None
@@ -142,6 +145,7 @@ async def _run(
     connection if the statement fails at the moment at which it is cancelled, and a
     transaction() block ends a closed connection without an error.
     """
+    require_connection(conn, is_async=True)
     work = _send(conn, row, query, parameters)
     return await (_finish(conn, work, stops=True) if conn in _in_block else work)
 
@@ -154,6 +158,7 @@ async def _send(
 ) -> tuple[list[R], int]:
     make = row_maker(row) if row else None
     cursor: Any = conn.cursor(row_factory=lambda _: make or tuple)
+    use_own_loaders(cursor)
     try:
         await cursor.execute(statement(query), parameters)
         await _sync_pipeline(conn)

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import Connection, errors
 from psycopg.pq import TransactionStatus
 
+from pyapp._core.caller_connection import require_connection
 from pyapp.errors import OpenTransactionError
 from pyapp.stripe_sync import events
 
@@ -86,9 +87,11 @@ def check_idle(conn: Connection[Any]) -> None:
     """Return if the connection is in no transaction.
 
     Raises:
-        OpenTransactionError: it is.
+        InvalidValueError: it is not a connection of psycopg.
+        OpenTransactionError: it is in a transaction.
         psycopg.OperationalError: the connection is lost.
     """
+    require_connection(conn)
     if conn.closed:
         raise psycopg.OperationalError("the connection was lost")
     if conn.info.transaction_status != TransactionStatus.IDLE:
