@@ -24,6 +24,8 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-compile --require-hashes --only-binary :all: --no-deps \
 		-r requirements-dev.lock
+	@# An older .venv has the distribution under its former name.
+	@$(BIN)/python -m pip uninstall --quiet --yes pyapp 2>/dev/null
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps --editable .
 	@touch $@

@@ -56,14 +56,25 @@ class MigrationError(PyappError):
 
 
 class MissingExtraError(PyappError):
-    """An optional package is not installed; install the extra in the message."""
+    """An optional package is not installed; run the command in the message.
+
+    `command` installs it with the program that installed pyapp: pip, uv, pipx.
+    """
 
     def __init__(self, extra: str) -> None:
         super().__init__(extra)
         self.extra = extra
 
+    @property
+    def command(self) -> str:
+        """The command that installs the extra."""
+        # Imported here: only this error needs to read how pyapp was installed.
+        from pyapp._core.extras import install_command
+
+        return install_command(self.extra)
+
     def __str__(self) -> str:
-        return f"an optional part is missing: pip install 'pyapp[{self.extra}]'"
+        return f"the extra `{self.extra}` is missing: {self.command}"
 
 
 class SchemaCheckError(PyappError):

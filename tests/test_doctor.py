@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pyapp.devtools.checks.doctor import Level, examine
 from pyapp.devtools.migrations.migrator import migrate
+from pyapp.errors import MissingExtraError
 from tests.support import run_cli, unfolded
 
 REPOSITORY = Path(__file__).parents[1]
@@ -161,7 +162,7 @@ def test_no_docker_and_no_embedded_server_is_a_problem(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     level, text = finding(project, "engine")
     assert level is Level.PROBLEM
-    assert "pip install 'pyapp[embedded]'" in text
+    assert MissingExtraError("embedded").command in text
 
 
 def test_old_server_is_a_problem(

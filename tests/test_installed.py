@@ -27,7 +27,7 @@ with pyapp.connect() as conn:
 """
 # Code that needs each extra.
 USES = {
-    "cli": "from pyapp.cli.app import make_app; make_app()",
+    "cli": "import pyapp.usage_import.files, orjson, prometheus_client",
     "embedded": "from pyapp.devtools.server.binaries import binaries; binaries()",
     "generate": "from pyapp.devtools.generate.sources import parse; parse("
     "'SELECT 1', 'x')",
@@ -106,8 +106,9 @@ def test_schema_and_recording_need_no_extra(
     assert answer(python, "-c", MIGRATE.format(url=empty_database)) == ""
     sample = SAMPLE.format(cost=", cost=Decimal('0.01')")
     assert answer(python, "-c", sample) == "True 1.20\n"
-    missing = "error: an optional part is missing: pip install 'pyapp[cli]'\n"
-    assert answer(programs / "pyapp", "db", "migrate") == missing
+    assert "ada@example.com" in answer(programs / "pyapp", "quota", "--all")
+    missing = "error: the extra `cli` is missing: "
+    assert answer(programs / "pyapp", "import", "usage", ".").startswith(missing)
 
 
 @pytest.mark.parametrize("extra", USES)

@@ -85,7 +85,7 @@ def test_own_price_needs_no_price_data(
 ):
     monkeypatch.setitem(sys.modules, "genai_prices", None)
     message = unpriced_message(user_id=user_id, published=None)
-    with pytest.raises(UnknownModelError, match=r"pip install 'pyapp\[pricing\]'"):
+    with pytest.raises(UnknownModelError, match="the extra `pricing` is missing: "):
         send(conn, message)
 
     set_model_price(conn, **PRICES)

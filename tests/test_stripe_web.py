@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import pool
+from pyapp.errors import MissingExtraError
 from pyapp.stripe_sync.apply import apply_directly
 from pyapp.stripe_sync.client import find_livemode
 from pyapp.stripe_sync.outcomes import Effect
@@ -228,8 +229,7 @@ def test_key_or_environment_decides_the_mode(
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    line = "error: an optional part is missing: pip install 'pyapp[web]'\n"
-    assert run_cli("stripe", "serve") == (1, "", line)
+    assert run_cli("stripe", "serve") == (1, "", f"error: {MissingExtraError('web')}\n")
 
 
 def test_endpoint_is_mounted_in_fastapi_as_documented(

@@ -10,7 +10,7 @@ from psycopg import errors
 
 from pyapp.cli import STOPPED, STOPPED_STATUS
 from pyapp.cli.logs import is_logging_json, printable, start_logging
-from pyapp.errors import MissingExtraError, PyappError
+from pyapp.errors import PyappError
 
 if TYPE_CHECKING:
     import typer
@@ -68,6 +68,14 @@ def run(arguments: list[str]) -> None:
         for note in getattr(exc, "__notes__", ()):
             print(note, file=sys.stderr)
         _fail(str(exc), getattr(exc, "exit_code", 1))
+    except ImportError as exc:
+        # Imported here: only this error needs to read how pyapp was installed.
+        from pyapp._core.extras import explain_import
+
+        meaning = explain_import(exc)
+        if meaning is None:
+            raise
+        _fail(meaning)
     except OSError as exc:
         _fail(f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc))
     except psycopg.Error as exc:
@@ -91,14 +99,9 @@ def explain(error: psycopg.Error) -> str | None:
 
 
 def _load_app(arguments: list[str]) -> "typer.Typer":
-    try:
-        from pyapp.cli.app import make_app
+    from pyapp.cli.app import make_app
 
-        return make_app(next(iter(arguments), "--help"))
-    except ModuleNotFoundError as exc:
-        if exc.name in {"typer", "rich"}:
-            raise MissingExtraError("cli") from exc
-        raise
+    return make_app(next(iter(arguments), "--help"))
 
 
 def _fail(message: str, status: int = 1) -> None:

@@ -10,6 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pyapp._core.config import Settings, is_live_key, load_settings, read_values
 from pyapp._core.connection import connect, is_local
+from pyapp._core.extras import find_conflict
 from pyapp.devtools.checks import schema_diff
 from pyapp.devtools.migrations import migrator, states
 from pyapp.devtools.server import docker
@@ -43,6 +44,8 @@ class Finding(NamedTuple):
 
 def examine(root: Path) -> Iterator[Finding]:
     """Check the project at *root*; each check depends on those before it."""
+    if conflict := find_conflict():
+        yield Finding("package", Level.PROBLEM, conflict)
     values = read_values(root)
     yield Finding("files", *_files(root, values))
     yield Finding("environment", *_environment(values))

