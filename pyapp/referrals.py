@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from pyapp._core.config import configured_referral_bonus
-from pyapp._core.run import atomic, fetch_all, fetch_one
+from pyapp._core.run import atomic, fetch_all, fetch_one, fetch_optional
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import (
     MAX_REFERRAL_CREDITS,
@@ -163,6 +163,12 @@ def get_referral_summary(conn: Connection[Any], *, user_id: UUID) -> ReferralSum
     return fetch_one(
         conn, ReferralSummary, "get_referral_summary", missing=missing, user_id=user_id
     )
+
+
+@validated
+def find_referral(conn: Connection[Any], *, referred_id: UUID) -> Referral | None:
+    """Return the referral of the user by another, or None if there is none."""
+    return fetch_optional(conn, Referral, "find_referral", referred_id=referred_id)
 
 
 @validated

@@ -276,3 +276,61 @@ def test_a_missing_schema_names_the_command_to_run(
     assert code == 1
     assert error.endswith("run: pyapp db migrate\n")
     assert error.count("\n") == 1
+
+
+def test_blocked_payers_are_selected_and_sorted(conn: Connection) -> None:
+    """Each order has a reason to be asked for; ties are in the order of ids."""
+    for number, used in enumerate(("5", "30", "20"), start=1):
+        user_id = add_user(
+            conn,
+            id=UUID(int=number),
+            email=f"{'cAb'[number - 1]}@example.com",
+            base_quota=Decimal(20),
+            next_quota_reset=MIDNIGHT - timedelta(days=number),
+        )
+        record_messages(conn, [new_message(credits=Decimal(used))], user_id=user_id)
+
+    def order(*arguments: str) -> list[int]:
+        return [UUID(str(each["subject_id"])).int for each in exact(*arguments)]
+
+    assert order("--all") == [1, 2, 3]
+    assert order("--all", "--blocked") == [2, 3]
+    assert order("--all", "--sort", "used") == [2, 3, 1]
+    assert order("--all", "--sort", "remaining") == [2, 3, 1]
+    assert order("--all", "--sort", "ends") == [3, 2, 1]
+    assert order("--all", "--sort", "payer") == [2, 3, 1]
+    assert order("--all", "--sort", "used", "--limit", "2", "--blocked") == [2, 3]
+    assert order("--all", "--limit", "1") == [1]
+    assert len(shown("--all", "--blocked", "--limit", "1")) == 2
+
+
+def test_a_sorted_list_is_bounded_without_a_limit(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "SORTED", 2)
+    assert shown("--all", "--blocked") == ["no payer is blocked"]
+    for number in range(3):
+        add_user(conn, email=f"{number}@example.com")
+
+    code, out, err = run_cli("quota", "--all", "--sort", "payer", "--json")
+
+    assert code == 0
+    assert [json.loads(line)["email"][0] for line in out.splitlines()] == ["0", "1"]
+    assert err == "the first 2 of 3 payers are shown; see --limit\n"
+
+
+@pytest.mark.parametrize(
+    "option", [("--blocked",), ("--sort", "used"), ("--limit", "1")]
+)
+def test_options_of_a_list_need_all(conn: Connection, option: tuple[str, ...]) -> None:
+    code, err = refused("ada@example.com", *option)
+
+    assert code == 2
+    assert "--blocked, --sort and --limit need --all" in err
+
+
+def test_unknown_order_is_refused_with_the_known_ones(conn: Connection) -> None:
+    code, err = refused("--all", "--sort", "size")
+
+    assert code == 2
+    assert "'size' is not one of used, remaining, ends, payer" in err

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from pyapp._core.run_async import atomic, fetch_all, fetch_one
+from pyapp._core.run_async import atomic, fetch_all, fetch_one, fetch_optional
 from pyapp._core.validation import check_cursor, validated
 from pyapp.errors import (
     ReferralCodeNotFoundError,
@@ -135,6 +135,16 @@ async def get_referral_summary(
     missing = UserNotFoundError(f"no user {user_id}")
     return await fetch_one(
         conn, ReferralSummary, "get_referral_summary", missing=missing, user_id=user_id
+    )
+
+
+@validated
+async def find_referral(
+    conn: AsyncConnection[Any], *, referred_id: UUID
+) -> Referral | None:
+    """Return the referral of the user by another, or None if there is none."""
+    return await fetch_optional(
+        conn, Referral, "find_referral", referred_id=referred_id
     )
 
 

@@ -17,6 +17,8 @@ GROUPS = {
     "db": ("The local server and its schema.", ("db", "schema")),
     "import": ("Usage logs.", ("usage",)),
     "prices": ("Own prices of models, before the published ones.", ("prices",)),
+    "plans": ("Plans, and the Stripe prices that buy them.", ("plans",)),
+    "referrals": ("Referral codes and referred users.", ("referrals",)),
     "users": ("Accounts.", ("users",)),
     "stripe": ("Webhooks, replay and reconciliation.", ("stripe_serve", "stripe")),
 }

@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -48,6 +49,15 @@ def parse_duration(text: str) -> timedelta:
             f"invalid duration {text!r}: write it as 90d, 12h, 30m or 90s"
         )
     return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+def parse_amount(option: str, text: str) -> Decimal:
+    """Return *text*, the value of *option*, as an exact amount of at least 0."""
+    if re.fullmatch(r"\d{1,15}(\.\d{1,100})?", text, re.ASCII) is None:
+        raise typer.BadParameter(
+            f"{option}: invalid amount {text!r}: write digits, as 2500 or 0.75"
+        )
+    return Decimal(text)
 
 
 def parse_id(text: str) -> UUID | None:

@@ -83,6 +83,12 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def format_amount(amount: Decimal) -> str:
+    """Return the exact amount in groups of three digits, without trailing zeros."""
+    text = f"{amount:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def confirmed(question: str) -> bool:
     """Ask; without a terminal the answer is no."""
     try:

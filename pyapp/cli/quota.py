@@ -4,11 +4,12 @@ Below a user with a subscription, lines show its status, what is to end, and why
 active one buys no plan.
 """
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
-from itertools import chain
+from itertools import chain, islice
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -16,8 +17,9 @@ import typer
 from psycopg import Connection
 
 from pyapp._core.connection import connect
+from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import ArgumentError, AsJsonLines, find_user, parse_id
-from pyapp.cli.console import print_json, print_table, say
+from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.entitlements import Entitlement, get_entitlement, list_entitlements
 from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
 from pyapp.quota import (
@@ -30,6 +32,8 @@ from pyapp.quota import (
 )
 
 PAGE = 500
+# Payers that --sort keeps without --limit, so that memory stays flat.
+SORTED = 1000
 HEADER = ("payer", "used", "quota", "remaining", "ends (UTC)", "blocked")
 _NUMBERS = frozenset({"used", "quota", "remaining"})
 _JSON_KEYS = (
@@ -51,6 +55,20 @@ class _Entry:
     entitlement: Entitlement | None = None
 
 
+def _payer_order(entry: _Entry) -> tuple[Any, ...]:
+    """Order e-mail addresses first, then the ids of payers without one."""
+    return entry.email is None, (entry.email or "").lower()
+
+
+# The first are those that an operator looks for: most used, least remaining, soonest.
+ORDERS: dict[str, Callable[[_Entry], Any]] = {
+    "used": lambda entry: -entry.quota.credits_used,
+    "remaining": lambda entry: entry.quota.credits_remaining,
+    "ends": lambda entry: entry.quota.end_date,
+    "payer": _payer_order,
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(quota)
@@ -65,18 +83,74 @@ def quota(
         bool,
         typer.Option("--all", help="All users, and all fingerprints with usage."),
     ] = False,
+    blocked: Annotated[
+        bool, typer.Option("--blocked", help="With --all: only blocked payers.")
+    ] = False,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(ORDERS),
+            help="With --all: most used, least remaining, or soonest end first.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=MAX_INTEGER,
+            help=f"With --all: at most N payers; default: all, {SORTED:,} with --sort.",
+        ),
+    ] = None,
     as_json: AsJsonLines = False,
 ) -> None:
-    """Show quota, usage and period of one payer or of all."""
+    """Show quota, usage and period of one payer or of all.
+
+    Without --sort, all payers are in the order of their ids.
+    """
     if (payer is None) != is_all:
         raise typer.BadParameter("name a user or a fingerprint, or give --all")
+    if not is_all and (blocked or sort is not None or limit is not None):
+        raise typer.BadParameter("--blocked, --sort and --limit need --all")
+    if sort is not None and sort not in ORDERS:
+        raise typer.BadParameter(f"--sort: {sort!r} is not one of {', '.join(ORDERS)}")
     # One transaction, so that all pages have the same now().
     with connect() as conn:
-        entries = _all(conn) if payer is None else iter([_one(conn, payer)])
+        if payer is None:
+            entries = _select(_all(conn), blocked, sort, limit)
+        else:
+            entries = iter([_one(conn, payer)])
         if as_json:
             _print_json(entries)
         else:
-            _print_table(entries)
+            _print_table(entries, is_blocked=blocked)
+
+
+def _select(
+    entries: Iterator[_Entry], is_blocked: bool, sort: str | None, limit: int | None
+) -> Iterator[_Entry]:
+    """Return the entries asked for; with *sort*, only these are in memory."""
+    if is_blocked:
+        entries = (entry for entry in entries if entry.quota.is_blocked)
+    if sort is None:
+        return islice(entries, limit)
+    count = 0
+
+    def numbered() -> Iterator[_Entry]:
+        nonlocal count
+        for entry in entries:
+            count += 1
+            yield entry
+
+    order = ORDERS[sort]
+    first = heapq.nsmallest(
+        limit or SORTED,
+        numbered(),
+        key=lambda entry: (order(entry), entry.quota.subject_id),
+    )
+    if limit is None and count > SORTED:
+        warn(f"the first {SORTED:,} of {count:,} payers are shown; see --limit")
+    return iter(first)
 
 
 def _one(conn: Connection[Any], payer: str) -> _Entry:
@@ -128,10 +202,11 @@ def _print_json(entries: Iterator[_Entry]) -> None:
         print_json(values | state)
 
 
-def _print_table(entries: Iterator[_Entry]) -> None:
+def _print_table(entries: Iterator[_Entry], *, is_blocked: bool) -> None:
     first = next(entries, None)
     if first is None:
-        say("there are no users, and no fingerprints with usage")
+        everyone = "there are no users, and no fingerprints with usage"
+        say("no payer is blocked" if is_blocked else everyone)
         return
     print_table(
         HEADER,

@@ -116,6 +116,18 @@ FROM app.users AS u
 LEFT JOIN app.referrals AS own ON u.id = own.referred_id
 WHERE u.id = :user_id;
 
+-- name: find_referral :optional
+-- By the unique key: a user is referred at most once.
+SELECT
+    r.referrer_id,
+    r.referred_id,
+    r.status,
+    r.credits,
+    r.created_at,
+    r.completed_at
+FROM app.referrals AS r
+WHERE r.referred_id = :referred_id;
+
 -- name: list_referrals :many
 -- Newest first. The cursor is the last referral of the page before.
 SELECT
