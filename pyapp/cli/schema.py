@@ -99,7 +99,7 @@ def migrate(
         return
     for status in wrong:
         say(f"{status.name}: {MEANINGS[status.state]}")
-    if not applied and not created:
+    if not applied and not created and not wrong:
         say("Nothing to apply: the schema is up to date")
 
 

@@ -125,11 +125,13 @@ COMMENT ON TABLE public.pyapp_migration_checksums IS
 time marks a row of an earlier application. Written by pyapp db migrate and pyapp db check.';
 
 -- name: list_applied_migrations :many
--- In the order in which they were applied.
+-- In the order in which they were applied. Another project of yoyo may use the same
+-- table; names of another form are not ours.
 SELECT
     m.migration_id AS name,
     m.applied_at_utc AT TIME ZONE interval '0' AS applied_at
 FROM public._yoyo_migration AS m
+WHERE m.migration_id ~ '^[0-9]{4}_[a-z0-9_]+$'
 ORDER BY m.applied_at_utc, m.migration_id;
 
 -- name: list_checksums :many
@@ -215,7 +217,7 @@ SET migration_id = :new_name
 WHERE c.migration_id = :name;
 
 -- name: has_grants :one
--- Whether a role has privileges on views or functions; PUBLIC and the owner do not count.
+-- Whether a role other than the owner has privileges on views or functions.
 WITH objects AS (
     SELECT
         p.proacl AS acl,
@@ -238,7 +240,8 @@ WHERE a.grantee NOT IN (o.owner, 0);
 
 -- name: delete_marks :rowcount
 -- pyapp db adopt replaces them in the same transaction.
-DELETE FROM public._yoyo_migration;
+DELETE FROM public._yoyo_migration AS m
+WHERE m.migration_id ~ '^[0-9]{4}_[a-z0-9_]+$';
 
 -- name: delete_checksums :rowcount
 -- They belong to the marks.

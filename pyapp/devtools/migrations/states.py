@@ -19,8 +19,7 @@ MEANINGS: dict[State, str] = {
     " migration",
     "unknown": "applied without a file here; check out the version that has it",
     "renamed": "applied under an earlier name; run: pyapp db migrate",
-    "out_of_order": "pending, and sorts before an applied one; pyapp db migrate says"
-    " what to do",
+    "out_of_order": "pending, and sorts before an applied one; run: pyapp db migrate",
     "pending": "pending; run: pyapp db migrate",
     "applied": "applied",
 }
@@ -117,24 +116,29 @@ def refuse_out_of_order(
         return
     first = late[0]
     more = f" and {len(late) - 1} more" if late[1:] else ""
-    count = len(names) - next(i for i, name in enumerate(names) if name > first.name)
-    renumber = ""
+    since = names[next(i for i, name in enumerate(names) if name > first.name) :]
+    is_unknown = not {file.name for file in files}.issuperset(since)
+    version = "in the version that has it " if is_unknown else ""
+    ways = (
+        f"pyapp db migrate --out-of-order, or first {version}pyapp db rollback"
+        f" -n {len(since)}"
+    )
     if is_in_checkout(first.path):
+        # The longest part comes last, because long messages are cut.
         command = renumber_command(first, max(last, files[-1].name))
-        renumber = f"renumber it if it is not merged: {command}; else "
+        ways = f"if it is merged, {ways}; if not, renumber it: {command}"
     raise MigrationError(
         f"{first.name}{more} is pending and sorts before {last}, which is applied;"
-        f" nothing was applied: {renumber}pyapp db migrate --out-of-order, or first"
-        f" pyapp db rollback -n {count}"
+        f" nothing was applied: {ways}"
     )
 
 
 def renumber_command(file: MigrationFile, last: str) -> str:
     """Return the command that gives *file* the number after that of *last*."""
-    move = f"git -C {_shown(file.path.parent)} mv"
+    folder = _shown(file.path.parent)
     new = f"{int(last[:4]) + 1:04}{file.name[4:]}"
     return " && ".join(
-        f"{move} {file.name}{suffix} {new}{suffix}"
+        f"git mv {folder / file.name}{suffix} {folder / new}{suffix}"
         for suffix in (".sql", ".rollback.sql")
     )
 
