@@ -64,6 +64,78 @@ def test_error_names_the_command_that_adds_a_migration(
     assert (folder / "SHA256SUMS").read_text().startswith(before)
 
 
+def add(folder: Path, name: str) -> None:
+    for suffix in (".sql", ".rollback.sql"):
+        (folder / f"{name}{suffix}").write_text(f"-- {name}{suffix}\n")
+
+
+def move(old: str, new: str) -> str:
+    """Return the command that the program names."""
+    return (
+        f"    git mv migrations/{old}.sql migrations/{new}.sql &&"
+        f" git mv migrations/{old}.rollback.sql migrations/{new}.rollback.sql"
+        " && make freeze\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("9001_add_alpha", "9001_add_alpha and 9001_add_beta have the number 9001"),
+        ("9001_add_gamma", "9001_add_beta and 9001_add_gamma have the number 9001"),
+        ("9000_add_alpha", "9000_add_alpha is new, and sorts before 9001_add_beta"),
+    ],
+)
+def test_taken_or_late_number_is_not_recorded(
+    folder: Path, name: str, reason: str
+) -> None:
+    add(folder, "9001_add_beta")
+    assert run(folder, "--add")[0] == 0
+    sums = (folder / "SHA256SUMS").read_text()
+    add(folder, name)
+    expected = f"migrations: {reason}; renumber the one that is not merged:\n" + move(
+        name, f"9002{name[4:]}"
+    )
+
+    code, output = run(folder)
+    assert (code, output.startswith(expected)) == (1, True)
+    expected += "migrations/SHA256SUMS: nothing added\n"
+    assert run(folder, "--add") == (1, expected)
+    assert (folder / "SHA256SUMS").read_text() == sums
+
+
+def test_two_frozen_branches_are_renumbered(folder: Path) -> None:
+    """Each branch has recorded its migration, and the merge has both lines."""
+    for name in ("9001_add_beta", "9002_add_gamma"):
+        add(folder, name)
+    assert run(folder, "--add")[0] == 0
+    sums = folder / "SHA256SUMS"
+    for path in folder.glob("9002*"):
+        path.rename(folder / path.name.replace("9002", "9001"))
+    sums.write_text(sums.read_text().replace("9002_add", "9001_add"))
+    code, output = run(folder)
+    assert (code, output) == (
+        1,
+        "migrations: 9001_add_beta and 9001_add_gamma have the number 9001; renumber"
+        " the one that is not merged:\n"
+        + move("9001_add_beta", "9002_add_beta")
+        + move("9001_add_gamma", "9002_add_gamma"),
+    )
+
+    for path in folder.glob("9001_add_beta*"):
+        path.rename(folder / path.name.replace("9001", "9002"))
+    code, output = run(folder, "--add")
+
+    assert (code, output.splitlines()[1:]) == (
+        0,
+        [
+            f"migrations/SHA256SUMS: 9001_add_beta{suffix} is now 9002_add_beta{suffix}"
+            for suffix in (".rollback.sql", ".sql")
+        ],
+    )
+    assert run(folder) == (0, "")
+
+
 def test_sums_file_is_not_a_migration(folder: Path) -> None:
     files = {path.name for path in folder.glob("*.sql")}
 
