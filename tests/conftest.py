@@ -7,6 +7,7 @@
 `committing`      an autocommit connection to `database`; the commands use it too
 `module_database` the URL of a fresh copy of the schema, shared by one file
 `empty_database`  the URL of a fresh database without the schema
+`module_empty_database` the same, shared by one file
 `world`           a fake Stripe and a `database`
 `server`          the server of this run
 `durable_server`  a second server, which the tests of one file may kill
@@ -190,6 +191,13 @@ def module_database(server: Server, template: NoopExecutor) -> Iterator[str]:
 @pytest.fixture
 def empty_database(server: Server) -> Iterator[str]:
     """Return the URL of an empty database that only this test uses."""
+    with _new_database(server, None) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_empty_database(server: Server) -> Iterator[str]:
+    """Return the URL of an empty database that the tests of one file share."""
     with _new_database(server, None) as url:
         yield url
 

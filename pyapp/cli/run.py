@@ -10,7 +10,7 @@ from psycopg import errors
 
 from pyapp.cli import STOPPED, STOPPED_STATUS
 from pyapp.cli.logs import is_logging_json, printable, start_logging
-from pyapp.errors import PyappError
+from pyapp.errors import MigrationError, PyappError
 
 if TYPE_CHECKING:
     import typer
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 # Longer messages are cut: they can quote an argument of any length.
 _MAX_LENGTH = 500
 
+# Errors of a schema that is missing, old, or of another program.
+_OF_SCHEMA = (
+    errors.InsufficientPrivilege,
+    errors.InvalidSchemaName,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+    errors.UndefinedTable,
+)
 _MIGRATE = "{reason}; run: pyapp db migrate"
 _CONFLICT = "a concurrent transaction changed the same rows ({reason}): run it again"
 _MEANINGS: dict[type, str] = {
@@ -79,10 +87,31 @@ def run(arguments: list[str]) -> None:
     except OSError as exc:
         _fail(f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc))
     except psycopg.Error as exc:
-        meaning = explain(exc)
+        meaning = _explain_schema(exc) or explain(exc)
         if meaning is None:
             raise
         _fail(meaning)
+
+
+def _explain_schema(error: psycopg.Error) -> str | None:
+    """Return why *error* is not solved by a migration, None if it may be.
+
+    The schema is another program's, or that of the earlier history.
+    """
+    if not isinstance(error, _OF_SCHEMA):
+        return None
+    # Imported here: only these errors need it.
+    from pyapp._core.connection import connect
+    from pyapp.devtools.migrations.history import refuse_earlier
+
+    try:
+        with connect() as conn:
+            refuse_earlier(conn)
+    except MigrationError as exc:
+        return str(exc)
+    except (PyappError, psycopg.Error):
+        pass
+    return None
 
 
 def explain(error: psycopg.Error) -> str | None:

@@ -73,9 +73,36 @@ SELECT
 FROM pg_class AS c
 WHERE c.relnamespace = to_regnamespace('public');
 
+-- name: find_schema :optional
+-- Schema app and its objects, tables first. It is ours if it has the first function of
+-- sql/schema.sql. From the catalog, because the role may lack USAGE on the schema.
+SELECT
+    count(p.oid) > 0 AS is_ours,
+    count(o.name) AS objects,
+    coalesce(
+        (array_agg(o.name ORDER BY o.place, o.name))[:3], ARRAY[]::text[]
+    ) AS names
+FROM pg_namespace AS n
+LEFT JOIN pg_proc AS p
+    ON n.oid = p.pronamespace
+    AND p.proname = 'add_months'
+    AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, integer'
+LEFT JOIN LATERAL (
+    SELECT
+        pg_describe_object(d.classid, d.objid, 0) AS name,
+        coalesce(c.relkind NOT IN ('r', 'p'), TRUE) AS place
+    FROM pg_depend AS d
+    LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+    WHERE d.refclassid = 'pg_namespace'::regclass
+        AND d.refobjid = n.oid
+        AND d.deptype = 'n'
+) AS o ON TRUE
+WHERE n.nspname = 'app'
+GROUP BY n.oid;
+
 -- name: list_missing_grants :many
 -- The privileges that the role lacks: yoyo's tables are in public, and 0001 creates
--- schema app. If the tables exist, USAGE on public is enough.
+-- schema app, or fills an empty one. If the tables exist, USAGE on public is enough.
 SELECT
     CASE
         WHEN to_regnamespace('public') IS NULL
@@ -102,10 +129,22 @@ UNION ALL
 SELECT
     format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
         AS statement
-WHERE :is_missing_tables
-    AND :is_building
+WHERE :is_building
     AND to_regnamespace('app') IS NULL
     AND NOT has_database_privilege(current_database(), 'CREATE')
+UNION ALL
+SELECT format('ALTER SCHEMA app OWNER TO %I', current_user) AS statement
+FROM pg_namespace AS n
+WHERE :is_building
+    AND n.nspname = 'app'
+    AND NOT pg_has_role(n.nspowner, 'USAGE')
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_depend AS d
+        WHERE d.refclassid = 'pg_namespace'::regclass
+            AND d.refobjid = n.oid
+            AND d.deptype = 'n'
+    )
 ORDER BY statement DESC;
 
 -- name: create_checksums :rowcount
@@ -125,13 +164,11 @@ COMMENT ON TABLE public.pyapp_migration_checksums IS
 time marks a row of an earlier application. Written by pyapp db migrate and pyapp db check.';
 
 -- name: list_applied_migrations :many
--- In the order in which they were applied. Another project of yoyo may use the same
--- table; names of another form are not ours.
+-- In the order in which they were applied, with those of another yoyo project.
 SELECT
     m.migration_id AS name,
     m.applied_at_utc AT TIME ZONE interval '0' AS applied_at
 FROM public._yoyo_migration AS m
-WHERE m.migration_id ~ '^[0-9]{4}_[a-z0-9_]+$'
 ORDER BY m.applied_at_utc, m.migration_id;
 
 -- name: list_checksums :many
@@ -217,7 +254,8 @@ SET migration_id = :new_name
 WHERE c.migration_id = :name;
 
 -- name: has_grants :one
--- Whether a role other than the owner has privileges on views or functions.
+-- Whether a role has privileges on views or functions. PUBLIC and the owner do not
+-- count.
 WITH objects AS (
     SELECT
         p.proacl AS acl,
@@ -239,9 +277,10 @@ CROSS JOIN aclexplode(o.acl) AS a
 WHERE a.grantee NOT IN (o.owner, 0);
 
 -- name: delete_marks :rowcount
--- pyapp db adopt replaces them in the same transaction.
+-- pyapp db adopt replaces them in the same transaction. Another yoyo project may have
+-- marks in the same table.
 DELETE FROM public._yoyo_migration AS m
-WHERE m.migration_id ~ '^[0-9]{4}_[a-z0-9_]+$';
+WHERE m.migration_id = any(:names::text[]);
 
 -- name: delete_checksums :rowcount
 -- They belong to the marks.

@@ -34,6 +34,7 @@ from pyapp.devtools.migrations.history import (
     EARLIER_HISTORY,
     NEW_OBJECTS,
     SQUASHED,
+    find_schema,
     is_earlier,
     read_applied,
 )
@@ -71,7 +72,8 @@ def adopt(
 
     Raises:
         ConfigError, DatabaseUnavailableError: *url* or *scratch_url* is not usable.
-        MigrationError: the database has no schema, or other migrations.
+        MigrationError: the database has no schema, another program's, or other
+            migrations.
         SchemaCheckError: its structure is another one; the message says what differs.
     """
     files = read_migrations(folder)
@@ -79,14 +81,15 @@ def adopt(
         connect(scratch_url).close()  # reports an invalid value before any other result
     with connect(url) as conn:
         applied, _ = read_applied(conn)
+        found = find_schema(conn)
     has_earlier = is_earlier(applied)
     if applied and not has_earlier:
         return []
+    if found is None or not found.objects:
+        raise MigrationError("there is no schema to adopt; run: pyapp db migrate")
     server = scratch_url or url
     program = choose_pg_dump(*{server, url})
     dump = dump_schema(url, program)
-    if not dump:
-        raise MigrationError("there is no schema to adopt; run: pyapp db migrate")
     statements: list[str] = []
     if has_earlier:
         _require_whole_history(applied)
@@ -101,7 +104,7 @@ def adopt(
             execute(backend.connection, "set_lock_timeout", milliseconds=LOCK_WAIT_MS)
             for statement in statements:
                 backend.connection.execute(statement.encode())
-            _replace_marks(backend, files)
+            _replace_marks(backend, files, list(applied))
     return [file.name for file in files]
 
 
@@ -218,8 +221,10 @@ def _require_unchanged(
         raise MigrationError("the schema changed during the proof; run it again")
 
 
-def _replace_marks(backend: Backend, files: list[MigrationFile]) -> None:
-    execute(backend.connection, "delete_marks")
+def _replace_marks(
+    backend: Backend, files: list[MigrationFile], applied: list[str]
+) -> None:
+    execute(backend.connection, "delete_marks", names=applied)
     execute(backend.connection, "delete_checksums")
     for file in files:
         backend.mark_one(file.step, log=False)

@@ -1,9 +1,10 @@
 """The files of migrations/: read by yoyo, checked against the rules of pyapp."""
 
+import copy
 import glob
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyapp._core.queries import migrations_dir
 from pyapp.errors import MigrationError
 
 _NAME = re.compile(r"\d{4}_[a-z0-9_]+")
+_CREATE_SCHEMA = re.compile(r"^CREATE SCHEMA app;", re.MULTILINE)
 _OUTSIDE = re.compile(
     r"^\s*--\s*transactional\s*:\s*false", re.IGNORECASE | re.MULTILINE
 )
@@ -86,6 +88,18 @@ def read_migrations(folder: Path | None = None) -> list[MigrationFile]:
     if not found:
         raise MigrationError(f"there are no migrations in {folder}")
     return [_read(step) for step in sorted(found, key=lambda step: str(step.id))]
+
+
+def without_create_schema(file: MigrationFile) -> MigrationFile:
+    """Return *file* for a database whose owner has created an empty schema app."""
+    if not _CREATE_SCHEMA.search(file.text):
+        return file
+    step = copy.copy(file.step)
+    step.load()
+    step.steps = [
+        part for part in step.steps if not _CREATE_SCHEMA.search(part.step._apply)
+    ]
+    return replace(file, step=step)
 
 
 def source_of(folder: PurePath) -> str:

@@ -1,4 +1,8 @@
-"""Which migrations a database has, and whether they are of the earlier history."""
+"""Which migrations a database has, and whether its schema app is that of pyapp.
+
+Another project can have a schema of this name, and another project that uses yoyo has
+its marks in the same table.
+"""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -6,7 +10,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from pyapp._core.run import fetch_all, fetch_one
+from pyapp._core.queries import migrations_dir
+from pyapp._core.run import fetch_all, fetch_one, fetch_optional
 from pyapp.errors import MigrationError
 
 # The migrations before the squash; `pyapp db adopt` replaces their marks.
@@ -104,6 +109,14 @@ class Bookkeeping(NamedTuple):
     other_clients: int
 
 
+class Schema(NamedTuple):
+    """Schema app: whether pyapp built it, the number of its objects, and 3 names."""
+
+    is_ours: bool
+    objects: int
+    names: list[str]
+
+
 class _Applied(NamedTuple):
     name: str
     applied_at: datetime
@@ -122,18 +135,53 @@ def read_bookkeeping(conn: psycopg.Connection[Any]) -> Bookkeeping:
 def read_applied(
     conn: psycopg.Connection[Any],
 ) -> tuple[dict[str, datetime], dict[str, str]]:
-    """Return when each migration was applied, and the known checksums."""
+    """Return when each migration of pyapp was applied, and the known checksums.
+
+    A mark without a checksum and without a file here is of another project.
+
+    Raises:
+        MigrationError: schema app is not that of pyapp, or does not exist any more.
+    """
     tables = read_bookkeeping(conn)
-    if not tables.has_migrations:
-        return {}, {}
-    applied = fetch_all(conn, _Applied, "list_applied_migrations")
-    checksums: list[_Checksum] = []
+    applied: dict[str, datetime] = {}
+    checksums: dict[str, str] = {}
     if tables.has_checksums:
-        checksums = fetch_all(conn, _Checksum, "list_checksums")
-    return (
-        {row.name: row.applied_at for row in applied},
-        {row.name: row.checksum for row in checksums},
-    )
+        rows = fetch_all(conn, _Checksum, "list_checksums")
+        checksums = {row.name: row.checksum for row in rows}
+    if tables.has_migrations:
+        files = {path.stem for path in migrations_dir().glob("*.sql")}
+        known = checksums.keys() | files | set(EARLIER_HISTORY)
+        marks = fetch_all(conn, _Applied, "list_applied_migrations")
+        applied = {mark.name: mark.applied_at for mark in marks if mark.name in known}
+    _require_own_schema(find_schema(conn), applied, checksums)
+    return applied, checksums
+
+
+def find_schema(conn: psycopg.Connection[Any]) -> Schema | None:
+    """Return schema app, None if there is none."""
+    return fetch_optional(conn, Schema, "find_schema")
+
+
+def _require_own_schema(
+    schema: Schema | None, applied: Collection[str], checksums: Collection[str]
+) -> None:
+    if schema is None:
+        if applied:
+            raise MigrationError(
+                f"{min(applied)} is marked as applied in public._yoyo_migration, and"
+                " there is no schema app; if it was dropped, remove its marks with:"
+                " yoyo unmark --all; if the mark is of another project, use another"
+                " database"
+            )
+    elif schema.objects and not schema.is_ours and not checksums:
+        more = schema.objects - len(schema.names)
+        others = f" and {more} more object{'s' if more > 1 else ''}" if more else ""
+        raise MigrationError(
+            f"the schema app of this database belongs to another program: it has"
+            f" {', '.join(schema.names)}{others};"
+            " nothing was changed. pyapp needs this name: use another database, or"
+            " rename that schema (ALTER SCHEMA app RENAME TO ...)"
+        )
 
 
 def is_earlier(applied: Collection[str]) -> bool:
@@ -145,7 +193,7 @@ def refuse_earlier(conn: psycopg.Connection[Any]) -> None:
     """Refuse a database with migrations of the earlier history.
 
     Raises:
-        MigrationError: it has some.
+        MigrationError: it has some, or its schema app is not that of pyapp.
     """
     applied, _ = read_applied(conn)
     if is_earlier(applied):

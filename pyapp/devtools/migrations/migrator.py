@@ -18,8 +18,13 @@ import psycopg
 
 from pyapp._core.connection import connect
 from pyapp._core.run import execute, fetch_all, fetch_one
-from pyapp.devtools.migrations.files import MigrationFile, index_work, read_migrations
-from pyapp.devtools.migrations.history import read_applied
+from pyapp.devtools.migrations.files import (
+    MigrationFile,
+    index_work,
+    read_migrations,
+    without_create_schema,
+)
+from pyapp.devtools.migrations.history import find_schema, read_applied
 from pyapp.devtools.migrations.session import (
     Backend,
     migration_session,
@@ -127,6 +132,9 @@ def migrate(
             todo = [pending[name] for name in names if name in pending]
         elif not is_out_of_order:
             refuse_out_of_order(files, applied)
+        schema = find_schema(backend.connection)
+        if schema is not None and not schema.objects:
+            todo = [without_create_schema(file) for file in todo]
         return _run(backend, todo[:count], "applied", report)
 
 
