@@ -9,6 +9,7 @@ import pytest
 
 from pyapp import payloads as maintenance
 from pyapp.cli import stats as command
+from pyapp.cli import stats_sections as sections
 from pyapp.messages import record_messages
 from tests.metering import add_user, new_message
 from tests.support import run_cli
@@ -17,6 +18,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 KEYS = {
     "at": None,
     "unanswered": None,
+    "refused": None,
+    "remedy": None,
     "messages": "minute_messages minute_credits hour_messages hour_credits",
     "users": "users subscribed blocked",
     "events": "failed oldest_failed_at hour_received last_received_at",
@@ -151,7 +154,7 @@ def test_section_that_takes_too_long_is_left_out_and_named(
     conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ):
     """A session that locks a table delays neither the page nor a monitor."""
-    monkeypatch.setattr(command, "MILLISECONDS", 20)
+    monkeypatch.setattr(sections, "MILLISECONDS", 20)
     with conn.transaction():
         conn.execute("LOCK TABLE app.users, app.sessions IN ACCESS EXCLUSIVE MODE")
         (line,) = shown("--json")
@@ -161,7 +164,7 @@ def test_section_that_takes_too_long_is_left_out_and_named(
     assert found["users"] is None
     assert found["tables"] is None
     # A busy machine can leave other sections unanswered, too.
-    assert {"users", "tables"} <= set(found["unanswered"]) < set(command.QUESTIONS)
+    assert {"users", "tables"} <= set(found["unanswered"]) < set(sections.QUESTIONS)
     assert f"users                {command.LATE}" in lines
 
 

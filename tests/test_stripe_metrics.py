@@ -56,16 +56,16 @@ def test_deliveries_are_counted_by_result(measured: tuple[Served, int]):
 
     after = read_metrics(port)
     assert statuses == [200, 200, 400]
-    deliveries = "pyapp_stripe_deliveries_total{%s}"
+    deliveries = "pyapp_webhook_deliveries_total{%s}"
     grown = {
         result
         for result in RESULTS
         if after[deliveries % result] == before[deliveries % result] + 1
     }
     assert grown == {"applied", "duplicate", "refused"}
-    assert after["pyapp_stripe_delivery_seconds_count"] == 3
-    assert after["pyapp_stripe_max_connections"] > 100
-    assert after["pyapp_stripe_pool_max_size"] == 10
+    assert after["pyapp_webhook_delivery_duration_seconds_count"] == 3
+    assert after["pyapp_webhook_max_connections"] > 100
+    assert after["pyapp_webhook_pool_max_size"] == 10
     assert after["process_start_time_seconds"] > 1e9
 
 
@@ -90,7 +90,7 @@ def test_open_connections_are_counted(measured: tuple[Served, int]):
         try:
             for _ in count():
                 samples = await asyncio.to_thread(read_metrics, port)
-                if found := samples["pyapp_stripe_connections"]:
+                if found := samples["pyapp_webhook_connections"]:
                     return found
         finally:
             writer.close()

@@ -3,46 +3,27 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 
 from pyapp import stats as queries
+from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import AsJson
 from pyapp.cli.console import console, print_json, print_table, say
-from pyapp.cli.logs import printable
+from pyapp.cli.listening import parse_address, require_prometheus
+from pyapp.cli.logs import printable, start_logging
+from pyapp.cli.stats_sections import Answers, ask_all
+from pyapp.errors import DatabaseUnavailableError
 
-Connection = psycopg.Connection[Any]
-# The sections of the answer, in their order.
-QUESTIONS: dict[str, Callable[[Connection], Any]] = {
-    "messages": queries.get_message_rates,
-    "users": queries.get_user_counts,
-    "events": queries.get_inbox_counts,
-    "reconcile": partial(queries.find_last_run, kind="reconcile"),
-    "replay": partial(queries.find_last_run, kind="replay"),
-    "payloads": queries.get_payload_months,
-    "server": queries.get_server_state,
-    "tables": queries.list_table_sizes,
-    "unused_indexes": queries.list_unused_indexes,
-}
 # Smaller unused indexes are shown with --json only.
 LARGE = 1 << 20
-MILLISECONDS = 1000
 _WIDTH = 21
 _ERROR_WIDTH = 80 - _WIDTH
 LATE = "not answered in time; allow more by --within SECONDS"
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """The results of all sections; those of `unanswered` took too long."""
-
-    at: datetime
-    found: dict[str, Any]
-    unanswered: list[str]
+REFUSED = "this role may not read it"
 
 
 @dataclass(frozen=True)
@@ -68,10 +49,34 @@ def stats(
             help="Leave out a section whose query takes longer.",
         ),
     ] = 10,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Print Prometheus' text format.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it to a file instead, in one step."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve it at /metrics instead."),
+    ] = None,
 ) -> None:
-    """Show rates, blocked users, failed events, runs, partitions and sizes."""
+    """Show rates, blocked users, failed events, runs, partitions and sizes.
+
+    --prometheus prints metrics; with --output they go to a file, for node_exporter,
+    with --listen to scrapers. The database is then asked at each scrape.
+    """
+    if (output or listen) and not prometheus:
+        raise typer.BadParameter("--output and --listen need --prometheus")
+    if prometheus + as_json + bool(output and listen) > 1:
+        raise typer.BadParameter(
+            "choose one of --json, --prometheus, --output and --listen"
+        )
+    if prometheus:
+        _report_metrics(within, output, listen)
+        return
     with connect() as conn:
-        answers = _ask_all(conn, within * MILLISECONDS)
+        answers = ask_all(conn, within)
     if as_json:
         # A monitor compares rates as numbers, which need not be exact.
         print_json(_as_object(answers), decimal=float)
@@ -82,30 +87,46 @@ def stats(
     for name, print_section in (("tables", _sizes), ("unused_indexes", _unused)):
         say("")
         if name in answers.unanswered:
-            say(f"{name.replace('_', ' '):<{_WIDTH}}{LATE}")
+            say(f"{name.replace('_', ' '):<{_WIDTH}}{_reason(answers, name)}")
         else:
             print_section(answers)
+    if answers.remedy:
+        say("")
+        say(f"To read all, the owner of the schema runs: {answers.remedy}")
 
 
-def _ask_all(conn: Connection, milliseconds: int) -> _Answers:
-    """Run each query in its own short, read-only transaction."""
-    conn.autocommit = True
-    conn.read_only = True
-    answers = _Answers(datetime.now(UTC), {}, [])
-    for name, question in QUESTIONS.items():
-        try:
-            with conn.transaction():
-                queries.limit_time(conn, milliseconds=milliseconds)
-                answers.found[name] = question(conn)
-        except psycopg.errors.QueryCanceled:
-            answers.found[name] = None
-            answers.unanswered.append(name)
-    return answers
+def _report_metrics(within: int, output: Path | None, listen: str | None) -> None:
+    require_prometheus()
+    from pyapp.cli import stats_metrics as metrics
+
+    if listen is not None:
+        address = parse_address("--listen", listen)
+        start_logging("text")
+        load_settings()
+        metrics.serve_metrics(*address, within)
+        return
+    try:
+        with connect() as conn:
+            text = metrics.format_metrics(ask_all(conn, within))
+    except DatabaseUnavailableError:
+        # The figures of the previous file are out of date.
+        if output:
+            metrics.write_metrics(output, metrics.format_metrics(None))
+        raise
+    if output:
+        metrics.write_metrics(output, text)
+    else:
+        typer.echo(text, nl=False)
 
 
-def _as_object(answers: _Answers) -> dict[str, Any]:
+def _as_object(answers: Answers) -> dict[str, Any]:
     """Return what `--json` prints; its keys are promised in docs/operations.md."""
-    whole: dict[str, Any] = {"at": answers.at, "unanswered": answers.unanswered}
+    whole: dict[str, Any] = {
+        "at": answers.at,
+        "unanswered": answers.unanswered,
+        "refused": answers.refused,
+        "remedy": answers.remedy,
+    }
     for name, found in answers.found.items():
         if isinstance(found, list):
             whole[name] = [one._asdict() for one in found]
@@ -114,7 +135,7 @@ def _as_object(answers: _Answers) -> dict[str, Any]:
     return whole
 
 
-def _lines(answers: _Answers) -> Iterator[_Line]:
+def _lines(answers: Answers) -> Iterator[_Line]:
     parts: dict[str, Callable[[Any, datetime], Iterator[_Line]]] = {
         "messages": _messages,
         "users": _users,
@@ -126,9 +147,13 @@ def _lines(answers: _Answers) -> Iterator[_Line]:
     }
     for name, part in parts.items():
         if name in answers.unanswered:
-            yield _Line(name, LATE, True)
+            yield _Line(name, _reason(answers, name), True)
         else:
             yield from part(answers.found[name], answers.at)
+
+
+def _reason(answers: Answers, name: str) -> str:
+    return REFUSED if name in answers.refused else LATE
 
 
 def _messages(found: queries.MessageRates, _: datetime) -> Iterator[_Line]:
@@ -222,7 +247,7 @@ def _server(found: queries.ServerState, now: datetime) -> Iterator[_Line]:
     yield _Line("server", f"up for {_span(now, found.started_at)}")
 
 
-def _sizes(answers: _Answers) -> None:
+def _sizes(answers: Answers) -> None:
     tables: list[queries.TableSize] = answers.found["tables"]
     print_table(
         ("table", "rows, about", "size", "indexes"),
@@ -239,7 +264,7 @@ def _sizes(answers: _Answers) -> None:
     )
 
 
-def _unused(answers: _Answers) -> None:
+def _unused(answers: Answers) -> None:
     indexes: list[queries.UnusedIndex] = answers.found["unused_indexes"]
     server: queries.ServerState | None = answers.found["server"]
     counted = server and server.counted_since

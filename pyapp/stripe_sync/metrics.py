@@ -31,7 +31,7 @@ class ServerMetrics(Collector):
         self._pool, self._counts = pool, counts
         self.registry = CollectorRegistry()
         self._deliveries = Counter(
-            "pyapp_stripe_deliveries",
+            "pyapp_webhook_deliveries",
             "Deliveries by result.",
             ["result"],
             registry=self.registry,
@@ -39,7 +39,7 @@ class ServerMetrics(Collector):
         for result in RESULTS:
             self._deliveries.labels(result)
         self._seconds = Histogram(
-            "pyapp_stripe_delivery_seconds",
+            "pyapp_webhook_delivery_duration_seconds",
             "Time from a request's head to its response.",
             buckets=_BUCKETS,
             registry=self.registry,
@@ -59,7 +59,7 @@ class ServerMetrics(Collector):
         )
         counts, pool = self._counts, self._pool.get_stats()
         yield CounterMetricFamily(
-            "pyapp_stripe_connections_closed",
+            "pyapp_webhook_connections_closed",
             "Connections closed because there were too many.",
             counts.closed,
         )
@@ -75,4 +75,4 @@ class ServerMetrics(Collector):
                 pool["requests_waiting"],
             ),
         ):
-            yield GaugeMetricFamily(f"pyapp_stripe_{name}", help, value)
+            yield GaugeMetricFamily(f"pyapp_webhook_{name}", help, value)
