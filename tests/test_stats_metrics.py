@@ -184,7 +184,7 @@ def test_scrapers_share_one_question_and_see_a_lost_database(
 ):
     """The listener answers also while there is no database."""
     asked: list[datetime] = []
-    original = metrics.ask_all
+    original = sections.ask_all
 
     def ask(*arguments: Any) -> sections.Answers:
         answers = original(*arguments)
