@@ -1,12 +1,10 @@
 """When Docker is used and which calls it gets, with a fake docker program."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pyapp._core.config import Settings
 from pyapp._core.connection import connect
 from pyapp._core.database_url import redact_url
 from pyapp.devtools.server import docker
@@ -19,53 +17,18 @@ from pyapp.devtools.server.local import (
     stop,
 )
 from pyapp.devtools.server.urls import local_target
-from pyapp.errors import LocalServerError
-from tests.support import Server, run_cli
+from pyapp.errors import (
+    LocalServerError,
+)
+from tests.fake_docker import URL, fake_docker, install, settings
+from tests.support import Server, run_cli, unfolded
 from tests.temp_server import free_port, temp_server
-
-URL = "postgresql://me:p%40ss@localhost:6543/mine"
-STAND_IN = """#!/bin/sh
-echo "$PYAPP_DB_USER $PYAPP_DB_PASSWORD $PYAPP_DB_NAME $PYAPP_DB_PORT: $*" >>calls
-case "$*" in
-*PortBindings*) if [ -e folder ]; then read folder <folder; else folder=$PWD; fi
-    if [ -e running ]; then read port <running; echo "true $port, $folder"
-    else echo "false 6543, $folder"; fi ;;
-info*) if [ -e engine ]; then echo 29.0; else exit 1; fi ;;
-"compose version") [ -e compose ] ;;
-*" ps --all --quiet "*) [ -e absent ] || echo 4f1d ;;
-inspect*) read state <states; echo $state
-    { read state; cat; } <states >rest; [ ! -s rest ] || cat rest >states ;;
-logs*) echo "initdb: making it"; echo "FATAL:  no space left" >&2 ;;
-*) [ ! -e failure ] || { cat failure >&2; exit 1; } ;;
-esac
-"""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a project on a machine whose `docker` answers from files."""
-    (tmp_path / "docker-compose.yml").touch()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    _install(programs / "docker")
-    for name in ("sh", "cat"):
-        (programs / name).symlink_to(shutil.which(name) or name)
-    (tmp_path / "states").write_text("healthy\n")
-    monkeypatch.setenv("PATH", str(programs))
-    monkeypatch.chdir(tmp_path)
-    for name in ("engine", "compose"):
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-def _install(path: Path) -> None:
-    path.write_text(STAND_IN)
-    path.chmod(0o755)
-
-
-def settings(project: Path, url: str) -> Settings:
-    """Return the settings of *project*."""
-    return Settings(root=project, database_url=url, environment="local")
+    return fake_docker(tmp_path, monkeypatch)
 
 
 def _calls(project: Path) -> list[str]:
@@ -103,7 +66,10 @@ def test_engine_without_compose_is_not_usable(project: Path) -> None:
     (project / "compose").unlink()
 
     assert not docker.is_usable(project)
-    with pytest.raises(LocalServerError, match="Docker has no compose"):
+    with pytest.raises(
+        LocalServerError,
+        match=r"Docker has no Compose: install it, or run pyapp db start --embedded",
+    ):
         docker.up(project, local_target(URL))
 
 
@@ -181,7 +147,7 @@ def test_broken_docker_program_is_not_usable(project: Path) -> None:
 
 def test_compose_1_is_called_as_docker_compose(project: Path) -> None:
     (project / "compose").unlink()
-    _install(project / "bin" / "docker-compose")
+    install(project / "bin" / "docker-compose")
 
     docker.up(project, local_target(URL))
 
@@ -198,7 +164,7 @@ def test_compose_1_is_called_as_docker_compose(project: Path) -> None:
         ),
         (
             "Pulling db\nmanifest for postgres:18 not found\n",
-            "Docker did not start the database: manifest for postgres:18 not found",
+            r"Docker cannot pull the image \(manifest for postgres:18 not found\): ",
         ),
     ],
 )
@@ -226,7 +192,7 @@ def test_start_prefers_docker_and_returns_when_the_url_answers(
 def test_docker_is_chosen_when_nothing_answers_yet(project: Path) -> None:
     (project / "failure").write_text("chosen")
 
-    with pytest.raises(LocalServerError, match=r"Docker did not start .*: chosen"):
+    with pytest.raises(LocalServerError, match=r"Docker did not start .*\(chosen\)"):
         start(settings(project, URL))
 
 
@@ -276,7 +242,8 @@ def test_reset_keeps_the_volume_that_holds_other_databases(
         f"Delete {redact_url(empty_database)}, all its data, on a server that is"
         " Docker; its other databases stay?"
     )
-    assert (code, err, "is new and empty (Docker)" in out) == (0, "", True)
+    assert (code, err) == (0, "")
+    assert "is new and empty (Docker)" in unfolded(out)
     with connect(empty_database) as conn:
         found = conn.execute("SELECT to_regclass('public.deleted')").fetchone()
         assert found == (None,)

@@ -282,6 +282,37 @@ def test_foreign_server_is_used_and_not_stopped(
         assert conn.execute("SELECT count(*) FROM app.users").fetchone() == (0,)
 
 
+def test_server_of_another_checkout_is_named(
+    project: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_cli("db", "start")
+    second = open_folder()
+    shutil.copy(project / "stack.env", second)
+    monkeypatch.chdir(second)
+    try:
+        started = run_cli("db", "start")
+        shown = run_cli("db", "status")[1]
+        stopped = run_cli("db", "stop")[1]
+        asked = run_cli("db", "reset", answer="n\n")[1]
+        monkeypatch.setenv("DATABASE_URL", url.replace("pyapp:pyapp@", "pyapp:other@"))
+        refused = run_cli("db", "status")[2]
+    finally:
+        monkeypatch.chdir(project)
+        monkeypatch.setenv("DATABASE_URL", url)
+        shutil.rmtree(second)
+
+    occupied = (
+        f"port {_port(url)} has the server of {project}: choose another port in"
+        " DATABASE_URL, in .env.local\n"
+    )
+    assert started == (1, "", f"error: {occupied}")
+    whose = f"(of {project}: choose another port for a server of this folder)"
+    assert whose in unfolded(shown)
+    assert f"is of {project}; it is not stopped" in unfolded(stopped)
+    assert f"all its data, on the server of {project}?" in unfolded(asked)
+    assert refused.endswith(f"; {occupied}")
+
+
 def test_reset_on_a_foreign_server_deletes_one_database(
     project: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +399,7 @@ def test_docker_option_without_an_engine_is_an_error(project: Path, url: str) ->
     assert (code, err) == (
         1,
         "error: no Docker engine answers: start Docker,"
-        " or: pyapp db start --embedded\n",
+        " or run pyapp db start --embedded\n",
     )
 
 

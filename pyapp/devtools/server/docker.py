@@ -1,15 +1,16 @@
 """The local database in Docker, from docker-compose.yml."""
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyapp.devtools.server.binaries import IS_UNIX, last_line
+from pyapp.devtools.server.binaries import IS_UNIX, binaries, last_line
 from pyapp.devtools.server.urls import Target
-from pyapp.errors import LocalServerError
+from pyapp.errors import LocalServerError, MissingExtraError
 
 SERVICE = "db"
 STATE = (
@@ -26,7 +27,62 @@ STARTING = ("created", "starting")
 # Seconds until a container must be healthy, and lines of its log shown otherwise.
 START_TIMEOUT = 120
 LOG_LINES = 20
-EMBEDDED_HINT = ", or: pyapp db start --embedded" if IS_UNIX else ""
+_LINES = re.IGNORECASE | re.MULTILINE
+# Messages of Docker and Compose, what they mean, and the remedy.
+_STOPPED = ("no Docker engine answers", "start Docker")
+_REFUSED = (
+    "this account may not use Docker",
+    "add it to the group `docker`, and log in again",
+)
+_FAILURES = {
+    r"permission denied.*(docker\.sock|docker API|daemon socket)": _REFUSED,
+    r"cannot connect to the docker daemon|error during connect"
+    r"|while fetching server API version": _STOPPED,
+    r"no space left on device": (
+        "Docker's disk is full",
+        "free some space, such as by: docker image prune",
+    ),
+    r"toomanyrequests|rate limit": (
+        "the registry's limit of downloads is reached",
+        "run docker login, or try it again later",
+    ),
+    r"no matching manifest|no match for platform": (
+        "the image does not exist for this machine",
+        "choose another image in docker-compose.yml",
+    ),
+    r"Unsupported config option|Version in \S+ is unsupported|is invalid because": (
+        "this Compose is too old for docker-compose.yml",
+        "install Compose 2",
+    ),
+    r"dial tcp|i/o timeout|handshake timeout|proxyconnect|no such host"
+    r"|failed to (pull|resolve|do request|copy)|unexpected EOF|connection reset"
+    r"|deadline exceeded|request canceled|pull access denied|unauthorized|x509"
+    r"|manifest (unknown|for \S+ not found)": (
+        "Docker cannot pull the image",
+        "check the network and the registry",
+    ),
+}
+
+
+class DockerError(LocalServerError):
+    """Docker has not created the container, for `reason`; the message has the remedy.
+
+    The way out without Docker is the embedded server.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        self.reason, self.remedy = reason, remedy
+        ways = filter(None, (remedy, _way_out()))
+        super().__init__(f"{reason}: {', or '.join(ways)}")
+
+
+def _way_out() -> str:
+    """Return how to start a server without Docker; empty on Windows, which has none."""
+    try:
+        binaries()
+    except MissingExtraError as exc:
+        return f"use the embedded server: {exc.command}" if IS_UNIX else ""
+    return "run pyapp db start --embedded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +99,40 @@ class Container:
         return bool(self.folder) and Path(self.folder).resolve() == root.resolve()
 
 
-def engine_answers() -> bool:
-    """Tell whether a Docker engine answers; the client alone is not enough."""
-    if shutil.which("docker") is None:
-        return False
-    run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
-    return run.returncode == 0 and bool(run.stdout.strip())
-
-
 def is_usable(root: Path) -> bool:
     """Tell whether Docker can serve the project at *root*."""
-    if not (root / "docker-compose.yml").is_file() or not engine_answers():
-        return False
-    return _compose_command() is not None
+    return find_obstacle(root) is None
+
+
+def find_obstacle(root: Path) -> DockerError | None:
+    """Return why Docker cannot serve the project at *root*; None if it can.
+
+    The client alone is not enough: an engine must answer.
+    """
+    if not (root / "docker-compose.yml").is_file():
+        return DockerError(f"there is no docker-compose.yml in {root}", "")
+    if shutil.which("docker") is None:
+        return DockerError("Docker is not installed", "install it")
+    run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
+    if run.returncode or not run.stdout.strip():
+        is_refused = any(
+            "permission denied" in line for line in run.stderr.splitlines()
+        )
+        return DockerError(*(_REFUSED if is_refused else _STOPPED))
+    if _compose_command() is None:
+        return DockerError("Docker has no Compose", "install it")
+    return None
+
+
+def find_projects(port: int) -> list[Path]:
+    """Return the folders of the Compose projects with a container on *port*."""
+    label = '{{.Label "com.docker.compose.project.working_dir"}}'
+    if shutil.which("docker") is None:
+        return []
+    command = ["docker", "ps", "--filter", f"publish={port}", "--format", label]
+    run = _run(command, timeout=15)
+    lines = run.stdout.splitlines() if run.returncode == 0 else []
+    return [Path(line) for line in lines if line]
 
 
 def find_container(root: Path) -> Container | None:
@@ -95,11 +172,8 @@ def _refuse_others(root: Path) -> None:
 
 def up(root: Path, target: Target) -> None:
     """Start the container for *target* and wait for its healthcheck."""
-    if not engine_answers():
-        raise LocalServerError(f"no Docker engine answers: start Docker{EMBEDDED_HINT}")
-    command = _compose_command()
-    if command is None:
-        raise LocalServerError(f"Docker has no compose: install it{EMBEDDED_HINT}")
+    if obstacle := find_obstacle(root):
+        raise obstacle
     _refuse_others(root)
     run = _compose(root, "up", "--detach", SERVICE, target=target)
     if "already allocated" in run.stderr or "already in use" in run.stderr:
@@ -108,8 +182,23 @@ def up(root: Path, target: Target) -> None:
             " or choose another port in DATABASE_URL"
         )
     if run.returncode:
-        raise LocalServerError(f"Docker did not start the database: {last_line(run)}")
+        raise _explain(run)
     _wait_for_health(_checked(_compose(root, "ps", "--all", "--quiet", SERVICE)))
+
+
+def _explain(run: subprocess.CompletedProcess[str]) -> DockerError:
+    """Return the error of the failed `up`; a known one without a container."""
+    said = last_line(run)
+    for pattern, (reason, remedy) in _FAILURES.items():
+        if found := re.search(rf"^.*(?:{pattern}).*$", run.stderr, _LINES):
+            return DockerError(f"{reason} ({_short(found[0])})", remedy)
+    return DockerError(f"Docker did not start the database ({_short(said)})", "")
+
+
+def _short(line: str) -> str:
+    """Return *line* without the prefixes that each client adds."""
+    prefixes = r"^(?:ERROR:|Error response from daemon:|\S+ Error|\s)+"
+    return re.sub(prefixes, "", line).strip()
 
 
 def _wait_for_health(container: str) -> None:

@@ -31,6 +31,7 @@ from pyapp._core.run import fetch_one
 from pyapp.devtools.server.binaries import (
     IS_UNIX,
     as_account,
+    binaries,
     last_line,
     make_folder,
     owner_name,
@@ -308,6 +309,14 @@ def require_unix() -> None:
         )
 
 
+def has_embedded() -> bool:
+    """Tell whether the extra `embedded` is installed, on a system that it supports."""
+    try:
+        return IS_UNIX and binaries().is_dir()
+    except MissingExtraError:
+        return False
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Lock *folder*, so that one process at a time starts or removes a server."""
@@ -339,14 +348,14 @@ def find_postmaster(folder: Path) -> Postmaster | None:
     """Return the running process that serves the data folder *folder*, or None.
 
     After a crash, postmaster.pid can name a process that has ended, a zombie, or
-    another program.
+    another program. The number of a single-user server, such as initdb's, is negative.
     """
     try:
         lines = (folder / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         found = Postmaster(pid=int(lines[0]), port=int(lines[3]))
     except (OSError, ValueError, IndexError):
         return None
-    return found if _is_postgres(found.pid) else None
+    return found if found.pid > 0 and _is_postgres(found.pid) else None
 
 
 def _is_postgres(pid: int) -> bool:

