@@ -136,14 +136,15 @@ def _compose(settings: Settings) -> Result:
 def _engine(settings: Settings) -> Result:
     if not is_local(settings.database_url):
         return Level.OK, "not needed: the database is not local"
-    if docker.is_usable(settings.root):
+    obstacle = docker.find_obstacle(settings.root)
+    if obstacle is None:
         return Level.OK, "Docker answers"
     try:
         require_unix()
         binaries()
     except PyappError as exc:
-        return Level.PROBLEM, f"Docker does not answer, and {exc}"
-    return Level.OK, "Docker does not answer; the embedded server is used"
+        return Level.PROBLEM, f"{obstacle.reason}, and {exc}"
+    return Level.OK, f"{obstacle.reason}; the embedded server is used"
 
 
 def _version(url: str) -> Result:
