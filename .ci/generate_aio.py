@@ -36,7 +36,9 @@ METHODS = (
     "wait|cancel_safe|commit|rollback|transaction|__aexit__"
     "|open|close|getconn|putconn|check|drain|resize"
 )
-AWAITED = "fetch_one|fetch_optional|fetch_all|execute|copy_rows|configure_session"
+AWAITED = (
+    "fetch_one|fetch_optional|fetch_all|stream_rows|execute|copy_rows|configure_session"
+)
 REWRITES = [
     (r"^def ", "async def "),
     (r"\b(Connection|Pool|ConnectionPool|Transaction)\b", r"Async\1"),

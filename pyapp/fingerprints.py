@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pyapp._core.run import fetch_one
+from pyapp._core.run import fetch_all, fetch_one
 from pyapp._core.sanitize import optional_text
 from pyapp._core.validation import validated
 from pyapp.errors import FingerprintNotFoundError, refusal
@@ -23,6 +23,16 @@ class Fingerprint(NamedTuple):
     sig_hash: str | None
     base_quota: Decimal
     created_at: datetime
+
+
+class UserFingerprint(NamedTuple):
+    """A fingerprint that a user's sessions or messages name.
+
+    `is_shared` tells whether those of another user name it too.
+    """
+
+    fingerprint_id: UUID
+    is_shared: bool
 
 
 @validated
@@ -62,4 +72,17 @@ def get_fingerprint(conn: Connection[Any], *, fingerprint_id: UUID) -> Fingerpri
         "get_fingerprint",
         missing=FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
         fingerprint_id=fingerprint_id,
+    )
+
+
+@validated
+def list_user_fingerprints(
+    conn: Connection[Any], *, user_id: UUID, limit: int = 1000
+) -> list[UserFingerprint]:
+    """Return up to *limit* fingerprints of the user, by id.
+
+    Those that only an expired session named are not known any more once it is deleted.
+    """
+    return fetch_all(
+        conn, UserFingerprint, "list_user_fingerprints", user_id=user_id, limit=limit
     )

@@ -9,7 +9,13 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pyapp._core.run import atomic, execute, fetch_one, fetch_optional
+from pyapp._core.run import (
+    atomic,
+    execute,
+    fetch_all,
+    fetch_one,
+    fetch_optional,
+)
 from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError
 from pyapp.fingerprints import Fingerprint
@@ -93,6 +99,34 @@ def find_session(
     """
     return fetch_optional(
         conn, _valid_session, "find_session", token_hash=_hash(token), at=at
+    )
+
+
+@validated
+def list_user_sessions(
+    conn: Connection[Any], *, user_id: UUID, limit: int = 100
+) -> list[Session]:
+    """Return up to *limit* sessions of the user, the newest first.
+
+    Expired ones are included until delete_expired_sessions deletes them.
+    """
+    return fetch_all(conn, Session, "list_user_sessions", user_id=user_id, limit=limit)
+
+
+@validated
+def list_fingerprint_sessions(
+    conn: Connection[Any], *, fingerprint_id: UUID, limit: int = 100
+) -> list[Session]:
+    """Return up to *limit* sessions of all users of the fingerprint, the newest first.
+
+    Expired ones are included until delete_expired_sessions deletes them.
+    """
+    return fetch_all(
+        conn,
+        Session,
+        "list_fingerprint_sessions",
+        fingerprint_id=fingerprint_id,
+        limit=limit,
     )
 
 

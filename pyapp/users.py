@@ -1,6 +1,7 @@
 """Users: their accounts, from creation to anonymization."""
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -8,7 +9,13 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from pyapp._core.run import atomic, fetch_all, fetch_one, fetch_optional
+from pyapp._core.run import (
+    atomic,
+    fetch_all,
+    fetch_one,
+    fetch_optional,
+    stream_rows,
+)
 from pyapp._core.sanitize import REPLACEMENT, optional_text, storable_text
 from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError, refusal
@@ -43,6 +50,16 @@ class User(NamedTuple):
     created_at: datetime
     updated_at: datetime
     anonymized_at: datetime | None
+
+
+class PersonalRecord(NamedTuple):
+    """One record of an export: `json_text` is a JSON object, and `kind` its first key.
+
+    Exact numbers in it are strings, and times are ISO 8601.
+    """
+
+    kind: str
+    json_text: str
 
 
 @validated
@@ -168,10 +185,11 @@ def anonymize_user(conn: Connection[Any], *, user_id: UUID) -> User:
     """Erase the person, keep the bill, and return the anonymized user.
 
     E-mail, name, image, sessions, pending referrals and message payloads are deleted,
-    also payloads that maintenance is moving; messages, usage, completed referrals and
-    Stripe's ids stay. The account cannot be signed in to again, and its e-mail can be
-    used for a new one. Repeating it is harmless. Archives written before are files and
-    are not changed; docs/users.md says how to change them.
+    also payloads that maintenance is moving, and those of fingerprints that no other
+    user has; messages, usage, completed referrals and Stripe's ids and events stay. The
+    account cannot be signed in to again, and its e-mail can be used for a new one.
+    Repeating it is harmless. Archives written before are files and are not changed;
+    docs/users.md says how to change them.
 
     Raises:
         UserNotFoundError: there is no such user.
@@ -179,6 +197,24 @@ def anonymize_user(conn: Connection[Any], *, user_id: UUID) -> User:
     missing = UserNotFoundError(f"no user {user_id}")
     with atomic(conn):
         return fetch_one(conn, User, "anonymize_user", missing=missing, user_id=user_id)
+
+
+@validated
+def export_user(conn: Connection[Any], *, user_id: UUID) -> Iterator[PersonalRecord]:
+    """Return all that is stored about the user, as an iterator over records.
+
+    The first is the user's own; docs/users.md lists the kinds. All are of the snapshot
+    of this call, in any isolation level. Memory holds a batch of them: read them before
+    the transaction ends. Anonymous messages are those of fingerprints that no other
+    user has. No record is about another user.
+
+    Raises:
+        UserNotFoundError: there is no such user.
+    """
+    missing = UserNotFoundError(f"no user {user_id}")
+    return stream_rows(
+        conn, PersonalRecord, "export_user", missing=missing, user_id=user_id
+    )
 
 
 def _clean(email: str) -> str:

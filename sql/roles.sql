@@ -38,7 +38,8 @@
 -- - pyapp_app can insert messages of any payer with any cost and credits, sessions of
 --   any user, and referrals of up to 1,000,000 credits between any users. It can change
 --   the e-mail address of any user, erase any user, end any session, and cancel any
---   pending referral.
+--   pending referral. It can read all that is held of any user, payloads and Stripe
+--   events included.
 -- - pyapp_sync can give any user any quota and any subscription status.
 -- - Every role can exhaust connections, memory and disk, for example by temporary
 --   tables. ALTER ROLE ... CONNECTION LIMIT and temp_file_limit limit that. Timeouts do
@@ -68,7 +69,8 @@ app.add_usage(), app.grant_referral_credits(), app.refuse_user_id(),
 app.take_stripe_claims(), app.end_unverified_sessions(),
 app.replace_stripe_items(text[], jsonb[]), app.delete_session(bytea),
 app.delete_user_sessions(uuid), app.delete_expired_sessions(bigint),
-app.cancel_referral(uuid), app.anonymize_user(uuid)
+app.cancel_referral(uuid), app.anonymize_user(uuid),
+app.list_detached_payloads(uuid[]), app.list_user_events(uuid)
 FROM public;
 
 -- Only the owner repairs. These functions run with the privileges of their caller.
@@ -128,6 +130,12 @@ ON app.message_payloads TO pyapp_app;
 -- SECURITY DEFINER: deletes payloads, detached ones included, and pending referrals,
 -- and is the only way to set anonymized_at.
 GRANT EXECUTE ON FUNCTION app.anonymize_user(uuid) TO pyapp_app;
+
+-- SECURITY DEFINER: for export_user, which returns detached payloads and one user's
+-- Stripe events. The role may not read these tables.
+GRANT EXECUTE ON FUNCTION
+app.list_detached_payloads(uuid[]), app.list_user_events(uuid)
+TO pyapp_app;
 
 GRANT
 SELECT,

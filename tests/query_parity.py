@@ -29,7 +29,14 @@ from pyapp._core import run
 from pyapp._core.queries import QUERIES, Query
 from pyapp.pricing import PublishedPrice
 
-RUNNERS = {"fetch_one", "fetch_optional", "fetch_all", "execute", "copy_rows"}
+RUNNERS = {
+    "fetch_one",
+    "fetch_optional",
+    "fetch_all",
+    "stream_rows",
+    "execute",
+    "copy_rows",
+}
 BY_SQL = {query.sql: query.name for query in QUERIES.values()}
 # The Python types of each PostgreSQL type; jsonb may be any type.
 PYTHON_TYPES: dict[str, set[type]] = {
@@ -124,7 +131,8 @@ def find_calls(source: str) -> list[Call]:
             runner = node.func.id
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
             rows = [arg.id for arg in node.args[1:2] if isinstance(arg, ast.Name)]
-            row = rows[0] if rows and runner.startswith("fetch") else None
+            is_fetch = runner.startswith("fetch") or runner == "stream_rows"
+            row = rows[0] if rows and is_fetch else None
             keywords = {keyword.arg for keyword in node.keywords}
             if runner in RUNNERS:
                 found += [Call(runner, row, str(name), keywords) for name in names]
@@ -162,7 +170,9 @@ class Recorder:
     def __init__(self) -> None:
         self.sent: list[tuple[str, Any, Mapping[str, Any]]] = []
 
-    def cursor(self, row_factory: Any = None) -> "Recorder":
+    def cursor(
+        self, name: str = "", row_factory: Any = None, withhold: bool = False
+    ) -> "Recorder":
         self.row = row_factory and row_factory(None)
         return self
 
@@ -174,6 +184,9 @@ class Recorder:
         return nullcontext()
 
     def fetchall(self) -> list[Any]:
+        return []
+
+    def fetchmany(self, size: int) -> list[Any]:
         return []
 
 

@@ -94,6 +94,8 @@ REFUSED = {
         "UPDATE app.stripe_sync_runs SET started_at = now()",
         "INSERT INTO app.stripe_sync_runs (kind, outcome) VALUES ('replay', 'failed')",
         "SELECT FROM app.anonymize_user(gen_random_uuid())",
+        "SELECT FROM app.list_detached_payloads('{}')",
+        "SELECT FROM app.list_user_events(gen_random_uuid())",
         "DELETE FROM app.stripe_events",
         "DELETE FROM app.stripe_customers",
         "DELETE FROM app.stripe_subscriptions",
@@ -118,6 +120,8 @@ REFUSED = {
         "SELECT request FROM app.message_payloads_default",
         "SELECT payload FROM app.stripe_events",
         "SELECT FROM app.anonymize_user(gen_random_uuid())",
+        "SELECT FROM app.list_detached_payloads('{}')",
+        "SELECT FROM app.list_user_events(gen_random_uuid())",
         "INSERT INTO app.users (email) VALUES ('a@b')",
         "UPDATE app.users SET name = 'x'",
         "DELETE FROM app.sessions",
@@ -138,6 +142,8 @@ CALLABLE = {
     (APP, "app.delete_expired_sessions(bigint)"),
     (APP, "app.delete_session(bytea)"),
     (APP, "app.delete_user_sessions(uuid)"),
+    (APP, "app.list_detached_payloads(uuid[])"),
+    (APP, "app.list_user_events(uuid)"),
     (SYNC, "app.replace_stripe_items(text[],jsonb[])"),
 }
 # Queries that only the owner of the schema runs.

@@ -81,6 +81,7 @@ CARDINALITY = {
     "fetch_one": "one",
     "fetch_optional": "optional",
     "fetch_all": "many",
+    "stream_rows": "many",
     "execute": "rowcount",
     "copy_rows": "rowcount",
 }

@@ -14,10 +14,18 @@ be undone alone, the transaction is aborted.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncTransaction, Connection, Transaction
+from psycopg import (
+    AsyncConnection,
+    AsyncTransaction,
+    Connection,
+    Cursor,
+    ServerCursor,
+    Transaction,
+)
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowMaker
 
@@ -29,6 +37,11 @@ R = TypeVar("R")
 
 # No such savepoint exists: the error that this causes aborts the transaction.
 ABORT = b"ROLLBACK TO pyapp_aborts_an_interrupted_transaction"
+
+# Rows that stream_rows reads at once; a row may hold a large payload.
+BATCH = 100
+# Several cursors can be open on one connection.
+CURSORS = count(1)
 
 
 def fetch_one(
@@ -57,6 +70,39 @@ def fetch_all(
 ) -> list[R]:
     """Return all rows in the query's order."""
     return _run(conn, row, query, parameters)[0]
+
+
+def stream_rows(
+    conn: Connection[Any],
+    row: Callable[..., R],
+    query: str,
+    /,
+    *,
+    missing: Exception | None = None,
+    **parameters: Any,
+) -> Iterator[R]:
+    """Return an iterator over the rows in the query's order; raise *missing* if none.
+
+    The server keeps the rows, which are of one snapshot, and the iterator reads a batch
+    at a time. It ends with the transaction. Under autocommit, the server stores all
+    rows at once, and the iterator ends with the session.
+    """
+    is_held = conn.autocommit and status(conn) == TransactionStatus.IDLE
+    make = row_maker(row)
+    cursor = conn.cursor(
+        f"pyapp_{query}_{next(CURSORS)}",
+        row_factory=lambda _: make,
+        withhold=is_held,
+    )
+    try:
+        cursor.execute(statement(query), parameters)
+        first = cursor.fetchmany(BATCH)
+        if not first and missing is not None:
+            raise missing
+    except BaseException:
+        _close(cursor)
+        raise
+    return _read_batches(cursor, first)
 
 
 def execute(conn: Connection[Any], query: str, /, **parameters: Any) -> int:
@@ -135,6 +181,28 @@ def _run(
         if status(conn) == TransactionStatus.INTRANS:
             _try(conn, ABORT)
         raise
+
+
+def _read_batches(cursor: ServerCursor[R], rows: list[R]) -> Iterator[R]:
+    try:
+        while rows:
+            yield from rows
+            rows = cursor.fetchmany(BATCH)
+        cursor.close()
+    finally:
+        _close(cursor)
+
+
+def _close(cursor: ServerCursor[Any]) -> None:
+    """Close the cursor; in a transaction, leave it open on the server.
+
+    It ends with the transaction. It may have ended with a savepoint, so that closing it
+    would abort the transaction.
+    """
+    if cursor.withhold:
+        cursor.close()
+    else:
+        Cursor.close(cursor)
 
 
 def _roll_back(conn: Connection[Any]) -> None:

@@ -19,12 +19,19 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, AsyncTransaction
+from psycopg import (
+    AsyncConnection,
+    AsyncCursor,
+    AsyncServerCursor,
+    AsyncTransaction,
+)
 from psycopg.pq import TransactionStatus
 
 from pyapp._core.caller_connection import require_connection, use_own_loaders
 from pyapp._core.run import (
     ABORT,
+    BATCH,
+    CURSORS,
     check_connection,
     is_open,
     is_unsettled,
@@ -72,6 +79,34 @@ async def fetch_all(
 ) -> list[R]:
     """Return all rows in the query's order."""
     return (await _run(conn, row, query, parameters))[0]
+
+
+async def stream_rows(
+    conn: AsyncConnection[Any],
+    row: Callable[..., R],
+    query: str,
+    /,
+    *,
+    missing: Exception | None = None,
+    **parameters: Any,
+) -> AsyncIterator[R]:
+    """Return an iterator over the rows in the query's order; see `run.stream_rows`."""
+    is_held = conn.autocommit and status(conn) == TransactionStatus.IDLE
+    make = row_maker(row)
+    cursor = conn.cursor(
+        f"pyapp_{query}_{next(CURSORS)}",
+        row_factory=lambda _: make,
+        withhold=is_held,
+    )
+    try:
+        await cursor.execute(statement(query), parameters)
+        first = await cursor.fetchmany(BATCH)
+        if not first and missing is not None:
+            raise missing
+    except BaseException:
+        await _close(cursor)
+        raise
+    return _read_batches(cursor, first)
 
 
 async def execute(conn: AsyncConnection[Any], query: str, /, **parameters: Any) -> int:
@@ -172,6 +207,27 @@ async def _send(
         if status(conn) == TransactionStatus.INTRANS:
             await _finish(conn, _try(conn, ABORT))
         raise
+
+
+async def _read_batches(
+    cursor: AsyncServerCursor[R], rows: list[R]
+) -> AsyncIterator[R]:
+    try:
+        while rows:
+            for row in rows:
+                yield row
+            rows = await cursor.fetchmany(BATCH)
+        await cursor.close()
+    finally:
+        await _close(cursor)
+
+
+async def _close(cursor: AsyncServerCursor[Any]) -> None:
+    """Close the cursor; in a transaction, leave it open on the server."""
+    if cursor.withhold:
+        await cursor.close()
+    else:
+        await AsyncCursor.close(cursor)
 
 
 async def _roll_back(conn: AsyncConnection[Any]) -> None:

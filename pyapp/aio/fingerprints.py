@@ -6,11 +6,11 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from pyapp._core.run_async import fetch_one
+from pyapp._core.run_async import fetch_all, fetch_one
 from pyapp._core.sanitize import optional_text
 from pyapp._core.validation import validated
 from pyapp.errors import FingerprintNotFoundError, refusal
-from pyapp.fingerprints import Fingerprint
+from pyapp.fingerprints import Fingerprint, UserFingerprint
 
 
 @validated
@@ -52,4 +52,17 @@ async def get_fingerprint(
         "get_fingerprint",
         missing=FingerprintNotFoundError(f"no fingerprint {fingerprint_id}"),
         fingerprint_id=fingerprint_id,
+    )
+
+
+@validated
+async def list_user_fingerprints(
+    conn: AsyncConnection[Any], *, user_id: UUID, limit: int = 1000
+) -> list[UserFingerprint]:
+    """Return up to *limit* fingerprints of the user, by id.
+
+    Those that only an expired session named are not known any more once it is deleted.
+    """
+    return await fetch_all(
+        conn, UserFingerprint, "list_user_fingerprints", user_id=user_id, limit=limit
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from pyapp._core.run_async import atomic, execute, fetch_one, fetch_optional
+from pyapp._core.run_async import atomic, execute, fetch_all, fetch_one, fetch_optional
 from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError
 from pyapp.sessions import (
@@ -65,6 +65,36 @@ async def find_session(
     """
     return await fetch_optional(
         conn, _valid_session, "find_session", token_hash=_hash(token), at=at
+    )
+
+
+@validated
+async def list_user_sessions(
+    conn: AsyncConnection[Any], *, user_id: UUID, limit: int = 100
+) -> list[Session]:
+    """Return up to *limit* sessions of the user, the newest first.
+
+    Expired ones are included until delete_expired_sessions deletes them.
+    """
+    return await fetch_all(
+        conn, Session, "list_user_sessions", user_id=user_id, limit=limit
+    )
+
+
+@validated
+async def list_fingerprint_sessions(
+    conn: AsyncConnection[Any], *, fingerprint_id: UUID, limit: int = 100
+) -> list[Session]:
+    """Return up to *limit* sessions of all users of the fingerprint, the newest first.
+
+    Expired ones are included until delete_expired_sessions deletes them.
+    """
+    return await fetch_all(
+        conn,
+        Session,
+        "list_fingerprint_sessions",
+        fingerprint_id=fingerprint_id,
+        limit=limit,
     )
 
 

@@ -1,16 +1,23 @@
 # Generated from pyapp/users.py by .ci/generate_aio.py; do not edit.
 """Users: their accounts, from creation to anonymization."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from pyapp._core.run_async import atomic, fetch_all, fetch_one, fetch_optional
+from pyapp._core.run_async import (
+    atomic,
+    fetch_all,
+    fetch_one,
+    fetch_optional,
+    stream_rows,
+)
 from pyapp._core.sanitize import optional_text
 from pyapp._core.validation import validated
 from pyapp.errors import UserNotFoundError, refusal
-from pyapp.users import _PLAIN, User, _clean, _not_active
+from pyapp.users import _PLAIN, PersonalRecord, User, _clean, _not_active
 
 
 @validated
@@ -144,10 +151,11 @@ async def anonymize_user(conn: AsyncConnection[Any], *, user_id: UUID) -> User:
     """Erase the person, keep the bill, and return the anonymized user.
 
     E-mail, name, image, sessions, pending referrals and message payloads are deleted,
-    also payloads that maintenance is moving; messages, usage, completed referrals and
-    Stripe's ids stay. The account cannot be signed in to again, and its e-mail can be
-    used for a new one. Repeating it is harmless. Archives written before are files and
-    are not changed; docs/users.md says how to change them.
+    also payloads that maintenance is moving, and those of fingerprints that no other
+    user has; messages, usage, completed referrals and Stripe's ids and events stay. The
+    account cannot be signed in to again, and its e-mail can be used for a new one.
+    Repeating it is harmless. Archives written before are files and are not changed;
+    docs/users.md says how to change them.
 
     Raises:
         UserNotFoundError: there is no such user.
@@ -157,3 +165,23 @@ async def anonymize_user(conn: AsyncConnection[Any], *, user_id: UUID) -> User:
         return await fetch_one(
             conn, User, "anonymize_user", missing=missing, user_id=user_id
         )
+
+
+@validated
+async def export_user(
+    conn: AsyncConnection[Any], *, user_id: UUID
+) -> AsyncIterator[PersonalRecord]:
+    """Return all that is stored about the user, as an iterator over records.
+
+    The first is the user's own; docs/users.md lists the kinds. All are of the snapshot
+    of this call, in any isolation level. Memory holds a batch of them: read them before
+    the transaction ends. Anonymous messages are those of fingerprints that no other
+    user has. No record is about another user.
+
+    Raises:
+        UserNotFoundError: there is no such user.
+    """
+    missing = UserNotFoundError(f"no user {user_id}")
+    return await stream_rows(
+        conn, PersonalRecord, "export_user", missing=missing, user_id=user_id
+    )

@@ -27,3 +27,12 @@ SELECT
     f.created_at
 FROM app.fingerprints AS f
 WHERE f.id = :fingerprint_id;
+
+-- name: list_user_fingerprints :many
+-- By id. All of them: a user has few, and the function finds them together.
+SELECT
+    f.fingerprint_id,
+    f.is_shared
+FROM app.list_user_fingerprints(:user_id) AS f
+ORDER BY f.fingerprint_id
+LIMIT :limit;

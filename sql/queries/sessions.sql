@@ -56,6 +56,31 @@ WHERE s.token_hash = :token_hash
     AND s.expires_at > COALESCE(:at, statement_timestamp())
     AND u.anonymized_at IS NULL;
 
+-- name: list_user_sessions :many
+-- Newest first, expired ones included. Not ordered by the hash of the token, the only
+-- unique key, because pyapp_readonly may not read it.
+SELECT
+    s.user_id,
+    s.fingerprint_id,
+    s.created_at,
+    s.expires_at
+FROM app.sessions AS s
+WHERE s.user_id = :user_id
+ORDER BY s.created_at DESC, s.expires_at DESC, s.fingerprint_id DESC
+LIMIT :limit;
+
+-- name: list_fingerprint_sessions :many
+-- As list_user_sessions, of all users of the fingerprint.
+SELECT
+    s.user_id,
+    s.fingerprint_id,
+    s.created_at,
+    s.expires_at
+FROM app.sessions AS s
+WHERE s.fingerprint_id = :fingerprint_id
+ORDER BY s.created_at DESC, s.expires_at DESC, s.user_id DESC
+LIMIT :limit;
+
 -- name: extend_session :optional
 -- Only a valid session, and never to an earlier end.
 UPDATE app.sessions AS s
