@@ -72,8 +72,10 @@ def start(*arguments: str, before: str = "") -> subprocess.Popen[str]:
     )
 
 
-def press_ctrl_c(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    os.killpg(process.pid, signal.SIGINT)
+def press_ctrl_c(
+    process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    os.killpg(process.pid, number)
     try:
         out, err = process.communicate(timeout=20)
     finally:
@@ -220,12 +222,15 @@ def test_interrupted_start_leaves_no_incomplete_server(
     assert vars(record)["server"] == "embedded"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_wait_for_stripe_ends_immediately(
     conn: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    number: signal.Signals,
 ):
-    """Without Ctrl-C it would retry for minutes."""
+    """Without a signal it would retry for minutes."""
+    line = STOPPED if number == signal.SIGINT else STOPPED.replace("Ctrl-C", "SIGTERM")
     with FakeStripe(seed=1) as fake:
         fake.seed_accounts(1)
         monkeypatch.setenv("STRIPE_API_BASE", fake.base_url)
@@ -234,16 +239,16 @@ def test_interrupted_wait_for_stripe_ends_immediately(
         process = start("stripe", "reconcile")
         wait_until(lambda: fake.faults.met["rate_limit"] > 0)
         began = time.monotonic()
-        code, out, err = press_ctrl_c(process)
+        code, out, err = press_ctrl_c(process, number)
         took = time.monotonic() - began
         fake.faults.clear()
 
-        assert (code, out, err) == (130, "", STOPPED)
+        assert (code, out, err) == (128 + number, "", line)
         assert took < 5
         run = conn.execute(
             "SELECT outcome, last_error FROM app.stripe_sync_runs"
         ).fetchone()
-        assert run == ("failed", "it was stopped by Ctrl-C")
+        assert run == ("failed", "it was stopped by a signal")
         with caplog.at_level(logging.INFO, "pyapp.stripe"):
             assert run_cli("stripe", "reconcile")[0] == 0
     begun, ended = caplog.records

@@ -34,7 +34,7 @@ def check_address(host: str, port: int) -> None:
     An empty host is refused, because it would mean all addresses.
     """
     if not host.strip():
-        raise ArgumentError("--host is empty: name an address, or 0.0.0.0 for all")
+        raise ArgumentError("the host is empty: name an address, or 0.0.0.0 for all")
     try:
         (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         socket.create_server((host, port), family=family).close()

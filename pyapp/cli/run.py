@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import errors
 
-from pyapp.cli import STOPPED, STOPPED_STATUS
+from pyapp.cli import stopped
 from pyapp.cli.logs import is_logging_json, printable, start_logging
 from pyapp.errors import MigrationError, PyappError
 
@@ -66,11 +66,11 @@ def run(arguments: list[str]) -> None:
         start_logging()
         _load_app(arguments)(arguments, prog_name="pyapp")
     except KeyboardInterrupt:
-        _fail(STOPPED, STOPPED_STATUS)
+        _fail(*stopped())
     except SystemExit as exc:
         # typer turns KeyboardInterrupt into SystemExit and prints nothing.
         if isinstance(getattr(exc.__context__, "__cause__", None), KeyboardInterrupt):
-            _fail(STOPPED, STOPPED_STATUS)
+            _fail(*stopped())
         raise
     except PyappError as exc:
         for note in getattr(exc, "__notes__", ()):

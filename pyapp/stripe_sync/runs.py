@@ -153,7 +153,7 @@ def start_run(
         try:
             yield run
         except (Exception, KeyboardInterrupt) as exc:
-            error = "it was stopped by Ctrl-C"
+            error = "it was stopped by a signal"
             if not isinstance(exc, KeyboardInterrupt):
                 error = error_summary(exc)
             if not conn.closed:

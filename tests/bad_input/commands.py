@@ -164,6 +164,17 @@ HOSTS: Values = {
     "invalid UTF-8": "\udcff",
     "with a quote": "localhost'",
 }
+# None can be listened on.
+ADDRESSES: Values = {
+    **WORDS,
+    **{f"{name}, with a port": f"{host}:1" for name, host in HOSTS.items()},
+    "a port too large": "65536",
+    "a port of many digits": "9" * 5001,
+    "a port in digits of another script": "\u0661\u0662",
+    "no port": "127.0.0.1:",
+    "brackets without a port": "[::1]",
+    "two ports": "127.0.0.1:1:2",
+}
 RENAMES: Values = {
     **WORDS,
     "no table": ".a=b",
@@ -194,6 +205,8 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "usage until": (TIMES, ("usage", "--by", "day", "--until", "{}")),
     "usage limit": (NUMBERS, ("usage", "--by", "day", "--limit", "{}")),
     "stats within": (NUMBERS, ("stats", "--within", "{}")),
+    "stats output": (PATHS, ("stats", "--prometheus", "--output", "{}")),
+    "stats listen": (ADDRESSES, ("stats", "--prometheus", "--listen", "{}")),
     "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
     "db check url": (URLS, ("db", "check", "--url", "{}")),
     "db check scratch": (SCRATCH_URLS, ("db", "check", "--scratch", "{}")),
@@ -257,6 +270,7 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "users add name": (WORDS, ("users", "add", "{address}", "--name", "{}")),
     "stripe serve host": (HOSTS, ("stripe", "serve", "--host", "{}")),
     "stripe serve port": (NUMBERS, ("stripe", "serve", "--port", "{}")),
+    "stripe serve metrics": (ADDRESSES, ("stripe", "serve", "--metrics", "{}")),
     "stripe events limit": (NUMBERS, ("stripe", "events", "--limit", "{}")),
     "stripe replay since": (DURATIONS, ("stripe", "replay", "--since", "{}")),
     "stripe discard event_id": (WORDS, ("stripe", "discard", "--yes", "--", "{}")),
