@@ -24,6 +24,10 @@ class DatabaseUnavailableError(PyappError):
     reason = ""
 
 
+class PooledSessionError(PyappError):
+    """A pooler in transaction mode answers; use the server's own host and port."""
+
+
 class ForkedConnectionError(PyappError):
     """The connection or pool was opened before a fork; open one after the fork.
 
@@ -79,6 +83,14 @@ class MissingExtraError(PyappError):
 
 class SchemaCheckError(PyappError):
     """Schemas differ or cannot be compared; the message names them or the remedy."""
+
+
+class NotComparedError(SchemaCheckError):
+    """The schemas were not compared; the message says what this needs."""
+
+
+class MissingPrivilegeError(PyappError):
+    """The role lacks a privilege; the message has the statement that grants it."""
 
 
 class DataDriftError(PyappError):

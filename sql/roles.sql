@@ -80,6 +80,27 @@ FROM public;
 
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 
+-- For pyapp db status and pyapp doctor: which migrations are applied. A database that
+-- psql built from the SQL files has no such tables.
+DO $$
+DECLARE
+    marks text;
+BEGIN
+    FOR marks IN
+        SELECT format('%I.%I', n.nspname, c.relname)
+        FROM pg_catalog.pg_class AS c
+        INNER JOIN pg_catalog.pg_namespace AS n ON c.relnamespace = n.oid
+        WHERE n.nspname = 'public'
+            AND c.relname IN ('_yoyo_migration', 'pyapp_migration_checksums')
+            AND pg_has_role(c.relowner, 'USAGE')
+    LOOP
+        EXECUTE format(
+            'GRANT SELECT ON %s TO pyapp_app, pyapp_sync, pyapp_readonly', marks
+        );
+    END LOOP;
+END;
+$$;
+
 -- ---------------------------------------------------------------------------
 -- pyapp_app
 -- ---------------------------------------------------------------------------

@@ -2,19 +2,29 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyapp._core.queries import migrations_dir, sql_dir
+from pyapp.devtools.checks import scratch_server
 from pyapp.devtools.checks.dumps import dump_objects
 from pyapp.devtools.checks.schema_diff import SchemaCheck, check
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.migrations.files import read_migrations
-from pyapp.devtools.migrations.migrator import migrate, rollback
-from pyapp.errors import SchemaCheckError
+from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
+from pyapp.errors import (
+    MissingExtraError,
+    MissingPrivilegeError,
+    NotComparedError,
+    SchemaCheckError,
+)
 from pyapp.payloads import create_payload_partitions
+from tests.role_logins import login_name, role_logins
 from tests.support import Server, execute
 
 REORDERED = {
@@ -194,17 +204,77 @@ def test_scratch_databases_are_dropped_after_interrupt_or_kill(
     assert left == [(of_others,)]
 
 
-def test_role_without_createdb_is_pointed_to_scratch(
-    server: Server, empty_database: str
-) -> None:
+@pytest.fixture
+def plain_owner(empty_database: str) -> Iterator[str]:
+    """Return the URL of a migrated database for an owner without CREATEDB."""
+    name = f"owner_{uuid4().hex}"
+    database = conninfo_to_dict(empty_database)["dbname"]
     execute(
         empty_database,
-        "DROP ROLE IF EXISTS check_reader",
-        "CREATE ROLE check_reader LOGIN PASSWORD 'pw'",
+        f"CREATE ROLE {name} LOGIN PASSWORD 'pw'",
+        f"ALTER DATABASE {database} OWNER TO {name}",
     )
-    url = psycopg.conninfo.make_conninfo(
-        empty_database, user="check_reader", password="pw"
+    url = make_conninfo(empty_database, user=name, password="pw")
+    migrate(url)
+    yield url
+    execute(empty_database, f"DROP OWNED BY {name} CASCADE")
+    user = conninfo_to_dict(empty_database)["user"]
+    execute(empty_database, f"ALTER DATABASE {database} OWNER TO {user}")
+    execute(empty_database, f"DROP ROLE {name}")
+
+
+def test_role_without_createdb_is_compared_on_a_temporary_server(
+    plain_owner: str,
+) -> None:
+    """What cannot be built there, such as a column of a type of public, is drift."""
+    execute(
+        plain_owner,
+        "CREATE DOMAIN public.name AS text",
+        "CREATE TABLE app.planted (name public.name)",
+        "DROP INDEX app.messages_client_id_idx",
     )
-    with pytest.raises(SchemaCheckError, match=r"check_reader .*--scratch"):
-        check(url)
-    execute(empty_database, "DROP ROLE check_reader")
+
+    result = check(plain_owner)
+
+    assert "may not create databases: a temporary PostgreSQL" in str(result.note)
+    assert [
+        difference.title for c in result.comparisons for difference in c.differences
+    ] == ["INDEX app.messages_client_id_idx", "TABLE app.planted"]
+
+
+def test_scratch_is_named_without_an_embedded_server(
+    plain_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str) -> None:
+        raise MissingExtraError(name)
+
+    monkeypatch.setattr(scratch_server, "binaries", lambda: find("embedded"))
+
+    with pytest.raises(NotComparedError, match=r"may not create .* with --scratch URL"):
+        check(plain_owner)
+
+
+def test_role_that_may_not_read_all_tables_is_pointed_to_the_owner(
+    empty_database: str,
+) -> None:
+    migrate(empty_database)
+    owner = conninfo_to_dict(empty_database)["user"]
+    with role_logins(empty_database) as logins:
+        for login in logins.values():
+            with pytest.raises(NotComparedError, match=f"their owner, {owner}, or let"):
+                check(login)
+
+
+def test_login_without_a_role_lacks_the_marks_of_migrations(
+    empty_database: str,
+) -> None:
+    migrate(empty_database)
+    with role_logins(empty_database) as logins:
+        login = logins["pyapp_readonly"]
+        execute(empty_database, f"REVOKE pyapp_readonly FROM {login_name(login)}")
+        with pytest.raises(MissingPrivilegeError) as caught:
+            list_migrations(login)
+        grants = str(caught.value).partition(" run: ")[2]
+        execute(empty_database, grants)
+        assert {s.state for s in list_migrations(login)} == {"applied"}
+        assert "public._yoyo_migration, public.pyapp_migration_checksums" in grants

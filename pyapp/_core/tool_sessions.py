@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from psycopg import Connection
 
 from pyapp._core.connection import connect
+from pyapp._core.pooled_sessions import explain_sharing
 from pyapp._core.run import execute, fetch_one
+from pyapp.errors import PooledSessionError
 
 
 class AdvisoryLock(NamedTuple):
@@ -47,15 +49,29 @@ class AdvisoryLock(NamedTuple):
 def connect_unlimited(url: str) -> Connection[Any]:
     """Return a connection without the time limits of the role and the database.
 
-    A pooler would keep the settings for its other clients, so a session behind one that
-    refuses options keeps its limits.
+    A session behind a pooler that refuses options keeps its limits.
+
+    Raises:
+        PooledSessionError: a pooler would keep locks and settings for other clients.
     """
     conn = connect(url)
+    require_own_session(url, conn)
     if conn.prepare_threshold is not None:
         conn.autocommit = True
         execute(conn, "clear_timeouts")
         conn.autocommit = False
     return conn
+
+
+def require_own_session(url: str, conn: Connection[Any]) -> None:
+    """Close *conn*, made with *url*, and raise an error if its session is shared.
+
+    Raises:
+        PooledSessionError: a pooler runs each transaction in another session.
+    """
+    if reason := explain_sharing(url, conn):
+        conn.close()
+        raise PooledSessionError(reason)
 
 
 def take_lock(

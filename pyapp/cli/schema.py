@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psycopg
 import typer
 
 from pyapp import payload_archives as archives
@@ -26,7 +25,13 @@ from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.states import MEANINGS
 from pyapp.devtools.server.urls import name_reached
-from pyapp.errors import ArchiveError, ConfigError, GenerateError, SchemaCheckError
+from pyapp.errors import (
+    ArchiveError,
+    ConfigError,
+    GenerateError,
+    MissingPrivilegeError,
+    SchemaCheckError,
+)
 from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.sessions import delete_expired_sessions
 
@@ -64,10 +69,7 @@ def schema_url(url: str | None = None) -> str:
     """
     url = url or load_settings().database_url
     # A role that may not read the marks may still use the schema.
-    with (
-        contextlib.suppress(psycopg.errors.InsufficientPrivilege),
-        connect(url) as conn,
-    ):
+    with contextlib.suppress(MissingPrivilegeError), connect(url) as conn:
         refuse_earlier(conn)
     return url
 

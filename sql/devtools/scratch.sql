@@ -22,6 +22,24 @@ WHERE d.datname ~ '^pyapp_scratch_[0-9]{1,12}_[0-9a-f]{8}$'
     )
 ORDER BY d.datname;
 
+-- name: get_scratch_rights :one
+-- Whether the role can create databases on this server.
+SELECT
+    r.rolname AS role,
+    r.rolsuper OR r.rolcreatedb AS can_create,
+    pg_is_in_recovery() AS is_standby,
+    current_setting('transaction_read_only')::boolean AS is_read_only
+FROM pg_roles AS r
+WHERE r.rolname = current_user;
+
+-- name: format_create_role :one
+-- The role of a temporary server: it may create what a comparison needs.
+SELECT
+    format(
+        'CREATE ROLE %I LOGIN CREATEDB CREATEROLE PASSWORD %L',
+        :name::text, :password::text
+    ) AS statement;
+
 -- name: list_plan_rows :many
 -- The only table whose rows are part of the schema, without the operator's prices.
 SELECT

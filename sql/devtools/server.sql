@@ -39,3 +39,13 @@ SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', :name::text) AS stateme
 -- name: format_create_database :one
 -- From template1, as createdb does.
 SELECT format('CREATE DATABASE %I', :name::text) AS statement;
+
+-- name: get_server_process :one
+-- The process that serves this transaction.
+SELECT pg_backend_pid() AS pid;
+
+-- name: get_server_mode :one
+-- A standby, and a server that an operator or a provider has set to read only.
+SELECT
+    pg_is_in_recovery() AS is_standby,
+    current_setting('transaction_read_only')::boolean AS is_read_only;

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import psycopg
+
+from pyapp._core.connection import connect
 from pyapp.devtools.server.pg_dump import choose_pg_dump, run_pg_dump
 
 # Created at run time for each month, so not part of the schema.
@@ -32,6 +35,9 @@ _NOT_NULL_NAME = re.compile(
     r' CONSTRAINT (?:\w+|"(?:[^"]|"")+")(?= NOT NULL(?: NO INHERIT)?,?$)', re.MULTILINE
 )
 
+# Commands of psql, and a setting that servers before 17 do not know.
+_NOT_RESTORED = ("\\", "SET transaction_timeout")
+
 Objects = dict[str, str]
 
 
@@ -50,6 +56,26 @@ def dump_objects(url: str, program: Path | None = None) -> Objects:
 def dump_schema(url: str, program: Path) -> str:
     """Return the structure of schema app at *url* as SQL; empty without the schema."""
     return run_pg_dump(program, url, *_OPTIONS, "--no-privileges")
+
+
+def restore_objects(url: str, dump: str) -> Objects:
+    """Build the objects of *dump* at *url*; return those that cannot be built there.
+
+    Another server may lack a type, a role or a language that they need.
+    """
+    lines = [line for line in dump.splitlines() if not line.startswith(_NOT_RESTORED)]
+    text = "\n".join(lines)
+    first = _HEADER.search(text)
+    missing: Objects = {}
+    with connect(url) as conn:
+        conn.execute(text[: first.start() if first else 0].encode())
+        for title, statements in split_dump(text).items():
+            try:
+                with conn.transaction():
+                    conn.execute(statements.encode())
+            except psycopg.Error:
+                missing[title] = statements
+    return missing
 
 
 def dump_privileges(url: str, program: Path) -> Objects:

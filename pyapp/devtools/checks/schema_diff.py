@@ -14,8 +14,21 @@ from pyapp._core.connection import connect
 from pyapp._core.queries import schema_files
 from pyapp._core.run import fetch_all
 from pyapp._core.tool_sessions import connect_unlimited
-from pyapp.devtools.checks.dumps import Objects, dump_objects
+from pyapp.devtools.checks.dumps import (
+    Objects,
+    dump_objects,
+    dump_schema,
+    restore_objects,
+)
+from pyapp.devtools.checks.privileges import (
+    expected_privileges,
+    has_roles,
+    read_privileges,
+    require_dumpable,
+    without_stricter,
+)
 from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.checks.scratch_server import ScratchServer, scratch_server
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.migrator import (
@@ -25,9 +38,16 @@ from pyapp.devtools.migrations.migrator import (
 )
 from pyapp.devtools.migrations.states import MigrationStatus
 from pyapp.devtools.server.pg_dump import choose_pg_dump
-from pyapp.errors import MigrationError, SchemaCheckError
+from pyapp.errors import PyappError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
+ROLES_FILE = "sql/roles.sql"
+# What no comparison covers, for a line below its result.
+NOT_COMPARED = (
+    "owners, privileges of other roles, row-level data except plans, tablespaces,"
+    " security labels, publications, subscriptions, event triggers, extensions,"
+    " settings of roles and databases"
+)
 
 _ROUTINE = re.compile(
     r"(?:COMMENT app\.)?(?:FUNCTION|REVOKE|VIEW) (?:app\.)?(?P<name>\w+)"
@@ -66,17 +86,39 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivilegeCheck:
+    """The privileges of the roles compared with sql/roles.sql.
+
+    `comparison` is None if they were not compared, for the reason in `note`.
+    """
+
+    comparison: Comparison | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SchemaCheck:
-    """The result of `check`; `wrong` are edited, unknown and pending migrations."""
+    """The result of `check`; `wrong` are edited, unknown and pending migrations.
+
+    `note` says why the files were built on another server than the live one, if they
+    were. `privileges` is None without a live database or with `wrong` migrations.
+    """
 
     objects: int
     comparisons: list[Comparison]
     wrong: list[MigrationStatus]
+    note: str | None = None
+    privileges: PrivilegeCheck | None = None
 
     @property
     def differences(self) -> int:
         """The number of objects that differ and of migrations that are not applied."""
-        return len(self.wrong) + sum(len(c.differences) for c in self.comparisons)
+        drift = self.privileges.comparison if self.privileges else None
+        return (
+            len(self.wrong)
+            + sum(len(c.differences) for c in self.comparisons)
+            + (len(drift.differences) if drift else 0)
+        )
 
 
 def check(
@@ -89,50 +131,65 @@ def check(
     """Compare the SQL files, the migrations of *folder* and the database at *url*.
 
     *schema* is the folder of schema.sql and functions/. Files and migrations are built
-    in scratch databases on the server of *scratch_url*, else of *url*. A live database
-    is compared with the migrations that it has. Without *url*, only the files are
-    compared.
+    in scratch databases on the server of *scratch_url*, else of *url*, else of a
+    temporary server. A live database is compared with the migrations that it has; on
+    another server than its own, a copy of its structure is. Without *url*, only the
+    files are compared.
 
     Raises:
         DatabaseUnavailableError: a server is not healthy.
+        NotComparedError: the role or this machine lacks what a comparison needs.
         MigrationError, SchemaCheckError: one of them cannot be built.
     """
-    server = scratch_url or url
-    if server is None:
+    target = scratch_url or url
+    if target is None:
         raise SchemaCheckError("no server to build the schema on: give a URL")
     statuses: list[MigrationStatus] = []
     if url is not None:
         with connect(url) as conn:
             refuse_earlier(conn)
+        require_dumpable(url)
         _remember(url, folder)
         statuses = list_migrations(url, folder)
     applied = _applied_in_order(statuses)
     wrong = [status for status in statuses if status.state != "applied"]
-    program = choose_pg_dump(*(target for target in (server, url) if target))
-    with scratch_database(server) as built, scratch_database(server) as migrated:
+    privileges = None
+    with (
+        scratch_server(target, scratch_url) as server,
+        scratch_database(server.url) as built,
+        scratch_database(server.url) as migrated,
+    ):
+        program = choose_pg_dump(server.url)
         load_schema(built, schema)
         comparisons = []
         if url is not None:
             migrate(migrated, folder, names=applied)
             expected = read_objects(migrated, program)
-            found = _read_live(url, expected, program)
+            found = _read_live(url, server, program, expected)
             if found and not applied:
                 raise SchemaCheckError(
                     "the database has the schema and no migrations; if psql built it"
                     " from the SQL files, run: pyapp db adopt"
                 )
-            live = compare(MIGRATIONS, expected, LIVE, found)
-            comparisons.append(live)
+            comparisons.append(compare(MIGRATIONS, expected, LIVE, found))
+            if not wrong:
+                privileges = _check_privileges(url, migrated, expected)
         objects = read_objects(built, program)
         names = [file.name for file in read_migrations(folder)]
         with contextlib.ExitStack() as stack:
             if applied != names[: len(applied)]:
-                migrated = stack.enter_context(scratch_database(server))
+                migrated = stack.enter_context(scratch_database(server.url))
             migrate(migrated, folder)
             found = read_objects(migrated, program)
         files = compare(SCHEMA, objects, MIGRATIONS, found)
     files = replace(files, files=_files_of(files.differences, schema))
-    return SchemaCheck(len(objects), [files, *comparisons], wrong)
+    return SchemaCheck(
+        objects=len(objects),
+        comparisons=[files, *comparisons],
+        wrong=wrong,
+        note=server.note,
+        privileges=privileges,
+    )
 
 
 def load_schema(url: str, schema: Path | None = None) -> None:
@@ -151,11 +208,7 @@ def read_objects(url: str, program: Path | None = None) -> Objects:
 
     That is the rows of plans, and the functions that PUBLIC may not execute.
     """
-    objects = dump_objects(url, program)
-    with connect_unlimited(url) as conn:
-        rows = fetch_all(conn, _Named, "list_revoked_functions")
-    revoked = {f"REVOKE {row.name}": row.statement for row in rows}
-    return objects | revoked | _read_plans(url)
+    return dump_objects(url, program) | _read_beyond_dump(url)
 
 
 def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
@@ -189,17 +242,53 @@ def _applied_in_order(statuses: list[MigrationStatus]) -> list[str]:
 
 def _remember(url: str, folder: Path | None) -> None:
     """Store the checksums of what plain yoyo applied, if the role may write."""
-    with contextlib.suppress(psycopg.Error, MigrationError):
+    with contextlib.suppress(psycopg.Error, PyappError):
         record_checksums(url, folder)
 
 
-def _read_live(url: str, expected: Objects, program: Path) -> Objects:
-    """Return the objects at *url* without the plans and REVOKEs of the operator."""
+def _read_live(
+    url: str, server: ScratchServer, program: Path, expected: Objects
+) -> Objects:
+    """Return the objects at *url* without the plans and REVOKEs of the operator.
+
+    Another server than the live one builds a copy of the structure. Versions of a
+    server print the same object differently, and one pg_dump may not reach both.
+    """
+    if server.is_live:
+        objects = dump_objects(url, program)
+    else:
+        dump = dump_schema(url, choose_pg_dump(url))
+        with scratch_database(server.url) as copy:
+            missing = restore_objects(copy, dump)
+            objects = dump_objects(copy, program) | missing
     return {
         title: text
-        for title, text in read_objects(url, program).items()
+        for title, text in (objects | _read_beyond_dump(url)).items()
         if title in expected or not title.startswith(("ROW ", "REVOKE "))
     }
+
+
+def _check_privileges(url: str, migrated: str, expected: Objects) -> PrivilegeCheck:
+    """Compare the privileges at *url* with sql/roles.sql, applied to *migrated*.
+
+    *expected* has the functions that the migrations take from PUBLIC; a difference
+    there is one of the schema.
+    """
+    live = read_privileges(url)
+    if not has_roles(live):
+        return PrivilegeCheck(None, "pyapp db roles has not been run here")
+    try:
+        granted = expected_privileges(migrated)
+    except psycopg.errors.InsufficientPrivilege:
+        return PrivilegeCheck(None, "the role may not create roles for a comparison")
+    live, granted = without_stricter(live, granted)
+    live = {
+        title: text
+        for title, text in live.items()
+        if title.replace("PRIVILEGES FUNCTION", "REVOKE").removesuffix(" PUBLIC")
+        not in expected
+    }
+    return PrivilegeCheck(compare(ROLES_FILE, granted, LIVE, live))
 
 
 def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, str]:
@@ -216,14 +305,17 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
     return files
 
 
-def _read_plans(url: str) -> Objects:
-    with connect(url) as conn:
+def _read_beyond_dump(url: str) -> Objects:
+    """Return the functions that PUBLIC may not execute, and the rows of plans."""
+    with connect_unlimited(url) as conn:
+        rows = fetch_all(conn, _Named, "list_revoked_functions")
+        revoked = {f"REVOKE {row.name}": row.statement for row in rows}
         try:
-            rows = fetch_all(conn, _Named, "list_plan_rows")
+            plans = fetch_all(conn, _Named, "list_plan_rows")
         except psycopg.errors.UndefinedTable:
             conn.rollback()
-            return {}
-    return {f"ROW {row.name}": row.statement for row in rows}
+            return revoked
+    return revoked | {f"ROW {row.name}": row.statement for row in plans}
 
 
 def _report(

@@ -24,10 +24,13 @@ from pyapp.devtools.checks.dumps import (
     dump_objects,
     dump_privileges,
     dump_schema,
+    restore_objects,
     split_dump,
 )
+from pyapp.devtools.checks.privileges import require_dumpable
 from pyapp.devtools.checks.schema_diff import compare, load_schema
 from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.checks.scratch_server import scratch_server
 from pyapp.devtools.migrations.files import MigrationFile, read_migrations
 from pyapp.devtools.migrations.history import (
     CHANGED_OBJECTS,
@@ -48,8 +51,6 @@ from pyapp.devtools.server.pg_dump import choose_pg_dump
 from pyapp.errors import MigrationError, SchemaCheckError
 
 LOCK_WAIT_MS = 5000
-# In a dump: commands of psql, and a setting that servers before 17 do not know.
-_NOT_RESTORED = ("\\", "SET transaction_timeout")
 LIVE = "the database"
 # Objects that CREATE OR REPLACE can replace.
 _REPLACED = re.compile(r"^CREATE (FUNCTION|VIEW|TRIGGER) ")
@@ -65,10 +66,10 @@ def adopt(
 ) -> list[str]:
     """Mark the migrations of *folder* at *url*; return their names, none if marked.
 
-    The proof uses scratch databases on the server of *scratch_url*, else of *url*. On a
-    database of the earlier history, sql/adopt.sql is run, the functions, views,
-    triggers and comments that the squash changed are replaced, and only the squashed
-    migrations are marked; later ones stay pending. All rows are kept.
+    The proof uses scratch databases on the server of *scratch_url*, else of *url*, else
+    of a temporary one. On a database of the earlier history, sql/adopt.sql is run, the
+    functions, views, triggers and comments that the squash changed are replaced, and
+    only the squashed migrations are marked; later ones stay pending. All rows are kept.
 
     Raises:
         ConfigError, DatabaseUnavailableError: *url* or *scratch_url* is not usable.
@@ -87,17 +88,18 @@ def adopt(
         return []
     if found is None or not found.objects:
         raise MigrationError("there is no schema to adopt; run: pyapp db migrate")
-    server = scratch_url or url
-    program = choose_pg_dump(*{server, url})
+    require_dumpable(url)
+    program = choose_pg_dump(url)
     dump = dump_schema(url, program)
     statements: list[str] = []
-    if has_earlier:
-        _require_whole_history(applied)
-        _require_known_objects(split_dump(dump))
-        files = [file for file in files if file.name in SQUASHED]
-        statements = _prove_earlier(server, dump, folder, program)
-    else:
-        _prove_built(server, dump, schema, program)
+    with scratch_server(url, scratch_url) as server:
+        if has_earlier:
+            _require_whole_history(applied)
+            _require_known_objects(split_dump(dump))
+            files = [file for file in files if file.name in SQUASHED]
+            statements = _prove_earlier(server.url, dump, folder)
+        else:
+            _prove_built(server.url, dump, schema)
     with migration_session(url, is_adopting=True) as backend:
         _require_unchanged(url, dump, program, backend, applied)
         with _translated_errors(), backend.turn():
@@ -134,25 +136,25 @@ def _require_known_objects(present: Objects) -> None:
         raise _refusal(f"migration {EARLIER_HISTORY[-1]}", wrong)
 
 
-def _prove_built(server: str, dump: str, schema: Path | None, program: Path) -> None:
+def _prove_built(server: str, dump: str, schema: Path | None) -> None:
     """Refuse a database whose structure *dump* is not that of the SQL files."""
+    program = choose_pg_dump(server)
     with scratch_database(server) as copy, scratch_database(server) as built:
         load_schema(built, schema)
-        _restore(copy, dump)
-        _require_equal("the SQL files", built, copy, program)
+        missing = restore_objects(copy, dump)
+        _require_equal("the SQL files", built, copy, program, missing)
 
 
-def _prove_earlier(
-    server: str, dump: str, folder: Path | None, program: Path
-) -> list[str]:
+def _prove_earlier(server: str, dump: str, folder: Path | None) -> list[str]:
     """Return the statements that turn *dump* into what the squashed migrations build.
 
     They replace only objects that the squash changed. Any other difference is refused.
     """
+    program = choose_pg_dump(server)
     changes = (sql_dir() / "adopt.sql").read_text(encoding="utf-8")
     with scratch_database(server) as copy, scratch_database(server) as built:
         migrate(built, folder, names=SQUASHED)
-        _restore(copy, dump)
+        missing = restore_objects(copy, dump)
         with _translated_errors(), connect_unlimited(copy) as conn:
             conn.execute(changes.encode())
         statements = list(
@@ -168,7 +170,7 @@ def _prove_earlier(
                 # Without its object it fails, and the comparison names the object.
                 with contextlib.suppress(psycopg.ProgrammingError):
                     conn.execute(statement.encode())
-        _require_equal("migrations 0001 to 0006", built, copy, program)
+        _require_equal("migrations 0001 to 0006", built, copy, program, missing)
     return [changes, *statements]
 
 
@@ -194,10 +196,15 @@ def _name(title: str) -> str:
     return title.partition("(")[0]
 
 
-def _require_equal(label: str, built: str, copy: str, program: Path) -> None:
-    """Refuse the structure *copy* if it differs from *built*, which *label* names."""
+def _require_equal(
+    label: str, built: str, copy: str, program: Path, missing: Objects
+) -> None:
+    """Refuse the structure *copy* if it differs from *built*, which *label* names.
+
+    *missing* are objects of the live database that could not be copied.
+    """
     expected, found = (dump_objects(url, program) for url in (built, copy))
-    result = compare(label, expected, LIVE, found)
+    result = compare(label, expected, LIVE, found | missing)
     if result.differences:
         error = _refusal(label, [difference.title for difference in result.differences])
         error.add_note("\n".join(line for _, line in result.report()))
@@ -230,12 +237,6 @@ def _replace_marks(
         backend.mark_one(file.step, log=False)
         backend.log_migration(file.step, "mark")
         record_checksum(backend, file)
-
-
-def _restore(url: str, dump: str) -> None:
-    lines = (line for line in dump.splitlines() if not line.startswith(_NOT_RESTORED))
-    with connect_unlimited(url) as conn:
-        conn.execute("\n".join(lines).encode())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import psycopg
 
 from pyapp._core.queries import migrations_dir
 from pyapp._core.run import fetch_all, fetch_one, fetch_optional
-from pyapp.errors import MigrationError
+from pyapp.errors import MigrationError, MissingPrivilegeError
 
 # The migrations before the squash; `pyapp db adopt` replaces their marks.
 EARLIER_HISTORY = (
@@ -141,10 +141,16 @@ def read_applied(
 
     Raises:
         MigrationError: schema app is not that of pyapp, or does not exist any more.
+        MissingPrivilegeError: the role may not read them.
     """
     tables = read_bookkeeping(conn)
     applied: dict[str, datetime] = {}
     checksums: dict[str, str] = {}
+    if grants := fetch_all(conn, str, "list_mark_grants"):
+        raise MissingPrivilegeError(
+            f"the role {conn.info.user} may not read which migrations are applied; let"
+            f" their owner run: {'; '.join(grants)}"
+        )
     if tables.has_checksums:
         rows = fetch_all(conn, _Checksum, "list_checksums")
         checksums = {row.name: row.checksum for row in rows}

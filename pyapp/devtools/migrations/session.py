@@ -18,7 +18,7 @@ from yoyo.migrations import default_migration_table
 
 from pyapp._core.connection import connect
 from pyapp._core.run import execute, fetch_all
-from pyapp._core.tool_sessions import take_lock
+from pyapp._core.tool_sessions import require_own_session, take_lock
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import (
     Bookkeeping,
@@ -36,6 +36,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
     def connect(self, dburi: DatabaseURI) -> psycopg.Connection[Any]:
         connection = connect(dburi.args["url"])
+        require_own_session(dburi.args["url"], connection)
         connection.autocommit = True
         return connection
 
@@ -104,6 +105,7 @@ def migration_session(
 
     Raises:
         DatabaseUnavailableError: the database is not healthy.
+        PooledSessionError: a pooler shares the session with other clients.
         MigrationError: another run still works after *patience* seconds, the role may
             not create what is missing, or the database has the earlier history.
     """
