@@ -172,13 +172,14 @@ FROM public._yoyo_migration AS m
 ORDER BY m.applied_at_utc, m.migration_id;
 
 -- name: list_checksums :many
--- Only of the current application: plain yoyo may have rolled it back and applied it.
+-- Of marked migrations. A checksum is not current if plain yoyo has rolled its
+-- migration back and applied it again.
 SELECT
     c.migration_id AS name,
-    c.checksum
+    c.checksum,
+    c.applied_at = m.applied_at_utc AS is_current
 FROM public.pyapp_migration_checksums AS c
-INNER JOIN public._yoyo_migration AS m
-    ON c.migration_id = m.migration_id AND c.applied_at = m.applied_at_utc
+INNER JOIN public._yoyo_migration AS m ON c.migration_id = m.migration_id
 ORDER BY c.migration_id;
 
 -- name: upsert_checksum :rowcount

@@ -125,6 +125,7 @@ class _Applied(NamedTuple):
 class _Checksum(NamedTuple):
     name: str
     checksum: str
+    is_current: bool
 
 
 def read_bookkeeping(conn: psycopg.Connection[Any]) -> Bookkeeping:
@@ -145,22 +146,22 @@ def read_applied(
     """
     tables = read_bookkeeping(conn)
     applied: dict[str, datetime] = {}
-    checksums: dict[str, str] = {}
     if grants := fetch_all(conn, str, "list_mark_grants"):
         raise MissingPrivilegeError(
             f"the role {conn.info.user} may not read which migrations are applied; let"
             f" their owner run: {'; '.join(grants)}"
         )
-    if tables.has_checksums:
-        rows = fetch_all(conn, _Checksum, "list_checksums")
-        checksums = {row.name: row.checksum for row in rows}
+    stored: list[_Checksum] = []
+    if tables.has_migrations and tables.has_checksums:
+        stored = fetch_all(conn, _Checksum, "list_checksums")
+    own = {row.name for row in stored}
     if tables.has_migrations:
         files = {path.stem for path in migrations_dir().glob("*.sql")}
-        known = checksums.keys() | files | set(EARLIER_HISTORY)
+        known = {*own, *files, *EARLIER_HISTORY}
         marks = fetch_all(conn, _Applied, "list_applied_migrations")
         applied = {mark.name: mark.applied_at for mark in marks if mark.name in known}
-    _require_own_schema(find_schema(conn), applied, checksums)
-    return applied, checksums
+    _require_own_schema(find_schema(conn), applied, own)
+    return applied, {row.name: row.checksum for row in stored if row.is_current}
 
 
 def find_schema(conn: psycopg.Connection[Any]) -> Schema | None:
@@ -169,7 +170,7 @@ def find_schema(conn: psycopg.Connection[Any]) -> Schema | None:
 
 
 def _require_own_schema(
-    schema: Schema | None, applied: Collection[str], checksums: Collection[str]
+    schema: Schema | None, applied: Collection[str], own: Collection[str]
 ) -> None:
     if schema is None:
         if applied:
@@ -179,7 +180,7 @@ def _require_own_schema(
                 " yoyo unmark --all; if the mark is of another project, use another"
                 " database"
             )
-    elif schema.objects and not schema.is_ours and not checksums:
+    elif schema.objects and not schema.is_ours and not own:
         more = schema.objects - len(schema.names)
         others = f" and {more} more object{'s' if more > 1 else ''}" if more else ""
         raise MigrationError(
