@@ -1,6 +1,7 @@
 """The errors that pyapp raises."""
 
 import re
+from collections.abc import Sequence
 
 import psycopg
 
@@ -40,11 +41,15 @@ class LocalServerError(PyappError):
 
 
 class GenerateError(PyappError):
-    """No migration was written; `draft` is the text so far."""
+    """No migration was written.
 
-    def __init__(self, message: str, draft: str = "") -> None:
+    `left` has the objects to write by hand, and `draft` the migrations of the others.
+    """
+
+    def __init__(self, message: str, draft: str = "", left: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.draft = draft
+        self.left = left
 
 
 class MaintenanceError(PyappError):

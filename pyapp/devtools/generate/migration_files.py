@@ -1,15 +1,14 @@
-"""Migration files from drafted steps: which steps share a file and a transaction."""
+"""Migration files from drafted changes: which steps share a file and a transaction."""
 
-import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pyapp.devtools.generate.steps import LOST_GRANTS, Step, concurrent, remove_comment
+from pyapp.devtools.generate.steps import LOST_GRANTS, Change, Phase, Step
 
 _TIMEOUT = "SET LOCAL lock_timeout = '5s';"
-_INDEX_COMMENT = re.compile(r"COMMENT app\.INDEX (\w+)")
-_ADDED = re.compile(r"ALTER TABLE (?P<table>\S+)\s+ADD CONSTRAINT (?P<name>\w+)")
+_VALIDATES = "Validates the rows in its own transaction, while others write."
+_FINISHES = "Last, because the new index or rule must be valid first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +22,16 @@ class NewMigration:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The steps of a change and of its rollback, tables and functions apart."""
+    """The changes of tables, and the steps for functions and of their rollback."""
 
-    structure: tuple[list[Step], list[Step]]
-    routines: tuple[list[Step], list[Step]]
+    changes: Sequence[Change]
+    routines: tuple[list[Step], list[Step]] = ([], [])
     has_routines_first: bool = False
 
     @property
     def losses(self) -> list[str]:
         """What data the change loses."""
-        return [step.loses for step in self.structure[0] if step.loses]
-
-    def with_comments(self, up: list[Step], down: list[Step]) -> "Draft":
-        """Return the draft with more steps, which set or remove comments."""
-        if any(self.structure) or not any(self.routines):
-            structure = (self.structure[0] + up, self.structure[1] + down)
-            return replace(self, structure=structure)
-        routines = (self.routines[0] + up, self.routines[1] + down)
-        return replace(self, routines=routines)
+        return [s.loses for change in self.changes for s in change.up if s.loses]
 
 
 def assemble(name: str, why: str, draft: Draft) -> list[NewMigration]:
@@ -49,12 +40,12 @@ def assemble(name: str, why: str, draft: Draft) -> list[NewMigration]:
     Functions and views have a migration of their own.
     """
     if not any(draft.routines):
-        return _lay_out_structure(name, why, *draft.structure)
-    if not any(draft.structure):
+        return _lay_out_changes(name, why, draft.changes)
+    if not draft.changes:
         return [_lay_out_routines(name, why, *draft.routines)]
-    structure = _lay_out_structure(name, why, *draft.structure)
+    tables = _lay_out_changes(name, why, draft.changes)
     routines = [_lay_out_routines(f"{name}_functions", why, *draft.routines)]
-    return routines + structure if draft.has_routines_first else structure + routines
+    return routines + tables if draft.has_routines_first else tables + routines
 
 
 def _lay_out_routines(
@@ -74,109 +65,80 @@ def _routine_comments(*directions: list[Step]) -> Iterator[list[str]]:
         text = []
         if any(step.note == LOST_GRANTS for step in steps):
             text.append("Run pyapp db roles right after it: grants are lost.")
-        if renewed := [step.name for step in steps if step.kind == "renew"]:
+        if renewed := [step.renews for step in steps if step.renews]:
             text.append(f"Renews stored results of functions: {', '.join(renewed)}.")
         yield [line for sentence in text for line in textwrap.wrap(sentence, 85)]
 
 
-def _lay_out_structure(
-    name: str, why: str, up: list[Step], down: list[Step]
+def _lay_out_changes(
+    name: str, why: str, changes: Sequence[Change]
 ) -> list[NewMigration]:
-    """Return the migrations of the steps for tables.
+    """Return the migrations of the changes of tables: phase by phase.
 
-    Indexes of existing tables are dropped and built CONCURRENTLY, each in its own file,
-    before and after all other steps; constraints are validated last.
+    The first has the name *name*.
     """
-    built = [step for step in up if step.kind == "build index"]
-    names = {step.name for step in built}
-    late = [step for step in up if _is_late(step, names)]
-    changes = [
-        step
-        for step in up
-        if step.kind in ("change", "comment") and not _is_late(step, names)
-    ]
-    back = [step for step in down if step.kind in ("change", "comment")]
-    rebuilt = {step.name: step for step in down if step.kind == "build index"}
-
+    phases: dict[Phase, list[Change]] = {
+        phase: [change for change in changes if change.phase == phase]
+        for phase in ("change", "build", "validate", "drop", "finish")
+    }
     migrations = [
-        _outside_transaction(f"drop_{step.name}", why, step, rebuilt[step.name])
-        for step in up
-        if step.kind == "drop index"
+        *_in_transaction(name, why, phases["change"]),
+        *(_outside_transaction("create", why, change) for change in phases["build"]),
+        *_in_transaction(
+            f"validate_{_named_after(phases['validate'], name)}",
+            _VALIDATES,
+            phases["validate"],
+        ),
+        *(_outside_transaction("drop", why, change) for change in phases["drop"]),
     ]
-    if changes or (back and not migrations and not built):
-        lost = [step.loses for step in changes if step.loses]
-        migrations.append(
-            NewMigration(
-                name, _file(why, changes), _file(_loss(back, lost), back, marks=False)
-            )
-        )
-    migrations += [
-        _outside_transaction(
-            f"create_{step.name}",
-            why,
-            step,
-            Step(f"DROP INDEX CONCURRENTLY app.{step.name};"),
-        )
-        for step in built
+    finishing = f"finish_{_named_after(phases['finish'], name)}"
+    comment = f"{why}\n-- {_FINISHES}" if migrations else why
+    migrations += _in_transaction(finishing, comment, phases["finish"])
+    return [
+        replace(migration, name=name) if n == 0 else migration
+        for n, migration in enumerate(migrations)
     ]
-    if late:
-        migrations.append(_lay_out_late(name, up, late))
-    if not changes and migrations:
-        migrations[0] = replace(migrations[0], name=name)
-    return migrations
 
 
-def _lay_out_late(name: str, up: list[Step], late: list[Step]) -> NewMigration:
-    back = _file("Loses nothing.", _undo_late(up, late))
-    checks = [step.name for step in late if step.kind == "validate"]
-    if not checks:
-        text = _file("Comments on the new indexes.", late)
-        return NewMigration(f"comment_{name}", text, back)
-    why = "Validates the rows in its own transaction, while others write."
-    validated = checks[0] if len(checks) == 1 else name
-    return NewMigration(f"validate_{validated}", _file(why, late), back)
+def _named_after(changes: Sequence[Change], name: str) -> str:
+    """Return the name of the only object, else *name*."""
+    names = {change.name for change in changes}
+    return names.pop() if len(names) == 1 else name
 
 
-def _is_late(step: Step, built: set[str]) -> bool:
-    """Tell whether *step* follows the new indexes or needs an earlier commit."""
-    on_index = _INDEX_COMMENT.match(step.name) if step.kind == "comment" else None
-    return step.kind == "validate" or bool(on_index and on_index[1] in built)
+def _in_transaction(
+    name: str, comment: str, changes: Sequence[Change]
+) -> Iterator[NewMigration]:
+    up = [step for change in changes for step in change.up]
+    down = [step for change in reversed(changes) for step in change.down]
+    if up or down:
+        lost = [step.loses for step in up if step.loses]
+        yield NewMigration(
+            name, _file(comment, up), _file(_loss(down, lost), down, is_rollback=True)
+        )
 
 
-def _undo_late(up: list[Step], late: list[Step]) -> list[Step]:
-    """Return the steps that undo validations and the comments of new indexes."""
-    added = {found["name"]: step for step in up if (found := _ADDED.search(step.sql))}
-    steps = []
-    for step in reversed(late):
-        if step.kind == "comment":
-            steps.append(Step(remove_comment(step.sql), "comment"))
-            continue
-        definition = added[step.name].sql
-        found = _ADDED.search(definition)
-        assert found is not None
-        drop = f"ALTER TABLE {found['table']}\n    DROP CONSTRAINT {step.name};"
-        steps += [Step(drop), Step(definition)]
-    return steps
-
-
-def _outside_transaction(name: str, why: str, step: Step, back: Step) -> NewMigration:
+def _outside_transaction(verb: str, why: str, change: Change) -> NewMigration:
     """Return the migration of one statement outside a transaction."""
+    (up,), (down,) = change.up, change.down
+    lines = [why, *textwrap.wrap(change.comment, 85), "transactional: false"]
+    comment = "".join(f"-- {line}\n" for line in lines)
     return NewMigration(
-        name,
-        f"-- {why}\n-- transactional: false\n\n{step.sql}\n",
-        f"-- Loses nothing.\n-- transactional: false\n\n{concurrent(back.sql)}\n",
+        f"{verb}_{change.name}",
+        f"{comment}\n{up.sql}\n",
+        f"-- Loses nothing.\n-- transactional: false\n\n{down.sql}\n",
     )
 
 
-def _file(comment: str, steps: list[Step], *, marks: bool = True) -> str:
+def _file(comment: str, steps: list[Step], *, is_rollback: bool = False) -> str:
     text = f"-- {comment}\n\n{_TIMEOUT}\n"
     for n, step in enumerate(steps):
         is_comment = step.sql.startswith("COMMENT ON")
         follows = is_comment and n and steps[n - 1].sql.startswith("COMMENT ON")
         text += "" if follows else "\n"
-        if marks and step.loses:
+        if step.loses and not is_rollback:
             text += f"-- Destructive: loses {step.loses}.\n"
-        if marks and step.note:
+        if step.note and step.note not in step.sql:
             text += f"-- {step.note}\n"
         text += f"{step.sql}\n"
     return text

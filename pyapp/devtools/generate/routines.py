@@ -5,7 +5,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from pyapp.devtools.checks.dumps import Objects
-from pyapp.devtools.generate.steps import LOST_GRANTS, Side, Step, drop, is_wide
+from pyapp.devtools.generate.steps import (
+    LOST_GRANTS,
+    Side,
+    Step,
+    drop,
+    is_wide,
+    remove_comment,
+)
 
 _ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
 _COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
@@ -44,7 +51,12 @@ def draft_routines(
         if name in changed
         for step in _define(new, name, changed[name])
     ]
-    return [*drops, *defined, *_change_privileges(before, after, changed)]
+    return [
+        *drops,
+        *defined,
+        *_remove_comments(before, after, dropped),
+        *_change_privileges(before, after, changed),
+    ]
 
 
 def changed_routines(before: Objects, after: Objects) -> set[str]:
@@ -54,6 +66,13 @@ def changed_routines(before: Objects, after: Objects) -> set[str]:
         for title in before | after
         if before.get(title) != after.get(title) and (found := _ROUTINE.match(title))
     }
+
+
+def is_of_routine(title: str, *sides: Objects) -> bool:
+    """Tell whether the object *title* is in the migration of functions and views."""
+    return title.startswith(("FUNCTION ", "PROCEDURE ", "REVOKE ", "VIEW ")) or any(
+        commented_routine(title, objects) for objects in sides
+    )
 
 
 def _dropped(
@@ -91,6 +110,17 @@ def _depends_on(definition: str, names: Collection[str]) -> bool:
     """
     parsed = _QUOTED_BODY.split(definition, maxsplit=1)[0]
     return not set(_NAME.findall(parsed)).isdisjoint(names)
+
+
+def _remove_comments(
+    before: Objects, after: Objects, dropped: Collection[str]
+) -> Iterator[Step]:
+    """Yield what removes the comments that only the functions before have."""
+    gone = {found["name"] for title in dropped if (found := _ROUTINE.match(title))}
+    kept = {found["name"] for title in after if (found := _ROUTINE.match(title))} - gone
+    for title in before:
+        if title not in after and commented_routine(title, before) in kept:
+            yield Step(remove_comment(before[title]))
 
 
 def _change_privileges(

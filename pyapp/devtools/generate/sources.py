@@ -6,7 +6,7 @@ the SQL files. PostgreSQL's own parser (pglast) splits and classifies the statem
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyapp.errors import GenerateError, MissingExtraError
@@ -157,7 +157,13 @@ def _add(sources: Sources, raw: Any, statement: Statement) -> None:
         case "DropStmt":
             for target in node.objects:
                 names = getattr(target, "objname", target)
-                sources.routines.pop(getattr(names[-1], "sval", ""), None)
+                name = getattr(names[-1], "sval", "")
+                if node.removeType.name == "OBJECT_INDEX":
+                    _move_index(sources, name, None)
+                else:
+                    sources.routines.pop(name, None)
+        case "RenameStmt":
+            _rename(sources, node, statement)
 
 
 def _add_comment(sources: Sources, key: Key, statement: Statement) -> None:
@@ -176,6 +182,42 @@ def _add_comment(sources: Sources, key: Key, statement: Statement) -> None:
         group["COMMENT", *key] = statement
 
 
+def _rename(sources: Sources, node: Any, statement: Statement) -> None:
+    """File an index, a column or a constraint under its new name."""
+    kind, new = node.renameType.name, node.newname
+    if kind == "OBJECT_INDEX":
+        _move_index(sources, node.relation.relname, new)
+    elif kind in ("OBJECT_COLUMN", "OBJECT_TABCONSTRAINT"):
+        table, old = node.relation.relname, node.subname
+        sources.tables.setdefault(table, []).append(statement)
+        parts = sources.columns if kind == "OBJECT_COLUMN" else sources.constraints
+        text = parts.pop((table, old), None)
+        parts.pop((table, new), None)
+        if text is not None:
+            parts[table, new] = _with_name(text, old, new)
+
+
+def _move_index(sources: Sources, old: str, new: str | None) -> None:
+    """Give the index another name, or remove it if *new* is None."""
+    index = sources.objects.pop(("INDEX", old), None)
+    comment = sources.objects.pop(("COMMENT", "INDEX", old), None)
+    if index is None:
+        return
+    moved = []
+    if new is not None:
+        moved = [replace(index, text=_with_name(index.text, old, new))]
+        sources.objects["INDEX", new] = moved[0]
+    for statements in sources.tables.values():
+        if index in statements:
+            n = statements.index(index)
+            statements[n : n + 1] = moved
+            statements[:] = [s for s in statements if s != comment]
+
+
+def _with_name(text: str, old: str, new: str) -> str:
+    return re.sub(rf"\b{old}\b", new, text, count=1)
+
+
 def _add_parts(
     sources: Sources, table: str, parts: Iterable[Any], text: str, start: int
 ) -> None:
@@ -188,6 +230,8 @@ def _add_parts(
         elif kind == "Constraint" and part.conname:
             constraint = _part_at(text, part.location - start)
             sources.constraints[table, part.conname] = constraint
+            if part.indexname:  # what it consists of is in the dump
+                del sources.constraints[table, part.conname]
 
 
 def _part_at(text: str, start: int) -> str:

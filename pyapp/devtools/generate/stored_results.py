@@ -63,9 +63,8 @@ def _renew(table: str, stale: list[StoredResult], sources: Sources) -> Iterator[
             yield Step(
                 "-- squawk-ignore require-concurrent-reindex\n"
                 f"REINDEX INDEX app.{result.name};",
-                "renew",
-                f"index app.{result.name}",
                 note=f"Blocks writes to app.{table}, and reads that use the index.",
+                renews=f"index app.{result.name}",
             )
         elif result.kind == "check":
             source = sources.constraints.get((table, result.name))
@@ -75,9 +74,8 @@ def _renew(table: str, stale: list[StoredResult], sources: Sources) -> Iterator[
             )
             yield Step(
                 f"{drop_constraint(table, result.name)}\n{add}",
-                "renew",
-                f"check {result.name}",
                 note=f"Checks all rows of app.{table} under an ACCESS EXCLUSIVE lock.",
+                renews=f"check {result.name}",
             )
 
 
@@ -91,9 +89,8 @@ def _update(table: str, columns: list[StoredResult]) -> Step:
     return Step(
         f"LOCK TABLE app.{table} IN SHARE ROW EXCLUSIVE MODE;\n\n"
         f"UPDATE app.{table}\nSET {plain} = {plain}\nWHERE {stale};",
-        "renew",
-        ", ".join(f"app.{table}.{column.name}" for column in columns),
         note=f"Blocks writes to app.{table} until all stale rows are updated.",
+        renews=", ".join(f"app.{table}.{column.name}" for column in columns),
     )
 
 

@@ -11,25 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyapp.devtools.checks.schema_diff import Difference, compare
-from pyapp.devtools.generate.routines import commented_routine
+from pyapp.devtools.generate.constraints import ConstraintDrafter
+from pyapp.devtools.generate.indexes import IndexDrafter
 from pyapp.devtools.generate.sources import parse
 from pyapp.devtools.generate.steps import (
+    Change,
     Side,
     Step,
     alter_table,
+    blocking,
     comment_steps,
-    concurrent,
     drop,
-    drop_constraint,
-    not_valid,
-    validated,
+    remove_comment,
+    uncomment_steps,
 )
 
 # Objects whose statements in a dump create them, and that DROP removes by name.
 _SIMPLE = ("AGGREGATE", "DOMAIN", "SEQUENCE", "STATISTICS", "TYPE")
 _PLAN = re.compile(r"VALUES \((?P<id>'.*'), (?P<credits>[^,]+)\);$")
-# Constraints that can be added first and validated later.
-_VALIDATED = re.compile(r"CONSTRAINT \w+\s+(CHECK|FOREIGN KEY)\b")
 _GENERATED = re.compile(r"GENERATED ALWAYS AS (\(.+\)) STORED", re.DOTALL)
 
 
@@ -45,10 +44,11 @@ class _Column:
 
 @dataclass(frozen=True, slots=True)
 class StructureDrafter:
-    """Drafts the steps from the tables of *old* to those of *new*.
+    """Drafts the changes from the tables of *old* to those of *new*.
 
-    `is_online` is False for a rollback, whose constraints are validated at once.
-    `can_set_expression` tells whether the server changes generated columns in place.
+    Without *is_online*, constraints are added at once, under a lock that blocks the
+    table. `can_set_expression` tells whether the server changes generated columns in
+    place.
     """
 
     old: Side
@@ -56,30 +56,34 @@ class StructureDrafter:
     is_online: bool = True
     can_set_expression: bool = True
 
-    def draft(self) -> list[Step]:
-        """Return the steps for all objects except functions and views."""
-        steps = [
-            *self._drop_triggers_and_constraints(),
-            *self._drop_indexes(),
-            *self._drop_tables(),
+    def draft(self) -> list[Change]:
+        """Return the changes of all objects except functions and views, in order.
+
+        What only the old schema has goes in the last phase, "finish".
+        """
+        kept = self._kept_tables()
+        constraints = ConstraintDrafter(self.old, self.new, kept, self.is_online)
+        indexes = IndexDrafter(self.old, self.new, kept, constraints.gaining_keys)
+        changes = [
+            *constraints.draft_first(),
+            *self._free_triggers(),
             *self._create_others(),
             *self._create_tables(),
         ]
-        for table in self._kept_tables():
-            steps += self._alter_columns(table)
-        steps += self._add_constraints()
-        steps += self._create_indexes_and_triggers()
-        steps += self._drop_others()
+        for table in kept:
+            changes += self._alter_columns(table)
+        changes += constraints.draft()
+        changes += indexes.draft()
+        changes += self._create_triggers()
+        changes += self._drop_triggers()
+        for table in kept:
+            changes += self._drop_columns(table)
+        changes += self._drop_tables()
+        changes += self._drop_others()
         differences = compare("", self.old.objects, "", self.new.objects).differences
-        steps += _change_rows(differences)
-        known = {step.sql for step in steps}
-        kept = (d for d in differences if d.right is not None)
-        return steps + [
-            step
-            for step in comment_steps(kept, self.new.sources)
-            if step.sql not in known
-            and not commented_routine(step.name, self.new.objects)
-        ]
+        changes += _change_rows(differences)
+        changes += self._change_comments(changes)
+        return changes
 
     def _kept_tables(self) -> list[str]:
         """Return the tables on both sides that change for themselves."""
@@ -90,187 +94,240 @@ class StructureDrafter:
             and f"TABLE ATTACH app.{table}" not in self.new.objects
         ]
 
-    def _drop_triggers_and_constraints(self) -> Iterator[Step]:
+    def _free_triggers(self) -> Iterator[Change]:
+        """Drop the triggers to be replaced: the type of their columns may change."""
+        for title in self.old.objects:
+            if self._is_changed_trigger(title) and title in self.new.objects:
+                drop, create = _drop_trigger(title), _create_trigger(self.old, title)
+                yield Change(title, "change", [drop], create)
+
+    def _create_triggers(self) -> Iterator[Change]:
         kept = self._kept_tables()
-        for title, text in reversed(self.old.objects.items()):
-            found = re.match(r"TRIGGER app\.(\w+) (\w+)$", title)
-            if found and found[1] in kept and self.new.objects.get(title) != text:
-                yield Step(f"DROP TRIGGER {found[2]} ON app.{found[1]};")
-        wanted = self.new.dumped.constraints
-        for (table, name), definition in reversed(self.old.dumped.constraints.items()):
-            if table not in kept or wanted.get((table, name)) == definition:
-                continue
-            if self.is_online and (table, name) in wanted:
-                yield Step(f"-- Replaced below.\n{drop_constraint(table, name)}")
-            else:
-                yield Step(alter_table(table, f"DROP CONSTRAINT {name}"))
+        for title in self.new.objects:
+            if self._is_changed_trigger(title):
+                is_kept = _trigger(title)[0] in kept
+                drop = [_drop_trigger(title)] if is_kept else []
+                yield Change(title, "change", _create_trigger(self.new, title), drop)
 
-    def _drop_indexes(self) -> Iterator[Step]:
-        for title, text in self.old.objects.items():
-            if (
-                not title.startswith("INDEX app.")
-                or self.new.objects.get(title) == text
-            ):
-                continue
-            table, name = _index_table(text), title.removeprefix("INDEX app.")
-            if table not in self._kept_tables():
-                continue
-            if self._is_partitioned(table):
-                yield Step(f"DROP INDEX app.{name};")
-            else:
-                sql = f"DROP INDEX CONCURRENTLY app.{name};"
-                yield Step(sql, "drop index", name)
+    def _drop_triggers(self) -> Iterator[Change]:
+        """Drop the triggers that only the old schema has."""
+        kept = self._kept_tables()
+        for title in reversed(self.old.objects):
+            if self._is_changed_trigger(title) and title not in self.new.objects:
+                is_kept = _trigger(title)[0] in kept
+                drop = [_drop_trigger(title)] if is_kept else []
+                create = _create_trigger(self.old, title)
+                yield Change(title, "finish", drop, create, _trigger(title)[1])
 
-    def _drop_tables(self) -> Iterator[Step]:
+    def _is_changed_trigger(self, title: str) -> bool:
+        return title.startswith("TRIGGER app.") and (
+            self.old.objects.get(title) != self.new.objects.get(title)
+        )
+
+    def _create_tables(self) -> Iterator[Change]:
+        """Create new tables in the order of the files, with all about them."""
+        for table in self.new.sources.tables:
+            if table in self.new.tables and table not in self.old.tables:
+                drop = Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
+                create = _create_table(self.new, table)
+                yield Change(f"TABLE app.{table}", "change", create, [drop])
+
+    def _drop_tables(self) -> Iterator[Change]:
         """Drop tables before those that they refer to."""
         for table in reversed(self.old.sources.tables):
             if table in self.old.tables and table not in self.new.tables:
-                yield Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
+                drop = Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
+                create = _create_table(self.old, table)
+                yield Change(f"TABLE app.{table}", "finish", [drop], create, table)
 
-    def _create_tables(self) -> Iterator[Step]:
-        """Create new tables in the order of the files, with all about them."""
-        for table, statements in self.new.sources.tables.items():
-            if table in self.new.tables and table not in self.old.tables:
-                for statement in statements:
-                    text = statement.render()
-                    yield Step(text.replace("INDEX CONCURRENTLY", "INDEX"))
-
-    def _alter_columns(self, table: str) -> Iterator[Step]:
+    def _alter_columns(self, table: str) -> Iterator[Change]:
+        """Yield the changes of the columns that the new table has."""
         old = _read_columns(self.old.tables[table])
         new = _read_columns(self.new.tables[table])
+        title = f"TABLE app.{table}"
         for name, column in old.items():
             if name not in new:
-                yield self._drop_column(table, name)
-            elif self._is_remade(column, new[name]):
-                yield self._drop_column(table, name)
-                yield self._add_column(table, name, new[name])
+                continue
+            if self._is_remade(column, new[name]) or self._is_remade(new[name], column):
+                up = _add_column(self.new, table, name, new[name])
+                down = _add_column(self.old, table, name, column)
+                drop = _drop_column(table, name)
+                yield Change(title, "change", [drop, *up], [drop, *down])
             else:
-                yield from self._alter_column(table, name, column, new[name])
+                up = list(_alter_column(self.new, table, name, column, new[name]))
+                down = list(_alter_column(self.old, table, name, new[name], column))
+                if up or down:
+                    yield Change(title, "change", up, down)
         for name, column in new.items():
             if name not in old:
-                yield self._add_column(table, name, column)
+                add = _add_column(self.new, table, name, column)
+                yield Change(title, "change", add, [_drop_column(table, name)])
 
     def _is_remade(self, old: _Column, new: _Column) -> bool:
+        """Tell whether a generated column is dropped and added."""
         if old.generated == new.generated:
             return False
         if old.generated and new.generated:
             return not self.can_set_expression
         return new.generated is not None
 
-    def _drop_column(self, table: str, name: str) -> Step:
-        loses = f"app.{table}.{name}"
-        return Step(alter_table(table, f"DROP COLUMN {name}"), loses=loses)
+    def _drop_columns(self, table: str) -> Iterator[Change]:
+        new = _read_columns(self.new.tables[table])
+        for name, column in _read_columns(self.old.tables[table]).items():
+            if name not in new:
+                drop, add = (
+                    _drop_column(table, name),
+                    _add_column(self.old, table, name, column),
+                )
+                yield Change(f"TABLE app.{table}", "finish", [drop], add, table)
 
-    def _add_column(self, table: str, name: str, column: _Column) -> Step:
-        source = self.new.sources.columns[table, name]
-        note = ""
-        if column.generated:
-            note = f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock."
-        elif column.is_required and column.default is None:
-            note = f"Fails if app.{table} has rows."
-        return Step(alter_table(table, f"ADD COLUMN {source}"), note=note)
+    def _create_others(self) -> Iterator[Change]:
+        for title in self.new.objects:
+            if title not in self.old.objects and _is_simple(title, self.new):
+                create = _create_other(self.new, title)
+                yield Change(title, "change", create, [Step(drop(title))])
 
-    def _alter_column(
-        self, table: str, name: str, old: _Column, new: _Column
-    ) -> Iterator[Step]:
-        actions = []
-        if old.generated and new.generated is None:
-            actions.append(("DROP EXPRESSION", ""))
-        if old.type != new.type:
-            note = f"May rewrite app.{table} under an ACCESS EXCLUSIVE lock."
-            actions.append((f"SET DATA TYPE {new.type}", note))
-        if old.generated != new.generated and new.generated is not None:
-            found = _GENERATED.search(self.new.sources.columns[table, name])
-            expression = found[1] if found else f"({new.generated})"
-            note = (
-                f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock; PostgreSQL 17."
-            )
-            actions.append((f"SET EXPRESSION AS {expression}", note))
-        if old.default != new.default:
-            default = f"SET DEFAULT {new.default}" if new.default else "DROP DEFAULT"
-            actions.append((default, ""))
-        if not old.is_required and new.is_required:
-            note = f"Reads all of app.{table} under an ACCESS EXCLUSIVE lock."
-            actions.append(("SET NOT NULL", note))
-        if old.is_required and not new.is_required:
-            actions.append(("DROP NOT NULL", ""))
-        for action, note in actions:
-            yield Step(alter_table(table, f"ALTER COLUMN {name} {action}"), note=note)
-
-    def _add_constraints(self) -> Iterator[Step]:
-        kept = self._kept_tables()
-        for key, definition in self.new.dumped.constraints.items():
-            if key[0] in kept and self.old.dumped.constraints.get(key) != definition:
-                yield from self._add_constraint(*key)
-
-    def _add_constraint(self, table: str, name: str) -> Iterator[Step]:
-        source = validated(self.new.sources.constraints[table, name])
-        text = alter_table(table, f"ADD {source}")
-        if not self.is_online or not _VALIDATED.match(source):
-            yield Step(text)
-            return
-        # Validated in a later transaction, under a lock that allows writes.
-        yield Step(not_valid(text))
-        validate = alter_table(table, f"VALIDATE CONSTRAINT {name}")
-        yield Step(validate, "validate", name)
-
-    def _create_indexes_and_triggers(self) -> Iterator[Step]:
-        kept = self._kept_tables()
-        for title, text in self.new.objects.items():
-            if self.old.objects.get(title) == text:
-                continue
-            if title.startswith("INDEX app."):
-                table, name = _index_table(text), title.removeprefix("INDEX app.")
-                sql = self.new.sources.objects["INDEX", name].render()
-                if table in kept and self._is_partitioned(table):
-                    note = f"Blocks writes to app.{table} while the index is built."
-                    yield Step(sql.replace(" ON ONLY ", " ON "), note=note)
-                elif table in kept:
-                    yield Step(concurrent(sql), "build index", name)
-            elif title.startswith("TRIGGER app."):
-                key = ("TRIGGER", *title.removeprefix("TRIGGER app.").split())
-                yield Step(self.new.sources.objects[key].render())
-
-    def _create_others(self) -> Iterator[Step]:
-        for title, text in self.new.objects.items():
-            if title not in self.old.objects and self._is_simple(title, self.new):
-                yield Step(text)
-
-    def _drop_others(self) -> Iterator[Step]:
+    def _drop_others(self) -> Iterator[Change]:
         for title in reversed(self.old.objects):
-            if title not in self.new.objects and self._is_simple(title, self.old):
-                yield Step(drop(title))
+            if title not in self.new.objects and _is_simple(title, self.old):
+                create = _create_other(self.old, title)
+                name = title.split(".")[-1]
+                yield Change(title, "finish", [Step(drop(title))], create, name)
 
-    def _is_simple(self, title: str, side: Side) -> bool:
-        """Tell whether the object stands alone: an identity's sequence does not."""
-        is_owned = side.objects[title].startswith("ALTER TABLE")
-        return title.startswith(_SIMPLE) and not is_owned
+    def _change_comments(self, changes: Sequence[Change]) -> Iterator[Change]:
+        """Yield the changes of the comments that none of *changes* sets or loses."""
+        steps = [step for change in changes for step in (*change.up, *change.down)]
+        known = {remove_comment(s.sql) for s in steps if "COMMENT ON" in s.sql}
+        old, new = self.old.dumped.objects, self.new.dumped.objects
+        for key in {**old, **new}:
+            if key[0] != "COMMENT" or _is_routine_comment(key, self.old, self.new):
+                continue
+            before, after = (
+                comment_steps(side, *key[1:]) for side in (self.old, self.new)
+            )
+            if old.get(key) == new.get(key) or known.intersection(
+                remove_comment(step.sql) for step in (*before, *after)
+            ):
+                continue
+            yield Change(
+                f"COMMENT app.{' '.join(key[1:3])}",
+                "change",
+                after or uncomment_steps(before),
+                before or uncomment_steps(after),
+            )
 
-    def _is_partitioned(self, table: str) -> bool:
-        return "PARTITION BY" in self.new.tables.get(table, "")
+
+def _trigger(title: str) -> list[str]:
+    """Return the table and the name of a trigger."""
+    return title.removeprefix("TRIGGER app.").split()
 
 
-def _change_rows(differences: Sequence[Difference]) -> list[Step]:
-    """Return the statements that change the rows of plans."""
-    steps = []
+def _create_trigger(side: Side, title: str) -> list[Step]:
+    key = ("TRIGGER", *_trigger(title))
+    return [Step(side.sources.objects[key].render()), *comment_steps(side, *key)]
+
+
+def _drop_trigger(title: str) -> Step:
+    table, name = _trigger(title)
+    return Step(f"DROP TRIGGER {name} ON app.{table};")
+
+
+def _create_table(side: Side, table: str) -> list[Step]:
+    return [
+        Step(blocking(statement.render())) for statement in side.sources.tables[table]
+    ]
+
+
+def _drop_column(table: str, name: str) -> Step:
+    loses = f"app.{table}.{name}"
+    return Step(alter_table(table, f"DROP COLUMN {name}"), loses=loses)
+
+
+def _add_column(side: Side, table: str, name: str, column: _Column) -> list[Step]:
+    source = side.sources.columns[table, name]
+    note = ""
+    if column.generated and _is_stored(side, table, name):
+        note = f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock."
+    elif column.is_required and column.default is None:
+        note = f"Fails if app.{table} has rows."
+    return [
+        Step(alter_table(table, f"ADD COLUMN {source}"), note=note),
+        *comment_steps(side, "COLUMN", table, name),
+    ]
+
+
+def _is_stored(side: Side, table: str, name: str) -> bool:
+    return side.dumped.columns[table, name].endswith("STORED")
+
+
+def _alter_column(
+    side: Side, table: str, name: str, old: _Column, new: _Column
+) -> Iterator[Step]:
+    """Yield the steps that make the column *new*, as *side* has it."""
+    actions = []
+    if old.generated and new.generated is None:
+        actions.append(("DROP EXPRESSION", ""))
+    if old.type != new.type:
+        note = f"May rewrite app.{table} under an ACCESS EXCLUSIVE lock."
+        actions.append((f"SET DATA TYPE {new.type}", note))
+    if old.generated != new.generated and new.generated is not None:
+        found = _GENERATED.search(side.sources.columns[table, name])
+        expression = found[1] if found else f"({new.generated})"
+        note = "PostgreSQL 17."
+        if _is_stored(side, table, name):
+            note = f"Rewrites app.{table} under an ACCESS EXCLUSIVE lock; {note}"
+        actions.append((f"SET EXPRESSION AS {expression}", note))
+    if old.default != new.default:
+        default = f"SET DEFAULT {new.default}" if new.default else "DROP DEFAULT"
+        actions.append((default, ""))
+    if not old.is_required and new.is_required:
+        note = f"Reads all of app.{table} under an ACCESS EXCLUSIVE lock."
+        actions.append(("SET NOT NULL", note))
+    if old.is_required and not new.is_required:
+        actions.append(("DROP NOT NULL", ""))
+    for action, note in actions:
+        yield Step(alter_table(table, f"ALTER COLUMN {name} {action}"), note=note)
+
+
+def _is_simple(title: str, side: Side) -> bool:
+    """Tell whether the object stands alone: an identity's sequence does not."""
+    is_owned = side.objects[title].startswith("ALTER TABLE")
+    return title.startswith(_SIMPLE) and not is_owned
+
+
+def _create_other(side: Side, title: str) -> list[Step]:
+    kind, name = title.split(" app.")
+    return [Step(side.objects[title]), *comment_steps(side, kind, name)]
+
+
+def _is_routine_comment(key: tuple[str, ...], *sides: Side) -> bool:
+    """Tell whether the comment belongs to the migration of functions and views."""
+    return key[1] in ("FUNCTION", "PROCEDURE", "VIEW") or (
+        key[1] == "COLUMN"
+        and any(f"VIEW app.{key[2]}" in side.objects for side in sides)
+    )
+
+
+def _change_rows(differences: Sequence[Difference]) -> Iterator[Change]:
+    """Yield the changes of the rows of plans."""
     for difference in differences:
         row = _PLAN.search(difference.right or difference.left or "")
         if not difference.title.startswith("ROW ") or row is None:
             continue
-        if difference.right is None:
-            sql = f"DELETE FROM app.plans\nWHERE id = {row['id']};"
-            steps.append(Step(sql, loses=f"the plan {row['id']}"))
-        elif difference.left is None:
-            steps.append(Step(difference.right))
-        else:
-            changed = f"SET monthly_credits = {row['credits']}\nWHERE id = {row['id']};"
-            steps.append(Step(f"UPDATE app.plans {changed}"))
-    return steps
+        up = _change_row(row["id"], difference.left, difference.right)
+        down = _change_row(row["id"], difference.right, difference.left)
+        yield Change(difference.title, "change", [up], [down])
 
 
-def _index_table(create_index: str) -> str:
-    found = re.search(r" ON (?:ONLY )?app\.(\w+)", create_index)
-    return found[1] if found else ""
+def _change_row(plan: str, before: str | None, after: str | None) -> Step:
+    if after is None:
+        sql = f"DELETE FROM app.plans\nWHERE id = {plan};"
+        return Step(sql, loses=f"the plan {plan}")
+    row = _PLAN.search(after)
+    if before is None or row is None:
+        return Step(after)
+    credits = f"SET monthly_credits = {row['credits']}\nWHERE id = {plan};"
+    return Step(f"UPDATE app.plans {credits}")
 
 
 def _read_columns(create_table: str) -> dict[str, _Column]:
@@ -302,5 +359,17 @@ def rename_hint(before: Side, after: Side) -> str:
             continue
         for was, now in zip(old, new, strict=True):
             if was != now and was not in new and now not in old:
-                return f"if it is a new name, --rename {table}.{was}={now}; else "
+                return f"if it is a new name, --rename {table}.{was}={now}"
+    return ""
+
+
+def order_hint(before: Side, after: Side) -> str:
+    """Return advice if a column would have to be added before another one."""
+    for table in before.tables:
+        if table in after.tables:
+            old, new = (_read_columns(side.tables[table]) for side in (before, after))
+            kept = [name for name in old if name in new]
+            added = [name for name in new if name not in old]
+            if list(new) != [*kept, *added]:
+                return f"PostgreSQL adds columns last: in app.{table}, after {kept[-1]}"
     return ""
