@@ -12,7 +12,7 @@ from pyapp import payload_archives as archives
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp._core.tool_sessions import connect_unlimited
-from pyapp.cli.arguments import AsJsonLines, require_id
+from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
 from pyapp.cli.console import confirmed, console, print_json, say
 from pyapp.cli.data_check import run_data_check
 from pyapp.devtools.checks.schema_diff import SchemaCheck
@@ -274,8 +274,9 @@ def generate(
         list[str] | None,
         typer.Option(help="Rename a column: table.old=new.", metavar="RENAME"),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the migration from the present migrations to the SQL files."""
+    """Write the migrations from the present migrations to the SQL files."""
     renames = [_read_rename(text) for text in rename or []]
     try:
         paths = draft_migration(
@@ -286,9 +287,16 @@ def generate(
             allow_destructive=allow_destructive,
         )
     except GenerateError as exc:
-        for line in exc.draft.splitlines():
-            say(line)
+        if as_json:
+            print_json({"migrations": [], "left": exc.left, "draft": exc.draft})
+        else:
+            for line in exc.draft.splitlines():
+                say(line)
         raise
+    if as_json:
+        names = [path.stem for path in paths]
+        print_json({"migrations": names, "left": [], "draft": ""})
+        return
     for path in paths:
         say(f"Wrote {path.name} and its rollback, both proved")
 
