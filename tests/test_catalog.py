@@ -27,7 +27,7 @@ SECURITY_DEFINER = {
     "app.end_unverified_sessions()": "deletes sessions, which its callers may not",
     "app.grant_referral_credits()": "writes the counters of both users",
     "app.list_detached_payloads(uuid[])": "reads tables that no role may read",
-    "app.list_user_events(uuid)": "reads one user's events for a role without the others",
+    "app.list_user_events(uuid)": "reads the events of one user alone",
     "app.refuse_user_id()": "reads all users",
     "app.replace_stripe_items(text[],jsonb[])": "deletes, like cancel_referral",
     "app.take_stripe_claims()": "reads and writes the mirror and Stripe's columns",

@@ -19,7 +19,8 @@ GROUPS = {
     "prices": ("Own prices of models, before the published ones.", ("prices",)),
     "plans": ("Plans, and the Stripe prices that buy them.", ("plans",)),
     "referrals": ("Referral codes and referred users.", ("referrals",)),
-    "users": ("Accounts.", ("users",)),
+    "users": ("Accounts, and all that is stored about one.", ("users",)),
+    "sessions": ("Sign-ins of users.", ("sessions",)),
     "stripe": ("Webhooks, replay and reconciliation.", ("stripe_serve", "stripe")),
 }
 # The module of each command without a group.

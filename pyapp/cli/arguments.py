@@ -1,6 +1,8 @@
 """Arguments that several commands take: times, durations, ids and users."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -8,6 +10,7 @@ from uuid import UUID
 
 import typer
 from psycopg import Connection
+from psycopg.errors import InsufficientPrivilege
 
 from pyapp.errors import PyappError
 from pyapp.users import User, find_user_by_email, get_user
@@ -24,6 +27,28 @@ _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 class ArgumentError(PyappError):
     """An argument names something that does not exist; the message says what to do."""
+
+
+class MissingRoleError(PyappError):
+    """The login of DATABASE_URL lacks a role; the message names it."""
+
+
+@contextmanager
+def needs_role(*roles: str) -> Iterator[None]:
+    """Name the roles of sql/roles.sql that can run the block, if the login cannot."""
+    try:
+        yield
+    except InsufficientPrivilege as exc:
+        raise MissingRoleError(
+            f"{exc.diag.message_primary}: this needs the role {' or '.join(roles)}, or"
+            " the owner of the schema"
+        ) from exc
+
+
+def require_yes(yes: bool, as_json: bool) -> None:
+    """Refuse a question where stdout may contain JSON only."""
+    if as_json and not yes:
+        raise typer.BadParameter("--json asks no question: give --yes too")
 
 
 def parse_time(text: str | None) -> datetime | None:
