@@ -206,6 +206,36 @@ def test_failed_migration_gives_one_line_and_leaves_nothing(
     assert query(empty_database, "SELECT to_regclass('app.p')") == [(None,)]
 
 
+@pytest.mark.parametrize("moment", ["begin", "commit"])
+def test_lost_connection_is_reported_and_the_run_can_be_repeated(
+    empty_database: str, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    migrate(empty_database, folder, count=1)
+    original = getattr(migration_session.Backend, moment)
+
+    def end_session(backend: migration_session.Backend) -> None:
+        query(
+            empty_database,
+            f"SELECT pg_terminate_backend({backend.connection.info.backend_pid}, 5000)",
+        )
+        original(backend)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migration_session.Backend, moment, end_session)
+        with pytest.raises(MigrationError) as caught:
+            migrate(empty_database, folder)
+
+    assert str(caught.value) == (
+        "the connection was lost before 0002_create_pages was known to be applied:"
+        " terminating connection due to administrator command; run it again, which"
+        " continues there"
+    )
+    assert migrate(empty_database, folder) == [
+        "0002_create_pages",
+        "0003_create_pages_id_idx",
+    ]
+
+
 def test_edited_and_missing_migrations_have_different_states(
     empty_database: str, folder: Path
 ) -> None:

@@ -28,6 +28,7 @@ _OF_SCHEMA = (
 )
 _MIGRATE = "{reason}; run: pyapp db migrate"
 _CONFLICT = "a concurrent transaction changed the same rows ({reason}): run it again"
+_ENDED = "the database ended the session ({reason}): run it again"
 _MEANINGS: dict[type, str] = {
     errors.InsufficientPrivilege: (
         "the role of DATABASE_URL lacks a privilege: {reason}"
@@ -50,9 +51,8 @@ _MEANINGS: dict[type, str] = {
     errors.ReadOnlySqlTransaction: (
         "the database is read-only ({reason}): is it a standby?"
     ),
-    errors.IdleInTransactionSessionTimeout: (
-        "the database ended the session ({reason}): run it again"
-    ),
+    errors.IdleInTransactionSessionTimeout: _ENDED,
+    errors.TransactionTimeout: _ENDED,
     psycopg.OperationalError: "the database connection was lost: {reason}",
 }
 

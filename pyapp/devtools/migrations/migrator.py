@@ -199,6 +199,8 @@ def _rename_marks(
     _, checksums = read_applied(backend.connection)
     known = {file.name: file for file in files}
     renamed = find_renamed(files, applied, checksums)
+    if not renamed:
+        return applied
     with backend.turn():
         for old, new in renamed.items():
             file = known[new]
@@ -223,7 +225,7 @@ def _run(
         if report is not None:
             report(Event("begins", file))
         began = time.monotonic()
-        with _translated_errors(file, verb):
+        with _translated_errors(backend, file, verb):
             _run_one(backend, file, "apply" if verb == "applied" else "rollback")
         backend.reset()
         seconds = round(time.monotonic() - began, 3)
@@ -276,7 +278,9 @@ def _is_open(backend: Backend, text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _translated_errors(file: MigrationFile, verb: Verb) -> Iterator[None]:
+def _translated_errors(
+    backend: Backend, file: MigrationFile, verb: Verb
+) -> Iterator[None]:
     """Turn an error of the server into one line that says what was kept."""
     try:
         yield
@@ -296,8 +300,26 @@ def _translated_errors(file: MigrationFile, verb: Verb) -> Iterator[None]:
             f" {file.name}"
         ) from exc
     except psycopg.Error as exc:
+        if backend.connection.closed:
+            # At the commit, either result is possible.
+            raise MigrationError(
+                f"the connection was lost before {file.name} was known to be {verb}:"
+                f" {_one_line(_first_error(exc))}; run it again, which continues there"
+            ) from exc
         kept = "nothing of it was kept" if file.is_transactional else "run it again"
         if isinstance(exc, psycopg.errors.UniqueViolation):
             kept = "correct the rows as CHANGELOG.md says, then run it again"
-        reason = " ".join(str(exc).partition("\nLINE ")[0].split())
-        raise MigrationError(f"{file.name} was not {verb}: {reason} ({kept})") from exc
+        raise MigrationError(
+            f"{file.name} was not {verb}: {_one_line(exc)} ({kept})"
+        ) from exc
+
+
+def _first_error(exc: BaseException) -> BaseException:
+    """Return the error that came first: a failed ROLLBACK hides it."""
+    while isinstance(exc.__context__, psycopg.Error):
+        exc = exc.__context__
+    return exc
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(exc).partition("\nLINE ")[0].split())
