@@ -61,6 +61,8 @@ RUN_BY = {
     "pyapp db plan": "tests/test_schema_docs.py",
     "pyapp prices delete": "tests/test_cli_prices.py",
     "pyapp prices end": "tests/test_cli_prices.py",
+    "pyapp sessions revoke": "tests/test_cli_users.py",
+    "pyapp users anonymize": "tests/test_cli_users.py",
     "pyapp stripe discard": "tests/test_cli_stripe.py",
     "pyapp stripe serve": "tests/test_stripe_web.py",
 }
