@@ -133,6 +133,10 @@ class StripeRequestError(PyappError):
     """Stripe refused a request, or did not answer; the message says which."""
 
 
+class OtherAccountError(PyappError):
+    """The API key is of another Stripe account; use the key of the right one."""
+
+
 class ReconcileRunningError(PyappError):
     """Another run of this kind is in progress; wait for it, or stop it."""
 

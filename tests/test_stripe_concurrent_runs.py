@@ -166,6 +166,7 @@ def test_reconciliation_resumes_after_sigkill(world: StripeWorld):
     assert done.found["missing_here"] == 900
     pages = world.fake.stats()["requests"]
     assert pages == {
+        "GET /v1/customers/:id": 1,  # proves the account
         "GET /v1/customers": 5 - counts // 100,
         "GET /v1/subscriptions": 5,
     }
@@ -185,5 +186,8 @@ def test_replay_resumes_after_sigkill(world: StripeWorld):
     done = replay_events(world.conn, world.client)
     assert (done.is_resumed, done.seen) == (True, 250)
     assert done.results["applied"] == 250
-    assert world.fake.stats()["requests"] == {"GET /v1/events": 2}
+    assert world.fake.stats()["requests"] == {
+        "GET /v1/customers/:id": 1,  # proves the account
+        "GET /v1/events": 2,
+    }
     assert len(world.events()) == 250

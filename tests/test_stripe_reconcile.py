@@ -8,6 +8,7 @@ import pytest
 
 from pyapp import users
 from pyapp._core.connection import connect
+from pyapp.errors import OtherAccountError
 from pyapp.stripe_sync import Difference, Refusal, reconcile
 from pyapp.stripe_sync import client as api
 from tests.fake_stripe import seeded_user_id
@@ -97,7 +98,16 @@ def test_object_unknown_to_stripe_becomes_deleted(world: StripeWorld):
     )
     shape = {"id": "cus_2", "object": "customer", "created": START, "metadata": {}}
     world.handle_event("customer.created", shape)
-    check_repair(world, ("missing_there", "sub_1"), ("missing_there", "cus_2"))
+    before = read_tables(world.conn)
+    for options in ({}, {"dry_run": True}):
+        with pytest.raises(OtherAccountError, match=r"\(cus_2, sub_1\); nothing was"):
+            world.reconcile(**options)
+    assert read_tables(world.conn) == before
+    assert kinds(world.reconcile(cleared=True)) == [
+        ("missing_there", "cus_2", True),
+        ("missing_there", "sub_1", True),
+    ]
+    assert world.reconcile() == []
     assert world.subscription_row("sub_1").status == "canceled"
     assert world.customer_row("cus_2").is_deleted
 
@@ -137,7 +147,8 @@ def test_object_with_any_id_is_fetched(world: StripeWorld):
         found = world.reconcile(dry_run=is_dry_run)
         assert kinds(found) == [("unlinked", CHOSEN, False)]
     requests = world.fake.stats()["requests"]
-    assert requests["GET /v1/customers/:id"] == 2
+    # Each run asks for it once more to prove the account.
+    assert requests["GET /v1/customers/:id"] == 4
 
 
 def test_id_that_is_no_part_of_a_path_is_refused(world: StripeWorld):
@@ -337,5 +348,6 @@ def test_pages_of_any_size_find_deleted_customers(
     assert {d.object_id for d in found} == gone
     requests = world.fake.stats()["requests"]
     assert requests["GET /v1/customers"] == 3
-    assert requests["GET /v1/customers/:id"] == 3
+    # The newest one proves the account.
+    assert requests["GET /v1/customers/:id"] == 3 + 1
     assert world.reconcile(page_size=4) == []

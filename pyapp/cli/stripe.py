@@ -192,6 +192,10 @@ def reconcile(
         bool,
         typer.Option("--match-email", help="Link customers to users by e-mail too."),
     ] = False,
+    cleared: Annotated[
+        bool,
+        typer.Option("--cleared", help="The account's test data was deleted."),
+    ] = False,
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Repeat, such as every 1h.")
     ] = None,
@@ -205,10 +209,12 @@ def reconcile(
     pause = None if every is None else parse_duration(every).total_seconds()
     if pause == 0:
         raise typer.BadParameter("--every must be greater than zero, such as 1h")
+    if cleared and every is not None:
+        raise typer.BadParameter("--cleared cannot be used with --every")
     client = make_client(load_settings())
     reconcile_once = partial(
         _reconcile_json if as_json else _reconcile_table,
-        partial(_reconcile, client, dry_run, match_email),
+        partial(_reconcile, client, dry_run, match_email, cleared),
     )
     result = reconcile_once()
     while pause is not None:
@@ -228,6 +234,7 @@ def _reconcile(
     client: StripeClient,
     dry_run: bool,
     match_email: bool,
+    cleared: bool,
     on_difference: Callable[[Difference], None],
     on_refusal: Callable[[Refusal], None],
 ) -> Reconciliation:
@@ -237,6 +244,7 @@ def _reconcile(
             client,
             dry_run=dry_run,
             match_email=match_email,
+            cleared=cleared,
             progress=progress,
             on_difference=on_difference,
             on_refusal=on_refusal,

@@ -18,6 +18,7 @@ from psycopg import Connection
 
 from pyapp._core.run import check_connection
 from pyapp.stripe_sync import store
+from pyapp.stripe_sync.account import require_own_account
 from pyapp.stripe_sync.client import with_retries
 from pyapp.stripe_sync.differences import KINDS, Difference, find_differences
 from pyapp.stripe_sync.objects import describe_id, has_more_items, require_id
@@ -86,6 +87,7 @@ def reconcile(
     on_difference: Callable[[Difference], None] | None = None,
     page_size: int = 100,
     on_refusal: Callable[[Refusal], None] | None = None,
+    cleared: bool = False,
 ) -> Reconciliation:
     """Compare all of Stripe's objects with the database, and repair the database.
 
@@ -95,8 +97,11 @@ def reconcile(
     proposes that user. *progress* is called after each page, *on_difference* after the
     commit that repairs it. An object that cannot be read or stored, or that another
     transaction locks for five seconds, is reported to *on_refusal*; the run goes on.
+    *cleared* means that the account's test data was deleted, and with it all objects
+    that the database knows.
 
     Raises:
+        OtherAccountError: Stripe has none of the newest objects, without *cleared*.
         ReconcileRunningError: another reconciliation is running.
         StripeRequestError: Stripe refused, was unavailable for minutes, or sent a page
             that cannot be read.
@@ -107,6 +112,8 @@ def reconcile(
         work = _Comparison(
             conn, client, run, dry_run, match_email, on_difference, on_refusal
         )
+        if not cleared:
+            require_own_account(conn, client)
         with own_transaction(conn):
             size = store.get_mirror_size(conn)
         expected = {"customers": size.customers, "subscriptions": size.subscriptions}

@@ -18,6 +18,7 @@ from psycopg import Connection
 from pyapp._core.validation import check_time
 from pyapp.errors import InvalidPayloadError, InvalidValueError, StripeRequestError
 from pyapp.stripe_sync import events
+from pyapp.stripe_sync.account import require_own_account
 from pyapp.stripe_sync.apply import (
     USED_TYPES,
     process_event,
@@ -78,6 +79,7 @@ def replay_events(
     Raises:
         InvalidValueError: *since* has no time zone, is in the future, or is older than
             30 days.
+        OtherAccountError: Stripe has none of the newest objects of the database.
         ReconcileRunningError: another replay is running.
         StripeRequestError: Stripe refused, was unavailable for minutes, or sent a page
             after which no other can be requested.
@@ -85,6 +87,7 @@ def replay_events(
     """
     first = _read_since(since)
     with start_run(conn, "replay") as run:
+        require_own_account(conn, client)
         cursor = run.load_cursor(
             lambda text: EventCursor.load(text, first), EventCursor(first)
         )

@@ -132,6 +132,14 @@ class UnlistedObject(NamedTuple):
     created_at: datetime | None
 
 
+class KnownObject(NamedTuple):
+    """A mirrored object that Stripe has listed or sent."""
+
+    object_type: ObjectType
+    id: str
+    created_at: datetime
+
+
 class MirrorSize(NamedTuple):
     """The numbers of mirrored objects."""
 
@@ -344,3 +352,8 @@ def _span(
 def get_mirror_size(conn: Connection[Any]) -> MirrorSize:
     """Return the numbers of mirrored customers and subscriptions."""
     return fetch_one(conn, MirrorSize, "get_mirror_size")
+
+
+def list_known_objects(conn: Connection[Any], *, limit: int) -> list[KnownObject]:
+    """Return the newest live customers and subscriptions, *limit* of each."""
+    return fetch_all(conn, KnownObject, "list_known_objects", limit=limit)

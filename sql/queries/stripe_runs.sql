@@ -16,6 +16,41 @@ SELECT
 FROM customers AS c
 CROSS JOIN subscriptions AS s;
 
+-- name: list_known_objects :many
+-- The newest live customers and subscriptions that Stripe has listed or sent.
+WITH customers AS (
+    SELECT
+        c.id,
+        c.created_at
+    FROM app.stripe_customers AS c
+    WHERE NOT c.is_deleted AND c.created_at IS NOT NULL
+    ORDER BY c.created_at DESC, c.id DESC
+    LIMIT :limit
+),
+
+subscriptions AS (
+    SELECT
+        s.id,
+        s.created_at
+    FROM app.stripe_subscriptions AS s
+    WHERE s.status NOT IN ('canceled', 'incomplete_expired')
+    ORDER BY s.created_at DESC, s.id DESC
+    LIMIT :limit
+)
+
+SELECT
+    'customers' AS object_type,
+    c.id,
+    c.created_at
+FROM customers AS c
+UNION ALL
+SELECT
+    'subscriptions' AS object_type,
+    s.id,
+    s.created_at
+FROM subscriptions AS s
+ORDER BY object_type ASC, created_at DESC, id DESC;
+
 -- name: try_lock_runs :one
 -- Allows one run of a kind at a time. The lock ends with the session, even if it is
 -- killed. If another session holds it, the other columns identify that session, if the
