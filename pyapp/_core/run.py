@@ -12,6 +12,7 @@ rolled back to. No effect of an interrupted call can be committed: where the cal
 be undone alone, the transaction is aborted.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -37,6 +38,20 @@ R = TypeVar("R")
 
 # No such savepoint exists: the error that this causes aborts the transaction.
 ABORT = b"ROLLBACK TO pyapp_aborts_an_interrupted_transaction"
+# Ends the plans of PL/pgSQL functions, also if its transaction is rolled back.
+DISCARD_PLANS = b"DISCARD PLANS"
+HAS_STALE_PLANS: "weakref.WeakSet[Connection[Any] | AsyncConnection[Any]]" = (
+    weakref.WeakSet()
+)
+# The functions of the server that raise an error for a plan made before a migration
+# changed a type. The text of the error depends on the server's language.
+_STALE_PLAN = {
+    "RevalidateCachedQuery": psycopg.errors.FeatureNotSupported,
+    "CheckVarSlotCompatibility": psycopg.errors.DatatypeMismatch,
+    "plpgsql_param_eval_recfield": psycopg.errors.DatatypeMismatch,
+    "plpgsql_param_eval_generic": psycopg.errors.DatatypeMismatch,
+    "plpgsql_param_eval_generic_ro": psycopg.errors.DatatypeMismatch,
+}
 
 # Rows that stream_rows reads at once; a row may hold a large payload.
 BATCH = 100
@@ -163,8 +178,38 @@ def _run(
     query: str,
     parameters: Mapping[str, Any],
 ) -> tuple[list[R], int]:
-    """Return the rows and their number; without *row*, only the number."""
+    """Return the rows and their number; without *row*, only the number.
+
+    A statement that begins a transaction, and fails because of a plan from before a
+    migration, is sent again without the old plans. In a transaction it fails, and the
+    next call ends the plans.
+    """
     require_connection(conn)
+    if HAS_STALE_PLANS and conn in HAS_STALE_PLANS and not is_failed(conn):
+        conn.execute(DISCARD_PLANS, prepare=False)
+        HAS_STALE_PLANS.discard(conn)
+    is_first = can_repeat(conn)
+    try:
+        return _send(conn, row, query, parameters)
+    except psycopg.Error as exc:
+        if not is_stale_plan(exc):
+            raise
+        if not is_first:
+            HAS_STALE_PLANS.add(conn)
+            raise
+    _roll_back(conn)
+    # psycopg ends its prepared statements when a transaction is rolled back.
+    with conn.transaction(force_rollback=True):
+        conn.execute(DISCARD_PLANS, prepare=False)
+    return _send(conn, row, query, parameters)
+
+
+def _send(
+    conn: Connection[Any],
+    row: Callable[..., R] | None,
+    query: str,
+    parameters: Mapping[str, Any],
+) -> tuple[list[R], int]:
     make = row_maker(row) if row else None
     cursor: Any = conn.cursor(row_factory=lambda _: make or tuple)
     use_own_loaders(cursor)
@@ -275,6 +320,23 @@ def undo(block: Transaction | AsyncTransaction) -> list[bytes]:
     """Return commands that restore the savepoint, or abort if it is released."""
     name = f'"{block.savepoint_name}"'.encode()
     return [b"ROLLBACK TO " + name, b"RELEASE " + name]
+
+
+def is_failed(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Return whether the transaction is aborted."""
+    return status(conn) == TransactionStatus.INERROR
+
+
+def can_repeat(conn: Connection[Any] | AsyncConnection[Any]) -> bool:
+    """Return whether a failed statement can be repeated: nothing is before it."""
+    pipeline = conn.pgconn.pipeline_status
+    return status(conn) == TransactionStatus.IDLE and not pipeline
+
+
+def is_stale_plan(exc: psycopg.Error) -> bool:
+    """Return whether a plan from before a migration is the reason of the error."""
+    expected = _STALE_PLAN.get(exc.diag.source_function or "")
+    return expected is not None and isinstance(exc, expected)
 
 
 def check_connection(

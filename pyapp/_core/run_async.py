@@ -32,8 +32,13 @@ from pyapp._core.run import (
     ABORT,
     BATCH,
     CURSORS,
+    DISCARD_PLANS,
+    HAS_STALE_PLANS,
+    can_repeat,
     check_connection,
+    is_failed,
     is_open,
+    is_stale_plan,
     is_unsettled,
     only,
     row_maker,
@@ -181,8 +186,33 @@ async def _run(
     transaction() block ends a closed connection without an error.
     """
     require_connection(conn, is_async=True)
-    work = _send(conn, row, query, parameters)
+    work = _send_again(conn, row, query, parameters)
     return await (_finish(conn, work, stops=True) if conn in _in_block else work)
+
+
+async def _send_again(
+    conn: AsyncConnection[Any],
+    row: Callable[..., R] | None,
+    query: str,
+    parameters: Mapping[str, Any],
+) -> tuple[list[R], int]:
+    """Send the statement; see `run._run` for plans from before a migration."""
+    if HAS_STALE_PLANS and conn in HAS_STALE_PLANS and not is_failed(conn):
+        await conn.execute(DISCARD_PLANS, prepare=False)
+        HAS_STALE_PLANS.discard(conn)
+    is_first = can_repeat(conn)
+    try:
+        return await _send(conn, row, query, parameters)
+    except psycopg.Error as exc:
+        if not is_stale_plan(exc):
+            raise
+        if not is_first:
+            HAS_STALE_PLANS.add(conn)
+            raise
+    await _roll_back(conn)
+    async with conn.transaction(force_rollback=True):
+        await conn.execute(DISCARD_PLANS, prepare=False)
+    return await _send(conn, row, query, parameters)
 
 
 async def _send(
