@@ -1,6 +1,8 @@
 """`pyapp doctor` names each problem and its remedy."""
 
 import io
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from rich.console import Console
 from pyapp.devtools.checks.doctor import Level, examine
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MissingExtraError
-from tests.support import run_cli, unfolded
+from pyapp.roles import ROLES
+from tests.role_logins import login_name, role_logins
+from tests.support import execute, run_cli, unfolded
 
 REPOSITORY = Path(__file__).parents[1]
 CHECKS = [
@@ -24,7 +28,10 @@ CHECKS = [
     "server version",
     "migrations",
     "schema",
+    "privileges",
 ]
+# A deployment needs no Docker and no embedded server.
+DEPLOYED = [name for name in CHECKS if name not in ("docker-compose.yml", "engine")]
 
 
 @pytest.fixture
@@ -165,15 +172,132 @@ def test_no_docker_and_no_embedded_server_is_a_problem(
     assert MissingExtraError("embedded").command in text
 
 
-def test_old_server_is_a_problem(
-    project: Path, database: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def migrated(module_database: str) -> str:
+    """Return the URL of a database that the migrations have built."""
+    execute(module_database, "DROP SCHEMA app CASCADE")
+    migrate(module_database)
+    return module_database
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, migrated: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a database whose environment is production, without files."""
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.delenv("NEXT_PUBLIC_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("DATABASE_URL", migrated)
+    monkeypatch.chdir(tmp_path)
+    return migrated
+
+
+def test_deployment_needs_no_files_and_no_engine(
+    deployed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database)
-    assert finding(project, "database")[0] is Level.OK
-    assert finding(project, "server version")[0] is Level.OK
+    def refuse(*_: object) -> None:
+        raise AssertionError("Docker and the embedded server are not asked for")
+
+    monkeypatch.setattr("pyapp.devtools.checks.doctor.docker", refuse)
+    monkeypatch.setattr("pyapp.devtools.server.local.running_kind", refuse)
+    found = {f.name: f for f in examine(Path.cwd())}
+
+    assert list(found) == DEPLOYED
+    assert found["files"].level is found["environment"].level is Level.OK
+    code, out, _ = run_cli("db", "status")
+    assert code == 0
+    assert out.splitlines()[0].startswith("PostgreSQL ")
+    assert "project" not in out
+
+
+def test_unreachable_deployment_names_no_local_command(
+    deployed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://pyapp:pyapp@localhost:1/pyapp")
+
+    code, out, _ = run_cli("doctor")
+
+    assert code == 1
+    assert "check the host, the port and the firewall" in unfolded(out)
+    assert not re.search("docker|embedded|db start", out, re.IGNORECASE)
+
+
+def test_answer_as_json_is_one_object(deployed: str) -> None:
+    code, out, err = run_cli("doctor", "--json")
+
+    found = json.loads(out)
+    assert (code, err, list(found)) == (0, "", ["problems", "findings"])
+    assert [one["name"] for one in found["findings"]] == DEPLOYED
+    assert {one["level"] for one in found["findings"]} == {"ok"}
+    assert all(one["text"] for one in found["findings"])
+
+
+@pytest.mark.parametrize("role", [*ROLES, None])
+def test_each_line_answers_or_names_the_grant(
+    deployed: str, monkeypatch: pytest.MonkeyPatch, role: str | None
+) -> None:
+    with role_logins(deployed) as logins:
+        login = logins[role or ROLES[0]]
+        name = login_name(login)
+        if role is None:
+            execute(deployed, f"REVOKE {ROLES[0]} FROM {name}")
+        monkeypatch.setenv("DATABASE_URL", login)
+        found = {f.name: f for f in examine(Path.cwd())}
+
+        assert list(found) == DEPLOYED
+        assert Level.PROBLEM not in {f.level for f in found.values()}
+        if role is None:
+            tables = "public._yoyo_migration, public.pyapp_migration_checksums"
+            grant = f"GRANT SELECT ON {tables} TO {name}"
+            assert found["migrations"].text.endswith(grant)
+        else:
+            assert found["migrations"].level is Level.OK
+        assert found["schema"].level is Level.UNKNOWN
+        assert role is None or "connect as their owner" in found["schema"].text
+
+
+GRANTED = {
+    "GRANT UPDATE ON app.messages TO pyapp_app": "GRANT UPDATE ON app.messages",
+    "GRANT UPDATE (credits) ON app.messages TO pyapp_sync": "GRANT UPDATE (credits)",
+    "GRANT pg_write_all_data TO pyapp_readonly": "GRANT pg_write_all_data TO",
+    "GRANT DELETE ON app.plans TO PUBLIC": "GRANT DELETE ON app.plans TO PUBLIC;",
+    "GRANT EXECUTE ON FUNCTION app.repair_usage_day(uuid, date) TO PUBLIC": (
+        "GRANT EXECUTE ON FUNCTION app.repair_usage_day(uuid, date) TO PUBLIC;"
+    ),
+    "REVOKE SELECT ON app.plans FROM pyapp_app": "GRANT SELECT ON app.plans TO",
+    "REVOKE EXECUTE ON FUNCTION app.add_months(timestamptz, integer) FROM PUBLIC": None,
+}
+
+
+def test_privileges_of_the_roles_are_compared_with_the_file(deployed: str) -> None:
+    """All changes in one comparison; an operator may take more from PUBLIC."""
+    assert finding(Path.cwd(), "privileges")[1].startswith("not compared: pyapp db rol")
+    with role_logins(deployed):
+        assert "equal" in finding(Path.cwd(), "privileges")[1]
+        execute(deployed, *GRANTED)
+        level, text = finding(Path.cwd(), "privileges")
+        code, out, _ = run_cli("db", "check")
+        execute(
+            deployed,
+            "REVOKE pg_write_all_data FROM pyapp_readonly",
+            "REVOKE DELETE ON app.plans FROM PUBLIC",
+            "GRANT EXECUTE ON FUNCTION app.add_months(timestamptz, integer) TO PUBLIC",
+        )
+
+    expected = [line for line in GRANTED.values() if line]
+    assert (level, code) == (Level.PROBLEM, 1)
+    assert f"differ from sql/roles.sql: {len(expected)};" in text
+    assert [line for line in expected if line not in unfolded(out)] == []
+    assert "app.add_months" not in out
+
+
+def test_old_server_is_a_problem(
+    deployed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path.cwd()
+    assert finding(root, "database")[0] is Level.OK
+    assert finding(root, "server version")[0] is Level.OK
 
     monkeypatch.setattr("pyapp.devtools.checks.doctor.OLDEST", 99)
-    assert finding(project, "server version")[0] is Level.PROBLEM
+    assert finding(root, "server version")[0] is Level.PROBLEM
 
 
 def test_pending_migrations_and_drift_are_problems(

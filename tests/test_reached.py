@@ -16,7 +16,7 @@ from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.devtools.server.urls import is_on_this_machine, local_target, name_reached
 from pyapp.errors import ConfigError, LocalServerError
 from tests.proxy import Proxy
-from tests.support import Server, run_cli
+from tests.support import Server, run_cli, unfolded
 from tests.temp_server import open_folder
 
 LOCAL = "postgresql://me:pw@localhost:5432/mine"
@@ -191,9 +191,9 @@ def test_address_is_named_if_a_parameter_sets_it(
 
     code, out, _ = run_cli("db", "rollback")
 
-    assert (code, out) == (
+    assert (code, unfolded(out)) == (
         0,
-        f"Nothing is applied at {redact_url(url)}?hostaddr=127.0.0.1\n",
+        f"Nothing is applied at {redact_url(url)}?hostaddr=127.0.0.1",
     )
 
 
@@ -225,14 +225,12 @@ def test_one_address_of_a_service_is_named_and_used(
     )
 
     code, out, _ = run_cli("db", "status")
-    assert (code, f" is up at {shown} (not this project's)\n" in out) == (0, True)
+    assert code == 0
+    assert f" is up at {shown} (not this project's)" in unfolded(out)
 
     code, out, err = run_cli("db", "rollback", "--yes")
-    assert (code, err, out.splitlines()[0]) == (
-        0,
-        "",
-        f"To be rolled back at {shown}:",
-    )
+    assert (code, err) == (0, "")
+    assert unfolded(out).startswith(f"To be rolled back at {shown}:")
     assert {s.state for s in list_migrations(empty_database)} == {"pending"}
 
 

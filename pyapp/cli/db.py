@@ -1,5 +1,6 @@
 """`pyapp db start | stop | status | reset | docs | plan | roles`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,12 @@ import typer
 from pyapp import roles
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import ArgumentError
-from pyapp.cli.console import confirmed, say
-from pyapp.cli.schema import say_migrations, schema_url
+from pyapp.cli.arguments import ArgumentError, AsJson
+from pyapp.cli.console import confirmed, print_json, say
+from pyapp.cli.schema_check import say_migrations, schema_url
 from pyapp.devtools.checks import query_plans
 from pyapp.devtools.checks.schema_docs import render_schema
+from pyapp.devtools.migrations.migrator import list_migrations
 from pyapp.devtools.server import local as server
 from pyapp.devtools.server.local import Kind
 
@@ -43,11 +45,18 @@ def stop() -> None:
     say(server.stop(load_settings()))
 
 
-def status() -> None:
+def status(as_json: AsJson = False) -> None:
     """Show whether the server runs and which migrations are applied."""
     settings = load_settings()
-    say(server.status(settings))
-    say_migrations(settings.database_url)
+    found = server.status(settings)
+    if not as_json:
+        say(str(found))
+    migrations = list_migrations(settings.database_url)
+    if as_json:
+        marks = [status._asdict() for status in migrations]
+        print_json({**asdict(found), "migrations": marks})
+    else:
+        say_migrations(migrations)
 
 
 def reset(

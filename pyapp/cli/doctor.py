@@ -1,11 +1,13 @@
 """`pyapp doctor`: checks of configuration, server and schema, with remedies."""
 
-import textwrap
+from typing import Annotated
 
 import typer
 
 from pyapp._core.config import find_root
-from pyapp.cli.console import line_width, say
+from pyapp._core.connection import connect
+from pyapp.cli.arguments import AsJson
+from pyapp.cli.console import print_json, say
 
 
 def register(app: typer.Typer) -> None:
@@ -13,23 +15,31 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor() -> None:
+def doctor(
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Server for scratch databases; default the live one, else a"
+            " temporary one.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check configuration, server and schema; exit 1 on a problem."""
     # Imported here, so that pyapp --help is fast.
-    from pyapp.devtools.checks.doctor import Level, examine
+    from pyapp.devtools.checks.doctor import Finding, Level, examine
 
-    problems = 0
-    for finding in examine(find_root()):
-        problems += finding.level is Level.PROBLEM
-        head = f"{finding.level:8} {finding.name:18}"
-        for line in _lines(finding.text, len(head) + 2):
-            say(f"{head}  {line}")
-            head = " " * len(head)
+    if scratch is not None:
+        connect(scratch).close()  # reports an invalid value before any finding
+    found: list[Finding] = []
+    for finding in examine(find_root(), scratch_url=scratch):
+        found.append(finding)
+        if not as_json:
+            head = f"{finding.level:8} {finding.name:18}"
+            say(f"{head}  {finding.text}", hanging=len(head) + 2)
+    problems = sum(finding.level is Level.PROBLEM for finding in found)
+    if as_json:
+        print_json({"problems": problems, "findings": [one._asdict() for one in found]})
     if problems:
         raise typer.Exit(1)
-
-
-def _lines(text: str, indent: int) -> list[str]:
-    """Return *text* wrapped for lines that begin with *indent* columns."""
-    width = max(line_width() - indent, 20)
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

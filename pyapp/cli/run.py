@@ -53,6 +53,10 @@ _MEANINGS: dict[type, str] = {
     ),
     errors.IdleInTransactionSessionTimeout: _ENDED,
     errors.TransactionTimeout: _ENDED,
+    errors.ProtocolViolation: (
+        "the server or the pooler refused this ({reason}): a pooler must be in"
+        " transaction or session mode"
+    ),
     psycopg.OperationalError: "the database connection was lost: {reason}",
 }
 
@@ -90,7 +94,18 @@ def run(arguments: list[str]) -> None:
         meaning = _explain_schema(exc) or explain(exc)
         if meaning is None:
             raise
-        _fail(meaning)
+        _fail(meaning + _find_grant(exc, arguments))
+
+
+def _find_grant(error: psycopg.Error, arguments: list[str]) -> str:
+    """Return which statement grants the privilege that a command lacks, if one does."""
+    if not isinstance(error, errors.InsufficientPrivilege):
+        return ""
+    # Imported here: only this error needs it.
+    from pyapp.cli.privileges import find_grant
+
+    grant = find_grant(arguments)
+    return f"; {grant}" if grant else ""
 
 
 def _explain_schema(error: psycopg.Error) -> str | None:

@@ -1,6 +1,5 @@
 """`pyapp db migrate | rollback | check | generate | maintain | erase-archived`."""
 
-import contextlib
 import logging
 import re
 from pathlib import Path
@@ -13,24 +12,18 @@ from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp._core.tool_sessions import connect_unlimited
 from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
-from pyapp.cli.console import confirmed, console, print_json, say
-from pyapp.cli.data_check import run_data_check
-from pyapp.devtools.checks.schema_diff import SchemaCheck
-from pyapp.devtools.checks.schema_diff import check as check_schema
+from pyapp.cli.console import confirmed, print_json, say
+from pyapp.cli.schema_check import adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
-from pyapp.devtools.migrations.adopt import adopt as adopt_migrations
 from pyapp.devtools.migrations.files import MigrationFile
-from pyapp.devtools.migrations.history import refuse_earlier
 from pyapp.devtools.migrations.states import MEANINGS
 from pyapp.devtools.server.urls import name_reached
 from pyapp.errors import (
     ArchiveError,
     ConfigError,
     GenerateError,
-    MissingPrivilegeError,
-    SchemaCheckError,
 )
 from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.sessions import delete_expired_sessions
@@ -44,7 +37,6 @@ GRANTS_ARE_LOST = (
 # How the first comment of a rollback begins that loses no data.
 NO_LOSS = ("Loses nothing", "Loses no data")
 UNKNOWN_LOSS = "Its file does not say what is lost."
-COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
 
 
 def register(app: typer.Typer) -> None:
@@ -59,19 +51,6 @@ def register(app: typer.Typer) -> None:
         erase_archived,
     ):
         app.command()(command)
-
-
-def schema_url(url: str | None = None) -> str:
-    """Return *url*, else DATABASE_URL, for a command that works on the schema.
-
-    Raises:
-        MigrationError: the database has migrations of the earlier history.
-    """
-    url = url or load_settings().database_url
-    # A role that may not read the marks may still use the schema.
-    with contextlib.suppress(MissingPrivilegeError), connect(url) as conn:
-        refuse_earlier(conn)
-    return url
 
 
 def migrate(
@@ -188,80 +167,6 @@ def _question(name: str, files: list[MigrationFile]) -> str:
     return f"Roll back at {name}? No data is lost."
 
 
-def adopt(
-    scratch: Annotated[
-        str | None,
-        typer.Option(help="Server for scratch databases; default the live one."),
-    ] = None,
-) -> None:
-    """Mark migrations on a database built by psql or by the earlier migrations.
-
-    Its structure is first proved on a copy. All data is kept.
-    """
-    url = load_settings().database_url
-    marked = adopt_migrations(url, scratch_url=scratch)
-    if not marked:
-        say("Nothing to adopt: the database has marks; run: pyapp db migrate")
-        return
-    for name in marked:
-        say(f"Marked {name}")
-    if migrator.pending(url):
-        say("Apply the later migrations with: pyapp db migrate")
-    say("If roles use the schema, update them with: pyapp db roles")
-
-
-def check(
-    url: Annotated[
-        str | None, typer.Option(help="Live database; default DATABASE_URL.")
-    ] = None,
-    scratch: Annotated[
-        str | None,
-        typer.Option(help="Server for scratch databases; default the live one."),
-    ] = None,
-    data: Annotated[
-        bool,
-        typer.Option("--data", help="Compare stored sums with their rows instead."),
-    ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="With --data: correct the sums.")
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=100_000, help="With --data: maximum number of rows of each kind."
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --data: print one JSON object.")
-    ] = False,
-) -> None:
-    """Compare the SQL files, the migrations and a live database; or check its data."""
-    if data:
-        if scratch is not None:
-            raise typer.BadParameter("--scratch cannot be used with --data")
-        most = 20 if limit is None else limit
-        run_data_check(
-            schema_url(url), limit=most, is_repairing=repair, as_json=as_json
-        )
-        return
-    if repair or as_json or limit is not None:
-        raise typer.BadParameter("--repair, --limit and --json need --data")
-    result = check_schema(schema_url(url), scratch_url=scratch)
-    if not result.differences:
-        say(
-            "the SQL files, the migrations and the live database are equal:"
-            f" {result.objects} objects"
-        )
-        return
-    _say_differences(result)
-    differences = (
-        "1 difference"
-        if result.differences == 1
-        else (f"{result.differences} differences")
-    )
-    raise SchemaCheckError(f"the schemas are not equal: {differences}")
-
-
 def generate(
     name: Annotated[str, typer.Argument(help="Name: verb_object.")],
     why: Annotated[
@@ -360,25 +265,6 @@ def _read_rename(text: str) -> Rename:
     if found is None:
         raise typer.BadParameter(f"{text!r} is not table.old=new")
     return Rename(*found.groups())
-
-
-def say_migrations(url: str) -> None:
-    """Print each migration and its state."""
-    for status in migrator.list_migrations(url):
-        moment = status.applied_at
-        when = f" {moment:%Y-%m-%d %H:%M:%S} UTC" if moment else ""
-        meaning = MEANINGS[status.state]
-        say(f"{status.name}: {meaning}{when if status.state == 'applied' else ''}")
-
-
-def _say_differences(result: SchemaCheck) -> None:
-    for status in result.wrong:
-        console.print(f"-- {status.name}: {MEANINGS[status.state]}", style="bold")
-    if result.wrong:
-        say("")
-    for comparison in result.comparisons:
-        for mark, line in comparison.report():
-            console.print(line, style=COLOURS[mark])
 
 
 def _sweep_sessions(url: str) -> int:

@@ -140,6 +140,43 @@ WHERE n.nspname = 'app'
         )
     );
 
+-- name: find_schema_owner :optional
+-- The role that migrates.
+SELECT r.rolname AS owner
+FROM pg_namespace AS n
+INNER JOIN pg_roles AS r ON n.nspowner = r.oid
+WHERE n.nspname = 'app';
+
+-- name: find_other_owner :optional
+-- The owner of schema app, if this role has not its privileges.
+SELECT r.rolname AS owner
+FROM pg_namespace AS n
+INNER JOIN pg_roles AS r ON n.nspowner = r.oid
+WHERE n.nspname = 'app' AND NOT pg_has_role(n.nspowner, 'USAGE');
+
+-- name: list_missing_roles :many
+-- The statements that create the roles of sql/roles.sql, if this role may not.
+SELECT format('CREATE ROLE %I NOLOGIN', w.name) AS statement
+FROM unnest(:names::text[]) WITH ORDINALITY AS w (name, position)
+WHERE
+    NOT EXISTS (
+        SELECT
+        FROM pg_roles AS r
+        WHERE r.rolname = w.name
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_roles AS r
+        WHERE r.rolname = current_user AND (r.rolsuper OR r.rolcreaterole)
+    )
+ORDER BY w.position;
+
+-- name: has_role :one
+-- Whether the role has the privileges of the role :name, which may not exist.
+SELECT COALESCE(bool_or(pg_has_role(r.oid, 'USAGE')), FALSE) AS has_role
+FROM pg_roles AS r
+WHERE r.rolname = :name::text;
+
 -- name: list_mark_grants :many
 -- What the role lacks to read which migrations are applied.
 WITH marks AS (

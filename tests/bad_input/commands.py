@@ -210,6 +210,7 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
     "db check url": (URLS, ("db", "check", "--url", "{}")),
     "db check scratch": (SCRATCH_URLS, ("db", "check", "--scratch", "{}")),
+    "doctor scratch": (SCRATCH_URLS, ("doctor", "--scratch", "{}")),
     "db adopt scratch": (SCRATCH_URLS, ("db", "adopt", "--scratch", "{}")),
     "db check limit": (NUMBERS, ("db", "check", "--data", "--limit", "{}")),
     "db generate name": (WORDS, ("db", "generate", "{}")),

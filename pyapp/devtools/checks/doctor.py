@@ -9,15 +9,15 @@ from typing import NamedTuple
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp._core.config import Settings, is_live_key, load_settings, read_values
-from pyapp._core.connection import connect, is_local
+from pyapp._core.connection import is_local
 from pyapp._core.extras import find_conflict
 from pyapp.devtools.checks import schema_diff
 from pyapp.devtools.migrations import migrator, states
 from pyapp.devtools.server import docker
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import require_unix
-from pyapp.devtools.server.local import readable_version, status
-from pyapp.errors import PyappError
+from pyapp.devtools.server.local import status
+from pyapp.errors import MissingPrivilegeError, NotComparedError, PyappError
 
 OLDEST, NEWEST = 15, 18
 
@@ -42,40 +42,55 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine(root: Path) -> Iterator[Finding]:
-    """Check the project at *root*; each check depends on those before it."""
+def examine(root: Path, *, scratch_url: str | None = None) -> Iterator[Finding]:
+    """Check the project at *root*; each check depends on those before it.
+
+    *scratch_url* is the server for the scratch databases of the comparison.
+    """
     if conflict := find_conflict():
         yield Finding("package", Level.PROBLEM, conflict)
     values = read_values(root)
     yield Finding("files", *_files(root, values))
-    yield Finding("environment", *_environment(values))
+    yield Finding("environment", *_environment(root, values))
     yield Finding("Stripe", *_stripe(values))
     try:
         settings = load_settings(root)
     except PyappError as exc:
         yield Finding("configuration", Level.PROBLEM, str(exc))
         return
-    yield Finding("docker-compose.yml", *_compose(settings))
-    yield Finding("engine", *_engine(settings))
-    checks = {"server version": _version, "migrations": _migrations, "schema": _schema}
+    if not _is_deployed(values):
+        yield Finding("docker-compose.yml", *_compose(settings))
+        yield Finding("engine", *_engine(settings))
+    later = ("server version", "migrations", "schema", "privileges")
     try:
-        yield Finding("database", Level.OK, status(settings))
+        server = status(settings)
     except PyappError as exc:
         yield Finding("database", Level.PROBLEM, str(exc))
-        for name in checks:
+        for name in later:
             yield Finding(name, Level.UNKNOWN, "the database is not available")
         return
-    for name, check in checks.items():
-        yield Finding(name, *check(settings.database_url))
+    yield Finding("database", Level.OK, str(server))
+    yield Finding("server version", *_version(server.version))
+    yield Finding("migrations", *_migrations(settings.database_url))
+    schema, privileges = _schema(settings.database_url, scratch_url)
+    yield Finding("schema", *schema)
+    yield Finding("privileges", *privileges)
+
+
+def _is_deployed(values: dict[str, str]) -> bool:
+    """Tell whether ENVIRONMENT is set to another value than local."""
+    return values.get("ENVIRONMENT", "local") != "local"
 
 
 def _files(root: Path, values: dict[str, str]) -> Result:
     names = ("stack.env", ".env.local")
     missing = [name for name in names if not (root / name).is_file()]
+    if ".env.local" not in missing and (root / ".env.local").stat().st_mode & 0o077:
+        return Level.WARNING, "others can read .env.local: chmod 600 .env.local"
     if not missing:
-        if (root / ".env.local").stat().st_mode & 0o077:
-            return Level.WARNING, "others can read .env.local: chmod 600 .env.local"
         return Level.OK, f"{' and '.join(names)} are in {root}"
+    if {"ENVIRONMENT", "DATABASE_URL"} <= values.keys() and _is_deployed(values):
+        return Level.OK, "not needed: ENVIRONMENT and DATABASE_URL are set"
     remedy = (
         "cp .env.local.example .env.local"
         if missing == [".env.local"]
@@ -86,14 +101,17 @@ def _files(root: Path, values: dict[str, str]) -> Result:
     return level, f"no {' and no '.join(missing)} in {root}: {remedy}"
 
 
-def _environment(values: dict[str, str]) -> Result:
+def _environment(root: Path, values: dict[str, str]) -> Result:
     ours, public = values.get("ENVIRONMENT"), values.get("NEXT_PUBLIC_ENVIRONMENT")
     if ours and ours == public:
         return Level.OK, ours
+    has_file = (root / "stack.env").is_file()
+    if ours and not public and not has_file:
+        return Level.OK, f"{ours}; NEXT_PUBLIC_ENVIRONMENT is not set here"
     return (
         Level.PROBLEM,
         f"ENVIRONMENT is {ours or 'not set'}, NEXT_PUBLIC_ENVIRONMENT is"
-        f" {public or 'not set'}: make them equal in stack.env",
+        f" {public or 'not set'}: make them equal{' in stack.env' if has_file else ''}",
     )
 
 
@@ -147,14 +165,12 @@ def _engine(settings: Settings) -> Result:
     return Level.OK, f"{obstacle.reason}; the embedded server is used"
 
 
-def _version(url: str) -> Result:
-    with connect(url) as conn:
-        number = conn.info.server_version
-    version = readable_version(number)
+def _version(version: str) -> Result:
+    major = int(version.partition(".")[0])
     supported = f"pyapp is tested on {OLDEST} to {NEWEST}"
-    if number // 10000 < OLDEST:
+    if major < OLDEST:
         return Level.PROBLEM, f"{version} is too old; {supported}"
-    if number // 10000 > NEWEST:
+    if major > NEWEST:
         return Level.WARNING, f"{version} is not tested yet; {supported}"
     return Level.OK, f"{version}; {supported}"
 
@@ -162,6 +178,8 @@ def _version(url: str) -> Result:
 def _migrations(url: str) -> Result:
     try:
         statuses = migrator.list_migrations(url)
+    except MissingPrivilegeError as exc:
+        return Level.UNKNOWN, str(exc)
     except PyappError as exc:
         return Level.PROBLEM, str(exc)
     for state, meaning in states.MEANINGS.items():
@@ -172,18 +190,41 @@ def _migrations(url: str) -> Result:
     return Level.OK, f"all {len(statuses)} are applied"
 
 
-def _schema(url: str) -> Result:
+def _schema(url: str, scratch_url: str | None) -> tuple[Result, Result]:
+    """Return the results for the schema and for the privileges of the roles."""
     try:
-        found = schema_diff.check(url)
+        found = schema_diff.check(url, scratch_url=scratch_url)
+    except (NotComparedError, MissingPrivilegeError) as exc:
+        not_compared = Level.UNKNOWN, f"not compared: {exc}"
+        return not_compared, (Level.UNKNOWN, "not compared, as the schema")
     except PyappError as exc:
-        return Level.PROBLEM, str(exc)
+        return (Level.PROBLEM, str(exc)), (Level.UNKNOWN, "the schema has a problem")
+    return _objects(found), _privileges(found.privileges)
+
+
+def _objects(found: schema_diff.SchemaCheck) -> Result:
     drift = sum(len(comparison.differences) for comparison in found.comparisons)
+    note = f" ({found.note})" if found.note else ""
     if drift:
         return (
             Level.PROBLEM,
             f"objects that differ: {drift}; see them with: pyapp db check",
         )
     if found.wrong:
-        return Level.OK, "the applied migrations built what they should"
-    text = f"all {found.objects} objects equal the SQL files and the migrations"
+        return Level.OK, f"the applied migrations built what they should{note}"
+    text = f"all {found.objects} objects equal the SQL files and the migrations{note}"
     return Level.OK, text
+
+
+def _privileges(found: schema_diff.PrivilegeCheck | None) -> Result:
+    if found is None:
+        return Level.UNKNOWN, "compared when all migrations are applied"
+    if found.comparison is None:
+        return Level.OK, f"not compared: {found.note}"
+    if drift := len(found.comparison.differences):
+        return (
+            Level.PROBLEM,
+            f"privileges that differ from sql/roles.sql: {drift}; see them with: pyapp"
+            " db check; pyapp db roles restores those of the three roles",
+        )
+    return Level.OK, "those of the three roles equal sql/roles.sql"

@@ -59,7 +59,7 @@ def expected_privileges(url: str) -> Objects:
     """Return what sql/roles.sql grants at *url*, a scratch database; it keeps nothing.
 
     Raises:
-        psycopg.errors.InsufficientPrivilege: the role may not create the roles.
+        MissingPrivilegeError: the role may not create the roles.
     """
     with connect(url) as conn:
         try:

@@ -38,7 +38,7 @@ from pyapp.devtools.migrations.migrator import (
 )
 from pyapp.devtools.migrations.states import MigrationStatus
 from pyapp.devtools.server.pg_dump import choose_pg_dump
-from pyapp.errors import PyappError, SchemaCheckError
+from pyapp.errors import MissingPrivilegeError, PyappError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
 ROLES_FILE = "sql/roles.sql"
@@ -279,8 +279,8 @@ def _check_privileges(url: str, migrated: str, expected: Objects) -> PrivilegeCh
         return PrivilegeCheck(None, "pyapp db roles has not been run here")
     try:
         granted = expected_privileges(migrated)
-    except psycopg.errors.InsufficientPrivilege:
-        return PrivilegeCheck(None, "the role may not create roles for a comparison")
+    except (psycopg.errors.InsufficientPrivilege, MissingPrivilegeError):
+        return PrivilegeCheck(None, "the role may not create roles on that server")
     live, granted = without_stricter(live, granted)
     live = {
         title: text

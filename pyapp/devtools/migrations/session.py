@@ -17,7 +17,7 @@ from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
 from pyapp._core.connection import connect
-from pyapp._core.run import execute, fetch_all
+from pyapp._core.run import execute, fetch_all, fetch_optional
 from pyapp._core.tool_sessions import require_own_session, take_lock
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import (
@@ -144,6 +144,11 @@ def record_checksum(backend: Backend, file: MigrationFile) -> None:
 def _require_grants(
     conn: psycopg.Connection[Any], tables: Bookkeeping, is_building: bool
 ) -> None:
+    if owner := fetch_optional(conn, str, "find_other_owner"):
+        raise MigrationError(
+            f"the role {conn.info.user} does not own schema app: connect as its owner,"
+            f" {owner}"
+        )
     has_all = tables.has_lock and tables.has_migrations and tables.has_checksums
     grants = fetch_all(
         conn,

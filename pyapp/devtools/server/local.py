@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -122,24 +122,54 @@ def stop(settings: Settings) -> str:
     return f"PostgreSQL is stopped ({kind or Kind.EMBEDDED}); its data stays"
 
 
-def status(settings: Settings) -> str:
-    """Return a report about the server at DATABASE_URL.
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """A healthy server; `origin` says what runs it, None outside the local environment.
+
+    `url` is for messages, without the password.
+    """
+
+    version: str
+    url: str
+    is_standby: bool
+    is_read_only: bool
+    origin: str | None
+
+    def __str__(self) -> str:
+        origin = f" ({self.origin})" if self.origin else ""
+        mode = "a standby" if self.is_standby else "read-only"
+        is_limited = self.is_standby or self.is_read_only
+        limit = f", {mode}" if is_limited else ""
+        return f"PostgreSQL {self.version} is up at {self.url}{origin}{limit}"
+
+
+class _Mode(NamedTuple):
+    is_standby: bool
+    is_read_only: bool
+
+
+def status(settings: Settings) -> ServerStatus:
+    """Return the state of the server at DATABASE_URL.
 
     Raises:
         DatabaseUnavailableError: it is not healthy.
     """
-    kind, owner = _find_kind(settings)
+    origin, owner = None, None
+    if settings.environment in (None, "local"):
+        kind, owner = _find_kind(settings)
+        whose = f"of {owner}: choose another port for a server of this folder"
+        origin = whose if owner else str(kind)
     try:
         with connect(settings.database_url) as conn:
             version = readable_version(conn.info.server_version)
             name = name_reached(settings.database_url, conn).name
+            mode = fetch_one(conn, _Mode, "get_server_mode")
     except DatabaseUnavailableError as exc:
         if owner is None:
             raise
         text = f"{exc}; {_occupied(local_target(settings.database_url), owner)}"
         raise LocalServerError(text) from exc
-    whose = f"of {owner}: choose another port for a server of this folder"
-    return f"PostgreSQL {version} is up at {name} ({whose if owner else kind})"
+    return ServerStatus(version, name, *mode, origin)
 
 
 def _find_kind(settings: Settings) -> tuple[Kind, Path | None]:
