@@ -246,6 +246,18 @@ class TestAnonymize:
         again = run("users", "anonymize", str(person.user_id), "--yes")
         assert again.startswith(f"user {person.user_id} is anonymized\n")
 
+    def test_an_active_subscription_is_to_be_canceled_at_stripe(
+        self, own: Connection, person: Person
+    ):
+        own.execute(
+            "UPDATE app.users SET subscription_status = 'active' WHERE id = %s",
+            [person.user_id],
+        )
+
+        text = unfolded(run("users", "anonymize", email_of(person), "--yes"))
+
+        assert "is active: Stripe charges the customer until it is canceled" in text
+
     def test_json_has_the_payers_and_asks_no_question(self, person: Person):
         words = ("users", "anonymize", str(person.user_id), "--json")
         code, out, err = run_cli(*words, answer="y\n")
@@ -348,4 +360,4 @@ def test_a_command_that_the_login_cannot_run_names_the_role(
                 else:
                     assert code == 1
                     assert err.startswith("error: permission denied for "), command
-                    assert "this needs the role pyapp_app, or the owner" in err
+                    assert "this needs the role pyapp_app, with the grants" in err

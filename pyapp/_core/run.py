@@ -102,6 +102,7 @@ def stream_rows(
     at a time. It ends with the transaction. Under autocommit, the server stores all
     rows at once, and the iterator ends with the session.
     """
+    require_connection(conn)
     is_held = conn.autocommit and status(conn) == TransactionStatus.IDLE
     make = row_maker(row)
     cursor = conn.cursor(
@@ -109,6 +110,7 @@ def stream_rows(
         row_factory=lambda _: make,
         withhold=is_held,
     )
+    use_own_loaders(cursor)
     try:
         cursor.execute(statement(query), parameters)
         first = cursor.fetchmany(BATCH)

@@ -96,6 +96,7 @@ async def stream_rows(
     **parameters: Any,
 ) -> AsyncIterator[R]:
     """Return an iterator over the rows in the query's order; see `run.stream_rows`."""
+    require_connection(conn, is_async=True)
     is_held = conn.autocommit and status(conn) == TransactionStatus.IDLE
     make = row_maker(row)
     cursor = conn.cursor(
@@ -103,6 +104,7 @@ async def stream_rows(
         row_factory=lambda _: make,
         withhold=is_held,
     )
+    use_own_loaders(cursor)
     try:
         await cursor.execute(statement(query), parameters)
         first = await cursor.fetchmany(BATCH)

@@ -39,9 +39,10 @@ def needs_role(*roles: str) -> Iterator[None]:
     try:
         yield
     except InsufficientPrivilege as exc:
+        needed = " or ".join(roles)
         raise MissingRoleError(
-            f"{exc.diag.message_primary}: this needs the role {' or '.join(roles)}, or"
-            " the owner of the schema"
+            f"{exc.diag.message_primary}: this needs the role {needed}, with the grants"
+            " of the last pyapp db roles, or the owner of the schema"
         ) from exc
 
 

@@ -58,6 +58,11 @@ _KEPT = (
     "Kept: messages and daily usage, which are the bill, completed referrals, Stripe's"
     " ids, and Stripe's events until pyapp stripe prune deletes their payloads."
 )
+# Why an active subscription buys no plan.
+_WITHOUT_PLAN = {
+    "no_quantity": "the quantity of its price is 0",
+    "unknown_price": "no plan has the price",
+}
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 UserArgument = Annotated[
@@ -162,6 +167,7 @@ def anonymize(
             {
                 "user_id": left.id,
                 "anonymized_at": left.anonymized_at,
+                "subscription_status": left.subscription_status,
                 "payers": list(map(str, payers)),
             }
         )
@@ -241,7 +247,9 @@ def _plan(
     user: User, quota: Quota, entitlement: Entitlement
 ) -> Iterator[tuple[str, str]]:
     status = entitlement.subscription_status
-    yield "plan", entitlement.plan_id or "no paid plan"
+    why = _WITHOUT_PLAN.get(entitlement.reason or "")
+    without = f"no paid plan: {why}" if why else "no paid plan"
+    yield "plan", entitlement.plan_id or without
     yield (
         "quota",
         f"{quota.credits_used:,.2f} of {format_amount(quota.quota)} credits used"
@@ -298,6 +306,7 @@ def _object(
         "end_date": quota.end_date,
         "is_blocked": quota.is_blocked,
         "plan_id": entitlement.plan_id,
+        "reason": entitlement.reason,
         "ends_at": entitlement.ends_at,
         "trial_end": entitlement.trial_end,
         "pending_referrals": referrals.pending_count,
@@ -320,6 +329,12 @@ def _say_erased(user: User, fingerprints: list[UUID]) -> None:
             f" {', '.join(map(str, fingerprints))}"
         )
     say(_KEPT)
+    if user.subscription_active:
+        say(
+            f"Subscription {user.stripe_subscription_id} is"
+            f" {user.subscription_status}: Stripe charges the customer until it is"
+            " canceled or deleted there."
+        )
     say("Archives and backups are not changed. For each folder of archives:")
     for payer in (user.id, *fingerprints):
         say(f"  pyapp db erase-archived DIR --payer {payer}")
