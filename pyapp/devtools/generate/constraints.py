@@ -57,11 +57,11 @@ class ConstraintDrafter:
         for (table, before), after in self._renamed.items():
             up = alter_table(table, f"RENAME CONSTRAINT {before} TO {after}")
             down = alter_table(table, f"RENAME CONSTRAINT {after} TO {before}")
-            yield Change(self._title(table, after), "change", [Step(up)], [Step(down)])
+            yield self._change((table, after), [Step(up)], [Step(down)])
         if not self.is_online:
             for key in self._gone:
                 add = self._add(self.old, key)
-                yield Change(self._title(*key), "change", [self._drop(key)], add)
+                yield self._change(key, [self._drop(key)], add)
 
     def draft(self) -> Iterator[Change]:
         """Yield what follows the changes of the columns."""
@@ -77,7 +77,9 @@ class ConstraintDrafter:
                 yield from self._create(key)
         for key, definition in self.new.dumped.constraints.items():
             if self.old.dumped.constraints.get(key) == definition:
-                yield from change_settings(self._title(*key), self.old, self.new)
+                yield from change_settings(
+                    self._title(*key), key[0], self.old, self.new
+                )
 
     @property
     def gaining_keys(self) -> set[str]:
@@ -131,7 +133,7 @@ class ConstraintDrafter:
             yield from self._create_rule(key, key[1])
         else:
             add = self._add(self.new, key)
-            yield Change(self._title(*key), "change", add, [self._drop(key)])
+            yield self._change(key, add, [self._drop(key)])
 
     def _replace(self, key: Key) -> Iterator[Change]:
         table, name = key
@@ -170,7 +172,7 @@ class ConstraintDrafter:
         if name == key[1]:
             add += comment_steps(self.new, "TABCONSTRAINT", table, name)
         drop = Step(alter_table(table, f"DROP CONSTRAINT {name}"))
-        yield Change(self._title(*key), "change", add, [drop])
+        yield self._change(key, add, [drop])
         yield self._validate(table, name, add)
 
     def _validate(self, table: str, name: str, add: list[Step]) -> Change:
@@ -206,15 +208,21 @@ class ConstraintDrafter:
             *self._extras(self.new, key),
         ]
         # A dropped key takes its index with it, which the migration before has built.
+        # Created last, it is read last, so errors report the name of the key.
         note = f"Blocks writes to app.{table} while the index is built."
-        down = [self._drop(key), Step(blocking(build), note=note)]
+        built = Step(blocking(build), note=note)
+        down = [self._drop(key), built]
         if key in self.old.dumped.constraints:
             up = [self._drop(key, is_replaced=True), *up]
-            down += self._add(self.old, key)
+            down = [self._drop(key), *self._add(self.old, key), built]
         yield self._finish(key, up, down)
 
+    def _change(self, key: Key, up: list[Step], down: list[Step]) -> Change:
+        return Change(self._title(*key), "change", up, down, table=key[0])
+
     def _finish(self, key: Key, up: list[Step], down: list[Step]) -> Change:
-        return Change(self._title(*key), "finish", up, down, key[1])
+        table, name = key
+        return Change(self._title(*key), "finish", up, down, name, table=table)
 
     def _drop(self, key: Key, *, is_replaced: bool = False) -> Step:
         if is_replaced:

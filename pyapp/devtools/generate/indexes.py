@@ -66,7 +66,7 @@ class IndexDrafter:
                 yield from self._create(index)
             else:
                 gone.remove(renamed)
-                yield _rename(renamed.name, name)
+                yield _rename(renamed, index)
         for index in gone:
             yield self._drop(index)
 
@@ -85,7 +85,7 @@ class IndexDrafter:
         source = self.new.sources.objects["INDEX", index.name].render()
         if self.new.is_partitioned(index.table):
             create, drop = self._in_transaction(self.new, index), _drop(index)
-            yield Change(_title(index), "change", create, [drop])
+            yield Change(_title(index), "change", create, [drop], table=index.table)
             return
         name = index.name
         if name in self.old.names:  # of a constraint
@@ -97,7 +97,7 @@ class IndexDrafter:
         back = [_rename_step(index.name, name)] if renames else []
         up = renames + extras + index.settings
         if up:
-            yield Change(_title(index), "finish", up, undone + back, index.name)
+            yield _finish(index, up, undone + back)
 
     def _drop(self, index: _Index) -> Change:
         """Return the change that drops the index, CONCURRENTLY if its rollback may be.
@@ -110,7 +110,7 @@ class IndexDrafter:
             or (index.is_unique and index.table in self.gaining_keys)
         ):
             create = self._in_transaction(self.old, index)
-            return Change(_title(index), "finish", [_drop(index)], create, index.name)
+            return _finish(index, [_drop(index)], create)
         return self._drop_concurrently(index)
 
     def _drop_concurrently(self, index: _Index) -> Change:
@@ -124,14 +124,13 @@ class IndexDrafter:
         )
 
     def _alter(self, old: _Index, new: _Index) -> Iterator[Change]:
-        title = _title(new)
         if old.body == new.body:
-            yield from change_settings(title, self.old, self.new)
+            yield from change_settings(_title(new), new.table, self.old, self.new)
             return
         if self.new.is_partitioned(new.table):
             up = [_drop(old), *self._in_transaction(self.new, new)]
             down = [_drop(new), *self._in_transaction(self.old, old)]
-            yield Change(title, "finish", up, down, new.name)
+            yield _finish(new, up, down)
             return
         temporary = temporary_name(new.name, self.old, self.new)
         source = self.new.sources.objects["INDEX", new.name].render()
@@ -150,7 +149,7 @@ class IndexDrafter:
             down = [*down, *self._in_transaction(self.old, old)]
         else:
             yield self._drop_concurrently(old)
-        yield Change(title, "finish", up, down, new.name)
+        yield _finish(new, up, down)
 
     def _in_transaction(self, side: Side, index: _Index) -> list[Step]:
         """Return the steps that build the index while writers wait."""
@@ -179,13 +178,18 @@ def _build(index: _Index, source: str, name: str) -> Change:
     return Change(_title(index), "build", [build], [undo], name, comment)
 
 
+def _finish(index: _Index, up: list[Step], down: list[Step]) -> Change:
+    title, table = _title(index), index.table
+    return Change(title, "finish", up, down, index.name, table=table)
+
+
 def _drop(index: _Index) -> Step:
     return Step(f"DROP INDEX app.{index.name};")
 
 
-def _rename(old: str, new: str) -> Change:
-    up, down = _rename_step(old, new), _rename_step(new, old)
-    return Change(f"INDEX app.{new}", "change", [up], [down])
+def _rename(old: _Index, new: _Index) -> Change:
+    up, down = _rename_step(old.name, new.name), _rename_step(new.name, old.name)
+    return Change(_title(new), "change", [up], [down], table=new.table)
 
 
 def _rename_step(old: str, new: str) -> Step:

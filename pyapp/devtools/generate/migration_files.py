@@ -82,7 +82,7 @@ def _lay_out_changes(
         for phase in ("change", "build", "validate", "drop", "finish")
     }
     migrations = [
-        *_in_transaction(name, why, phases["change"]),
+        *_by_table("alter", name, why, phases["change"]),
         *(_outside_transaction("create", why, change) for change in phases["build"]),
         *_in_transaction(
             f"validate_{_named_after(phases['validate'], name)}",
@@ -91,19 +91,36 @@ def _lay_out_changes(
         ),
         *(_outside_transaction("drop", why, change) for change in phases["drop"]),
     ]
-    finishing = f"finish_{_named_after(phases['finish'], name)}"
     comment = f"{why}\n-- {_FINISHES}" if migrations else why
-    migrations += _in_transaction(finishing, comment, phases["finish"])
+    migrations += _by_table("finish", name, comment, phases["finish"])
     return [
         replace(migration, name=name) if n == 0 else migration
         for n, migration in enumerate(migrations)
     ]
 
 
+def _by_table(
+    verb: str, name: str, comment: str, changes: Sequence[Change]
+) -> Iterator[NewMigration]:
+    """Yield a migration for each table, after one for all that belongs to none.
+
+    Programs that lock two tables in another order would deadlock with one transaction.
+    Comments take weak locks, and are added to the last one.
+    """
+    comments = [change for change in changes if change.title.startswith("COMMENT ")]
+    others = [change for change in changes if change not in comments]
+    tables = sorted(dict.fromkeys(change.table for change in others), key=bool) or [""]
+    for table in tables:
+        group = [change for change in others if change.table == table]
+        group += comments if table == tables[-1] else []
+        ending = _named_after(group, table or name)
+        yield from _in_transaction(f"{verb}_{ending}", comment, group)
+
+
 def _named_after(changes: Sequence[Change], name: str) -> str:
     """Return the name of the only object, else *name*."""
     names = {change.name for change in changes}
-    return names.pop() if len(names) == 1 else name
+    return (names.pop() if len(names) == 1 else "") or name
 
 
 def _in_transaction(

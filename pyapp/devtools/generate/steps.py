@@ -42,7 +42,8 @@ class Change:
     """The steps for one object in one phase, and those that undo them.
 
     `title` is the object's in a dump, and `name` what its file is named after.
-    `comment` is for the file of a statement outside a transaction.
+    `comment` is for the file of a statement outside a transaction. `table` is the
+    existing table that is locked, if it is one.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Change:
     down: Sequence[Step]
     name: str = ""
     comment: str = ""
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Rename:
             "change",
             [self.step()],
             [Rename(self.table, self.new, self.old).step()],
+            table=self.table,
         )
 
     def step(self) -> Step:
@@ -158,11 +161,12 @@ def unset(settings: Sequence[Step]) -> list[Step]:
     return steps
 
 
-def change_settings(title: str, old: Side, new: Side) -> Iterator[Change]:
+def change_settings(title: str, table: str, old: Side, new: Side) -> Iterator[Change]:
     """Yield the change of the settings of an index that has the same definition."""
     before, after = (read_settings(side.objects.get(title, "")) for side in (old, new))
     if before != after:
-        yield Change(title, "change", after or unset(before), before or unset(after))
+        up, down = after or unset(before), before or unset(after)
+        yield Change(title, "change", up, down, table=table)
 
 
 def temporary_name(name: str, *sides: Side) -> str:

@@ -7,7 +7,7 @@ files or the migrations if they define the object. Every draft is proved by
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyapp.devtools.checks.schema_diff import Difference, compare
@@ -83,7 +83,9 @@ class StructureDrafter:
         differences = compare("", self.old.objects, "", self.new.objects).differences
         changes += _change_rows(differences)
         changes += self._change_comments(changes)
-        return changes
+        if self.is_online:
+            return changes
+        return [replace(change, table="") for change in changes]
 
     def _kept_tables(self) -> list[str]:
         """Return the tables on both sides that change for themselves."""
@@ -99,7 +101,8 @@ class StructureDrafter:
         for title in self.old.objects:
             if self._is_changed_trigger(title) and title in self.new.objects:
                 drop, create = _drop_trigger(title), _create_trigger(self.old, title)
-                yield Change(title, "change", [drop], create)
+                table = _trigger(title)[0]
+                yield Change(title, "change", [drop], create, table=table)
 
     def _create_triggers(self) -> Iterator[Change]:
         kept = self._kept_tables()
@@ -107,7 +110,9 @@ class StructureDrafter:
             if self._is_changed_trigger(title):
                 is_kept = _trigger(title)[0] in kept
                 drop = [_drop_trigger(title)] if is_kept else []
-                yield Change(title, "change", _create_trigger(self.new, title), drop)
+                table = _trigger(title)[0] if is_kept else ""
+                create = _create_trigger(self.new, title)
+                yield Change(title, "change", create, drop, table=table)
 
     def _drop_triggers(self) -> Iterator[Change]:
         """Drop the triggers that only the old schema has."""
@@ -117,7 +122,8 @@ class StructureDrafter:
                 is_kept = _trigger(title)[0] in kept
                 drop = [_drop_trigger(title)] if is_kept else []
                 create = _create_trigger(self.old, title)
-                yield Change(title, "finish", drop, create, _trigger(title)[1])
+                table, name = _trigger(title)
+                yield Change(title, "finish", drop, create, name, table=table)
 
     def _is_changed_trigger(self, title: str) -> bool:
         return title.startswith("TRIGGER app.") and (
@@ -138,7 +144,8 @@ class StructureDrafter:
             if table in self.old.tables and table not in self.new.tables:
                 drop = Step(f"DROP TABLE app.{table};", loses=f"app.{table}")
                 create = _create_table(self.old, table)
-                yield Change(f"TABLE app.{table}", "finish", [drop], create, table)
+                title = f"TABLE app.{table}"
+                yield Change(title, "finish", [drop], create, table, table=table)
 
     def _alter_columns(self, table: str) -> Iterator[Change]:
         """Yield the changes of the columns that the new table has."""
@@ -152,16 +159,17 @@ class StructureDrafter:
                 up = _add_column(self.new, table, name, new[name])
                 down = _add_column(self.old, table, name, column)
                 drop = _drop_column(table, name)
-                yield Change(title, "change", [drop, *up], [drop, *down])
+                yield Change(title, "change", [drop, *up], [drop, *down], table=table)
             else:
                 up = list(_alter_column(self.new, table, name, column, new[name]))
                 down = list(_alter_column(self.old, table, name, new[name], column))
                 if up or down:
-                    yield Change(title, "change", up, down)
+                    yield Change(title, "change", up, down, table=table)
         for name, column in new.items():
             if name not in old:
                 add = _add_column(self.new, table, name, column)
-                yield Change(title, "change", add, [_drop_column(table, name)])
+                drop = _drop_column(table, name)
+                yield Change(title, "change", add, [drop], table=table)
 
     def _is_remade(self, old: _Column, new: _Column) -> bool:
         """Tell whether a generated column is dropped and added."""
@@ -179,7 +187,8 @@ class StructureDrafter:
                     _drop_column(table, name),
                     _add_column(self.old, table, name, column),
                 )
-                yield Change(f"TABLE app.{table}", "finish", [drop], add, table)
+                title = f"TABLE app.{table}"
+                yield Change(title, "finish", [drop], add, table, table=table)
 
     def _create_others(self) -> Iterator[Change]:
         for title in self.new.objects:
@@ -316,7 +325,7 @@ def _change_rows(differences: Sequence[Difference]) -> Iterator[Change]:
             continue
         up = _change_row(row["id"], difference.left, difference.right)
         down = _change_row(row["id"], difference.right, difference.left)
-        yield Change(difference.title, "change", [up], [down])
+        yield Change(difference.title, "change", [up], [down], table="plans")
 
 
 def _change_row(plan: str, before: str | None, after: str | None) -> Step:
