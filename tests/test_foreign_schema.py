@@ -1,5 +1,6 @@
 """A schema app, or marks of yoyo, that belong to another program are left alone."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -11,12 +12,19 @@ from yoyo import get_backend
 from yoyo import read_migrations as yoyo_migrations
 
 from pyapp._core.connection import connect
+from pyapp._core.queries import sql_dir
 from pyapp.devtools.checks.schema_diff import check, load_schema
 from pyapp.devtools.migrations.adopt import adopt
 from pyapp.devtools.migrations.files import read_migrations
-from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
-from pyapp.errors import MigrationError
+from pyapp.devtools.migrations.migrator import (
+    list_migrations,
+    list_rollbacks,
+    migrate,
+    rollback,
+)
+from pyapp.errors import MigrationError, SchemaCheckError
 from pyapp.plans import list_plans
+from tests.backups import rows_of
 from tests.support import execute, run_cli, states, yoyo
 
 NAMES = [file.name for file in read_migrations()]
@@ -159,6 +167,19 @@ def test_dropped_schema_is_not_up_to_date(empty_database: str):
     assert migrate(empty_database) == NAMES
 
 
+def test_schema_that_psql_built_in_part_is_named(empty_database: str):
+    schema = (sql_dir() / "schema.sql").read_text(encoding="utf-8")
+    execute(empty_database, schema.partition("-- stripe_customers\n")[0])
+    with pytest.raises(SchemaCheckError) as refused:
+        adopt(empty_database)
+    assert re.fullmatch(
+        r"the database has only a part of the SQL files: \d+ objects are missing; if it"
+        r" has no data, run in psql: DROP SCHEMA app CASCADE, then: pyapp db migrate;"
+        r" nothing was changed",
+        str(refused.value),
+    )
+
+
 def test_empty_schema_of_the_migrator_is_filled_and_keeps_its_grants(
     empty_database: str, logins: tuple[str, str]
 ):
@@ -193,3 +214,75 @@ def test_empty_schema_of_another_role_needs_another_owner(
         migrate(url)
     execute(empty_database, f"ALTER SCHEMA app OWNER TO {migrator}")
     assert migrate(url, count=1) == NAMES[:1]
+
+
+SHOP = (
+    "CREATE SCHEMA shop",
+    "CREATE TABLE shop.orders (user_id uuid NOT NULL REFERENCES app.users)",
+    "CREATE TABLE shop.ratings (subject_id uuid, message_id uuid,"
+    " FOREIGN KEY (subject_id, message_id) REFERENCES app.messages)",
+    "CREATE VIEW shop.spend AS SELECT user_id, cost FROM app.messages",
+    "CREATE TRIGGER orders_set_updated_at BEFORE UPDATE ON shop.orders"
+    " FOR EACH ROW EXECUTE FUNCTION app.set_updated_at()",
+    "CREATE FUNCTION shop.months(timestamptz) RETURNS timestamptz LANGUAGE sql"
+    " RETURN app.add_months($1, 1)",
+)
+DEPENDANTS = (
+    "constraint orders_user_id_fkey on table shop.orders, constraint"
+    " ratings_subject_id_message_id_fkey on table shop.ratings, function"
+    " shop.months(timestamp with time zone) and 2 more"
+)
+# Objects that others create in a database, also for tables of ours.
+OTHERS = (
+    "CREATE PUBLICATION one FOR TABLE app.users, TABLES IN SCHEMA shop",
+    "CREATE PUBLICATION two FOR TABLES IN SCHEMA app",
+    "CREATE EXTENSION pg_trgm SCHEMA shop",
+    "CREATE FUNCTION shop.log() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "CREATE EVENT TRIGGER log ON ddl_command_end EXECUTE FUNCTION shop.log()",
+    "CREATE STATISTICS shop.names ON email, name FROM app.users",
+    "CREATE TABLE public.alembic_version (version_num text)",
+    "GRANT SELECT ON app.plans TO PUBLIC",
+)
+STRANGERS = (
+    "CREATE TABLE app.notes (id int)",
+    "CREATE INDEX shop_idx ON app.users (name)",
+    "CREATE FUNCTION shop.note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "CREATE TRIGGER users_note AFTER INSERT ON app.users"
+    " FOR EACH ROW EXECUTE FUNCTION shop.note()",
+)
+
+
+def test_check_ignores_what_is_outside_the_schema(empty_database: str):
+    migrate(empty_database)
+    execute(empty_database, *SHOP, *OTHERS)
+    assert check(empty_database).differences == 0
+
+    execute(empty_database, *STRANGERS)
+    found = check(empty_database).comparisons[-1].differences
+    assert [one.title for one in found] == [
+        "TABLE app.notes",
+        "INDEX app.shop_idx",
+        "TRIGGER app.users users_note",
+    ]
+
+    before = rows_of(empty_database)
+    for call in (list_rollbacks, rollback):
+        with pytest.raises(MigrationError) as refused:
+            call(empty_database, count=None)
+        assert str(refused.value) == (
+            "nothing was rolled back, because objects of other schemas depend on schema"
+            f" app: {DEPENDANTS}; drop them first"
+        )
+    assert rows_of(empty_database) == before
+    assert states(empty_database)[NAMES[-1]] == "applied"
+
+    rollback(empty_database, count=len(NAMES) - 3)
+    with pytest.raises(MigrationError) as refused:
+        rollback(empty_database)
+    assert str(refused.value) == (
+        "0003_create_usage was not rolled back: constraint"
+        " ratings_subject_id_message_id_fkey on table shop.ratings depends on table"
+        " app.messages; view shop.spend depends on table app.messages (nothing of it"
+        " was kept); drop what depends on it first"
+    )
+    assert states(empty_database)[NAMES[2]] == "applied"

@@ -215,6 +215,78 @@ SELECT l.pid
 FROM public.yoyo_lock AS l
 ORDER BY l.pid;
 
+-- name: list_dependants :many
+-- Objects of other schemas that refer to an object of schema app: foreign keys, views,
+-- functions, triggers and columns.
+WITH owned AS (
+    SELECT
+        'pg_class'::regclass AS classid,
+        c.oid
+    FROM pg_class AS c
+    WHERE c.relnamespace = to_regnamespace('app')
+    UNION ALL
+    SELECT
+        'pg_proc'::regclass AS classid,
+        p.oid
+    FROM pg_proc AS p
+    WHERE p.pronamespace = to_regnamespace('app')
+    UNION ALL
+    SELECT
+        'pg_type'::regclass AS classid,
+        t.oid
+    FROM pg_type AS t
+    WHERE t.typnamespace = to_regnamespace('app')
+),
+
+others AS (
+    SELECT
+        'pg_constraint'::regclass AS classid,
+        c.oid,
+        c.connamespace AS namespace
+    FROM pg_constraint AS c
+    UNION ALL
+    SELECT
+        'pg_rewrite'::regclass AS classid,
+        r.oid,
+        v.relnamespace AS namespace
+    FROM pg_rewrite AS r
+    INNER JOIN pg_class AS v ON r.ev_class = v.oid
+    UNION ALL
+    SELECT
+        'pg_trigger'::regclass AS classid,
+        g.oid,
+        t.relnamespace AS namespace
+    FROM pg_trigger AS g
+    INNER JOIN pg_class AS t ON g.tgrelid = t.oid
+    UNION ALL
+    SELECT
+        'pg_attrdef'::regclass AS classid,
+        a.oid,
+        t.relnamespace AS namespace
+    FROM pg_attrdef AS a
+    INNER JOIN pg_class AS t ON a.adrelid = t.oid
+    UNION ALL
+    SELECT
+        'pg_class'::regclass AS classid,
+        c.oid,
+        c.relnamespace AS namespace
+    FROM pg_class AS c
+    UNION ALL
+    SELECT
+        'pg_proc'::regclass AS classid,
+        p.oid,
+        p.pronamespace AS namespace
+    FROM pg_proc AS p
+)
+
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) AS name
+FROM pg_depend AS d
+INNER JOIN owned AS o ON d.refclassid = o.classid AND d.refobjid = o.oid
+INNER JOIN others AS x ON d.classid = x.classid AND d.objid = x.oid
+WHERE d.deptype = 'n'
+    AND x.namespace <> to_regnamespace('app')
+ORDER BY name;
+
 -- name: find_index :optional
 -- A killed build leaves an invalid index.
 SELECT

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 
@@ -152,7 +152,7 @@ def rollback(
     files = read_migrations(folder)
     with migration_session(url) as backend:
         _record_checksums(backend, files)
-        todo = rollback_order(files, *read_applied(backend.connection), count)
+        todo = _rollback_order(backend.connection, files, count)
         return _run(backend, todo, "rolled back", report)
 
 
@@ -166,7 +166,7 @@ def list_rollbacks(
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        return rollback_order(files, *read_applied(conn), count)
+        return _rollback_order(conn, files, count)
 
 
 def has_grants(url: str) -> bool:
@@ -176,6 +176,26 @@ def has_grants(url: str) -> bool:
     """
     with connect(url) as conn:
         return fetch_one(conn, bool, "has_grants")
+
+
+def _rollback_order(
+    conn: psycopg.Connection[Any], files: Sequence[MigrationFile], count: int | None
+) -> list[MigrationFile]:
+    """Return the migrations to roll back; refuse to drop what others depend on.
+
+    Each is a transaction of its own, so the refusal comes before the first one.
+    """
+    applied, checksums = read_applied(conn)
+    todo = rollback_order(files, applied, checksums, count)
+    if todo and len(todo) == len(applied):
+        names = fetch_all(conn, str, "list_dependants")
+        if names:
+            more = f" and {len(names) - 3} more" if names[3:] else ""
+            raise MigrationError(
+                "nothing was rolled back, because objects of other schemas depend on"
+                f" schema app: {', '.join(names[:3])}{more}; drop them first"
+            )
+    return todo
 
 
 def _record_checksums(
@@ -288,6 +308,12 @@ def _translated_errors(
         raise MigrationError(
             f"{file.name} was not {verb}: it waited too long for a lock (nothing of it"
             " was kept); run it again at a quieter time"
+        ) from exc
+    except psycopg.errors.DependentObjectsStillExist as exc:
+        found = (exc.diag.message_detail or str(exc)).splitlines()
+        raise MigrationError(
+            f"{file.name} was not {verb}: {'; '.join(found[:3])} (nothing of it was"
+            " kept); drop what depends on it first"
         ) from exc
     except _ALREADY_EXISTS as exc:
         is_schema = isinstance(exc, psycopg.errors.DuplicateSchema)
