@@ -1,6 +1,7 @@
 """The commands of `pyapp db` that change or compare the schema."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from pyapp import cli
 from pyapp import payloads as maintenance
 from pyapp._core.database_url import redact_url
 from pyapp._core.queries import migrations_dir
+from pyapp.cli import schema
 from pyapp.devtools.migrations import files
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.errors import MaintenanceError
 from pyapp.payloads import create_payload_partitions, retire_payloads
-from tests.support import execute
+from tests.support import execute, run_cli, states, unfolded
 
 
 @pytest.fixture
@@ -114,13 +116,78 @@ def test_rollback_describes_each_loss_in_80_columns(
     assert [loss for loss in losses if len(loss) < 10 or len(loss) > 80] == []
 
 
-def test_rollback_outside_local_needs_yes(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_rollback_outside_local_needs_the_database_name(
+    url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate(url, count=1)
     monkeypatch.setenv("ENVIRONMENT", "production")
-    assert run("rollback") == 1
-    assert "ENVIRONMENT is production" in capsys.readouterr().err
+    name = url.rpartition("/")[2]
+    needed = (
+        "error: ENVIRONMENT is production: outside local, give --yes --confirm"
+        " DATABASE, with the name of the database\n"
+    )
+    for words in ([], ["--yes"], ["--confirm", name], ["--json", "--yes"]):
+        code, out, err = run_cli("db", "rollback", *words, answer="y\n")
+        assert (code, err) == (1, needed)
+        assert out == "" if "--json" in words else "0001_create_schema" in out
+    other = run_cli("db", "rollback", "--yes", "--confirm", "another")
+    assert other == (
+        1,
+        "",
+        f"error: --confirm names another, and this is {redact_url(url)}\n",
+    )
+    assert states(url)["0001_create_schema"] == "applied"
+
+    code, out, _ = run_cli("db", "rollback", "--yes", "--confirm", name)
+
+    assert (code, out.splitlines()[-1]) == (0, "Rolling back 0001_create_schema")
+
+
+def test_question_of_a_rollback_follows_the_loss(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "migrations_dir", lambda: tmp_path)
+    questions = {
+        "-- Loses every page.\n": "?, with that loss? [y/N]: ",
+        "-- Loses nothing; a check is replaced.\n": "?? No data is lost. [y/N]: ",
+        "": "?, with a loss that is not known? [y/N]: ",
+    }
+    for number, comment in enumerate(questions, 1):
+        path = tmp_path / f"{number:04}_do_nothing.sql"
+        path.write_text("-- Why.\nCREATE SCHEMA IF NOT EXISTS app;\nSELECT 1;\n")
+        path.with_suffix(".rollback.sql").write_text(f"{comment}SELECT 1;\n")
+    monkeypatch.setattr(schema, "create_payload_partitions", lambda _: 0)
+    assert len(run_cli("db", "migrate")[1].splitlines()) == len(questions)
+
+    for question in reversed(questions.values()):
+        expected = question.replace("?", f"Roll back at {redact_url(url)}", 1)
+        out = run_cli("db", "rollback", answer="y\n")[1]
+        assert expected in unfolded(out)
+
+
+def test_migrate_and_rollback_print_json(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines(*arguments: str) -> list[dict[str, object]]:
+        code, out, err = run_cli("db", *arguments, "--json")
+        assert (code, err) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
+
+    names = [file.name for file in read_migrations()]
+    assert lines("migrate") == [
+        *(
+            {"migration": name, "state": "applied", "loses_grants": False}
+            for name in names
+        ),
+        {"payload_partitions_created": 3},
+    ]
+    assert lines("migrate") == [{"payload_partitions_created": 0}]
+    code, out, err = run_cli("db", "rollback", "--json", answer="y\n")
+    assert (code, out) == (1, "")
+    assert err == "error: --json asks no question: give --yes to roll back\n"
+    assert lines("rollback", "-n", "2", "--yes") == [
+        {"migration": name, "state": "rolled_back"} for name in names[:-3:-1]
+    ]
 
 
 @pytest.mark.parametrize(

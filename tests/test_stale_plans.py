@@ -145,3 +145,39 @@ def test_async_call_outside_a_transaction_goes_on(database: str) -> None:
                     assert found == user
 
     asyncio.run(test())
+
+
+def test_plain_psycopg_fails_until_its_pool_is_drained(database: str) -> None:
+    """As docs/changing-the-schema.md says of SQL of one's own, under autocommit."""
+    own = "SELECT u.image_url FROM app.users AS u"
+    with pyapp.pool(database, max_size=1) as connections:
+        with connections.connection() as conn:
+            conn.autocommit = True
+            for _ in range(TIMES):
+                conn.execute(own)
+            execute(database, CHANGE)
+            for _ in range(2):
+                with pytest.raises(psycopg.errors.FeatureNotSupported):
+                    conn.execute(own)
+            conn.autocommit = False
+        connections.drain()
+        with connections.connection() as conn:
+            assert conn.execute(own).fetchall() == []
+
+
+def test_replaced_function_has_no_old_plans(database: str) -> None:
+    execute(database, TRIGGER)
+    with pyapp.connect(database) as conn:
+        conn.prepare_threshold = None
+        user_id = create_user(conn, email="ada@example.com").id
+        for _ in range(TIMES):
+            set_user_email(conn, user_id=user_id, email="ada@example.com")
+        conn.commit()
+        replaced = TRIGGER.partition("CREATE TRIGGER")[0].replace("image '", "icon '")
+        execute(database, CHANGE, replaced.replace("CREATE", "CREATE OR REPLACE"))
+
+        with conn.transaction():
+            conn.execute("SELECT 1")
+            user = set_user_email(conn, user_id=user_id, email="ada@example.com")
+
+        assert user.name == "icon "

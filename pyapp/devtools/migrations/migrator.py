@@ -7,6 +7,7 @@ is stored, to detect later edits.
 """
 
 import contextlib
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -263,7 +264,7 @@ def _run_one(
     is_applying = operation == "apply"
     text = file.text if is_applying else file.rollback_text
     if not file.is_transactional and _is_open(backend, text):
-        file.step.process_steps(backend, operation)
+        _process(backend, file, operation)
     with backend.turn():
         # Plain yoyo may have done it after the list was read.
         if backend.is_applied(file.step) == is_applying:
@@ -276,7 +277,15 @@ def _run_one(
             execute(backend.connection, "delete_checksum", name=file.name)
         backend.log_migration(file.step, operation)
         if file.is_transactional:
-            file.step.process_steps(backend, operation)
+            _process(backend, file, operation)
+
+
+def _process(
+    backend: Backend, file: MigrationFile, operation: Literal["apply", "rollback"]
+) -> None:
+    # yoyo prints the rows that a statement returns.
+    with contextlib.redirect_stdout(io.StringIO()):
+        file.step.process_steps(backend, operation)
 
 
 def _is_open(backend: Backend, text: str) -> bool:
