@@ -18,14 +18,16 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp._core.connection import SETTINGS, connect, pool
+from pyapp._core.pooled_sessions import explain_sharing
 from pyapp.devtools.server.binaries import as_account, server_account
 from pyapp.errors import PyappError
 from pyapp.messages import record_messages
 from pyapp.quota import get_user_quota
 from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user
+from tests.fake_stripe import TEST_KEY
 from tests.metering import new_message, record_one
-from tests.support import find_pgbouncer
+from tests.support import find_pgbouncer, run_cli
 from tests.temp_server import free_port, open_folder
 
 SESSIONS = 2
@@ -201,3 +203,45 @@ def test_connect_query_sets_the_session_settings(module_database: str, pooled: s
 def test_statements_are_prepared_without_a_pooler(module_database: str):
     with connect(module_database) as conn:
         assert conn.prepare_threshold == 5
+
+
+SESSION_COMMANDS = (
+    "db migrate",
+    "db adopt",
+    "db check",
+    "db check --data --repair",
+    "db maintain",
+    "stripe reconcile",
+    "stripe replay",
+)
+
+
+@pytest.mark.parametrize("command", SESSION_COMMANDS)
+def test_command_that_needs_one_session_refuses_the_pooler(
+    pooled: str, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    """Its locks and settings would stay behind in sessions of other clients."""
+    monkeypatch.setenv("DATABASE_URL", pooled)
+    monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+    monkeypatch.setenv("STRIPE_API_BASE", "http://localhost:1")
+
+    code, _, err = run_cli(*command.split())
+
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.endswith("use the server's own host and port\n")
+
+
+@pytest.mark.parametrize("command", ["db status", "stats", "quota --all"])
+def test_command_that_reads_works_behind_the_pooler(
+    pooled: str, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    monkeypatch.setenv("DATABASE_URL", pooled)
+
+    code, out, err = run_cli(*command.split())
+
+    assert (code, bool(out), err) == (0, True, "")
+
+
+def test_session_behind_no_pooler_is_not_shared(module_database: str):
+    with connect(module_database) as conn:
+        assert explain_sharing(conn) is None

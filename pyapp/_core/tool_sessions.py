@@ -55,7 +55,11 @@ def connect_unlimited(url: str) -> Connection[Any]:
         PooledSessionError: a pooler would keep locks and settings for other clients.
     """
     conn = connect(url)
-    require_own_session(url, conn)
+    try:
+        require_own_session(conn)
+    except BaseException:
+        conn.close()
+        raise
     if conn.prepare_threshold is not None:
         conn.autocommit = True
         execute(conn, "clear_timeouts")
@@ -63,14 +67,13 @@ def connect_unlimited(url: str) -> Connection[Any]:
     return conn
 
 
-def require_own_session(url: str, conn: Connection[Any]) -> None:
-    """Close *conn*, made with *url*, and raise an error if its session is shared.
+def require_own_session(conn: Connection[Any]) -> None:
+    """Refuse a connection whose session is shared.
 
     Raises:
         PooledSessionError: a pooler runs each transaction in another session.
     """
-    if reason := explain_sharing(url, conn):
-        conn.close()
+    if reason := explain_sharing(conn):
         raise PooledSessionError(reason)
 
 

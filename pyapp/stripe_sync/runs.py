@@ -13,12 +13,13 @@ from psycopg import Connection
 from psycopg.types.json import Json
 
 from pyapp._core.run import execute, fetch_one, fetch_optional
-from pyapp._core.tool_sessions import AdvisoryLock
+from pyapp._core.tool_sessions import AdvisoryLock, require_own_session
 from pyapp.errors import ReconcileRunningError
 from pyapp.stripe_sync.client import error_summary
 from pyapp.stripe_sync.store import ObjectType
 from pyapp.stripe_sync.transactions import (
     DELIVERY_TIMEOUT,
+    check_idle,
     milliseconds,
     own_transaction,
 )
@@ -139,7 +140,10 @@ def start_run(
     Raises:
         ReconcileRunningError: another run of this kind is in progress.
         OpenTransactionError: the connection is in a transaction.
+        PooledSessionError: a pooler would keep the lock for other clients.
     """
+    check_idle(conn)
+    require_own_session(conn)
     with own_transaction(conn):
         lock = try_lock_runs(conn, kind=kind)
     if not lock.is_held:

@@ -32,7 +32,7 @@ def require_dumpable(url: str) -> None:
         NotComparedError: the message names the remedy.
     """
     with connect(url) as conn:
-        if reason := explain_sharing(url, conn):
+        if reason := explain_sharing(conn):
             raise NotComparedError(reason)
         owner = fetch_optional(conn, str, "find_unread_owner")
         role = conn.info.user

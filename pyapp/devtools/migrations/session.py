@@ -36,7 +36,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 
     def connect(self, dburi: DatabaseURI) -> psycopg.Connection[Any]:
         connection = connect(dburi.args["url"])
-        require_own_session(dburi.args["url"], connection)
+        require_own_session(connection)
         connection.autocommit = True
         return connection
 
