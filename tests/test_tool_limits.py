@@ -74,8 +74,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_limits_of_the_sessions_are_in_force(limited: str) -> None:
     """Otherwise the other tests of this file prove nothing."""
-    with connect(limited) as conn, pytest.raises(psycopg.Error, match="timeout"):
-        conn.execute(sql.SQL("SELECT pg_sleep({})").format(LONG))
+    with connect(limited) as conn:
+        with pytest.raises(psycopg.Error, match="timeout"):
+            conn.execute(sql.SQL("SELECT pg_sleep({})").format(LONG))
+        conn.close()
 
 
 def test_long_migrations_and_checks_are_not_ended(
