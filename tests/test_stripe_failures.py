@@ -464,7 +464,7 @@ def test_reconcile_command_names_the_object_and_exits_1(
     refuse(world, lost[1])
     code, out, err = run_cli("stripe", "reconcile")
     assert (code, err) == (1, "")
-    assert re.search(rf"^{lost[1]}  RuleError: new row .* check", out, re.MULTILINE)
+    assert re.search(rf"^{lost[1]}  RuleError: new row ", out, re.MULTILINE)
     assert out.splitlines()[-2:] == [
         "refused: 1 (1 constraint)",
         "compared: 3 customers, 0 subscriptions",

@@ -64,6 +64,12 @@ def start_logging(default: LogFormat | None = None, *, is_json: bool = False) ->
         logging.getLogger(name).setLevel(logging.INFO)
 
 
+def is_logging() -> bool:
+    """Return True if stderr contains records."""
+    ours = _JsonFormatter | _TextFormatter
+    return any(isinstance(h.formatter, ours) for h in logging.root.handlers)
+
+
 def is_logging_json() -> bool:
     """Return True if stderr contains records in JSON only."""
     return any(isinstance(h.formatter, _JsonFormatter) for h in logging.root.handlers)

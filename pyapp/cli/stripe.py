@@ -25,6 +25,7 @@ from pyapp.cli.console import (
 )
 from pyapp.cli.logs import printable
 from pyapp.cli.run import explain
+from pyapp.cli.stripe_waits import show_waits
 from pyapp.errors import PyappError
 from pyapp.stripe_sync import (
     Difference,
@@ -97,7 +98,7 @@ def retry(as_json: AsJsonLines = False) -> None:
     client, livemode = make_optional_client(settings), find_livemode(settings)
     counts: Counter[Result] = Counter()
     report = _print_outcome if as_json else _say_problem
-    with connect() as conn:
+    with connect() as conn, show_waits():
         for outcome in retry_failed_events(conn, client, livemode=livemode):
             counts[outcome.result] += 1
             report(outcome)
@@ -121,7 +122,7 @@ def replay(
     """Fetch and apply undelivered events; the exit status is 1 if some fail."""
     moment = None if since is None else datetime.now(UTC) - parse_duration(since)
     client = make_client(load_settings())
-    with connect() as conn, show_objects() as progress:
+    with connect() as conn, show_waits(), show_objects() as progress:
         done = replay_events(
             conn,
             client,
@@ -238,7 +239,7 @@ def _reconcile(
     on_difference: Callable[[Difference], None],
     on_refusal: Callable[[Refusal], None],
 ) -> Reconciliation:
-    with connect() as conn, show_objects() as progress:
+    with connect() as conn, show_waits(), show_objects() as progress:
         return run_reconciliation(
             conn,
             client,

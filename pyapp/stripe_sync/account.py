@@ -53,7 +53,9 @@ def _exists(client: StripeApi, known: KnownObject) -> bool | None:
     An integration can choose the same id for customers of two accounts.
     """
     try:
-        response = with_retries(lambda: fetch(client, known.object_type, known.id))
+        response = with_retries(
+            lambda: fetch(client, known.object_type, known.id), client
+        )
     except ValueError:
         return None  # the id cannot be requested
     except StripeRequestError as exc:

@@ -103,7 +103,9 @@ def process_event(
     """
     if wait_for_stripe:
         try:
-            return with_retries(lambda: _process(conn, event, client, NO_DEADLINE))
+            return with_retries(
+                lambda: _process(conn, event, client, NO_DEADLINE), client
+            )
         except StripeRequestError as exc:
             if client is None or affects_all_objects(exc, client):
                 raise

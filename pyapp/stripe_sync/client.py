@@ -7,15 +7,18 @@ early is safe: the response then looks older than it is, never newer.
 """
 
 import copy
+import logging
 import random
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import stripe
 
@@ -26,9 +29,22 @@ from pyapp.stripe_sync.objects import has_more_items
 
 T = TypeVar("T")
 
+# The messages of this logger are in NO_ANSWER, SILENT and BUSY.
+log = logging.getLogger("pyapp.stripe.requests")
+NO_ANSWER = "Stripe does not answer"
+SILENT = "Stripe has not answered yet"
+BUSY = "Stripe limits the rate of requests"
+
+# Seconds that a request waits for an answer.
+REQUEST_TIMEOUT = 30.0
 # Retries wait at most 1, 2, 4, ... seconds, unless Stripe sends Retry-After.
 _ATTEMPTS = 8
 _LONGEST_WAIT = 60.0
+# Seconds after which there is no further attempt, if Stripe does not answer.
+_LONGEST_OUTAGE = 180.0
+# A wait is reported if it ends later than this after the first attempt, and a request
+# that is not answered in this time.
+_SILENCE = 3.0
 # Attempts of a request with a deadline, and the seconds between them.
 _DEADLINE_ATTEMPTS = 4
 _DEADLINE_WAIT = 0.25
@@ -73,7 +89,9 @@ def make_client(settings: Settings) -> stripe.StripeClient:
     return stripe.StripeClient(
         key,
         base_addresses={"api": base} if base else {},
+        # Used by callers of other services; requests of this module do not use it.
         max_network_retries=3,
+        http_client=stripe.RequestsClient(timeout=REQUEST_TIMEOUT),
     )
 
 
@@ -107,7 +125,7 @@ class DeadlineClient:
                 late = "Stripe did not answer in time"
                 raise stripe.APIConnectionError(late)  # type: ignore[no-untyped-call]
             client = _with_timeout(self.client, left)
-            return client.raw_request(method_, url_, **params, max_network_retries=0)
+            return client.raw_request(method_, url_, **params)
 
         def pause(exc: stripe.StripeError, attempt: int) -> float | None:
             is_late = self.left() < _DEADLINE_WAIT
@@ -143,7 +161,7 @@ def _with_timeout(client: StripeApi, seconds: float) -> StripeApi:
 def _is_retryable(exc: stripe.StripeError) -> bool:
     if isinstance(exc, stripe.RateLimitError):
         return False
-    return is_transient(exc) or exc.http_status == 409
+    return is_transient(exc)
 
 
 def fetch(client: StripeApi, object_type: str, object_id: str) -> StripeResponse | None:
@@ -225,25 +243,65 @@ def list_page(
                 return None
             raise
 
-    return with_retries(get_page)
+    return with_retries(get_page, client)
 
 
-def with_retries(request: Callable[[], T]) -> T:
-    """Call *request* and return its result; retry transient errors of Stripe's API.
+def with_retries(request: Callable[[], T], client: StripeApi | None) -> T:
+    """Call *request* and return its result; retry transient errors of *client*.
+
+    Waits that last more than some seconds are logged.
 
     Raises:
-        StripeRequestError: Stripe refused, or all eight attempts failed.
+        StripeRequestError: Stripe refused, or all eight attempts failed, or Stripe did
+            not answer for three minutes.
     """
+    began = time.monotonic()
+    attempts = 1
+
+    def pause(exc: stripe.StripeError, attempt: int) -> float | None:
+        nonlocal attempts
+        seconds = _pause(exc, attempt)
+        if seconds is None:
+            return None
+        elapsed = time.monotonic() - began
+        is_busy = isinstance(exc, stripe.RateLimitError)
+        if not is_busy and elapsed + seconds > _LONGEST_OUTAGE:
+            return None
+        attempts = attempt + 2
+        # The waits before this one were at least as long together.
+        if elapsed + seconds > _SILENCE or attempts > 3:
+            log.warning(
+                BUSY if is_busy else NO_ANSWER,
+                extra={
+                    "host": find_host(client),
+                    "attempt": attempts,
+                    "attempts": _ATTEMPTS,
+                    "wait_seconds": round(seconds, 1),
+                    "error": error_summary(exc),
+                },
+            )
+        return seconds
+
     try:
         return retry(
             lambda _: request(),
             attempts=_ATTEMPTS,
-            pause=_pause,
+            pause=pause,
             on=stripe.StripeError,
             sleep=sleep,
         )
     except stripe.StripeError as exc:
-        raise StripeRequestError(error_summary(exc)) from None
+        reason = error_summary(exc)
+        if attempts > 1 and is_transient(exc):
+            reason = f"{find_host(client)} failed {attempts} times: {reason}"
+        raise StripeRequestError(reason) from None
+
+
+def find_host(client: StripeApi | None) -> str:
+    """Return the host and port of Stripe's API that *client* calls."""
+    requestor = getattr(client, "_requestor", None)
+    bases = getattr(requestor, "base_addresses", None) or {}
+    return urlsplit(bases.get("api") or stripe.DEFAULT_API_BASE).netloc
 
 
 def affects_all_objects(error: StripeRequestError, client: StripeApi) -> bool:
@@ -268,19 +326,54 @@ def affects_all_objects(error: StripeRequestError, client: StripeApi) -> bool:
 def error_summary(exc: Exception) -> str:
     """Return one line about an error, without keys, secrets or values of rows."""
     lines = str(exc).strip().splitlines() or [""]
-    # The last line of Stripe's connection errors names the cause.
-    line = lines[-1 if isinstance(exc, stripe.APIConnectionError) else 0]
+    line = lines[0]
+    if isinstance(exc, stripe.APIConnectionError):
+        # The message is long, and its last line quotes the whole URL.
+        line = _find_cause(exc) or lines[-1]
     text = f"{type(exc).__name__}: {line}" if line else type(exc).__name__
     return _SECRET.sub("(key)", text)[:500]
+
+
+def _find_cause(exc: BaseException) -> str | None:
+    """Return the reason of the operating system, such as "Connection refused"."""
+    cause: BaseException | None = exc
+    reason = None
+    while cause is not None:
+        if isinstance(cause, OSError):
+            reason = cause.strerror or str(cause).partition("\n")[0]
+        cause = cause.__cause__ or cause.__context__
+    return reason
 
 
 def _get(client: StripeApi, path: str, **parameters: Any) -> StripeResponse:
     # raw_request returns dictionaries; Stripe's classes take five times longer.
     began = time.monotonic()
-    response = client.raw_request("get", path, **parameters)
+    with _report_silence(client):
+        # Retries of Stripe's library are not reported, so with_retries does them.
+        response = client.raw_request("get", path, **parameters, max_network_retries=0)
     seconds = time.monotonic() - began
     as_of = _response_time(response.headers) - timedelta(seconds=seconds)
     return StripeResponse(response.data, as_of)
+
+
+@contextmanager
+def _report_silence(client: StripeApi) -> Iterator[None]:
+    """Log a request that is not answered within some seconds, while it goes on."""
+    if isinstance(client, DeadlineClient):
+        yield
+        return
+
+    def report() -> None:
+        host = find_host(client)
+        log.warning(SILENT, extra={"host": host, "seconds": _SILENCE})
+
+    timer = threading.Timer(_SILENCE, report)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _response_time(headers: Mapping[str, str]) -> datetime:
@@ -291,10 +384,11 @@ def _response_time(headers: Mapping[str, str]) -> datetime:
 
 
 def is_transient(exc: stripe.StripeError) -> bool:
-    """Return True for transient errors: rate limits, connection errors and 5xx."""
+    """Return True for rate limits, connection errors, conflicts and 5xx."""
     if isinstance(exc, stripe.RateLimitError | stripe.APIConnectionError):
         return True
-    return exc.http_status is not None and exc.http_status >= 500
+    status = exc.http_status
+    return status is not None and (status == 409 or status >= 500)
 
 
 def _pause(exc: stripe.StripeError, attempt: int) -> float | None:

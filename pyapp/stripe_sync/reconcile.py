@@ -391,7 +391,7 @@ class _Comparison:
 
         # A retry waits outside the transaction, so without the lock.
         try:
-            upserted, users = with_retries(refresh)
+            upserted, users = with_retries(refresh, self.client)
         except Exception as exc:
             check_connection(self.conn, exc)
             if not self._affects_one_object(object_type, exc):
