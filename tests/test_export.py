@@ -251,6 +251,25 @@ class TestStream:
         assert Counter(row.kind for row in found)["payload"] == 5
         assert '"anonymized_at" : null' in first.json_text
 
+    def test_detached_payloads_cannot_be_dropped_before_they_are_read(
+        self, database: str, user: UUID
+    ):
+        with connect(database) as conn, connect(database) as other:
+            for _ in range(3):
+                create_session(conn, user_id=user)
+            conn.commit()
+            payloads._detach_default(other)
+            other.commit()
+            rows = export_user(conn, user_id=user)
+            assert next(rows).kind == "user"
+            other.execute("SET LOCAL lock_timeout = '20ms'")
+
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("DROP TABLE app.waiting_payloads")
+            other.rollback()
+
+            assert Counter(row.kind for row in rows)["payload"] == 5
+
     def test_connection_can_be_used_between_records(self, database: str, user: UUID):
         with connect(database) as conn:
             seen = 0

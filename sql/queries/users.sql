@@ -276,6 +276,13 @@ customer AS MATERIALIZED (
         AND u.stripe_customer_id IS NOT NULL
 )
 
+-- No rows: the locks of this call keep detached payloads from being dropped until they
+-- are read below.
+SELECT
+    'payload' AS kind,
+    p.message_id::text AS json_text
+FROM app.list_detached_payloads('{}') AS p
+UNION ALL
 SELECT
     'user' AS kind,
     json_build_object(
@@ -352,7 +359,6 @@ CROSS JOIN LATERAL (
     WHERE d.id = n.fingerprint_id
     ORDER BY d.id
 ) AS f
--- Detached payloads before the others: reading them keeps them from being dropped.
 UNION ALL
 SELECT
     'payload' AS kind,
