@@ -22,9 +22,10 @@ PAGES = [page for page in sorted(DOCS.glob("*.md")) if blocks_of(page)]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_scripts_of_a_page_run(
-    database: str, monkeypatch: pytest.MonkeyPatch, page: Path
+    database: str, monkeypatch: pytest.MonkeyPatch, page: Path, tmp_path: Path
 ):
     monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.chdir(tmp_path)
     for line, block in blocks_of(page) * 2:
         # Tracebacks then show the line numbers of the page.
         code = compile("\n" * line + block, str(page), "exec")

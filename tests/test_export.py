@@ -251,9 +251,10 @@ class TestStream:
         assert Counter(row.kind for row in found)["payload"] == 5
         assert '"anonymized_at" : null' in first.json_text
 
-    def test_detached_payloads_cannot_be_dropped_before_they_are_read(
+    def test_waiting_payloads_cannot_be_dropped_before_they_are_read(
         self, database: str, user: UUID
     ):
+        """Their foreign key needs a lock on messages, which the export holds."""
         with connect(database) as conn, connect(database) as other:
             for _ in range(3):
                 create_session(conn, user_id=user)

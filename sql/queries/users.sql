@@ -276,13 +276,6 @@ customer AS MATERIALIZED (
         AND u.stripe_customer_id IS NOT NULL
 )
 
--- No rows: the locks of this call keep detached payloads from being dropped until they
--- are read below.
-SELECT
-    'payload' AS kind,
-    p.message_id::text AS json_text
-FROM app.list_detached_payloads('{}') AS p
-UNION ALL
 SELECT
     'user' AS kind,
     json_build_object(
