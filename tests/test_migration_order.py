@@ -180,6 +180,10 @@ def test_renumbered_migration_is_not_applied_again(
 ) -> None:
     """Its mark takes the new name and keeps its time."""
     times = {s.name: s.applied_at for s in list_migrations(empty_database, merged)}
+    execute(
+        empty_database,
+        "INSERT INTO pyapp_migration_checksums VALUES ('0003_add_beta', now(), 'left')",
+    )
     rename(merged, OTHER, "0003_add_beta")
     (found,) = (s for s in list_migrations(empty_database, merged) if s.earlier_name)
     assert found == ("0003_add_beta", "renamed", times[OTHER], OTHER)

@@ -227,6 +227,8 @@ def _rename_marks(
             file = known[new]
             names = {"name": old, "new_name": new, "new_hash": file.step.hash}
             execute(backend.connection, "rename_mark", **names)
+            # Plain yoyo leaves the checksum of a migration that it rolls back.
+            execute(backend.connection, "delete_checksum", name=new)
             execute(backend.connection, "rename_checksum", name=old, new_name=new)
             backend.log_migration(file.step, "mark")
     for old, new in renamed.items():
