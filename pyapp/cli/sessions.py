@@ -28,6 +28,7 @@ from pyapp.sessions import (
     list_fingerprint_sessions,
     list_user_sessions,
 )
+from pyapp.users import User
 
 
 def register(app: typer.Typer) -> None:
@@ -109,7 +110,7 @@ def _find_fingerprint(conn: Connection[Any], payer: str) -> UUID | None:
     return None
 
 
-def _find_user(conn: Connection[Any], payer: str) -> Any:
+def _find_user(conn: Connection[Any], payer: str) -> User:
     try:
         return find_user(conn, payer)
     except UserNotFoundError:

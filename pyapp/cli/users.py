@@ -341,7 +341,7 @@ def _say_erased(user: User, fingerprints: list[UUID]) -> None:
 
 
 def _format_time(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _written(records: Iterator[PersonalRecord], file: TextIO) -> Iterator[str]:
