@@ -51,7 +51,8 @@ NUMBERS = itertools.count(1)
 LEFT_OUT: dict[str, str] = {}
 if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_pgbouncer():
-        LEFT_OUT["test_pooler.py"] = "pgbouncer is not installed"
+        for name in ("test_pooler.py", "test_managed_server.py"):
+            LEFT_OUT[name] = "pgbouncer is not installed"
     if not find_programs():
         for name in ("test_server_15.py", "test_upgrade.py"):
             LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not installed"
