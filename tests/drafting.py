@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ CREATE INDEX notes_user_id_idx ON app.notes (user_id);
 
 
 def add(text: str) -> Change:
-    return lambda schema: schema + text
+    return lambda schema: f"{schema}\n{text}"
 
 
 def replace(old: str, new: str) -> Change:
@@ -46,6 +47,23 @@ def replace(old: str, new: str) -> Change:
         return schema.replace(old, new)
 
     return change
+
+
+def combine(*changes: Change) -> Change:
+    def change(schema: str) -> str:
+        for each in changes:
+            schema = each(schema)
+        return schema
+
+    return change
+
+
+def write_sql(parent: Path, change: Change) -> Path:
+    """Write a copy of sql/ with a changed schema.sql; return the folder."""
+    copied = shutil.copytree(sql_dir() / "functions", parent / "sql/functions")
+    path = copied.parent / "schema.sql"
+    path.write_text(change(SCHEMA), encoding="utf-8")
+    return copied.parent
 
 
 def read_pair(path: Path) -> tuple[str, str]:
@@ -76,11 +94,4 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def schema(tmp_path: Path) -> Callable[[Change], Path]:
     """Return a function that writes a copy of sql/ with a changed schema.sql."""
-
-    def write(change: Change) -> Path:
-        copied = shutil.copytree(sql_dir() / "functions", tmp_path / "sql/functions")
-        path = copied.parent / "schema.sql"
-        path.write_text(change(SCHEMA), encoding="utf-8")
-        return copied.parent
-
-    return write
+    return partial(write_sql, tmp_path)

@@ -16,7 +16,7 @@ from pyapp.devtools.generate.command import generate
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from tests import drafting
-from tests.drafting import Change, replace
+from tests.drafting import Change, combine, replace
 
 # Fixtures; pytest finds them by their names in this module.
 url, base, folder, schema = (
@@ -88,12 +88,6 @@ WORKS = {
     f"{THIRD}, {SECOND}, 5 ON CONFLICT (referred_id) DO NOTHING": 0,
     MESSAGE: 1,
 }
-
-
-def change_all(schema: str) -> str:
-    for old, new in CHANGES:
-        schema = replace(old, new)(schema)
-    return schema
 
 
 @dataclass
@@ -177,7 +171,7 @@ def test_rules_hold_while_they_are_replaced(
 ) -> None:
     """Also between two migrations, where a run may be killed, and in the rollback."""
     database, before = base
-    path = schema(change_all)
+    path = schema(combine(*(replace(old, new) for old, new in CHANGES)))
     written = generate(url, "replace_all", schema=path, folder=folder, base=database)
     names = [file.stem for file in written]
     with (
