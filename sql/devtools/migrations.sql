@@ -102,7 +102,7 @@ GROUP BY n.oid;
 
 -- name: list_missing_grants :many
 -- The privileges that the role lacks: yoyo's tables are in public, and 0001 creates
--- schema app, or fills an empty one. If the tables exist, USAGE on public is enough.
+-- schema app. If the tables exist, USAGE on public is enough.
 SELECT
     CASE
         WHEN to_regnamespace('public') IS NULL
@@ -132,19 +132,6 @@ SELECT
 WHERE :is_building
     AND to_regnamespace('app') IS NULL
     AND NOT has_database_privilege(current_database(), 'CREATE')
-UNION ALL
-SELECT format('ALTER SCHEMA app OWNER TO %I', current_user) AS statement
-FROM pg_namespace AS n
-WHERE :is_building
-    AND n.nspname = 'app'
-    AND NOT pg_has_role(n.nspowner, 'USAGE')
-    AND NOT EXISTS (
-        SELECT
-        FROM pg_depend AS d
-        WHERE d.refclassid = 'pg_namespace'::regclass
-            AND d.refobjid = n.oid
-            AND d.deptype = 'n'
-    )
 ORDER BY statement DESC;
 
 -- name: create_checksums :rowcount
