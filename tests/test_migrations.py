@@ -10,9 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pyapp._core import tool_sessions
 from pyapp._core.queries import migrations_dir
 from pyapp._core.run import fetch_one
 from pyapp._core.tool_sessions import AdvisoryLock
+from pyapp.cli import console, schema
 from pyapp.devtools.checks.schema_diff import check
 from pyapp.devtools.migrations import session as migration_session
 from pyapp.devtools.migrations.files import read_migrations
@@ -22,7 +24,7 @@ from pyapp.devtools.migrations.migrator import (
     rollback,
 )
 from pyapp.errors import DatabaseUnavailableError, MigrationError
-from tests.support import states, yoyo
+from tests.support import run_cli, states, unfolded, yoyo
 
 NAMES = [file.name for file in read_migrations()]
 
@@ -345,3 +347,27 @@ def test_error_names_the_session_that_holds_the_lock(empty_database: str) -> Non
             migration_session.migration_session(empty_database, patience=0),
         ):
             pass
+
+
+def test_wait_for_another_run_is_reported(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run, which ends then, is named on stderr."""
+    holder = psycopg.connect(empty_database)
+    fetch_one(holder, AdvisoryLock, "try_tool_lock", purpose="pyapp migrations")
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    monkeypatch.setattr(tool_sessions, "SILENT_WAIT", 0)
+
+    def end_holder(line: str) -> None:
+        holder.close()
+        console.warn(line)
+
+    monkeypatch.setattr(schema, "warn", end_holder)
+    pid = holder.info.backend_pid
+    code, out, err = run_cli("db", "migrate", "--json")
+
+    assert code == 0
+    assert {line[0] for line in out.splitlines()} == {"{"}
+    expected = f"Waiting for another run of migrations: process {pid}, role "
+    assert unfolded(err).startswith(expected)
+    assert err.count("Waiting") == 1

@@ -1,6 +1,7 @@
 """Sessions of the tools: without time limits, and one at a time by advisory locks."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from pyapp._core.connection import connect
 from pyapp._core.pooled_sessions import explain_sharing
 from pyapp._core.run import execute, fetch_one
 from pyapp.errors import PooledSessionError
+
+# Seconds of a wait that are not reported.
+SILENT_WAIT = 1.0
 
 
 class AdvisoryLock(NamedTuple):
@@ -78,15 +82,23 @@ def require_own_session(conn: Connection[Any]) -> None:
 
 
 def take_lock(
-    conn: Connection[Any], purpose: str, timeout_seconds: float
+    conn: Connection[Any],
+    purpose: str,
+    timeout_seconds: float,
+    on_wait: Callable[[AdvisoryLock], None] | None = None,
 ) -> AdvisoryLock:
     """Try to take the lock of *purpose* for the session; return whether it is held.
 
-    The lock of a session that has just ended is released a moment later.
+    The lock of a session that has just ended is released a moment later. *on_wait* is
+    called once, after a second, with the session that holds the lock.
     """
-    deadline = time.monotonic() + timeout_seconds
+    began = time.monotonic()
     while True:
         lock = fetch_one(conn, AdvisoryLock, "try_tool_lock", purpose=purpose)
-        if lock.is_held or time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if lock.is_held or waited > timeout_seconds:
             return lock
+        if on_wait is not None and waited > SILENT_WAIT:
+            on_wait(lock)
+            on_wait = None
         time.sleep(0.1)

@@ -10,9 +10,9 @@ import typer
 from pyapp import payload_archives as archives
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp._core.tool_sessions import connect_unlimited
+from pyapp._core.tool_sessions import AdvisoryLock, connect_unlimited
 from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
-from pyapp.cli.console import confirmed, print_json, say
+from pyapp.cli.console import confirmed, print_json, say, warn
 from pyapp.cli.schema_check import adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
@@ -70,6 +70,7 @@ def migrate(
         url,
         is_out_of_order=out_of_order,
         report=_reporter("applied", has_grants=has_grants, as_json=as_json),
+        on_wait=_warn_of_wait,
     )
     created = create_payload_partitions(url)
     wrong = [s for s in migrator.list_migrations(url) if s.state != "applied"]
@@ -108,6 +109,10 @@ def _reporter(
             say(f"Renamed {event.earlier_name} to {file.name}: it is applied already")
 
     return report
+
+
+def _warn_of_wait(lock: AdvisoryLock) -> None:
+    warn(f"Waiting for another run of migrations: {lock.describe_holder()}")
 
 
 def rollback(
@@ -155,7 +160,7 @@ def rollback(
             say("Nothing is rolled back; --yes does it without asking.")
             raise typer.Exit(1)
     report = _reporter("rolled_back", has_grants=False, as_json=as_json)
-    migrator.rollback(database.url, count=number, report=report)
+    migrator.rollback(database.url, count=number, report=report, on_wait=_warn_of_wait)
 
 
 def _question(name: str, files: list[MigrationFile]) -> str:

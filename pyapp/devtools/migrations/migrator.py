@@ -19,6 +19,7 @@ import psycopg
 
 from pyapp._core.connection import connect
 from pyapp._core.run import execute, fetch_all, fetch_one
+from pyapp._core.tool_sessions import AdvisoryLock
 from pyapp.devtools.migrations.files import (
     MigrationFile,
     index_work,
@@ -66,6 +67,7 @@ class Event(NamedTuple):
 
 
 Report = Callable[[Event], None]
+OnWait = Callable[[AdvisoryLock], None]
 
 
 class _Index(NamedTuple):
@@ -111,20 +113,21 @@ def migrate(
     names: Sequence[str] | None = None,
     is_out_of_order: bool = False,
     report: Report | None = None,
+    on_wait: OnWait | None = None,
 ) -> list[str]:
     """Apply the pending migrations in order; return the names of those applied.
 
     At most *count*; or those in *names*, in their order. A migration whose file has
     been renamed since it was applied is marked under its new name. *is_out_of_order*:
     files that sort before an applied migration are applied too. *report* is called
-    with each event.
+    with each event, and *on_wait* if another run is at work.
 
     Raises:
         MigrationError: a migration failed, a file sorts before an applied migration, or
             the database has the earlier history.
     """
     files = read_migrations(folder)
-    with migration_session(url, is_building=True) as backend:
+    with migration_session(url, is_building=True, on_wait=on_wait) as backend:
         applied = _record_checksums(backend, files)
         applied = _rename_marks(backend, files, applied, report)
         todo = [file for file in files if file.name not in applied]
@@ -145,13 +148,14 @@ def rollback(
     *,
     count: int | None = 1,
     report: Report | None = None,
+    on_wait: OnWait | None = None,
 ) -> list[str]:
     """Roll back the *count* migrations applied last, all for None; return their names.
 
-    *report* is called with each event.
+    *report* is called with each event, and *on_wait* if another run is at work.
     """
     files = read_migrations(folder)
-    with migration_session(url) as backend:
+    with migration_session(url, on_wait=on_wait) as backend:
         _record_checksums(backend, files)
         todo = _rollback_order(backend.connection, files, count)
         return _run(backend, todo, "rolled back", report)

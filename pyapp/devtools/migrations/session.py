@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from yoyo.migrations import default_migration_table
 
 from pyapp._core.connection import connect
 from pyapp._core.run import execute, fetch_all, fetch_optional
-from pyapp._core.tool_sessions import require_own_session, take_lock
+from pyapp._core.tool_sessions import AdvisoryLock, require_own_session, take_lock
 from pyapp.devtools.migrations.files import MigrationFile
 from pyapp.devtools.migrations.history import (
     Bookkeeping,
@@ -95,13 +95,14 @@ def migration_session(
     url: str,
     *,
     patience: float = 60,
+    on_wait: Callable[[AdvisoryLock], None] | None = None,
     is_building: bool = False,
     is_adopting: bool = False,
 ) -> Iterator[Backend]:
     """Yield the only backend that may migrate at *url*; create its missing tables.
 
-    *is_building*: a missing schema app will be created. *is_adopting*: migrations of
-    the earlier history are allowed.
+    *on_wait* is called if another run is at work. *is_building*: a missing schema app
+    will be created. *is_adopting*: migrations of the earlier history are allowed.
 
     Raises:
         DatabaseUnavailableError: the database is not healthy.
@@ -112,7 +113,7 @@ def migration_session(
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {"url": url})
     with Backend(uri, default_migration_table) as backend:
         conn = backend.connection
-        lock = take_lock(conn, "pyapp migrations", patience)
+        lock = take_lock(conn, "pyapp migrations", patience, on_wait)
         if not lock.is_held:
             raise MigrationError(
                 f"another run of migrations is at work: {lock.describe_holder()}"
