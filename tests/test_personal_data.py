@@ -29,6 +29,13 @@ REFERENCES = {
     "stripe_subscriptions.customer_id",
     "users.stripe_customer_id",
 }
+# The column that names the person, in the tables with erased columns.
+OWNERS = {
+    "fingerprints": "id",
+    "message_payloads": "subject_id",
+    "sessions": "user_id",
+    "users": "id",
+}
 # Keys of an export that are not columns.
 DERIVED = {
     "kind",
@@ -72,6 +79,23 @@ def export_words(url: str, person: Person, word: str) -> set[str]:
     with connect(url) as conn:
         lines = [row.json_text for row in export_user(conn, user_id=person.user_id)]
     return set(re.findall(rf"{word}-(\w+-\w+)", "\n".join(lines)))
+
+
+def read_erased(url: str, person: Person) -> dict[str, Any]:
+    """Return a value of each column that an erasure empties, if any is stored."""
+    found: dict[str, Any] = {}
+    ids = [person.user_id, person.fingerprint_id]
+    with connect(url) as conn:
+        for table, entries in TABLES.items():
+            for column, kind in columns_of(entries).items():
+                if kind == "erased":
+                    rows = conn.execute(
+                        f"SELECT max(t.{column}::text) FROM app.{table} AS t"
+                        f" WHERE t.{OWNERS[table]} = ANY(%s)".encode(),
+                        [ids],
+                    )
+                    found[f"{table}.{column}"] = rows.fetchall()[0][0]
+    return found
 
 
 def places(*classes: str) -> set[str]:
@@ -146,16 +170,15 @@ def test_export_has_every_personal_column_but_those_with_a_reason(
 
     # The entitlement is a view.
     keys.pop("entitlement")
+    found = {(kind, key) for kind in keys for key in keys[kind] - DERIVED}
     expected = {
-        entries["record"]: {
-            column
-            for column, kind in columns_of(entries).items()
-            if kind != "none" and column not in entries.get("not_exported", {})
-        }
+        (entries["record"], column)
         for entries in TABLES.values()
-        if "record" in entries
+        for column, kind in columns_of(entries).items()
+        if kind != "none" and column not in entries.get("not_exported", {})
     }
-    assert {kind: found - DERIVED for kind, found in keys.items()} == expected
+    assert expected - found == set(), "the query export_user does not return these"
+    assert found - expected == set(), "personal_data.toml does not list these"
 
 
 def test_words_of_a_person_are_exported_to_that_person_alone(
@@ -164,8 +187,8 @@ def test_words_of_a_person_are_exported_to_that_person_alone(
     ada, bob = people
     everything = places("erased", "kept", "retained")
 
-    # A column without its word: add it to add_person in tests/personal_data.py.
-    assert everything - dump_words(module_database, "ada") == set()
+    missing = everything - dump_words(module_database, "ada")
+    assert missing == set(), "add_person of tests/personal_data.py must store these"
     assert everything - export_words(module_database, ada, "ada") == set()
     assert export_words(module_database, ada, "bob") == set()
     assert export_words(module_database, bob, "ada") == set()
@@ -175,9 +198,19 @@ def test_erasure_leaves_no_word_but_those_that_are_kept(database: str):
     with connect(database) as conn:
         ada, bob = add_person(conn, "ada"), add_person(conn, "bob")
     before = dump_words(database, "bob")
+    stored = read_erased(database, ada)
 
     with connect(database) as conn:
         anonymize_user(conn, user_id=ada.user_id)
+
+    empty = {place for place, value in stored.items() if value is None}
+    assert empty == set(), "add_person of tests/personal_data.py must store these"
+    left_values = {
+        place
+        for place, value in read_erased(database, ada).items()
+        if value is not None
+    }
+    assert left_values == set(), "app.anonymize_user does not erase these"
 
     kept = places("kept", "retained")
     left = dump_words(database, "ada")
