@@ -44,7 +44,7 @@ def columns_of(table: dict[str, Any]) -> dict[str, str]:
 
 
 def add_person(conn: Connection[Any], word: str) -> Person:
-    """Add a person of whom every column contains "*word*-table-column"."""
+    """Add a person; each text column contains "*word*-table-column"."""
 
     def w(place: str) -> str:
         return f"{word}-{place}"

@@ -177,7 +177,7 @@ def test_application_role_exports_all_and_readonly_role_nothing(conn: Connection
 
 
 class TestEvents:
-    """The customer of an event decides whom it is about."""
+    """The customer of an event decides which user it is about."""
 
     def add(self, conn: Connection, id: str, object: Any) -> None:
         conn.execute(
