@@ -13,10 +13,11 @@ import pytest
 
 from pyapp import payloads
 from pyapp._core.connection import connect
-from pyapp._core.run import fetch_one
+from pyapp._core.run import execute, fetch_one
 from pyapp._core.tool_sessions import AdvisoryLock
 from pyapp.errors import MaintenanceError
 from pyapp.payloads import create_payload_partitions, retire_payloads
+from pyapp.roles import apply_roles
 from tests.metering import insert_messages, new_message
 from tests.payload_months import (
     NOW,
@@ -359,3 +360,27 @@ def test_one_maintenance_runs_at_a_time(
                 run()
 
     assert create_payload_partitions(database) == 3
+
+
+def test_new_default_partition_has_the_grants_of_the_former(database: str) -> None:
+    """pyapp stats reads it with the role pyapp_readonly."""
+    with connect(database) as conn:
+        apply_roles(conn)
+        before = table_grants(conn)
+        execute(conn, "put_default_aside")
+        after = table_grants(conn)
+        conn.rollback()
+
+    assert "pyapp_readonly" in before
+    assert before == after
+
+
+def table_grants(conn: psycopg.Connection) -> str:
+    """Return the privileges on the default partition and its columns."""
+    row = conn.execute(
+        "SELECT string_agg(t.attname || ' ' || t.attacl::text, ' ' ORDER BY t.attnum)"
+        " FROM pg_attribute AS t"
+        " WHERE t.attrelid = 'app.message_payloads_default'::regclass"
+    ).fetchone()
+    assert row is not None
+    return str(row[0])

@@ -32,8 +32,12 @@ def explain_sharing(conn: psycopg.Connection[Any]) -> str | None:
             own.add(_process(conn))
     if len(own) == 1 and not own & others:
         return None
+    info = conn.info
+    name = make_conninfo(
+        "", user=info.user, dbname=info.dbname, host=info.host, port=info.port
+    )
     return (
-        f"{redact_url(url)} is a pooler that runs each transaction in another session,"
+        f"{redact_url(name)} is a pooler that runs each transaction in another session,"
         " and this command needs one session: use the server's own host and port"
     )
 

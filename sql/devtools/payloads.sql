@@ -42,9 +42,12 @@ FROM (
 ) AS d;
 
 -- name: put_default_aside :rowcount
--- Detaches the default partition without reading it, and attaches an empty one. Locks
--- app.messages first, as writers do; another order would deadlock with them.
+-- Detaches the default partition without reading it, and attaches an empty one with its
+-- grants: pyapp stats reads it. Locks app.messages first, as writers do; another order
+-- would deadlock with them.
 DO $$
+DECLARE
+    grant_statement text;
 BEGIN
     LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
     ALTER TABLE app.message_payloads DETACH PARTITION app.message_payloads_default;
@@ -54,6 +57,26 @@ BEGIN
     PARTITION OF app.message_payloads DEFAULT;
     COMMENT ON TABLE app.message_payloads_default IS
         'Payloads of months without a partition.';
+    FOR grant_statement IN
+        SELECT format(
+            'GRANT %s%s ON app.message_payloads_default TO %s',
+            a.privilege_type, p.columns, a.grantee::regrole
+        )
+        FROM (
+            SELECT c.relacl AS acl, '' AS columns
+            FROM pg_class AS c
+            WHERE c.oid = 'app.waiting_payloads'::regclass
+            UNION ALL
+            SELECT t.attacl AS acl, format(' (%I)', t.attname) AS columns
+            FROM pg_attribute AS t
+            WHERE t.attrelid = 'app.waiting_payloads'::regclass
+                AND NOT t.attisdropped
+        ) AS p
+        CROSS JOIN aclexplode(p.acl) AS a
+        WHERE a.grantee NOT IN (0, current_user::regrole)
+    LOOP
+        EXECUTE grant_statement;
+    END LOOP;
 END;
 $$;
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from pyapp._core.config import Settings, is_live_key, load_settings, read_values
@@ -64,8 +65,8 @@ def examine(root: Path, *, scratch_url: str | None = None) -> Iterator[Finding]:
     later = ("server version", "migrations", "schema", "privileges")
     try:
         server = status(settings)
-    except PyappError as exc:
-        yield Finding("database", Level.PROBLEM, str(exc))
+    except (PyappError, psycopg.Error) as exc:
+        yield Finding("database", Level.PROBLEM, _reason(exc))
         for name in later:
             yield Finding(name, Level.UNKNOWN, "the database is not available")
         return
@@ -75,6 +76,14 @@ def examine(root: Path, *, scratch_url: str | None = None) -> Iterator[Finding]:
     schema, privileges = _schema(settings.database_url, scratch_url)
     yield Finding("schema", *schema)
     yield Finding("privileges", *privileges)
+
+
+def _reason(error: Exception) -> str:
+    """Return the error in one line; that of the server contains no row."""
+    if not isinstance(error, psycopg.Error):
+        return str(error)
+    lines = (error.diag.message_primary or str(error)).strip().splitlines()
+    return f"the database answers: {lines[0] if lines else type(error).__name__}"
 
 
 def _is_deployed(values: dict[str, str]) -> bool:
@@ -180,8 +189,8 @@ def _migrations(url: str) -> Result:
         statuses = migrator.list_migrations(url)
     except MissingPrivilegeError as exc:
         return Level.UNKNOWN, str(exc)
-    except PyappError as exc:
-        return Level.PROBLEM, str(exc)
+    except (PyappError, psycopg.Error) as exc:
+        return Level.PROBLEM, _reason(exc)
     for state, meaning in states.MEANINGS.items():
         names = [status.name for status in statuses if status.state == state]
         if names and state != "applied":
@@ -197,8 +206,9 @@ def _schema(url: str, scratch_url: str | None) -> tuple[Result, Result]:
     except (NotComparedError, MissingPrivilegeError) as exc:
         not_compared = Level.UNKNOWN, f"not compared: {exc}"
         return not_compared, (Level.UNKNOWN, "not compared, as the schema")
-    except PyappError as exc:
-        return (Level.PROBLEM, str(exc)), (Level.UNKNOWN, "the schema has a problem")
+    except (PyappError, psycopg.Error) as exc:
+        unknown = Level.UNKNOWN, "the schema could not be read"
+        return (Level.PROBLEM, _reason(exc)), unknown
     return _objects(found), _privileges(found.privileges)
 
 
