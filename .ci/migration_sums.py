@@ -6,6 +6,7 @@ never replaced, so a changed line in a commit shows that a merged migration has 
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Collection
 from itertools import groupby
@@ -13,6 +14,8 @@ from pathlib import Path
 
 FOLDER = Path("migrations")
 SUMS = FOLDER / "SHA256SUMS"
+LINE = re.compile(r"(?P<text>[0-9a-f]{64})  (?P<name>\S+)")
+MARKERS = ("<<<<<<< ", "||||||| ", "=======", ">>>>>>> ")
 
 
 def checksum(path: Path) -> str:
@@ -20,10 +23,21 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(path.read_text(encoding="utf-8").encode()).hexdigest()
 
 
-def read_sums() -> dict[str, str]:
-    """Return the checksum of each listed file."""
+def read_sums() -> tuple[dict[str, str], list[str]]:
+    """Return the checksum of each listed file, and the lines that are none.
+
+    Two branches that add migrations conflict at the end of the list; the lines of both
+    are kept. If they contradict each other, the second line of a file is returned.
+    """
     lines = SUMS.read_text(encoding="utf-8").splitlines() if SUMS.exists() else []
-    return {name: checksum for checksum, name in (line.split() for line in lines)}
+    sums: dict[str, str] = {}
+    others = []
+    for line in lines:
+        found = LINE.fullmatch(line)
+        if found and sums.setdefault(found["name"], found["text"]) == found["text"]:
+            continue
+        others.append(line)
+    return sums, others
 
 
 def find_renumbered(listed: dict[str, str], found: dict[str, str]) -> dict[str, str]:
@@ -75,10 +89,17 @@ def renumber_command(name: str, number: int) -> str:
 
 def main() -> int:
     """Print which files have changed, are missing or not listed; 1 if any."""
-    listed = read_sums()
+    listed, others = read_sums()
     found = {path.name: checksum(path) for path in sorted(FOLDER.glob("*.sql"))}
     renumbered = find_renumbered(listed, found)
     errors = number_errors(listed, found)
+    errors += [
+        f"{SUMS}: {line!r} is not a checksum and a name, or contradicts another line"
+        for line in others
+        if not line.startswith(MARKERS)
+    ]
+    if others and "--add" not in sys.argv:
+        errors.append(f"{SUMS} has lines of a merge: make freeze keeps those of both")
     if "--add" in sys.argv and not errors:
         add(listed, found, renumbered)
         return 0

@@ -136,6 +136,40 @@ def test_two_frozen_branches_are_renumbered(folder: Path) -> None:
     assert run(folder) == (0, "")
 
 
+def test_conflict_of_two_branches_is_resolved(folder: Path) -> None:
+    """Both branches have added lines at the end of the list."""
+    sums = folder / "SHA256SUMS"
+    for name in ("9001_add_beta", "9002_add_gamma"):
+        add(folder, name)
+    before = sums.read_text()
+    assert run(folder, "--add")[0] == 0
+    after = sums.read_text()
+    added = after.removeprefix(before).splitlines(keepends=True)
+    merged = ["<<<<<<< HEAD\n", *added[:2], "=======\n", *added[2:], ">>>>>>> other\n"]
+    sums.write_text(before + "".join(merged))
+
+    assert run(folder) == (
+        1,
+        "migrations/SHA256SUMS has lines of a merge: make freeze keeps those of both\n",
+    )
+    assert run(folder, "--add") == (0, "migrations/SHA256SUMS: nothing added\n")
+    assert sums.read_text() == after
+
+
+def test_contradicting_checksums_are_not_resolved(folder: Path) -> None:
+    sums = folder / "SHA256SUMS"
+    other = f"{'0' * 64}  0001_create_schema.sql"
+    sums.write_text(f"{sums.read_text()}{other}\n")
+
+    code, output = run(folder, "--add")
+
+    assert (code, output) == (
+        1,
+        f"migrations/SHA256SUMS: {other!r} is not a checksum and a name, or contradicts"
+        " another line\nmigrations/SHA256SUMS: nothing added\n",
+    )
+
+
 def test_sums_file_is_not_a_migration(folder: Path) -> None:
     files = {path.name for path in folder.glob("*.sql")}
 
