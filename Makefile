@@ -73,12 +73,10 @@ format: install ## format the Python files
 freeze: install ## record new migrations in migrations/SHA256SUMS
 	@$(BIN)/python .ci/migration_sums.py --add
 
-COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal \
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 lock: install ## update the lock files
-	@python=$$(PYTHON="$(PYTHON)" .ci/find-python) && .ci/make-venv "$$python" $(VENV)/lock
-	@$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
 	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml
 	@$(COMPILE) --no-deps --group servers --output-file requirements-servers.lock

@@ -25,10 +25,20 @@ PROGRAMS = (
     "make ",
     "yoyo ",
     "python ",
+    "python3 ",
+    "pip ",
+    "pipx ",
+    "uv ",
     "docker ",
     "psql ",
     "pg_dump ",
     "pg_restore ",
+    "pg_upgrade ",
+    "pg_basebackup ",
+    "vacuumdb ",
+    "systemctl ",
+    "kubectl ",
+    "curl ",
 )
 
 # Commands that cannot run on a test's own database, and the file that runs them.
@@ -48,6 +58,16 @@ RUN_BY = {
     "make install": "Makefile",
     "python -m examples.stripe_demo": "Makefile",
     "python examples/demo.py": "Makefile",
+    "python first.py": "tests/test_installed.py",
+    "python3 -m venv": "tests/test_installed.py",
+    "pip install": "tests/test_installed.py",
+    "pip wheel": "tests/test_installed.py",
+    "pipx install": "tests/test_installed.py",
+    "uv add": "tests/test_installed.py",
+    "uv pip install": "tests/test_installed.py",
+    "uv run pytest": "Makefile",
+    "uv sync": "tests/test_installed.py",
+    "uv tool install": "tests/test_installed.py",
     "pg_dump": "tests/test_backup.py",
     "pg_restore": "tests/test_backup.py",
     "psql": "tests/test_backup.py",
@@ -65,6 +85,7 @@ RUN_BY = {
     "pyapp users anonymize": "tests/test_cli_users.py",
     "pyapp stripe discard": "tests/test_cli_stripe.py",
     "pyapp stripe serve": "tests/test_stripe_web.py",
+    "pyapp users add ada@example.com": "tests/test_installed.py",
 }
 
 
@@ -78,7 +99,7 @@ def list_commands() -> dict[str, str]:
             written += re.findall(r"^\$ (.+)$", block, re.MULTILINE)
         for command in written:
             if command.startswith(PROGRAMS):
-                found.setdefault(command, page.name)
+                found.setdefault(command.partition(" | ")[0], page.name)
     return found
 
 

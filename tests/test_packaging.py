@@ -142,6 +142,22 @@ def test_distributions_contain_no_other_files(built: Path) -> None:
     }
 
 
+def test_package_index_shows_complete_metadata(built: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        folder = f"pyapp_metering-{__version__}.dist-info"
+        text = wheel.read(f"{folder}/METADATA").decode()
+        licenses = wheel.read(f"{folder}/licenses/LICENSE").decode()
+    fields, _, description = text.partition("\n\n")
+
+    assert "\nName: pyapp-metering\n" in fields
+    assert "\nLicense-Expression: MIT\n" in fields
+    assert "\nRequires-Python: >=3.11\n" in fields
+    assert "\nDescription-Content-Type: text/markdown" in fields
+    assert "URL:" not in fields  # the project has no page yet
+    assert licenses == (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert description == (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 def test_changelog_lists_the_version_and_every_migration() -> None:
     """The table says what each migration locks or loses."""
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """README.md matches the commands, files and settings that exist."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def test_the_script_runs_as_printed(
 def test_the_demo_has_the_commands_of_the_makefile() -> None:
     steps = re.findall(r"^\t\$\(call show,(.*)\)$", MAKEFILE, re.MULTILINE)
 
-    commands = [first for first, *_ in console() if not first.startswith("make test")]
+    demo, *_ = code("console")
 
-    assert commands == ["make demo", *steps]
+    assert re.findall(r"^\$ (.+)$", demo, re.MULTILINE) == ["make demo", *steps]
 
 
 def test_the_quota_table_has_the_columns_of_the_command() -> None:
@@ -85,7 +86,8 @@ def test_the_quota_table_has_the_columns_of_the_command() -> None:
 
 def test_the_commands_exist() -> None:
     texts = {first for first, *_ in console()} | set(re.findall(r"`([^`]+)`", README))
-    commands = {text for text in texts if text.startswith(("make ", "pyapp "))}
+    shown = (text.partition(" | ")[0] for text in texts)
+    commands = {text for text in shown if text.startswith(("make ", "pyapp "))}
     assert len(commands) > 5
 
     for program, *words in map(str.split, commands):
@@ -98,6 +100,13 @@ def test_the_commands_exist() -> None:
         assert not hasattr(command, "commands")
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options
+
+
+def test_the_extras_of_the_table_exist() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    names = [row[0].strip("`") for row in rows("Use it as a package")]
+
+    assert names == list(pyproject["project"]["optional-dependencies"])
 
 
 def test_the_folders_exist() -> None:
