@@ -51,9 +51,9 @@ def test_dry_run_reports_and_only_a_real_run_repairs(fake: FakeStripe, database:
 
     code, out, _ = run_cli("stripe", "reconcile")
     assert code == 0
-    assert "1 customers, 1 subscriptions" in out
+    assert "1 customer, 1 subscription" in out
     code, out, _ = run_cli("stripe", "reconcile", "--dry-run")
-    assert (code, out) == (0, "no differences: 1 customers, 1 subscriptions\n")
+    assert (code, out) == (0, "no differences: 1 customer, 1 subscription\n")
     with pyapp.connect(database) as conn:
         user = users.find_user_by_email(conn, email="ada@example.com")
         assert user is not None
@@ -92,7 +92,7 @@ def test_repeated_run_survives_an_outage_but_not_a_failed_start(
     assert code == 130
     errors = [line for line in err.splitlines() if "next attempt in 1h" in line]
     assert len(errors) == 1
-    assert out.count("no differences: 1 customers, 1 subscriptions") == 2
+    assert out.count("no differences: 1 customer, 1 subscription") == 2
 
     fake.faults.add("error", status=401)
     code, _, err = run_cli("stripe", "reconcile", "--every", "1h")

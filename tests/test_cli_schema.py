@@ -96,7 +96,7 @@ def test_rollback_shows_the_loss_and_asks(
     assert output.startswith(
         f"To be rolled back at {name}:\n0001_create_schema\n  Loses the plans"
     )
-    assert f"Roll back at {name}, with that loss?" in output
+    assert f"Roll back at {name}, with that loss?" in unfolded(output)
     assert "Nothing is rolled back" in output
     assert run("rollback", "--all", "--yes") == 0
     assert "Rolling back 0001_create_schema\n" in capsys.readouterr().out

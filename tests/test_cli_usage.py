@@ -101,7 +101,7 @@ def test_a_response_is_recorded_once_it_has_ended(conn: Connection, log: Path) -
     new, _, left = import_usage(write_log(log, begun))
     import_usage(write_log(log, begun, ended))
 
-    reason = "1 not recorded, because they may still be streaming; import again later"
+    reason = "1 response may still be streaming: not recorded; import again later"
     assert (new, left) == (NOTHING_NEW, reason)
     assert [message.output_tokens for message in recorded(conn)] == [9]
 
@@ -151,7 +151,7 @@ def test_a_fingerprint_pays_and_is_created_by_its_first_call(
     payer = ("--fingerprint", FINGERPRINT)
 
     summary, _ = import_usage(file, payer=payer)
-    assert summary.startswith("1 new messages on 2026-05-04: ")
+    assert summary.startswith("1 new message on 2026-05-04: ")
     assert import_usage(file, payer=payer)[0] == NOTHING_NEW
     assert [str(m.fingerprint_id) for m in recorded(conn, UUID(FINGERPRINT))] == [
         FINGERPRINT
@@ -190,7 +190,7 @@ def test_a_broken_line_is_reported_with_its_number(conn: Connection, log: Path) 
     ]
     assert done.stdout.splitlines()[1:] == [
         "0 already recorded; lines: 0 repeated, 0 without usage, 2 broken",
-        "1 of the broken lines: no price; see pyapp prices set",
+        "1 broken line has no price; see: pyapp prices set",
     ]
     assert len(recorded(conn)) == 2
 

@@ -62,7 +62,7 @@ def test_call_without_a_price_counts_as_a_broken_line(
     assert out == [
         NOTHING_NEW,
         "1 already recorded; lines: 0 repeated, 0 without usage, 1 broken",
-        "1 of the broken lines: no price; see pyapp prices set",
+        "1 broken line has no price; see: pyapp prices set",
     ]
 
 
@@ -97,8 +97,8 @@ def test_folder_of_unknown_files_ends_with_status_1(
 
     assert (code, err) == (1, [f"{tmp_path}: no file of a known format is in it"])
     assert out[-2:] == [
-        "1 files or folders of an unknown format",
-        "1 other files in the folders, without usage",
+        "1 file or folder of an unknown format",
+        "1 other file in the folders, without usage",
     ]
 
 
@@ -127,7 +127,7 @@ def test_stated_costs_are_summed_up_apart(conn: Connection, log: Path) -> None:
     file = write_log(log, CHAT, *stated, changed(CHAT, id="y", usage__cost=0.2))
 
     assert import_usage(file)[2:] == [
-        "3 new messages at the cost that their log states: 0.4000 USD"
+        "3 new messages at the cost that the log states: 0.4000 USD"
     ]
     assert len(import_usage(file)) == 2
     costs = sorted(message.cost for message in recorded(conn))

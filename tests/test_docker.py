@@ -235,7 +235,7 @@ def test_reset_keeps_the_volume_that_holds_other_databases(
         conn.execute("CREATE TABLE deleted ()")
         conn.commit()
 
-    asked = run_cli("db", "reset", answer="n\n")[1]
+    asked = unfolded(run_cli("db", "reset", answer="n\n")[1])
     code, out, err = run_cli("db", "reset", "--yes")
 
     assert asked.startswith(
@@ -278,7 +278,7 @@ def test_reset_of_a_broken_container_asks_about_its_volume(
     monkeypatch.setenv("ENVIRONMENT", "local")
 
     code, _, err = run_cli("db", "reset", "--yes")
-    asked = run_cli("db", "reset", answer="n\n")[1]
+    asked = unfolded(run_cli("db", "reset", answer="n\n")[1])
 
     assert (code, "cannot be listed: run pyapp db reset without" in err) == (
         1,

@@ -134,7 +134,8 @@ def test_reset_repairs_an_incomplete_data_folder(project: Path, url: str) -> Non
     )
     code, out, _ = run_cli("db", "reset", answer="y\n")
     assert code == 0
-    assert f"Delete {data} with all its databases, which cannot be listed?" in out
+    question = f"Delete {data} with all its databases, which cannot be listed?"
+    assert question in unfolded(out)
     assert _tables(url) == []
 
 
@@ -201,7 +202,7 @@ def test_reset_keeps_other_databases_of_the_server(
     shown = redact_url(scratch)
 
     code, out, _ = run_cli("db", "reset", answer="n\n")
-    assert out.startswith(
+    assert unfolded(out).startswith(
         f"Delete {shown}, all its data, on a server that is embedded; its other"
         " databases stay?"
     )
@@ -330,6 +331,7 @@ def test_reset_on_a_foreign_server_deletes_one_database(
 
     code, out, _ = run_cli("db", "reset", answer="y\n")
 
+    out = unfolded(out)
     assert out.startswith(f"Delete {shown}, all its data, on a server that is not")
     assert (code, "(not this project's)" in out) == (0, True)
     with psycopg.connect(database) as conn:

@@ -91,8 +91,12 @@ def format_amount(amount: Decimal) -> str:
 
 def confirmed(question: str) -> bool:
     """Ask; without a terminal the answer is no."""
+    answers = " [y/N]: "
+    *lines, last = fold(_shown(question), line_width() - len(answers))
+    for line in lines:
+        console.print(line)
     try:
-        return typer.confirm(question)
+        return typer.confirm(last)
     except typer.Abort:
         say("")
         return False

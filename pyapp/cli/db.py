@@ -10,7 +10,7 @@ import typer
 from pyapp import roles
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import ArgumentError, AsJson
+from pyapp.cli.arguments import ArgumentError, AsJson, require_yes
 from pyapp.cli.console import confirmed, print_json, say
 from pyapp.cli.schema_check import say_migrations, schema_url
 from pyapp.devtools.checks import query_plans
@@ -32,17 +32,30 @@ def start(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Use the embedded server only.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Start a server at DATABASE_URL: in Docker if an engine answers, else embedded."""
     if docker and embedded:
         raise typer.BadParameter("choose --docker or --embedded, not both")
     kind = Kind.DOCKER if docker else Kind.EMBEDDED if embedded else None
-    say(server.start(load_settings(), kind))
+    settings = load_settings()
+    report = server.start(settings, kind)
+    if as_json:
+        print_json({**asdict(server.status(settings)), "report": report})
+    else:
+        say(report)
 
 
-def stop() -> None:
+def stop(as_json: AsJson = False) -> None:
     """Stop the local server and keep its data."""
-    say(server.stop(load_settings()))
+    settings = load_settings()
+    kind = server.running_kind(settings) if as_json else None
+    report = server.stop(settings)
+    if as_json:
+        origin = None if kind is None else kind.value
+        print_json({"origin": origin, "report": report})
+    else:
+        say(report)
 
 
 def status(as_json: AsJson = False) -> None:
@@ -61,8 +74,10 @@ def status(as_json: AsJson = False) -> None:
 
 def reset(
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete the local database and create it again, empty."""
+    require_yes(yes, as_json)
     settings = load_settings()
     plan = server.plan_reset(settings)
     what = server.describe_reset(settings, plan)
@@ -71,8 +86,12 @@ def reset(
     elif not confirmed(f"Delete {what}?"):
         say("Nothing is deleted; --yes deletes without asking.")
         raise typer.Exit(1)
-    say(server.reset(settings, plan))
-    say("Build the schema with: pyapp db migrate")
+    report = server.reset(settings, plan)
+    if as_json:
+        print_json({**asdict(server.status(settings)), "report": report})
+    else:
+        say(report)
+        say("Build the schema with: pyapp db migrate")
 
 
 def docs(
@@ -80,8 +99,10 @@ def docs(
         bool, typer.Option("--check", help="Write nothing; fail if the page is stale.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Path of the page; default docs/schema.md.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; default: docs/schema.md."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write docs/schema.md from the database at DATABASE_URL."""
     settings = load_settings()
@@ -96,21 +117,30 @@ def docs(
             path.write_text(page, encoding="utf-8", newline="\n")
     except OSError as exc:
         raise ArgumentError(f"cannot write {path}: {exc.strerror}") from exc
-    if check and not is_fresh:
+    is_stale = check and not is_fresh
+    if as_json:
+        state = "stale" if is_stale else "unchanged" if is_fresh else "written"
+        print_json({"path": path, "state": state})
+    elif is_stale:
         say(f"{name} is stale; run: pyapp db docs")
+    else:
+        say(f"{name} {'is up to date' if is_fresh else 'is written'}")
+    if is_stale:
         raise typer.Exit(1)
-    say(f"{name} {'is up to date' if is_fresh else 'written'}")
 
 
 def plan(
-    query: Annotated[str, typer.Argument(help="Name of the query in sql/queries.")],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="Name of a query in sql/queries.")
+    ],
     values: Annotated[
         list[str] | None,
-        typer.Option("--set", help="parameter=value: plan for this value."),
+        typer.Option("--set", metavar="PARAMETER=VALUE", help="Plan for this value."),
     ] = None,
     analyze: Annotated[
         bool, typer.Option("--analyze", help="Run the query, then roll back.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the plan of a query: the generic plan, or the plan for given values."""
     found = query_plans.find_query(query)
@@ -122,9 +152,13 @@ def plan(
             raise typer.BadParameter(str(exc.diag.message_primary)) from exc
         finally:
             conn.rollback()
+    promised = query_plans.read_plans().get(query, [])
+    if as_json:
+        print_json({"query": query, "plan": lines, "indexes": promised})
+        return
     for line in lines:
-        say(line)
-    if promised := query_plans.read_plans().get(query):
+        say(line, hanging=2)
+    if promised:
         say(f"On a large database it uses {', '.join(promised)}.")
 
 
@@ -135,8 +169,11 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-def apply_roles() -> None:
+def apply_roles(as_json: AsJson = False) -> None:
     """Create or update the roles of sql/roles.sql."""
     with connect(schema_url()) as conn:
         roles.apply_roles(conn)
+    if as_json:
+        print_json({"roles": roles.ROLES})
+        return
     say(f"{', '.join(roles.ROLES)} are up to date; grant one of them to each login")

@@ -11,8 +11,15 @@ import typer
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import AsJsonLines, parse_duration, parse_time
-from pyapp.cli.console import print_json, print_table, say, warn
+from pyapp.cli.arguments import AsJson, AsJsonLines, parse_duration, parse_time
+from pyapp.cli.console import (
+    counted,
+    format_amount,
+    print_json,
+    print_table,
+    say,
+    warn,
+)
 from pyapp.errors import ModelPriceNotFoundError, UnknownModelError
 from pyapp.price_report import (
     ModelCheck,
@@ -96,6 +103,7 @@ def set_price(
     cache_read: Price = None,
     cache_write: Price = None,
     cache_write_1h: Price = None,
+    as_json: AsJson = False,
 ) -> None:
     """Set a model's own prices in USD per million tokens.
 
@@ -116,8 +124,13 @@ def set_price(
         )
         since = datetime.now(UTC) - timedelta(days=30)
         used = list_used_models(conn, since=since, limit=MAX_INTEGER)
-    costs = (f"{name} {_short(price)}" for name, price in _named_prices(found))
-    say(f"{_name(found)} from {_format_time(moment)}: {', '.join(costs)}")
+    if as_json:
+        print_json(found._asdict())
+    else:
+        costs = (
+            f"{name} {format_amount(price)}" for name, price in _named_prices(found)
+        )
+        say(f"{_name(found)} from {_format_time(moment)}: {', '.join(costs)}")
     missing = [
         use
         for use, price in (
@@ -135,7 +148,9 @@ def set_price(
     _warn_of_the_past(moment)
 
 
-def end(model: Model, valid_from: From, provider: Provider = None) -> None:
+def end(
+    model: Model, valid_from: From, provider: Provider = None, as_json: AsJson = False
+) -> None:
     """End a model's own prices: the published price applies again."""
     moment = _moment(valid_from)
     with connect() as conn:
@@ -158,17 +173,25 @@ def end(model: Model, valid_from: From, provider: Provider = None) -> None:
                 f"{_name(found)} has no own price at {_format_time(moment)} to end;"
                 " see: pyapp prices list"
             )
-    say(f"{_name(found)} from {_format_time(moment)}: published price")
+    if as_json:
+        print_json(found._asdict())
+    else:
+        say(f"{_name(found)} from {_format_time(moment)}: published price")
     _warn_of_the_past(moment)
 
 
-def delete(model: Model, valid_from: From, provider: Provider = None) -> None:
+def delete(
+    model: Model, valid_from: From, provider: Provider = None, as_json: AsJson = False
+) -> None:
     """Delete prices that are not yet in force."""
     with connect() as conn:
         found = delete_model_price(
             conn, model=model, provider=provider, valid_from=_moment(valid_from)
         )
-    say(f"{_name(found)} from {_format_time(found.valid_from)}: deleted")
+    if as_json:
+        print_json(found._asdict())
+    else:
+        say(f"{_name(found)} from {_format_time(found.valid_from)}: deleted")
 
 
 def list_all(as_json: AsJsonLines = False) -> None:
@@ -192,6 +215,7 @@ def check(
     within: Annotated[
         str, typer.Option(metavar="DURATION", help="Messages recorded in this time.")
     ] = "30d",
+    as_json: AsJsonLines = False,
 ) -> None:
     """Check that the models of recent messages have a price today.
 
@@ -200,7 +224,12 @@ def check(
     now = datetime.now(UTC)
     with connect() as conn:
         checks, unused = check_prices(conn, since=now - parse_duration(within), at=now)
-    if not checks:
+    if as_json:
+        for each in checks:
+            print_json({"record": "model", **each._asdict()})
+        for price in unused:
+            print_json({"record": "unused", **_unused_object(price)})
+    elif not checks:
         say(f"no messages were recorded in the last {within}")
     else:
         print_table(
@@ -214,9 +243,9 @@ def check(
                 say(line)
     unpriced = sum(found.price is None for found in checks)
     if unpriced:
-        plural = "model has" if unpriced == 1 else "models have"
+        models = counted(unpriced, "model has", "models have")
         raise UnknownModelError(
-            f"{unpriced} {plural} no price: set one by: pyapp prices set MODEL"
+            f"{models} no price: set one by: pyapp prices set MODEL"
         )
 
 
@@ -255,8 +284,8 @@ def report(
     if total.unpriced:
         cost = f"{total.unpriced_cost:,.{decimals}f}"
         say(
-            f"{total.unpriced:,} of the messages have no price today: {cost} USD,"
-            " which the sums leave out."
+            f"messages without a price today: {total.unpriced:,}, {cost} USD;"
+            " the sums leave them out"
         )
     for line in _NOT_STORED:
         say(line)
@@ -338,18 +367,12 @@ def _format_time(moment: datetime) -> str:
 
 
 def _list_cells(price: ModelPrice) -> tuple[str, ...]:
-    shown = ["" if value is None else _short(value) for value in _values(price)]
+    shown = ["" if value is None else format_amount(value) for value in _values(price)]
     if price.input_price is None:
         shown[0] = "published"
     when = _format_time(price.valid_from)
     cells = (price.model, _provider(price.provider), when, *shown)
     return (*cells, *_notes(price.provider))
-
-
-def _short(price: Decimal) -> str:
-    """Return the price without trailing zeros."""
-    text = f"{price:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _check_cells(found: ModelCheck) -> tuple[str, ...]:
@@ -368,6 +391,11 @@ def _unused_lines(price: UnusedPrice, within: str) -> list[str]:
         names = (f"{model} ({name or NO_PROVIDER})" for name, model in price.similar)
         text += f"; messages name {', '.join(names)}"
     return _wrap(text)
+
+
+def _unused_object(price: UnusedPrice) -> dict[str, Any]:
+    similar = [{"provider": name, "model": model} for name, model in price.similar]
+    return {**price._asdict(), "similar": similar}
 
 
 def _wrap(text: str) -> list[str]:

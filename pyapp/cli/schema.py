@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -226,17 +227,29 @@ def maintain(
             help="First write the dropped payloads to gzipped CSV files.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create payload partitions, delete expired sessions, retire old payloads."""
     if archive is not None and keep_months is None:
         raise typer.BadParameter("--archive needs --keep-months")
     url = schema_url()
+    report = (lambda _: None) if as_json else say
     created = create_payload_partitions(url, keep_months=keep_months)
-    say(f"Payload partitions created: {created}")
-    say(f"Expired sessions deleted: {_sweep_sessions(url)}")
+    report(f"Payload partitions created: {created}")
+    deleted = _sweep_sessions(url)
+    report(f"Expired sessions deleted: {deleted:,}")
+    retired: list[str] = []
     if keep_months is not None:
         retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
-        say(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
+        report(f"Payload partitions dropped: {', '.join(retired) or 'none'}")
+    if as_json:
+        print_json(
+            {
+                "created_partitions": created,
+                "deleted_sessions": deleted,
+                "dropped_partitions": retired,
+            }
+        )
 
 
 def erase_archived(
@@ -249,19 +262,23 @@ def erase_archived(
     payer: Annotated[
         str, typer.Option(metavar="UUID", help="The user or fingerprint.")
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Remove a payer's payloads from the archives of db maintain."""
     subject_id = require_id("--payer", payer)
     result = archives.erase_archived(folder, subject_id)
-    for name, count in result.removed.items():
-        say(f"{name}: payloads removed: {count:,}")
-    for name, reason in result.failed.items():
-        say(f"{name}: not changed: {reason}")
+    if as_json:
+        print_json({"payer": subject_id, **asdict(result)})
+    else:
+        for name, count in result.removed.items():
+            say(f"{name}: payloads removed: {count:,}")
+        for name, reason in result.failed.items():
+            say(f"{name}: not changed: {reason}")
     if result.failed:
         raise ArchiveError(
             f"{len(result.failed)} of the archives in {folder} could not be searched"
         )
-    if not result.removed:
+    if not result.removed and not as_json:
         say(f"No archive in {folder} has payloads of {subject_id}")
 
 

@@ -14,9 +14,16 @@ from stripe import StripeClient
 
 from pyapp._core.config import Settings, load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import ArgumentError, AsJsonLines, parse_duration
+from pyapp.cli.arguments import (
+    ArgumentError,
+    AsJson,
+    AsJsonLines,
+    parse_duration,
+    require_yes,
+)
 from pyapp.cli.console import (
     confirmed,
+    counted,
     print_json,
     print_table,
     say,
@@ -80,11 +87,19 @@ def events(
     failed: Annotated[
         bool, typer.Option("--failed", help="Only failed events, oldest first.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    limit: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=10_000, help="Maximum number of events."),
+    ] = 50,
+    as_json: AsJsonLines = False,
 ) -> None:
     """List received events and their status, newest first."""
     with connect() as conn:
         rows = (list_failed_events if failed else list_events)(conn, limit=limit)
+    if as_json:
+        for row in rows:
+            print_json(row._asdict())
+        return
     if not rows:
         say("there are no failed events" if failed else "there are no events")
         return
@@ -136,9 +151,8 @@ def replay(
     elif not done.seen:
         say(f"there are no undelivered events{resumed}")
     else:
-        say(
-            f"{done.seen:,} undelivered events: {_format_counts(done.results)}{resumed}"
-        )
+        events = counted(done.seen, "undelivered event")
+        say(f"{events}: {_format_counts(done.results)}{resumed}")
     if done.results["failed"]:
         raise typer.Exit(1)
 
@@ -146,11 +160,13 @@ def replay(
 def discard(
     event_id: Annotated[str, typer.Argument(metavar="EVENT", help="A failed event.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Set a failed event to ignored: it can never be applied, and is not retried.
 
     The event and its error are kept.
     """
+    require_yes(yes, as_json)
     if not yes and not confirmed(f"Discard {printable(event_id)}?"):
         say("Nothing is discarded; --yes discards without asking.")
         raise typer.Exit(1)
@@ -161,13 +177,17 @@ def discard(
             f"there is no failed event {event_id}: pyapp stripe events --failed lists"
             " them"
         )
-    say(f"{found.id} ({found.type}) is {found.last_error}")
+    if as_json:
+        print_json(found._asdict())
+    else:
+        say(f"{found.id} ({found.type}) is {found.last_error}")
 
 
 def prune(
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="Such as 90d, 12h or 30m.")
     ] = "90d",
+    as_json: AsJson = False,
 ) -> None:
     """Delete the payloads of old events that have not failed; keep the events."""
     before = datetime.now(UTC) - parse_duration(older_than)
@@ -179,7 +199,10 @@ def prune(
             total += count
             if count < BATCH:
                 break
-    say(f"deleted the payloads of {total} events")
+    if as_json:
+        print_json({"events": total})
+    else:
+        say(f"deleted the payloads of {counted(total, 'event')}")
 
 
 def reconcile(
@@ -273,7 +296,9 @@ def _reconcile_table(run: Callable[..., Reconciliation]) -> Reconciliation:
         _list_differences(differences)
         _list_refusals(refusals)
         raise
-    compared = ", ".join(f"{number:,} {name}" for name, number in result.seen.items())
+    compared = ", ".join(
+        counted(number, name.removesuffix("s")) for name, number in result.seen.items()
+    )
     compared += ", resumed" if result.is_resumed else ""
     _report_differences(result, differences)
     _report_refusals(result, refusals)

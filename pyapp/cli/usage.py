@@ -4,7 +4,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,8 +19,8 @@ from pyapp._core.connection import connect
 from pyapp._core.run import fetch_one
 from pyapp._core.sanitize import storable_text
 from pyapp._core.validation import MAX_ID_LENGTH
-from pyapp.cli.arguments import ArgumentError, find_user, parse_time, require_id
-from pyapp.cli.console import say, show_bytes, warn
+from pyapp.cli.arguments import ArgumentError, AsJson, find_user, parse_time, require_id
+from pyapp.cli.console import counted, print_json, say, show_bytes, warn
 from pyapp.errors import PyappError
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import RecordedMessages, record_messages
@@ -96,6 +96,7 @@ def usage(
             metavar="N", min=0, help="Status 0 if at most N lines are broken."
         ),
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Record the model calls of usage logs; a repeated import adds nothing.
 
@@ -122,8 +123,11 @@ def usage(
         with _reporting(tally):
             messages = _messages(lines, runs, tally)
             _record(conn, messages, payer, settings.margin, tally)
-    for line in _summary(tally):
-        say(line)
+    if as_json:
+        print_json(_object(tally))
+    else:
+        for line in _summary(tally):
+            say(line)
     found = tally.lines
     if found.broken > allow_broken or found.unknown or found.unknown_files:
         raise typer.Exit(1)
@@ -264,10 +268,8 @@ def _reporting(tally: _Tally) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, OSError, PyappError, psycopg.Error) as exc:
-        warn(
-            f"stopped: {tally.recorded:,} new messages were recorded;"
-            " repeat the command to continue"
-        )
+        number = counted(tally.recorded, "new message was", "new messages were")
+        warn(f"stopped: {number} recorded; repeat the command to continue")
         if isinstance(exc, KeyboardInterrupt):
             raise typer.Exit(130) from None
         if isinstance(exc, OSError):
@@ -286,13 +288,31 @@ def _reporting(tally: _Tally) -> Iterator[None]:
         log.info("usage imported", extra=counts)
 
 
+def _object(tally: _Tally) -> dict[str, Any]:
+    """Return the JSON object; docs/usage.md documents its keys."""
+    lines = asdict(tally.lines)
+    del lines["messages"]
+    return {
+        "recorded": tally.recorded,
+        "duplicates": tally.duplicates,
+        "first_day": min(tally.days, default=None),
+        "last_day": max(tally.days, default=None),
+        "cost": tally.cost,
+        "credits": tally.credits,
+        "stated": tally.stated,
+        "stated_cost": tally.stated_cost,
+        "unpriced": tally.unpriced,
+        **lines,
+    }
+
+
 def _summary(tally: _Tally) -> Iterator[str]:
     lines = tally.lines
     if tally.recorded:
         first, last = min(tally.days), max(tally.days)
         days = f"on {first}" if first == last else f"from {first} to {last}"
         yield (
-            f"{tally.recorded:,} new messages {days}:"
+            f"{counted(tally.recorded, 'new message')} {days}:"
             f" {tally.cost:,.4f} USD, {tally.credits:,.2f} credits"
         )
     else:
@@ -303,19 +323,23 @@ def _summary(tally: _Tally) -> Iterator[str]:
     )
     if tally.stated:
         yield (
-            f"{tally.stated:,} new messages at the cost that their log states:"
+            f"{counted(tally.stated, 'new message')} at the cost that the log states:"
             f" {tally.stated_cost:,.4f} USD"
         )
     if tally.unpriced:
-        yield f"{tally.unpriced:,} of the broken lines: no price; see pyapp prices set"
+        number = counted(tally.unpriced, "broken line has", "broken lines have")
+        yield f"{number} no price; see: pyapp prices set"
     if lines.unknown:
-        yield f"{lines.unknown:,} lines with usage in an unknown form, not recorded"
+        number = counted(lines.unknown, "line")
+        yield f"{number} with usage in an unknown form, not recorded"
     if lines.unknown_files:
-        yield f"{lines.unknown_files:,} files or folders of an unknown format"
+        number = counted(lines.unknown_files, "file or folder", "files or folders")
+        yield f"{number} of an unknown format"
     if lines.other_files:
-        yield f"{lines.other_files:,} other files in the folders, without usage"
+        number = counted(lines.other_files, "other file")
+        yield f"{number} in the folders, without usage"
     if lines.still_open:
         yield (
-            f"{lines.still_open:,} not recorded, because they may still be streaming;"
-            " import again later"
+            f"{counted(lines.still_open, 'response')} may still be streaming: not"
+            " recorded; import again later"
         )

@@ -198,6 +198,23 @@ LOG = "{log}"  # replaced by the name of a log without usage
 # The command line for each option; `{}` is replaced by the bad value.
 CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "quota payer": (PAYERS, ("quota", "{}")),
+    "quota sort": (WORDS, ("quota", "--all", "--sort", "{}")),
+    "quota limit": (NUMBERS, ("quota", "--all", "--limit", "{}")),
+    "plans add plan": (
+        {name: text for name, text in WORDS.items() if name in {"empty", "a space"}},
+        ("plans", "add", "{}", "--credits", "1"),
+    ),
+    "plans add credits": (USD, ("plans", "add", "team", "--credits", "{}")),
+    "plans add prices": (
+        {name: text for name, text in WORDS.items() if name in {"empty", "a space"}},
+        ("plans", "add", "team", "--credits", "1", "--price", "{}"),
+    ),
+    "plans set plan": (WORDS, ("plans", "set", "--credits", "1", "--", "{}")),
+    "plans set credits": (USD, ("plans", "set", "free", "--credits", "{}")),
+    "plans price plan": (WORDS, ("plans", "price", "--", "{}", "price_1")),
+    "plans price price_id": (WORDS, ("plans", "price", "--remove", "--", "free", "{}")),
+    "referrals show user": (PAYERS, ("referrals", "show", "{}")),
+    "referrals show limit": (NUMBERS, ("referrals", "show", "{user}", "--limit", "{}")),
     "usage by": (WORDS, ("usage", "--by", "{}")),
     "usage user": (PAYERS, ("usage", "--by", "day", "--user", "{}")),
     "usage fingerprint": (PAYERS, ("usage", "--by", "day", "--fingerprint", "{}")),
