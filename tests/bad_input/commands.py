@@ -225,6 +225,7 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "stats output": (PATHS, ("stats", "--prometheus", "--output", "{}")),
     "stats listen": (ADDRESSES, ("stats", "--prometheus", "--listen", "{}")),
     "db rollback count": (NUMBERS, ("db", "rollback", "-n", "{}")),
+    "db rollback confirm": (WORDS, ("db", "rollback", "-n", "0", "--confirm", "{}")),
     "db check url": (URLS, ("db", "check", "--url", "{}")),
     "db check scratch": (SCRATCH_URLS, ("db", "check", "--scratch", "{}")),
     "doctor scratch": (SCRATCH_URLS, ("doctor", "--scratch", "{}")),
