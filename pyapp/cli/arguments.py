@@ -1,8 +1,6 @@
 """Arguments that several commands take: times, durations, ids and users."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -10,7 +8,6 @@ from uuid import UUID
 
 import typer
 from psycopg import Connection
-from psycopg.errors import InsufficientPrivilege
 
 from pyapp.errors import PyappError
 from pyapp.users import User, find_user_by_email, get_user
@@ -27,23 +24,6 @@ _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 class ArgumentError(PyappError):
     """An argument names something that does not exist; the message says what to do."""
-
-
-class MissingRoleError(PyappError):
-    """The login of DATABASE_URL lacks a role; the message names it."""
-
-
-@contextmanager
-def needs_role(*roles: str) -> Iterator[None]:
-    """Name the roles of sql/roles.sql that can run the block, if the login cannot."""
-    try:
-        yield
-    except InsufficientPrivilege as exc:
-        needed = " or ".join(roles)
-        raise MissingRoleError(
-            f"{exc.diag.message_primary}: this needs the role {needed}, with the grants"
-            " of the last pyapp db roles, or the owner of the schema"
-        ) from exc
 
 
 def require_yes(yes: bool, as_json: bool) -> None:

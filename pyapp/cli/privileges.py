@@ -17,6 +17,7 @@ ROLES = {
     "plans list": "pyapp_readonly",
     "prices list": "pyapp_readonly",
     "referrals show": "pyapp_readonly",
+    "users list": "pyapp_readonly",
     "users show": "pyapp_readonly",
     "sessions list": "pyapp_readonly",
     "stripe events": "pyapp_readonly",

@@ -15,7 +15,6 @@ from pyapp.cli.arguments import (
     AsJson,
     AsJsonLines,
     find_user,
-    needs_role,
     parse_id,
     require_yes,
 )
@@ -50,7 +49,7 @@ def list_all(
     as_json: AsJsonLines = False,
 ) -> None:
     """List the sessions of a user or a fingerprint, the newest first."""
-    with needs_role("pyapp_app", "pyapp_readonly"), connect() as conn:
+    with connect() as conn:
         fingerprint_id = _find_fingerprint(conn, payer)
         if fingerprint_id:
             name, other = f"fingerprint {fingerprint_id}", "user"
@@ -85,7 +84,7 @@ def revoke(
 ) -> None:
     """Sign a user out everywhere: end all its sessions."""
     require_yes(yes, as_json)
-    with needs_role("pyapp_app"), connect() as conn:
+    with connect() as conn:
         found = find_user(conn, user)
         # No transaction is open while the question waits.
         conn.commit()

@@ -22,7 +22,6 @@ from pyapp.cli.arguments import (
     AsJson,
     AsJsonLines,
     find_user,
-    needs_role,
     require_yes,
 )
 from pyapp.cli.console import (
@@ -84,7 +83,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Create a user on the free plan."""
-    with needs_role("pyapp_app"), connect() as conn:
+    with connect() as conn:
         user = create_user(conn, email=email, name=name)
     if as_json:
         print_json(user._asdict())
@@ -102,7 +101,7 @@ def list_all(
     as_json: AsJsonLines = False,
 ) -> None:
     """List the users by id."""
-    with needs_role("pyapp_app", "pyapp_readonly"), connect() as conn:
+    with connect() as conn:
         users = _all(conn, search)
         if as_json:
             for user in users:
@@ -117,7 +116,7 @@ def list_all(
 
 def show(user: UserArgument, as_json: AsJson = False) -> None:
     """Show a user's profile, plan, quota, sessions and referrals."""
-    with needs_role("pyapp_app", "pyapp_readonly"), connect() as conn:
+    with connect() as conn:
         found = find_user(conn, user)
         quota = get_user_quota(conn, user_id=found.id)
         entitlement = get_entitlement(conn, user_id=found.id)
@@ -146,7 +145,7 @@ def anonymize(
 ) -> None:
     """Erase the personal data of a user; keep the bill."""
     require_yes(yes, as_json)
-    with needs_role("pyapp_app"), connect() as conn:
+    with connect() as conn:
         found = find_user(conn, user)
         own = [
             fingerprint.fingerprint_id
@@ -188,7 +187,7 @@ def export(
     Without --output, the lines are printed, with --json too. With it, --json prints how
     many records of each kind are in the file.
     """
-    with needs_role("pyapp_app"), connect() as conn:
+    with connect() as conn:
         found = find_user(conn, user)
         records = export_user(conn, user_id=found.id)
         if output is None:
