@@ -286,3 +286,21 @@ def test_check_ignores_what_is_outside_the_schema(empty_database: str):
         " was kept); drop what depends on it first"
     )
     assert states(empty_database)[NAMES[2]] == "applied"
+
+
+def test_refusal_of_an_event_trigger_is_one_line(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    execute(
+        empty_database,
+        "CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'no changes on Friday'; END$$",
+        "CREATE EVENT TRIGGER refuse ON ddl_command_end"
+        " EXECUTE FUNCTION public.refuse()",
+    )
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    assert run_cli("db", "migrate") == (
+        1,
+        "",
+        "error: a trigger of the database refused this: no changes on Friday\n",
+    )

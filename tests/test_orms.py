@@ -19,6 +19,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from psycopg import errors
 from sqlalchemy import create_engine
+from sqlalchemy import text as sql_text
 from sqlalchemy.orm import Session
 
 from pyapp._core.connection import connect
@@ -226,6 +227,23 @@ def test_session_goes_on_after_a_refusal(engine: Any, level: str):
             create_session(psycopg_connection(session), user_id=UUID(int=1))
         session.commit()
         assert len(list_users(psycopg_connection(session))) == 1
+
+
+def test_engine_with_a_creator_has_no_json_option(database: str):
+    """The page says so."""
+    for options, is_used in (
+        ({"creator": lambda: connect(database)}, False),
+        ({}, True),
+    ):
+        engine = create_engine(
+            database.replace("postgresql:", "postgresql+psycopg:"),
+            json_deserializer=lambda text: "changed",
+            **options,
+        )
+        with Session(engine) as session:
+            value = session.scalar(sql_text("SELECT jsonb_build_object('a', 1)"))
+            assert value == ("changed" if is_used else {"a": 1})
+        engine.dispose()
 
 
 def test_savepoint_of_a_session_is_made_by_its_next_connection(engine: Any):

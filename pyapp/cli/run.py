@@ -37,6 +37,7 @@ _MEANINGS: dict[type, str] = {
     errors.UndefinedColumn: _MIGRATE,
     errors.UndefinedFunction: _MIGRATE,
     errors.UndefinedTable: _MIGRATE,
+    errors.RaiseException: "a trigger of the database refused this: {reason}",
     errors.DiskFull: (
         "the database's disk is full ({reason}): free some space and run it again"
     ),

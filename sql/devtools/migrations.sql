@@ -89,9 +89,10 @@ LEFT JOIN pg_proc AS p
     AND oidvectortypes(p.proargtypes) = 'timestamp with time zone, integer'
 LEFT JOIN LATERAL (
     SELECT
-        pg_describe_object(d.classid, d.objid, 0) AS name,
+        i.type || ' ' || i.identity AS name,
         coalesce(c.relkind NOT IN ('r', 'p'), TRUE) AS place
     FROM pg_depend AS d
+    CROSS JOIN pg_identify_object(d.classid, d.objid, 0) AS i
     LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
     WHERE d.refclassid = 'pg_namespace'::regclass
         AND d.refobjid = n.oid
