@@ -80,6 +80,10 @@ lock: install ## update the lock files
 	@$(COMPILE) --all-extras --group dev \
 		--output-file requirements-dev.lock pyproject.toml
 	@$(COMPILE) --no-deps --group servers --output-file requirements-servers.lock
+	@$(COMPILE) --constraint requirements-dev.lock --extra cli --extra web \
+		--output-file deploy/requirements.lock pyproject.toml
+	@$(COMPILE) --constraint requirements-dev.lock --group build \
+		--output-file deploy/requirements-build.lock
 
 audit: install ## check locked packages for known vulnerabilities
 	@$(BIN)/python -m venv $(VENV)/audit

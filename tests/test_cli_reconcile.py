@@ -10,7 +10,7 @@ from rich.console import Console
 
 import pyapp
 from pyapp import plans, users
-from pyapp.cli import stripe as command
+from pyapp.cli import repeating
 from tests.fake_stripe import TEST_KEY, FakeStripe, seeded_user_id
 from tests.fake_stripe.driving import subscribe
 from tests.odd_objects import OddClient, customer, replaced_by, setting
@@ -87,7 +87,7 @@ def test_repeated_run_survives_an_outage_but_not_a_failed_start(
         if fault:
             fake.faults.add("error", **fault)
 
-    monkeypatch.setattr(command, "sleep", wait)
+    monkeypatch.setattr(repeating, "sleep", wait)
     code, out, err = run_cli("stripe", "reconcile", "--every", "1h")
     assert code == 130
     errors = [line for line in err.splitlines() if "next attempt in 1h" in line]

@@ -71,6 +71,8 @@ RUN_BY = {
     "pg_dump": "tests/test_backup.py",
     "pg_restore": "tests/test_backup.py",
     "psql": "tests/test_backup.py",
+    "docker build": "tests/test_deploy_engine.py",
+    "docker compose": "tests/test_deploy_engine.py",
     "yoyo apply": "tests/test_migrations.py",
     "pyapp db start": "tests/test_server_cli.py",
     "pyapp db stop": "tests/test_server_cli.py",

@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from pyapp._core.connection import connect
 from pyapp._core.tool_sessions import AdvisoryLock, connect_unlimited
 from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
 from pyapp.cli.console import confirmed, print_json, say, warn
+from pyapp.cli.repeating import Every, repeat
 from pyapp.cli.schema_check import adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
@@ -227,11 +229,19 @@ def maintain(
             help="First write the dropped payloads to gzipped CSV files.",
         ),
     ] = None,
+    every: Every = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create payload partitions, delete expired sessions, retire old payloads."""
+    """Create payload partitions, delete expired sessions, retire old payloads.
+
+    With --every, only an error of the first run ends the command.
+    """
     if archive is not None and keep_months is None:
         raise typer.BadParameter("--archive needs --keep-months")
+    repeat(partial(_maintain, keep_months, archive, as_json), every)
+
+
+def _maintain(keep_months: int | None, archive: Path | None, as_json: bool) -> None:
     url = schema_url()
     report = (lambda _: None) if as_json else say
     created = create_payload_partitions(url, keep_months=keep_months)

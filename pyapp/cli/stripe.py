@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from time import sleep
 from typing import Annotated, TypeVar
 
-import psycopg
 import typer
 from stripe import StripeClient
 
@@ -28,12 +26,10 @@ from pyapp.cli.console import (
     print_table,
     say,
     show_objects,
-    warn,
 )
 from pyapp.cli.logs import printable
-from pyapp.cli.run import explain
+from pyapp.cli.repeating import Every, repeat
 from pyapp.cli.stripe_waits import show_waits
-from pyapp.errors import PyappError
 from pyapp.stripe_sync import (
     Difference,
     Outcome,
@@ -220,9 +216,7 @@ def reconcile(
         bool,
         typer.Option("--cleared", help="The account's test data was deleted."),
     ] = False,
-    every: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Repeat, such as every 1h.")
-    ] = None,
+    every: Every = None,
     as_json: AsJsonLines = False,
 ) -> None:
     """Compare all of Stripe with the database, and repair the database.
@@ -230,9 +224,6 @@ def reconcile(
     The exit status is 1 if some objects were refused, also in a dry run. With
     --every, only an error of the first run ends the command.
     """
-    pause = None if every is None else parse_duration(every).total_seconds()
-    if pause == 0:
-        raise typer.BadParameter("--every must be greater than zero, such as 1h")
     if cleared and every is not None:
         raise typer.BadParameter("--cleared cannot be used with --every")
     client = make_client(load_settings())
@@ -240,14 +231,7 @@ def reconcile(
         _reconcile_json if as_json else _reconcile_table,
         partial(_reconcile, client, dry_run, match_email, cleared),
     )
-    result = reconcile_once()
-    while pause is not None:
-        sleep(pause)
-        try:
-            reconcile_once()
-        except (PyappError, psycopg.OperationalError) as exc:
-            reason = explain(exc) if isinstance(exc, psycopg.Error) else exc
-            warn(f"error: {reason}; next attempt in {every}")
+    result = repeat(reconcile_once, every)
     if result.number_refused:
         raise typer.Exit(1)
     if dry_run and result.number_found:

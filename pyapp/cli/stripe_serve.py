@@ -1,6 +1,5 @@
 """`pyapp stripe serve`: Stripe's webhooks, and metrics on a port of their own."""
 
-import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,9 +69,6 @@ def serve(
             livemode=find_livemode(settings),
             on_delivery=measured.observe if measured else None,
         )
-        # The server raises the signal again after its shutdown, which is no failure.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)
         with ExitStack() as stack:
             if measured and address:
                 stack.enter_context(metrics_served(measured.registry, *address))

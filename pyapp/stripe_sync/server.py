@@ -8,6 +8,7 @@ connection too many closes the one that has waited longest for a complete reques
 import asyncio
 import logging
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass, field
@@ -69,6 +70,13 @@ def serve(
     )
     server = _Server(config)
     counts.connections = server.server_state.connections
+
+    def stop(*_: object) -> None:
+        # Until uvicorn handles signals; afterwards it raises them again, to no effect.
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     server.run()
 
 

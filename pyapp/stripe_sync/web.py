@@ -79,7 +79,7 @@ def create_app(
     on_outcome: Callable[[Outcome], None] | None = None,
     on_delivery: Callable[[DeliveryResult, float], None] | None = None,
 ) -> Starlette:
-    """Return an application with POST /stripe/webhook and GET /healthz.
+    """Return an application with POST /stripe/webhook, GET /healthz and GET /livez.
 
     It responds with 200 only after the commit, with 400 if the signature or the event
     is invalid, with 408 if the body does not arrive within five seconds, with 413 if it
@@ -152,10 +152,14 @@ def create_app(
             return _refuse(503, "database unavailable")
         return JSONResponse({"status": "ok"})
 
+    async def livez(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
     return Starlette(
         routes=[
             Route("/stripe/webhook", webhook, methods=["POST"]),
             Route("/healthz", healthz, methods=["GET"]),
+            Route("/livez", livez, methods=["GET"]),
         ]
     )
 

@@ -239,6 +239,11 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
         PATHS,
         ("db", "maintain", "--keep-months", "1", "--archive", "{}"),
     ),
+    "db maintain every": (
+        # A valid duration would repeat it forever.
+        {name: text for name, text in DURATIONS.items() if text != "99999d"},
+        ("db", "maintain", "--every", "{}"),
+    ),
     "db erase-archived folder": (
         {name: path for name, path in PATHS.items() if name != "a folder"},
         ("db", "erase-archived", "{}", "--payer", NIL),
