@@ -59,7 +59,8 @@ if not (os.environ.get("CI") and os.geteuid() == 0):
 if not hasattr(os, "fork"):
     LEFT_OUT["test_forks.py"] = "this system has no fork()"
 if "COMPOSE_2" not in os.environ:
-    LEFT_OUT["test_docker_engine.py"] = "no Docker engine from .ci/docker-engine"
+    for name in ("test_docker_engine.py", "test_deploy_engine.py"):
+        LEFT_OUT[name] = "no Docker engine from .ci/docker-engine"
 if "PYAPP_WHEELS" not in os.environ:
     LEFT_OUT["test_installed.py"] = "no folder of packages in PYAPP_WHEELS"
 collect_ignore = list(LEFT_OUT)
