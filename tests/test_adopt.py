@@ -315,6 +315,8 @@ def test_commands_name_the_earlier_history(
     code, out, _ = run_cli("db", "adopt")
 
     assert (code, out.splitlines()[0]) == (0, "Marked 0001_create_schema")
+    later = {"marked": [], "pending": NAMES[len(SQUASHED) :]}
+    assert json.loads(run_cli("db", "adopt", "--json")[1]) == later
     assert run_cli("db", "adopt")[1].startswith("Nothing to adopt")
 
 

@@ -11,6 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyapp._core.queries import migrations_dir, sql_dir
+from pyapp.cli.schema_check import _as_object
 from pyapp.devtools.checks import scratch_server
 from pyapp.devtools.checks.dumps import dump_objects
 from pyapp.devtools.checks.schema_diff import SchemaCheck, check
@@ -97,6 +98,12 @@ def test_drift_of_a_live_database_is_shown_as_sql(empty_database: str) -> None:
     result = check(empty_database)
     lines = report_of(result)
     assert result.differences == 4
+    assert {one["title"] for one in _as_object(result)["differences"]} == {
+        "TABLE app.plans",
+        "ROW app.plans free",
+        "COMMENT app.TABLE sessions",
+        "INDEX app.planted_idx",
+    }
     assert (
         "-- INDEX app.planted_idx is in the live database, not in the migrations"
         in (lines)

@@ -42,12 +42,7 @@ from pyapp.errors import MissingPrivilegeError, PyappError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
 ROLES_FILE = "sql/roles.sql"
-# What no comparison covers, for a line below its result.
-NOT_COMPARED = (
-    "owners, privileges of other roles, row-level data except plans, tablespaces,"
-    " security labels, publications, subscriptions, event triggers, extensions,"
-    " settings of roles and databases"
-)
+NO_ROLES = "pyapp db roles has not been run here"
 
 _ROUTINE = re.compile(
     r"(?:COMMENT app\.)?(?:FUNCTION|REVOKE|VIEW) (?:app\.)?(?P<name>\w+)"
@@ -276,7 +271,7 @@ def _check_privileges(url: str, migrated: str, expected: Objects) -> PrivilegeCh
     """
     live = read_privileges(url)
     if not has_roles(live):
-        return PrivilegeCheck(None, "pyapp db roles has not been run here")
+        return PrivilegeCheck(None, NO_ROLES)
     try:
         granted = expected_privileges(migrated)
     except (psycopg.errors.InsufficientPrivilege, MissingPrivilegeError):
