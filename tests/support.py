@@ -154,8 +154,8 @@ def execute(url: str, *statements: str) -> None:
             conn.execute(statement.encode())
 
 
-def yoyo(url: str, *arguments: str) -> str:
-    """Run plain yoyo; return its output."""
+def yoyo(url: str, *arguments: str, folder: Path | None = None) -> str:
+    """Run plain yoyo on *folder*, else on the migrations; return its output."""
     run = subprocess.run(
         [
             Path(sys.executable).with_name("yoyo"),
@@ -164,7 +164,7 @@ def yoyo(url: str, *arguments: str) -> str:
             "--no-config-file",
             f"--database={url.replace('postgresql:', 'postgresql+psycopg:')}",
             *arguments[1:],
-            migrations_dir(),
+            folder or migrations_dir(),
         ],
         capture_output=True,
         text=True,

@@ -254,17 +254,15 @@ def test_edited_and_missing_migrations_have_different_states(
 
 
 def test_migration_redone_by_plain_yoyo_is_not_edited(
-    empty_database: str, tmp_path: Path
+    empty_database: str, folder: Path
 ) -> None:
-    folder = tmp_path / "migrations"
-    shutil.copytree(migrations_dir(), folder)
-    first = folder / f"{NAMES[0]}.sql"
-    first.write_text(first.read_text() + "-- Another text.\n")
     migrate(empty_database, folder)
-    assert states(empty_database)[NAMES[0]] == "edited"
-    yoyo(empty_database, "rollback", "--all")
-    yoyo(empty_database, "apply")
-    assert states(empty_database)[NAMES[0]] == "applied"
+    first = folder / "0001_create_schema.sql"
+    first.write_text(first.read_text() + "-- Another text.\n")
+    assert states(empty_database, folder)[first.stem] == "edited"
+    yoyo(empty_database, "rollback", "--all", folder=folder)
+    yoyo(empty_database, "apply", folder=folder)
+    assert states(empty_database, folder)[first.stem] == "applied"
 
 
 @pytest.mark.parametrize(
