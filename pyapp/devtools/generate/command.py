@@ -13,8 +13,9 @@ from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.drafts import Context, draft_variants
 from pyapp.devtools.generate.incomplete import explain
-from pyapp.devtools.generate.migration_files import NewMigration, assemble
+from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
 from pyapp.devtools.generate.proof import Result, prove, write_migrations
+from pyapp.devtools.generate.routines import is_of_routine
 from pyapp.devtools.generate.steps import Rename, read_side
 from pyapp.devtools.generate.stored_results import read_stored_results
 from pyapp.devtools.migrations.files import read_migrations
@@ -136,5 +137,18 @@ def _find_draft(
         if not result.reason:
             return migrations
         failures[key] = result
+        if _is_beyond(result, draft, context):
+            break
     best = min(failures.values(), key=lambda result: len(result.left))
     raise explain(context, name, why, best)
+
+
+def _is_beyond(result: Result, draft: Draft, context: Context) -> bool:
+    """Tell whether the draft leaves an object that no draft changes."""
+    changed = {change.title for change in draft.changes}
+    sides = context.old.objects, context.new.objects
+    return result.is_left and any(
+        not (title in changed or title.startswith("COMMENT "))
+        and not is_of_routine(title, *sides)
+        for title in result.left
+    )

@@ -46,7 +46,8 @@ def explain(context: Context, name: str, why: str, failed: Result) -> GenerateEr
         ]
     )
     draft = "\n".join(
-        f"-- COMPLETE: {migration.name}\n{migration.up}" for migration in migrations
+        f"-- NNNN_{m.name}.sql\n{m.up}\n-- NNNN_{m.name}.rollback.sql\n{m.down}"
+        for m in migrations
     )
     return GenerateError(text, draft, left)
 

@@ -25,11 +25,13 @@ _SHOWN = 5
 class Result:
     """What migrations leave; `reason` is empty if they do what they should.
 
-    `left` has the titles of the objects that still differ from the SQL files.
+    `left` has the titles of the objects that differ from what they should be: after
+    all migrations if `is_left` is true, else after a rollback.
     """
 
     reason: str = ""
     left: list[str] = field(default_factory=list)
+    is_left: bool = False
 
 
 def prove(
@@ -55,7 +57,7 @@ def prove(
             compared = compare("", dumps[-1], "", context.new.objects).differences
             left = [difference.title for difference in compared]
             if unexpected := [title for title in left if title not in known]:
-                return Result(f"it leaves {enumerated(unexpected)}", left)
+                return Result(f"it leaves {enumerated(unexpected)}", left, is_left=True)
             for wanted in reversed(dumps[:-1]):
                 rollback(proof, folder)
                 found = read_objects(proof)
