@@ -18,6 +18,8 @@ from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.command import generate
+from pyapp.devtools.generate.migration_files import NewMigration
+from pyapp.devtools.generate.proof import write_migrations
 from pyapp.devtools.generate.sources import read_sources
 from pyapp.devtools.generate.steps import Rename, read_side
 from pyapp.devtools.generate.structure import StructureDrafter
@@ -34,6 +36,7 @@ from tests.drafting import (
     replace,
     write_sql,
 )
+from tests.support import execute
 
 # Fixtures; pytest finds them by their names in this module.
 url, base, folder, schema = (
@@ -410,3 +413,84 @@ def test_destructive_step_is_marked_with_its_loss(
     )
     back = path.with_suffix(".rollback.sql").read_text(encoding="ascii")
     assert "What app.stripe_sync_runs held does not come back." in back.splitlines()[0]
+
+
+def test_draft_of_the_other_objects_is_complete_by_itself(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    """It drops nothing: what is to be written by hand may replace it."""
+    change = combine(
+        replace("fillfactor = 70", "fillfactor = 60"),
+        replace(
+            "messages_user_id_idx ON app.messages (user_id);", "i ON app.users (id);"
+        ),
+        add("ALTER TABLE app.plans ADD COLUMN title text;"),
+    )
+    with pytest.raises(GenerateError) as caught:
+        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
+
+    assert caught.value.left == [
+        "TABLE app.usage_daily",
+        "INDEX app.messages_user_id_idx",
+    ]
+    assert str(caught.value).endswith("; the printed draft is complete for the rest")
+    draft = caught.value.draft
+    assert "usage_daily" not in draft
+    assert "messages_user_id_idx" not in draft
+    with scratch_database(url, template=base[0]) as copy:
+        for block in draft.split("-- NNNN_")[1:]:
+            if not block.startswith(("try_it.rollback", "create_i.rollback")):
+                execute(copy, block.partition(".sql\n")[2])
+        found = set(read_objects(copy))
+    assert "INDEX app.i" in found
+
+
+def test_key_that_foreign_keys_refer_to_is_refused(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    change = replace(
+        "users_pkey PRIMARY KEY (id)", "users_pkey PRIMARY KEY (id) INCLUDE (email)"
+    )
+    complaint = (
+        r"write CONSTRAINT app\.users users_pkey by hand \(cannot drop constraint .*:"
+        r" constraint sessions_user_id_fkey on table app\.sessions,"
+    )
+    with pytest.raises(GenerateError, match=complaint):
+        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
+
+
+def test_column_that_is_not_the_last_is_refused_with_the_place(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    change = replace(
+        "    credits      numeric NOT NULL,\n",
+        "    credits      numeric NOT NULL,\n    host text,\n",
+    )
+    with pytest.raises(GenerateError, match=r"in app\.referrals, after completed_at$"):
+        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
+
+
+def test_long_names_are_kept_within_63_characters(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    name = f"users_{'x' * 52}_check"
+    assert len(name) == 64
+    text = f"ALTER TABLE app.users ADD CONSTRAINT {name} CHECK (name <> 'x');"
+    files = schema(add(text))
+    generate(url, "add_check", schema=files, folder=folder, base=base[0])
+    (files / "schema.sql").write_text(f"{SCHEMA}\n" + text.replace("'x'", "'y'"))
+
+    paths = generate(url, "change_check", schema=files, folder=folder)
+
+    assert f"ADD CONSTRAINT {name[:59]}_new" in paths[0].read_text()
+    assert f"RENAME CONSTRAINT {name[:59]}_new\n    TO {name[:63]};" in (
+        paths[2].read_text()
+    )
+
+
+def test_last_number_is_9999(folder: Path) -> None:
+    last = max(folder.glob("*[a-z].sql"))
+    for path in (last, last.with_suffix(".rollback.sql")):
+        path.rename(folder / f"9999{path.name[4:]}")
+    with pytest.raises(GenerateError, match="9999 is the last one"):
+        write_migrations(folder, [NewMigration("x", "SELECT 1;", "SELECT 1;")])

@@ -28,7 +28,7 @@ from pyapp.devtools.generate.steps import (
 
 Key = tuple[str, ...]
 
-_NAME = re.compile(r"CONSTRAINT \w+\s+")
+_NAMED = re.compile(r"CONSTRAINT \w+")
 # Constraints that can be added first and validated later.
 _RULE = re.compile(r"CONSTRAINT \w+\s+(CHECK|FOREIGN KEY)\b")
 # Constraints that can take over an index; a dump writes them in this way.
@@ -107,13 +107,13 @@ class ConstraintDrafter:
         """The new names of the constraints that have only another name."""
         old, new = self.old.dumped.constraints, self.new.dumped.constraints
         bodies = {
-            (table, _NAME.sub("", new[table, name], count=1)): name
+            (table, _NAMED.sub("", new[table, name], count=1)): name
             for table, name in self._changed(self.new, self.old)
             if (table, name) not in old
         }
         renamed: dict[Key, str] = {}
         for key in self._changed(self.old, self.new):
-            after = bodies.get((key[0], _NAME.sub("", old[key], count=1)))
+            after = bodies.get((key[0], _NAMED.sub("", old[key], count=1)))
             if key not in new and after and after not in renamed.values():
                 renamed[key] = after
         return renamed
@@ -164,10 +164,7 @@ class ConstraintDrafter:
         """Yield the changes that add and validate a check or foreign key as *name*."""
         table = key[0]
         source = self.new.sources.constraints[key]
-        if name != key[1]:
-            source = _NAME.sub(
-                lambda found: found.group().replace(key[1], name), source, count=1
-            )
+        source = _NAMED.sub(f"CONSTRAINT {name}", source, count=1)
         add = [Step(not_valid(alter_table(table, f"ADD {validated(source)}")))]
         if name == key[1]:
             add += comment_steps(self.new, "TABCONSTRAINT", table, name)

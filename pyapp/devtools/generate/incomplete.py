@@ -18,15 +18,16 @@ def explain(context: Context, name: str, why: str, failed: Result) -> GenerateEr
     """Return the error that names what the best draft, which *failed*, lacks.
 
     The error's draft has the migrations of all other objects. They are proved without
-    the rest, so no statement in them belongs to an incomplete change.
+    the rest, so no statement in them belongs to an incomplete change. They remove no
+    object, because one of those to write by hand may replace it.
     """
     old, new = context.old.objects, context.new.objects
     left = [difference.title for difference in compare("", old, "", new).differences]
     groups = _groups(context)
     done: list[str] = []
-    reasons = [] if len(groups) > 1 else [failed.reason]
+    reasons = [] if groups else [failed.reason]
     migrations: list[NewMigration] = []
-    for group in groups if len(groups) > 1 else ():
+    for group in groups:
         tried, result = _try(context, name, why, [*done, group])
         if result.reason:
             reasons.append(result.reason)
@@ -38,9 +39,10 @@ def explain(context: Context, name: str, why: str, failed: Result) -> GenerateEr
     if "cannot drop function" in because:
         advice = "give the new function another name, and change what calls it"
     hints = [context.hint(), order_hint(context.old, context.new), advice]
+    objects = [title for title in left if not title.startswith("COMMENT ")] or left
     text = "; ".join(
         [
-            f"no complete draft, and nothing is written: write {enumerated(left)} by"
+            f"no complete draft, and nothing is written: write {enumerated(objects)} by"
             f" hand{because}",
             *(hint for hint in hints if hint),
         ]
@@ -53,10 +55,12 @@ def explain(context: Context, name: str, why: str, failed: Result) -> GenerateEr
 
 
 def _groups(context: Context) -> list[str]:
-    """Return the titles of the objects that a draft changes, in its order."""
+    """Return the titles of the objects that a draft adds or changes, in its order."""
     draft = next(draft_variants(context))
     titles = dict.fromkeys(change.title for change in draft.changes)
-    return [*titles, *([_ROUTINES] if any(draft.routines) else [])]
+    new = context.new.objects
+    kept = [t for t in titles if t in new or t.startswith("COMMENT ")]
+    return [*kept, *([_ROUTINES] if any(draft.routines) else [])]
 
 
 def _try(

@@ -53,22 +53,39 @@ class IndexDrafter:
     kept: Collection[str]
     gaining_keys: Collection[str] = ()
 
+    def draft_drops(self) -> Iterator[Change]:
+        """Yield the drops of the indexes that only the old schema has.
+
+        They precede the changes of constraints: a key may take the name.
+        """
+        renamed = self._renamed
+        for name, index in self._read(self.old).items():
+            if name not in self._read(self.new) and name not in renamed:
+                yield self._drop(index)
+
     def draft(self) -> Iterator[Change]:
-        """Yield the changes of all indexes."""
+        """Yield the other changes; an index may take the name of a dropped key."""
         before, after = self._read(self.old), self._read(self.new)
-        gone = [index for name, index in before.items() if name not in after]
+        renamed = {new: old for old, new in self._renamed.items()}
         for name, index in after.items():
             if name in before:
                 yield from self._alter(before[name], index)
-                continue
-            renamed = next((old for old in gone if old.body == index.body), None)
-            if renamed is None:
-                yield from self._create(index)
+            elif name in renamed:
+                yield _rename(before[renamed[name]], index)
             else:
-                gone.remove(renamed)
-                yield _rename(renamed, index)
-        for index in gone:
-            yield self._drop(index)
+                yield from self._create(index)
+
+    @property
+    def _renamed(self) -> dict[str, str]:
+        """The new names of the indexes that have only another name."""
+        before, after = self._read(self.old), self._read(self.new)
+        bodies = {i.body: name for name, i in after.items() if name not in before}
+        renamed: dict[str, str] = {}
+        for name, index in before.items():
+            new = bodies.get(index.body)
+            if name not in after and new and new not in renamed.values():
+                renamed[name] = new
+        return renamed
 
     def _read(self, side: Side) -> dict[str, _Index]:
         indexes = {}

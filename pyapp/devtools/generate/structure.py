@@ -72,6 +72,7 @@ class StructureDrafter:
         ]
         for table in kept:
             changes += self._alter_columns(table)
+        changes += indexes.draft_drops()
         changes += constraints.draft()
         changes += indexes.draft()
         changes += self._create_triggers()
