@@ -18,6 +18,7 @@ from pyapp.devtools.checks.schema_docs import render_schema
 from pyapp.devtools.migrations.migrator import list_migrations
 from pyapp.devtools.server import local as server
 from pyapp.devtools.server.local import Kind
+from pyapp.errors import QueryFileError
 
 
 def register(app: typer.Typer) -> None:
@@ -150,6 +151,12 @@ def plan(
             lines = query_plans.explain_query(conn, found, given, is_analyzed=analyze)
         except psycopg.DataError as exc:
             raise typer.BadParameter(str(exc.diag.message_primary)) from exc
+        except psycopg.errors.UndefinedTable as exc:
+            if "pg_temp." not in found.sql:
+                raise
+            raise QueryFileError(
+                f"{query} reads a temporary table of its caller: it has no plan alone"
+            ) from exc
         finally:
             conn.rollback()
     promised = query_plans.read_plans().get(query, [])

@@ -82,6 +82,8 @@ def migrate(
             print_json({"migration": status.name, "state": status.state})
         print_json({"payload_partitions_created": created})
         return
+    if created:
+        say(f"Payload partitions created: {created}")
     for status in wrong:
         say(f"{status.name}: {MEANINGS[status.state]}")
     if not applied and not created and not wrong:

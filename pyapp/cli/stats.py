@@ -12,7 +12,7 @@ from pyapp import stats as queries
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import AsJson
-from pyapp.cli.console import console, print_json, print_table, say
+from pyapp.cli.console import print_json, print_table, say
 from pyapp.cli.listening import parse_address, require_prometheus
 from pyapp.cli.logs import printable, start_logging
 from pyapp.cli.stats_sections import Answers, ask_all
@@ -83,7 +83,8 @@ def stats(
         return
     for line in _lines(answers):
         style = "red" if line.is_bad else None
-        console.print(f"{line.label:<{_WIDTH}}{line.text}", style=style)
+        hanging = _WIDTH if line.label else 0
+        say(f"{line.label:<{_WIDTH}}{line.text}", style=style, hanging=hanging)
     for name, print_section in (("tables", _sizes), ("unused_indexes", _unused)):
         say("")
         if name in answers.unanswered:
