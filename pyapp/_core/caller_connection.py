@@ -51,10 +51,12 @@ _REMEDIES = {
     "asyncpg.Pool": _OTHER_DRIVER,
     "asyncpg.PoolConnectionProxy": _OTHER_DRIVER,
     "django.BaseDatabaseWrapper": _DJANGO,
+    "django.CursorWrapper": _DJANGO,
     "django.ConnectionProxy": _DJANGO,
     "psycopg.BaseCursor": "pass its connection",
     "psycopg2.connection": _OTHER_DRIVER,
     "psycopg_pool.BasePool": _POOL,
+    "sqlalchemy.AdaptedConnection": "pass its driver_connection",
     "sqlalchemy.AsyncConnection": f"pass {_ASYNC_DRIVER.format('connection')}",
     "sqlalchemy.AsyncEngine": "pass the driver_connection of one of its connections",
     "sqlalchemy.AsyncSession": (
