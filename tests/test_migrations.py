@@ -208,6 +208,27 @@ def test_failed_migration_gives_one_line_and_leaves_nothing(
     assert query(empty_database, "SELECT to_regclass('app.p')") == [(None,)]
 
 
+def test_each_migration_has_the_settings_of_a_new_session(
+    empty_database: str, folder: Path
+) -> None:
+    """The database turns triggers off, which a session of pyapp does not accept."""
+    migrate(empty_database, folder, count=2)
+    name = empty_database.rpartition("/")[2]
+    query(
+        empty_database,
+        f"ALTER DATABASE {name} SET session_replication_role = 'replica'",
+    )
+    setting = "SELECT current_setting('session_replication_role') AS role"
+    for number in (4, 5):
+        table = f"app.seen_{number}"
+        up = f"SET jit = off;\nCREATE TABLE {table} AS {setting};"
+        write(folder, f"000{number}_see_role", up, f"DROP TABLE {table};")
+    migrate(empty_database, folder)
+    for number in (4, 5):
+        found = query(empty_database, f"SELECT s.role FROM app.seen_{number} AS s")
+        assert found == [("origin",)]
+
+
 @pytest.mark.parametrize("moment", ["begin", "commit"])
 def test_lost_connection_is_reported_and_the_run_can_be_repeated(
     empty_database: str, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -16,7 +16,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 from yoyo.migrations import default_migration_table
 
-from pyapp._core.connection import connect
+from pyapp._core.connection import connect, session_sql
 from pyapp._core.run import execute, fetch_all, fetch_optional
 from pyapp._core.tool_sessions import AdvisoryLock, require_own_session, take_lock
 from pyapp.devtools.migrations.files import MigrationFile
@@ -57,6 +57,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     def reset(self) -> None:
         """Undo the settings of a migration."""
         execute(self.connection, "reset_session")
+        self.connection.execute(session_sql(), prepare=False)
         self.init_connection(self.connection)
 
     @contextlib.contextmanager
