@@ -78,7 +78,7 @@ def test_file_before_an_applied_one_is_refused(
     assert str(caught.value) == (
         "0002_add_alpha is pending and sorts before 0002_add_beta, which is applied;"
         " nothing was applied: if it is merged, pyapp db migrate --out-of-order, or"
-        " first pyapp db rollback -n 1; if not, renumber it:"
+        " on your own database first pyapp db rollback -n 1; if not, renumber it:"
         " git mv migrations/0002_add_alpha.sql migrations/0004_add_alpha.sql && "
         "git mv migrations/0002_add_alpha.rollback.sql"
         " migrations/0004_add_alpha.rollback.sql"
@@ -106,7 +106,9 @@ def test_applied_migration_of_another_branch_is_respected(
     for suffix in (".sql", ".rollback.sql"):
         (merged / f"{OTHER}{suffix}").unlink()
 
-    with pytest.raises(MigrationError, match="first in the version that has it pyapp"):
+    with pytest.raises(
+        MigrationError, match="rollback -n 1 in the version that has it"
+    ):
         migrate(empty_database, merged)
 
     assert columns(empty_database) == ["id", "beta"]

@@ -118,10 +118,10 @@ def refuse_out_of_order(
     more = f" and {len(late) - 1} more" if late[1:] else ""
     since = names[next(i for i, name in enumerate(names) if name > first.name) :]
     is_unknown = not {file.name for file in files}.issuperset(since)
-    version = "in the version that has it " if is_unknown else ""
+    version = " in the version that has it" if is_unknown else ""
     ways = (
-        f"pyapp db migrate --out-of-order, or first {version}pyapp db rollback"
-        f" -n {len(since)}"
+        "pyapp db migrate --out-of-order, or on your own database first pyapp db"
+        f" rollback -n {len(since)}{version}"
     )
     if is_in_checkout(first.path):
         # The longest part comes last, because long messages are cut.
