@@ -167,7 +167,7 @@ def find_hosts(
     if named is None and _ROUTED.search(ref) and "/" in ref:
         named = "openrouter"
     if named is not None:
-        if _is_vertex(named, ref) and _NOT_ON_VERTEX.search(ref):
+        if named == VERTEX and _NOT_ON_VERTEX.search(ref):
             return []
         return _at(providers, find_provider(providers, named), ref)
     return _made_by(providers, ref) or _served_by_any(providers, ref)
@@ -189,12 +189,7 @@ def _at(providers: list[Provider], provider: Provider | None, ref: str) -> list[
 
 
 def _is_vertex(provider: str, ref: str) -> bool:
-    first = letters(ref.partition("/")[0])
-    return (
-        provider_id(provider) == VERTEX
-        or first in ("vertex", "vertexai")
-        or ref.startswith("projects/")
-    )
+    return VERTEX in (provider_id(provider), named_provider(ref))
 
 
 def _is_priced_in(ref: str, found: ModelInfo) -> bool:

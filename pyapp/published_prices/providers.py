@@ -97,10 +97,11 @@ _BY_LETTERS = {**{letters(id): id for id in _IDS}, **_ALIASES}
 HOST_PREFIXES = {
     name: _BY_LETTERS[name]
     for name in (
-        *("azure", "azureai", "baseten", "bedrock", "bedrockconverse", "cerebras"),
-        *("cloudflare", "databricks", "fireworks", "fireworksai", "gemini"),
-        *("githubcopilot", "groq", "novita", "openrouter", "ovhcloud", "together"),
-        *("togetherai", "vertex", "vertexai"),
+        *("amazonbedrock", "awsbedrock", "azure", "azureai", "azureopenai"),
+        *("baseten", "bedrock", "bedrockconverse", "cerebras", "cloudflare"),
+        *("databricks", "fireworks", "fireworksai", "gemini", "githubcopilot"),
+        *("googlevertex", "googlevertexai", "groq", "novita", "openrouter"),
+        *("ovhcloud", "together", "togetherai", "vertex", "vertexai"),
     )
 }
 
