@@ -1,5 +1,8 @@
 """A failed connection is one line with the reason and the remedy."""
 
+import re
+from pathlib import Path
+
 import psycopg
 import pytest
 
@@ -131,3 +134,19 @@ def test_addresses_of_one_host_are_one_reason() -> None:
 )
 def test_shown_url_names_each_server(given: str, shown: str) -> None:
     assert redact_url(f"postgresql://{given}") == f"postgresql://{shown}"
+
+
+def test_page_has_the_lines_of_two_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    page = Path(__file__).parents[1] / "docs" / "connections.md"
+    _, _, section = page.read_text("utf-8").partition("## A connection that fails")
+    lines = re.findall("^error: (.+)$", section, re.MULTILINE)
+    url = "postgresql://web:secret@db.example.com/shop"
+
+    assert lines == [
+        str(unavailable(url, psycopg.OperationalError(f"{AT}{reason}")))
+        for reason in (
+            "FATAL:  sorry, too many clients already",
+            'root certificate file "/root/.postgresql/root.crt" does not exist',
+        )
+    ]

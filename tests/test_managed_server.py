@@ -24,14 +24,13 @@ from pyapp._core.queries import schema_files
 from pyapp.devtools.server.binaries import as_account, binaries, server_account
 from pyapp.devtools.server.embedded import EmbeddedServer
 from pyapp.users import create_user
-from tests.support import DEBIAN_15, execute, find_pgbouncer
+from tests.support import DEBIAN_15, execute, find_pgbouncer, hash_once, run_cli
 from tests.temp_server import free_port, open_folder, temp_server
 from tests.tls_server import find_programs, tls_server
 
 PAGE = Path(__file__).parents[1] / "docs" / "managed.md"
-SERVERS = ["18", *(["15, only TLS"] if find_programs() else [])]
-# These take seconds, so they run on one server.
-on_one_server = pytest.mark.parametrize("managed", SERVERS[-1:], indirect=True)
+# The server on which all commands run; a few run on the other one, too.
+SERVER = "15, only TLS" if find_programs() else "18"
 # Extensions of Debian's package and of the wheel, with functions and types in public.
 EXTENSIONS = ("citext", "pg_trgm", "btree_gist", "hstore", "tablefunc", "intarray")
 PROVIDER = (
@@ -135,17 +134,18 @@ server_tls_sslmode = {"require" if managed.options else "disable"}
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def managed(request: pytest.FixtureRequest) -> Iterator[Managed]:
-    """Return a managed server on which the administrator has run the page's SQL."""
+@contextmanager
+def start(version: str) -> Iterator[Managed]:
+    """Start a managed server on which the administrator has run the page's SQL."""
     with ExitStack() as stack:
-        if request.param == "18":
+        if version == "18":
             server = stack.enter_context(temp_server())
             options, programs = "", binaries()
         else:
             server, certificate = stack.enter_context(tls_server())
             options = f"?sslmode=verify-full&sslrootcert={certificate}"
             programs = DEBIAN_15
+        hash_once(server)
         found = Managed(server, options, {}, programs)
         found.provide(
             "postgres", "CREATE ROLE admin LOGIN CREATEROLE CREATEDB PASSWORD 'admin'"
@@ -167,6 +167,13 @@ def managed(request: pytest.FixtureRequest) -> Iterator[Managed]:
 
 
 @pytest.fixture(scope="module")
+def managed() -> Iterator[Managed]:
+    """Return the server on which all commands run."""
+    with start(SERVER) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def built(managed: Managed, tmp_path_factory: pytest.TempPathFactory) -> Managed:
     """Return the server after the owner has built the schema."""
     folder = tmp_path_factory.mktemp("empty")
@@ -180,7 +187,6 @@ def built(managed: Managed, tmp_path_factory: pytest.TempPathFactory) -> Managed
     return managed
 
 
-@pytest.mark.parametrize("managed", SERVERS, indirect=True)
 def test_operator_watches_through_the_pooler(built: Managed, tmp_path: Path):
     done = built.run(commands_of("The operator watches"), tmp_path)
 
@@ -190,7 +196,6 @@ def test_operator_watches_through_the_pooler(built: Managed, tmp_path: Path):
     assert re.search("^unknown +schema +not compared", done.stdout, re.MULTILINE)
 
 
-@on_one_server
 def test_owner_backs_up_and_restores(built: Managed, tmp_path: Path):
     execute(built.variables["ADMIN_URL"], "CREATE DATABASE restored OWNER shop_owner")
     done = built.run(commands_of("The owner backs up and restores"), tmp_path)
@@ -201,7 +206,6 @@ def test_owner_backs_up_and_restores(built: Managed, tmp_path: Path):
     assert email == "ada@example.com"
 
 
-@on_one_server
 def test_owner_adopts_what_psql_built_in_the_database_of_another(
     managed: Managed, tmp_path: Path
 ):
@@ -226,7 +230,6 @@ def test_owner_adopts_what_psql_built_in_the_database_of_another(
     assert "the live database are equal" in done.stdout
 
 
-@on_one_server
 def test_objects_of_the_provider_are_left_alone(built: Managed):
     with connect(built.url(built.server.user, built.server.password, "shop")) as conn:
         found = conn.execute(
@@ -235,3 +238,14 @@ def test_objects_of_the_provider_are_left_alone(built: Managed):
             " (SELECT count(*) FROM pg_publication)"
         ).fetchone()
     assert found == (True, 1, 1)
+
+
+def test_roles_have_what_the_owner_needs_since_16(monkeypatch: pytest.MonkeyPatch):
+    """CREATEROLE gives less to the administrator since PostgreSQL 16."""
+    with start("18") as found:
+        monkeypatch.setenv("DATABASE_URL", found.variables["OWNER_URL"])
+        monkeypatch.setenv("ENVIRONMENT", "production")
+        assert run_cli("db", "migrate")[::2] == (0, "")
+        assert run_cli("db", "roles")[::2] == (0, "")
+        monkeypatch.setenv("DATABASE_URL", found.variables["MONITOR_URL"])
+        assert run_cli("stats")[::2] == (0, "")

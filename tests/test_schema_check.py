@@ -14,7 +14,12 @@ from pyapp._core.queries import migrations_dir, sql_dir
 from pyapp.cli.schema_check import _as_object
 from pyapp.devtools.checks import scratch_server
 from pyapp.devtools.checks.dumps import dump_objects
-from pyapp.devtools.checks.schema_diff import SchemaCheck, check
+from pyapp.devtools.checks.schema_diff import (
+    NO_ROLES,
+    PrivilegeCheck,
+    SchemaCheck,
+    check,
+)
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
@@ -83,7 +88,9 @@ def test_partitions_and_new_plans_are_not_differences(empty_database: str) -> No
     migrate(empty_database)
     assert create_payload_partitions(empty_database, months=2) == 2
     execute(empty_database, "INSERT INTO app.plans VALUES ('gold', 9)")
-    assert report_of(check(empty_database)) == []
+    result = check(empty_database)
+    assert report_of(result) == []
+    assert result.privileges == PrivilegeCheck(None, NO_ROLES)
 
 
 def test_drift_of_a_live_database_is_shown_as_sql(empty_database: str) -> None:

@@ -69,12 +69,17 @@ def restore_objects(url: str, dump: str) -> Objects:
     missing: Objects = {}
     with connect(url) as conn:
         conn.execute(text[: first.start() if first else 0].encode())
-        for title, statements in split_dump(text).items():
-            try:
-                with conn.transaction():
-                    conn.execute(statements.encode())
-            except psycopg.Error:
-                missing[title] = statements
+        objects = split_dump(text)
+        try:
+            with conn.transaction():
+                conn.execute("\n".join(objects.values()).encode())
+        except psycopg.Error:
+            for title, statements in objects.items():
+                try:
+                    with conn.transaction():
+                        conn.execute(statements.encode())
+                except psycopg.Error:
+                    missing[title] = statements
     return missing
 
 
