@@ -66,7 +66,7 @@ def logins(server: Server) -> Iterator[dict[str, str]]:
         for role in ROLES:
             # Without it, another test's roles decide whether CREATEROLE is needed.
             if not admin.execute(
-                "SELECT FROM pg_roles WHERE rolname = %s", [role]
+                "SELECT 1 FROM pg_roles WHERE rolname = %s", [role]
             ).fetchone():
                 run("CREATE ROLE {}", sql.Identifier(role))
         for login in names.values():
@@ -324,6 +324,7 @@ def test_files_hold_no_secret_and_read_no_local_file():
 
 
 def test_units_and_manifests_of_the_page_exist():
+    """systemctl and kubectl need a machine of their own; what they name exists."""
     text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
     for unit in re.findall(r"pyapp-[\w]+\.(?:service|timer)\b", text):

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import pyapp.users
 from bench import report
+from pyapp import roles
 from pyapp._core import queries
 from pyapp._core.connection_failures import unavailable
 from pyapp.cli.stripe_serve import serve
@@ -52,6 +54,8 @@ BLOCKS = {
     ("docs/connections.md", "ini"): (1, "test_pooler"),
     ("docs/connections.md", "py"): (3, "test_forks"),
     ("docs/connections.md", "text"): (1, HERE),
+    ("docs/deploy.md", "sql"): (1, HERE),
+    ("docs/deploy.md", "text"): (1, HERE),
     ("docs/managed.md", "sql"): (2, "test_managed_server"),
     ("docs/operations.md", "sql"): (1, HERE),
     ("docs/operations.md", "text"): (4, HERE),
@@ -139,8 +143,8 @@ def test_example_of_a_query_works(
     conn: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = "docs/adding-a-query.md"
-    (sql,) = blocks(page, "sql")
-    (tmp_path / "users.sql").write_text(sql, encoding="utf-8")
+    (statement,) = blocks(page, "sql")
+    (tmp_path / "users.sql").write_text(statement, encoding="utf-8")
     (query,) = queries.load_queries(tmp_path).values()
     monkeypatch.setitem(queries.QUERIES, query.name, query)
     function, test = blocks(page, "py")
@@ -178,6 +182,29 @@ def test_grants_of_a_migrating_role_run(
     conn.execute("CREATE ROLE migrator")
     database = conn.info.dbname
     conn.execute(grants.replace("DATABASE pyapp", f"DATABASE {database}").encode())
+
+
+def test_logins_of_a_deployment_are_created(
+    conn: psycopg.Connection[tuple[str]],
+) -> None:
+    (logins,) = blocks("docs/deploy.md", "sql")
+    conn.execute("SET LOCAL client_min_messages = error")
+    for role in roles.ROLES:
+        if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount < 1:
+            conn.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+    conn.execute(logins.encode())
+
+
+def test_command_of_the_cron_table_writes_the_metrics(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database)
+    (line,) = blocks("docs/deploy.md", "text")
+    *words, path = line.partition("pyapp ")[2].split()
+    file = tmp_path / Path(path).name
+
+    assert run_cli(*words, str(file)) == (0, "", "")
+    assert "pyapp_" in file.read_text(encoding="utf-8")
 
 
 def test_error_of_a_second_run_is_as_shown(

@@ -68,6 +68,8 @@ RUN_BY = {
     "uv run pytest": "Makefile",
     "uv sync": "tests/test_installed.py",
     "uv tool install": "tests/test_installed.py",
+    "kubectl": "tests/test_deploy.py",
+    "systemctl": "tests/test_deploy.py",
     "pg_dump": "tests/test_backup.py",
     "pg_restore": "tests/test_backup.py",
     "psql": "tests/test_backup.py",
