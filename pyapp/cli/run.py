@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import typer
 
 # Longer messages are cut: they can quote an argument of any length.
-_MAX_LENGTH = 500
+_MAX_LENGTH = 580
 
 # Errors of a schema that is missing, old, or of another program.
 _OF_SCHEMA = (
