@@ -106,9 +106,7 @@ def test_applied_migration_of_another_branch_is_respected(
     for suffix in (".sql", ".rollback.sql"):
         (merged / f"{OTHER}{suffix}").unlink()
 
-    with pytest.raises(
-        MigrationError, match="in the version that has it"
-    ):
+    with pytest.raises(MigrationError, match="in the version that has it"):
         migrate(empty_database, merged)
 
     assert columns(empty_database) == ["id", "beta"]

@@ -181,3 +181,29 @@ def test_replaced_function_has_no_old_plans(database: str) -> None:
             user = set_user_email(conn, user_id=user_id, email="ada@example.com")
 
         assert user.name == "icon "
+
+
+def test_async_plans_of_triggers_fail_once_in_transactions(database: str) -> None:
+    execute(database, TRIGGER)
+
+    async def test() -> None:
+        async with await connect_async(database) as conn:
+            conn.prepare_threshold = None
+            user = await pyapp.aio.users.create_user(conn, email="ada@example.com")
+            await conn.commit()
+
+            async def call_in_transaction() -> User:
+                async with conn.transaction():
+                    await conn.execute("SELECT 1")
+                    return await pyapp.aio.users.set_user_email(
+                        conn, user_id=user.id, email="ada@example.com"
+                    )
+
+            for _ in range(TIMES):
+                await call_in_transaction()
+            execute(database, CHANGE)
+            with pytest.raises(psycopg.errors.DatatypeMismatch):
+                await call_in_transaction()
+            assert (await call_in_transaction()).name == "image "
+
+    asyncio.run(test())
