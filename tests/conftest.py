@@ -21,6 +21,7 @@ import contextlib
 import functools
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -47,12 +48,14 @@ from tests.waiting import Pair
 NUMBERS = itertools.count(1)
 
 # Files that need a program that is not on every machine, with the reason. On CI as
-# root nothing may be missing: .ci/run installs pgbouncer and PostgreSQL 15.
+# root nothing may be missing: .ci/run installs them.
 LEFT_OUT: dict[str, str] = {}
 if not (os.environ.get("CI") and os.geteuid() == 0):
     if not find_pgbouncer():
         for name in ("test_pooler.py", "test_managed_server.py"):
             LEFT_OUT[name] = "pgbouncer is not installed"
+    if not shutil.which("systemd-analyze"):
+        LEFT_OUT["test_deploy_systemd.py"] = "systemd is not installed"
     if not find_programs():
         for name in ("test_server_15.py", "test_upgrade.py"):
             LEFT_OUT[name] = "the distribution's PostgreSQL 15 is not installed"

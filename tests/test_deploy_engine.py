@@ -2,7 +2,8 @@
 
 `.ci/docker-engine` brings the engine up. `docker build` runs the Dockerfile as it is,
 on an image made of this machine's Python. `docker compose` starts the services next to
-a database and a fake Stripe.
+a database and a fake Stripe. promtool, which comes with the engine, evaluates the
+alert rules.
 """
 
 import contextlib
@@ -18,23 +19,27 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 
 from tests.deploy_files import DEPLOY
 from tests.fake_stripe import TEST_KEY, TEST_SECRET, FakeStripe, sign
 from tests.python_image import build_python_image
 from tests.serving import PATH
 from tests.stripe_world import make_customer, make_event
+from tests.support import run_cli
 from tests.temp_server import free_port
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "pyapp-metering:test"
-GATEWAY = "172.31.97.1"
+# By address, because the engine of `.ci/docker-engine` resolves no names.
+GATEWAY, DATABASE = "172.31.97.1", "172.31.97.10"
 ADDED = """\
 services:
   db:
     image: postgres:18
     environment: {{POSTGRES_USER: me, POSTGRES_PASSWORD: secret, POSTGRES_DB: mine}}
     ports: ["127.0.0.1:{port}:5432"]
+    networks: {{default: {{ipv4_address: {database}}}}}
     healthcheck:
       test: [CMD, pg_isready, -h, 127.0.0.1]
       interval: 1s
@@ -149,7 +154,7 @@ def project(image: str, tmp_path: Path) -> Iterator[Project]:
     """Return the project with its schema and logins, before the first `up`."""
     port, database = free_port(), free_port()
     added = tmp_path / "added.yml"
-    added.write_text(ADDED.format(port=database, gateway=GATEWAY))
+    added.write_text(ADDED.format(port=database, gateway=GATEWAY, database=DATABASE))
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(Stripe()) as fake,
@@ -186,7 +191,7 @@ def write_variables(folder: Path, stripe: str) -> None:
         ("sync", "server", secrets),
         ("stats", "stats", ""),
     ):
-        url = f"postgresql://{login}:secret@db/mine"
+        url = f"postgresql://{login}:secret@{DATABASE}/mine"
         (folder / f"{name}.env").write_text(f"DATABASE_URL={url}\n{rest}")
 
 
@@ -255,3 +260,56 @@ def exit_codes(project: Project) -> dict[str, int]:
     found = {one["Service"]: one["ExitCode"] for one in map(json.loads, lines)}
     del found["db"]
     return found
+
+
+def test_every_alert_fires_for_its_condition_alone(tmp_path: Path):
+    """promtool evaluates the rules over 26 hours of good and of bad figures."""
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    names = [rule["alert"] for rule in rules["groups"][0]["rules"]]
+    figures = yaml.safe_load((ROOT / "tests" / "data" / "alerts.yml").read_text())
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    tests = [
+        {
+            "interval": "1m",
+            "name": kind,
+            "input_series": [
+                {"series": series, "values": values[kind]}
+                for series, values in figures.items()
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": firing,
+                    "eval_time": "26h",
+                    "exp_samples": [
+                        {"labels": f'{{alertname="{name}"}}', "value": 1}
+                        for name in expected
+                    ],
+                }
+            ],
+        }
+        for kind, expected in (("good", []), ("bad", names))
+    ]
+    file = tmp_path / "tests.yml"
+    rule_files = [str(DEPLOY / "prometheus" / "alerts.yml")]
+    file.write_text(
+        yaml.safe_dump(
+            {"rule_files": rule_files, "evaluation_interval": "1m", "tests": tests}
+        )
+    )
+
+    assert_passes("promtool", "test", "rules", str(file))
+    configuration = DEPLOY / "prometheus" / "prometheus.yml"
+    assert_passes("promtool", "check", "config", str(configuration))
+
+
+def test_metrics_of_stats_pass_promtool(committing: psycopg.Connection):
+    code, out, _ = run_cli("stats", "--prometheus")
+
+    assert code == 0
+    assert_passes("promtool", "check", "metrics", text=out)
+
+
+def assert_passes(*command: str, text: str = "") -> None:
+    run = subprocess.run(command, input=text, capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stdout + run.stderr
