@@ -8,7 +8,15 @@ from pathlib import Path
 SQUAWK = str(Path(sys.executable).with_name("squawk"))
 # A rollback drops what its migration created, at a quiet time.
 DROPPED = ("table", "column", "constraint", "function", "not-null", "schema", "view")
-ROLLBACK = [f"ban-drop-{kind}" for kind in DROPPED] + ["constraint-missing-not-valid"]
+ROLLBACK = [f"ban-drop-{kind}" for kind in DROPPED] + [
+    "adding-foreign-key-constraint",
+    "adding-serial-primary-key-field",
+    "constraint-missing-not-valid",
+    "disallowed-unique-constraint",
+    "renaming-object",
+    "require-concurrent-index-creation",
+    "require-concurrent-index-deletion",
+]
 # A file outside a transaction has one statement, so it cannot SET lock_timeout.
 OUTSIDE = ["require-lock-timeout"]
 

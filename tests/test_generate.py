@@ -208,6 +208,7 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
         [
             "-- sessions_fingerprint_id_idx stays until this index is valid",
             "DROP INDEX CONCURRENTLY app.sessions_fingerprint_id_idx;",
+            "-- squawk-ignore renaming-object\n"
             "ALTER INDEX app.sessions_fingerprint_id_idx_new"
             " RENAME TO sessions_fingerprint_id_idx;\n\n"
             "COMMENT ON INDEX app.sessions_fingerprint_id_idx IS 'Ours, too.';\n\n"

@@ -18,7 +18,7 @@ from pyapp.devtools.generate.steps import (
     change_settings,
     comment_steps,
     concurrent,
-    drop_constraint,
+    ignoring,
     not_valid,
     read_settings,
     temporary_name,
@@ -145,12 +145,16 @@ class ConstraintDrafter:
         elif self._is_validated_later(key):
             temporary = temporary_name(name, self.old, self.new)
             yield from self._create_rule(key, temporary)
-            there = Step(alter_table(table, f"RENAME CONSTRAINT {temporary} TO {name}"))
+            there = alter_table(table, f"RENAME CONSTRAINT {temporary} TO {name}")
             back = Step(alter_table(table, f"RENAME CONSTRAINT {name} TO {temporary}"))
             comments = comment_steps(self.new, "TABCONSTRAINT", table, name)
             yield self._finish(
                 key,
-                [self._drop(key, is_replaced=True), there, *comments],
+                [
+                    self._drop(key, is_replaced=True),
+                    Step(ignoring("renaming-object", "RENAME", there)),
+                    *comments,
+                ],
                 [*uncomment_steps(comments), back, *self._add(self.old, key)],
             )
         else:
@@ -222,9 +226,10 @@ class ConstraintDrafter:
         return Change(self._title(*key), "finish", up, down, name, table=table)
 
     def _drop(self, key: Key, *, is_replaced: bool = False) -> Step:
+        text = alter_table(key[0], f"DROP CONSTRAINT {key[1]}")
         if is_replaced:
-            return Step(drop_constraint(*key))
-        return Step(alter_table(key[0], f"DROP CONSTRAINT {key[1]}"))
+            text = ignoring("ban-drop-constraint", "DROP", text)
+        return Step(text)
 
     def _add(self, side: Side, key: Key) -> list[Step]:
         """Return the steps that add the constraint at once."""

@@ -16,6 +16,7 @@ from pyapp.devtools.generate.steps import (
     change_settings,
     comment_steps,
     concurrent,
+    ignoring,
     is_wide,
     read_settings,
     temporary_name,
@@ -110,7 +111,7 @@ class IndexDrafter:
         yield _build(index, source, name)
         extras = comment_steps(self.new, "INDEX", index.name)
         undone = uncomment_steps(extras) + unset(index.settings)
-        renames = [_rename_step(name, index.name)] if name != index.name else []
+        renames = [_take_name(name, index.name)] if name != index.name else []
         back = [_rename_step(index.name, name)] if renames else []
         up = renames + extras + index.settings
         if up:
@@ -152,17 +153,18 @@ class IndexDrafter:
         temporary = temporary_name(new.name, self.old, self.new)
         source = self.new.sources.objects["INDEX", new.name].render()
         yield _build(new, source, temporary)
-        rename, back = (
-            _rename_step(temporary, new.name),
-            _rename_step(new.name, temporary),
-        )
         extras = comment_steps(self.new, "INDEX", new.name)
-        up = [rename, *extras, *new.settings]
-        down = [*uncomment_steps(extras), *unset(new.settings), back]
+        up = [_take_name(temporary, new.name), *extras, *new.settings]
+        down = [
+            *uncomment_steps(extras),
+            *unset(new.settings),
+            _rename_step(new.name, temporary),
+        ]
         if old.is_unique or new.is_unique or self._has_extras(self.old, old):
             # In one transaction, errors report a violation of the rule by one name, and
             # ON CONFLICT never meets an index that is being dropped.
-            up = [_drop(old), *up]
+            drop = ignoring("require-concurrent-index-deletion", "DROP", _drop(old).sql)
+            up = [Step(drop), *up]
             down = [*down, *self._in_transaction(self.old, old)]
         else:
             yield self._drop_concurrently(old)
@@ -207,6 +209,10 @@ def _drop(index: _Index) -> Step:
 def _rename(old: _Index, new: _Index) -> Change:
     up, down = _rename_step(old.name, new.name), _rename_step(new.name, old.name)
     return Change(_title(new), "change", [up], [down], table=new.table)
+
+
+def _take_name(old: str, new: str) -> Step:
+    return Step(ignoring("renaming-object", "RENAME", _rename_step(old, new).sql))
 
 
 def _rename_step(old: str, new: str) -> Step:

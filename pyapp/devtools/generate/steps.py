@@ -220,14 +220,17 @@ def alter_table(table: str, action: str) -> str:
     return text
 
 
-def drop_constraint(table: str, name: str) -> str:
-    """Return the statement that drops a constraint which is added again.
+def ignoring(rule: str, action: str, text: str) -> str:
+    """Return the statement with what tells squawk that its *action* is meant so.
 
-    squawk reads the comment only on the line above DROP CONSTRAINT.
+    squawk reads the comment only on the line above.
     """
-    return (
-        f"ALTER TABLE app.{table}\n"
-        f"    -- squawk-ignore ban-drop-constraint\n    DROP CONSTRAINT {name};"
+    return re.sub(
+        rf"^( *)(?=.*{action})",
+        rf"\1-- squawk-ignore {rule}\n\1",
+        text,
+        count=1,
+        flags=re.MULTILINE,
     )
 
 

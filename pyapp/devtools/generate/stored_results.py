@@ -16,7 +16,7 @@ from pyapp.devtools.generate.steps import (
     WIDTH,
     Step,
     alter_table,
-    drop_constraint,
+    ignoring,
     validated,
 )
 
@@ -61,8 +61,11 @@ def _renew(table: str, stale: list[StoredResult], sources: Sources) -> Iterator[
     for result in stale:
         if result.kind == "index":
             yield Step(
-                "-- squawk-ignore require-concurrent-reindex\n"
-                f"REINDEX INDEX app.{result.name};",
+                ignoring(
+                    "require-concurrent-reindex",
+                    "REINDEX",
+                    f"REINDEX INDEX app.{result.name};",
+                ),
                 note=f"Blocks writes to app.{table}, and reads that use the index.",
                 renews=f"index app.{result.name}",
             )
@@ -72,8 +75,10 @@ def _renew(table: str, stale: list[StoredResult], sources: Sources) -> Iterator[
             add = alter_table(table, f"ADD {validated(definition)}").replace(
                 "\n", "\n    -- squawk-ignore constraint-missing-not-valid\n", 1
             )
+            drop = alter_table(table, f"DROP CONSTRAINT {result.name}")
+            drop = ignoring("ban-drop-constraint", "DROP", drop)
             yield Step(
-                f"{drop_constraint(table, result.name)}\n{add}",
+                f"{drop}\n{add}",
                 note=f"Checks all rows of app.{table} under an ACCESS EXCLUSIVE lock.",
                 renews=f"check {result.name}",
             )
