@@ -116,6 +116,11 @@ def test_command_names_the_way_out(
         )
     code, _, err = run_cli("stripe", "reconcile", "--cleared", "--every", "1h")
     assert (code, "--cleared cannot be used with --every" in err) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setenv("ENVIRONMENT", "production")
+        patch.setenv("STRIPE_SECRET_KEY", "sk_live_fake")
+        code, _, err = run_cli("stripe", "reconcile", "--cleared")
+    assert (code, "needs a test key: live data is never cleared" in err) == (2, True)
     other.advance(seconds=60)
     assert run_cli("stripe", "reconcile", "--cleared")[0] == 0
     assert world.customer_row(customer).is_deleted

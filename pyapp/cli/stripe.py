@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 from stripe import StripeClient
 
-from pyapp._core.config import Settings, load_settings
+from pyapp._core.config import Settings, is_live_key, load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import (
     ArgumentError,
@@ -226,7 +226,12 @@ def reconcile(
     """
     if cleared and every is not None:
         raise typer.BadParameter("--cleared cannot be used with --every")
-    client = make_client(load_settings())
+    settings = load_settings()
+    if cleared and is_live_key(settings.stripe_api_key or ""):
+        raise typer.BadParameter(
+            "--cleared needs a test key: live data is never cleared"
+        )
+    client = make_client(settings)
     reconcile_once = partial(
         _reconcile_json if as_json else _reconcile_table,
         partial(_reconcile, client, dry_run, match_email, cleared),
