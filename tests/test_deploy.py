@@ -23,6 +23,7 @@ from pyapp.roles import ROLES
 from tests.deploy_files import (
     DEPLOY,
     MANIFESTS,
+    UNITS,
     Started,
     containers_of,
     list_started,
@@ -323,11 +324,35 @@ def test_files_hold_no_secret_and_read_no_local_file():
     assert read_values(DEPLOY / "env").keys() >= {"PATH"}
 
 
-def test_units_and_manifests_of_the_page_exist():
-    """systemctl and kubectl need a machine of their own; what they name exists."""
+def test_files_and_units_of_the_page_exist():
     text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
-    for unit in re.findall(r"pyapp-[\w]+\.(?:service|timer)\b", text):
-        assert (DEPLOY / "systemd" / unit).is_file(), unit
     for path in re.findall(r"\bdeploy/[\w./-]*\w", text):
         assert (ROOT / path).exists(), path
+    for unit in re.findall(r"pyapp-\w+\.(?:service|timer)\b", text):
+        assert (DEPLOY / "systemd" / unit).is_file(), unit
+
+
+def test_commands_of_the_page_name_what_the_files_define():
+    """systemctl enables exactly the units with [Install]; kubectl waits for the Job."""
+    commands = console_lines(ROOT / "docs" / "deploy.md")
+    enabled = {
+        unit
+        for command in commands
+        if command.startswith("systemctl enable --now ")
+        for unit in command.split()[3:]
+    }
+    units = [*UNITS, *(DEPLOY / "systemd").glob("*.timer")]
+    assert enabled == {one.name for one in units if "[Install]" in one.read_text()}
+
+    jobs = {one["metadata"]["name"] for one in read_manifests() if one["kind"] == "Job"}
+    (waited,) = (one for one in commands if one.startswith("kubectl wait "))
+    (deleted,) = (one for one in commands if one.startswith("kubectl delete "))
+    assert jobs == {waited.rpartition("job/")[2]} == {deleted.split()[3]}
+
+
+def console_lines(page: Path) -> list[str]:
+    """Return the commands of the page's console blocks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines()]
