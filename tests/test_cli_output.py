@@ -3,8 +3,13 @@
 A new command has a row in COMMANDS, which is run on a database of long values.
 """
 
+import errno
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,8 +21,10 @@ import pytest
 import typer
 from psycopg import Connection
 from rich.cells import cell_len
+from rich.console import Console
 
 from pyapp._core.connection import connect
+from pyapp.cli import console, main
 from pyapp.cli.app import make_app
 from pyapp.fingerprints import upsert_fingerprint
 from pyapp.messages import record_messages
@@ -272,3 +279,86 @@ def test_output_fits_80_columns_and_is_json(
     check_lines(lines)
     # Only JSON and questions are not printed by the console.
     assert (lines == []) == (printed != "")
+
+
+class Full(io.StringIO):
+    """A stdout on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("option", [[], ["--json"], ["--csv"]])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_full_or_closed_stdout_is_no_traceback(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, option: list[str]
+):
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setattr("sys.stdout", Full() if is_full else None)
+    monkeypatch.setattr(console, "console", Console(soft_wrap=True))
+
+    with pytest.raises(SystemExit) as caught:
+        main(["usage", "--by", "model", *option])
+
+    message = "error: cannot write the output: No space left on device\n"
+    assert (caught.value.code, err.getvalue()) == ((1, message) if is_full else (0, ""))
+
+
+def test_a_reader_that_ends_early_gets_no_traceback(filled: Path):
+    program = "from pyapp.cli import main; main()"
+    command = [sys.executable, "-c", program, "users", "export", EMAIL]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("width", [1, 20, 41])
+def test_a_narrow_terminal_gets_all_output(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, width: int
+):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=width, soft_wrap=True)
+    monkeypatch.setattr(console, "console", terminal)
+
+    for words in ("quota", "plans list", "stripe events", "stats"):
+        run_once(words, COMMANDS[words], "terminal", filled)
+
+    shown = "".join(screen.getvalue().split())
+    assert EMAIL in shown
+
+
+def test_characters_that_an_encoding_lacks_are_escaped_before_they_are_counted():
+    class Ascii(io.StringIO):
+        encoding = "ascii"
+
+    file = Ascii()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "console", Console(file=file, width=80))
+        console.print_table(("name", "n"), [("\u4e2d" * 15, "1"), ("b", "2")])
+
+    lines = file.getvalue().splitlines()
+    check_lines(lines)
+    assert lines[1].endswith("...  1")
+    assert "".join(line.strip() for line in lines[2:-1]) == "\\u4e2d" * 15
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("one two three", ["one two", "three"]),
+        ("  one two three", ["  one", "  two", "  three"]),
+        ("-- one two", ["-- one", "-- two"]),
+        ("ab 0123456789012345", ["ab", "01234567", "89012345"]),
+        ("\u4e2d" * 5, ["\u4e2d" * 4, "\u4e2d"]),
+        ("one     two", ["one", "two"]),
+        ("", [""]),
+    ],
+)
+def test_a_line_is_folded_between_words(text: str, lines: list[str]):
+    assert console.fold(text, 8) == lines

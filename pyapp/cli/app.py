@@ -61,6 +61,8 @@ def _in_one_line() -> Iterator[None]:
         if type(exc).__name__ == "NoArgsIsHelpError":
             raise
         reason = exc.format_message().strip().removesuffix(".")
+        # The project's own messages name what is invalid.
+        reason = reason.removeprefix("Invalid value: ")
         command = exc.ctx.command_path if exc.ctx else "pyapp"
         raise CommandLineError(f"{reason}; see: {command} --help") from None
 

@@ -51,7 +51,7 @@ def say(line: str, *, style: str | None = None, hanging: int = 0) -> None:
 def warn(line: str) -> None:
     """Print one line to stderr, folded in a terminal only: logs count lines."""
     line = printable(line)
-    lines = fold(line, stderr.width) if stderr.is_terminal else [line]
+    lines = fold(line, max(stderr.width, 20)) if stderr.is_terminal else [line]
     # One call, because a progress bar is drawn again after each.
     stderr.print("\n".join(lines))
 
@@ -206,8 +206,8 @@ def _cut(cell: str, width: int) -> str:
 
 
 def line_width() -> int:
-    """Return the columns of a terminal, else 80."""
-    return console.width if console.is_terminal else WIDTH
+    """Return the columns of a terminal, at least 20, else 80."""
+    return max(console.width, 20) if console.is_terminal else WIDTH
 
 
 def _shown(text: str) -> str:

@@ -1,8 +1,11 @@
 """Run one command line, and turn each failure into a line and an exit status."""
 
+import errno
 import io
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 # Longer messages are cut: they can quote an argument of any length.
 _MAX_LENGTH = 580
+# The errors of a disk that is full or fails; with these, no file is named.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 # Errors of a schema that is missing, old, or of another program.
 _OF_SCHEMA = (
@@ -64,6 +69,9 @@ _MEANINGS: dict[type, str] = {
 
 def run(arguments: list[str]) -> None:
     """Run the command line; only bugs end it with a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by the caller
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Escape characters that its encoding lacks, as stderr does by default.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -90,7 +98,10 @@ def run(arguments: list[str]) -> None:
             raise
         _fail(meaning)
     except OSError as exc:
-        _fail(f"{exc.strerror or exc}: {exc.filename}" if exc.filename else str(exc))
+        reason = exc.strerror or str(exc)
+        if exc.filename:
+            _fail(f"{reason}: {exc.filename}")
+        _fail(f"cannot write the output: {reason}" if exc.errno in _DISK else reason)
     except psycopg.Error as exc:
         meaning = _explain_schema(exc) or explain(exc)
         if meaning is None:
@@ -155,6 +166,11 @@ def _fail(message: str, status: int = 1) -> None:
         message = f"{message[:_MAX_LENGTH]}..."
     if is_logging_json():
         logging.getLogger("pyapp.cli").error("failed", extra={"error": message})
+    elif sys.stderr.isatty():
+        # Imported here: only a terminal needs folded lines.
+        from pyapp.cli.console import warn
+
+        warn(f"error: {message}")
     else:
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
