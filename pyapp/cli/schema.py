@@ -82,12 +82,11 @@ def migrate(
             print_json({"migration": status.name, "state": status.state})
         print_json({"payload_partitions_created": created})
         return
-    if created:
-        say(f"Payload partitions created: {created}")
     for status in wrong:
         say(f"{status.name}: {MEANINGS[status.state]}")
-    if not applied and not created and not wrong:
-        say("Nothing to apply: the schema is up to date")
+    if not applied and not wrong:
+        partitions = f"; payload partitions created: {created}" if created else ""
+        say(f"Nothing to apply: the schema is up to date{partitions}")
 
 
 def _reporter(
