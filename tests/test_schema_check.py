@@ -24,6 +24,7 @@ from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import list_migrations, migrate, rollback
 from pyapp.errors import (
+    LocalServerError,
     MissingExtraError,
     MissingPrivilegeError,
     NotComparedError,
@@ -238,7 +239,7 @@ def plain_owner(empty_database: str) -> Iterator[str]:
 
 
 def test_role_without_createdb_is_compared_on_a_temporary_server(
-    plain_owner: str,
+    plain_owner: str, empty_database: str
 ) -> None:
     """What cannot be built there, such as a column of a type of public, is drift."""
     execute(
@@ -247,13 +248,19 @@ def test_role_without_createdb_is_compared_on_a_temporary_server(
         "CREATE TABLE app.planted (name public.name)",
         "DROP INDEX app.messages_client_id_idx",
     )
+    execute(empty_database, "CREATE VIEW app.of_another AS SELECT 1 AS one")
 
     result = check(plain_owner)
 
     assert "may not create databases: a temporary PostgreSQL" in str(result.note)
     assert [
         difference.title for c in result.comparisons for difference in c.differences
-    ] == ["INDEX app.messages_client_id_idx", "TABLE app.planted"]
+    ] == [
+        "INDEX app.messages_client_id_idx",
+        "VIEW app.of_another",
+        "TABLE app.planted",
+        "OWNER VIEW app.of_another",
+    ]
 
 
 def test_scratch_is_named_without_an_embedded_server(
@@ -265,6 +272,20 @@ def test_scratch_is_named_without_an_embedded_server(
     monkeypatch.setattr(scratch_server, "binaries", lambda: find("embedded"))
 
     with pytest.raises(NotComparedError, match=r"may not create .* with --scratch URL"):
+        check(plain_owner)
+
+
+def test_temporary_server_that_does_not_start_is_named(
+    plain_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise LocalServerError("initdb failed")
+
+    monkeypatch.setattr(scratch_server, "temp_server", fail)
+
+    with pytest.raises(
+        NotComparedError, match=r"starts \(initdb failed\): .*--scratch"
+    ):
         check(plain_owner)
 
 

@@ -144,7 +144,7 @@ def _say_result(result: SchemaCheck) -> None:
     elif found and found.note != NO_ROLES:
         say(f"grants are not compared: {found.note}")
     grants = "grants to other roles" if found and found.comparison else "grants"
-    say(f"not compared: rows except plans, owners, {grants}, {BEYOND}")
+    say(f"not compared: rows except plans, {grants}, {BEYOND}")
 
 
 def _comparisons(result: SchemaCheck) -> Iterator[Comparison]:

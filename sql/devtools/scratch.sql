@@ -69,3 +69,41 @@ FROM (
         )
 ) AS r
 ORDER BY r.name;
+
+-- name: list_other_owners :many
+-- Objects of schema app that do not belong to its owner, who could not change them.
+SELECT
+    format('OWNER %s', o.name) AS name,
+    format('ALTER %s OWNER TO %I;', o.name, r.rolname) AS statement
+FROM (
+    SELECT
+        format(
+            '%s app.%I',
+            CASE c.relkind
+                WHEN 'v' THEN 'VIEW'
+                WHEN 'm' THEN 'MATERIALIZED VIEW'
+                WHEN 'S' THEN 'SEQUENCE'
+                ELSE 'TABLE'
+            END,
+            c.relname
+        ) AS name,
+        c.relowner AS owner,
+        c.relnamespace AS schema
+    FROM pg_class AS c
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+    UNION ALL
+    SELECT
+        format(
+            '%s app.%I(%s)',
+            CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+            p.proname,
+            oidvectortypes(p.proargtypes)
+        ) AS name,
+        p.proowner AS owner,
+        p.pronamespace AS schema
+    FROM pg_proc AS p
+) AS o
+INNER JOIN pg_namespace AS n ON o.schema = n.oid
+INNER JOIN pg_roles AS r ON o.owner = r.oid
+WHERE n.nspname = 'app' AND n.nspowner <> o.owner
+ORDER BY o.name;

@@ -201,7 +201,7 @@ def load_schema(url: str, schema: Path | None = None) -> None:
 def read_objects(url: str, program: Path | None = None) -> Objects:
     """Return the objects at *url* as *program* dumps them, and what a dump leaves out.
 
-    That is the rows of plans, and the functions that PUBLIC may not execute.
+    That is the rows of plans, the functions that PUBLIC may not execute, and owners.
     """
     return dump_objects(url, program) | _read_beyond_dump(url)
 
@@ -301,10 +301,16 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
 
 
 def _read_beyond_dump(url: str) -> Objects:
-    """Return the functions that PUBLIC may not execute, and the rows of plans."""
+    """Return the functions that PUBLIC may not execute, and the rows of plans.
+
+    And the objects that do not belong to the schema's owner, of which there are none in
+    a scratch database.
+    """
     with connect_unlimited(url) as conn:
         rows = fetch_all(conn, _Named, "list_revoked_functions")
         revoked = {f"REVOKE {row.name}": row.statement for row in rows}
+        others = fetch_all(conn, _Named, "list_other_owners")
+        revoked |= {row.name: row.statement for row in others}
         try:
             plans = fetch_all(conn, _Named, "list_plan_rows")
         except psycopg.errors.UndefinedTable:

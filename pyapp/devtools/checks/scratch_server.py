@@ -18,7 +18,12 @@ from pyapp._core.run import fetch_one
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import require_unix
 from pyapp.devtools.server.temporary import temp_server
-from pyapp.errors import LocalServerError, MissingExtraError, NotComparedError
+from pyapp.errors import (
+    DatabaseUnavailableError,
+    LocalServerError,
+    MissingExtraError,
+    NotComparedError,
+)
 
 _ROLE = "pyapp_scratch"
 
@@ -62,9 +67,16 @@ def scratch_server(url: str, given: str | None) -> Iterator[ScratchServer]:
             f"{obstacle}: name a server where scratch databases can be created with"
             f" --scratch URL; for a temporary one, {exc}"
         ) from exc
-    with _temporary_server() as server:
-        with connect(server) as conn:
-            version = conn.info.server_version
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(_temporary_server())
+            with connect(server) as conn:
+                version = conn.info.server_version
+        except (LocalServerError, DatabaseUnavailableError, OSError) as exc:
+            raise NotComparedError(
+                f"{obstacle}, and no temporary server starts ({exc}): name a server"
+                " where scratch databases can be created with --scratch URL"
+            ) from exc
         note = f"{obstacle}: a temporary PostgreSQL {version // 10000} is used"
         yield ScratchServer(server, is_live=False, note=note)
 

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pyapp._core.connection import connect
 from pyapp._core.database_url import read_url, redact_url
 from pyapp.devtools.server.binaries import as_account, binaries
-from pyapp.errors import MissingExtraError, SchemaCheckError
+from pyapp.errors import MissingExtraError, NotComparedError, SchemaCheckError
 
 # The paths of PostgreSQL packages, one for each major version.
 PACKAGED = ("usr/lib/postgresql/*/bin/pg_dump", "usr/pgsql-*/bin/pg_dump")
@@ -34,6 +34,10 @@ _FILE_ONLY = (
 )
 _VERSION = re.compile(r"(\d+)(?:\.(\d+))?")
 _NO_SSL = "SSL support is not compiled in"
+# Of a parameter of DATABASE_URL that is newer than the program.
+_OLDER_LIBPQ = re.compile(
+    r'invalid connection option|root certificate file "system"|invalid \w+ value'
+)
 # The error of pg_dump after it has connected and accepted the server's version.
 _NOT_FOUND = "no matching schemas were found"
 _ABSENT = "pyapp_probe_no_such_schema"
@@ -68,7 +72,7 @@ def choose_pg_dump(*urls: str) -> Path:
 
     Raises:
         DatabaseUnavailableError: a server is not healthy.
-        SchemaCheckError: no program can; the message says which is missing.
+        NotComparedError: no program can; the message says which is missing.
     """
     key = frozenset(_server_of(url) for url in urls)
     if key not in _CHOSEN:
@@ -141,7 +145,7 @@ def _choose(urls: list[str]) -> Path:
                 break
         else:
             return program.path
-    raise SchemaCheckError(_explain(programs, servers, failures))
+    raise NotComparedError(_explain(programs, servers, failures))
 
 
 def _explain(
@@ -169,7 +173,10 @@ def _explain(
             f" without SSL: {get}"
         )
     line = (reason.strip().splitlines() or ["no reason given"])[0]
-    return f"cannot dump {redact_url(server.url)}: {line}"
+    message = f"cannot dump {redact_url(server.url)}: {line}"
+    if _OLDER_LIBPQ.search(line):
+        message += f"; {able[0]} does not know this parameter: install a newer one"
+    return message
 
 
 def _ask(url: str) -> _Server:
