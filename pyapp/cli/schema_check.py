@@ -25,7 +25,10 @@ from pyapp.errors import MissingPrivilegeError, SchemaCheckError
 
 COLOURS = {"-": "red", "+": "green", "--": "bold", " ": None}
 EQUAL = "equal sql/roles.sql"
-DIFFER = "differ from sql/roles.sql; pyapp db roles restores them"
+DIFFER = (
+    "differ from sql/roles.sql: pyapp db roles restores their grants; revoke by hand"
+    " what PUBLIC and other roles give them"
+)
 # docs/operations.md has the whole list.
 BEYOND = "publications, event triggers"
 Scratch = Annotated[

@@ -235,6 +235,6 @@ def _privileges(found: schema_diff.PrivilegeCheck | None) -> Result:
         return (
             Level.PROBLEM,
             f"privileges that differ from sql/roles.sql: {drift}; see them with: pyapp"
-            " db check; pyapp db roles restores those of the three roles",
+            " db check; restore the grants of the roles with: pyapp db roles",
         )
     return Level.OK, "those of the three roles equal sql/roles.sql"
