@@ -12,12 +12,11 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyapp import stats as queries
-from pyapp._core.connection import connect
 from pyapp.cli import stats_metrics as metrics
 from pyapp.cli import stats_sections as sections
 from pyapp.cli.listening import metrics_served
 from tests.role_logins import login_name, role_logins
-from tests.support import run_cli
+from tests.support import execute, run_cli
 from tests.temp_server import free_port
 from tests.test_cli_stats import add_a_bad_day
 
@@ -219,9 +218,10 @@ def test_each_section_answers_or_names_the_grant(
         if role == "pyapp_readonly":
             assert (code, err, "GRANT" in out) == (0, "", False)
             return
-        assert f'GRANT pyapp_readonly TO "{name}"' in " ".join(out.split())
+        assert f"GRANT pyapp_readonly TO {name}" in " ".join(out.split())
         assert samples(text)["pyapp_stats_section_answered", "server"] == 1
-        with connect(database) as owner:
-            owner.execute(f'GRANT pyapp_readonly TO "{name}"')
-            owner.commit()
-        assert "GRANT" not in run_cli("stats")[1]
+        execute(database, f"GRANT pyapp_readonly TO {name}")
+        assert "To read all" not in run_cli("stats")[1]
+        execute(database, "REVOKE SELECT ON app.messages FROM pyapp_readonly")
+        if role == "pyapp_sync":
+            assert "the owner of the schema runs: pyapp db roles" in run_cli("stats")[1]

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from pyapp import stats as queries
+from pyapp._core.database_url import quote_name
+from pyapp._core.run import fetch_one
+from pyapp.cli.privileges import ROLES
 
 Connection = psycopg.Connection[Any]
 # The sections of the answer, in their order.
@@ -27,33 +29,26 @@ QUESTIONS: dict[str, Callable[[Connection], Any]] = {
 MILLISECONDS = 1000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answers:
     """The results of all sections.
 
-    Those of `unanswered` took too long, or are `refused`: the role of `login` may not
-    read them.
+    Those of `unanswered` took too long, or are `refused`: the login may not read them.
+    `remedy` is then the statement or command of the owner that lets it.
     """
 
     at: datetime
-    login: str
     found: dict[str, Any] = field(default_factory=dict)
     unanswered: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-
-    @property
-    def remedy(self) -> str | None:
-        """Return the statement that lets the role read all sections, or None."""
-        if not self.refused:
-            return None
-        return f"GRANT pyapp_readonly TO {sql.Identifier(self.login).as_string()}"
+    remedy: str | None = None
 
 
 def ask_all(conn: Connection, seconds: int) -> Answers:
     """Run each query in its own short, read-only transaction."""
     conn.autocommit = True
     conn.read_only = True
-    answers = Answers(datetime.now(UTC), conn.info.user)
+    answers = Answers(datetime.now(UTC))
     for name, question in QUESTIONS.items():
         try:
             with conn.transaction():
@@ -67,4 +62,13 @@ def ask_all(conn: Connection, seconds: int) -> Answers:
             answers.unanswered.append(name)
             if isinstance(exc, psycopg.errors.InsufficientPrivilege):
                 answers.refused.append(name)
+    if answers.refused:
+        answers.remedy = _find_remedy(conn)
     return answers
+
+
+def _find_remedy(conn: Connection) -> str:
+    role = ROLES["stats"]
+    if fetch_one(conn, bool, "has_role", name=role):
+        return "pyapp db roles"
+    return f"GRANT {role} TO {quote_name(conn.info.user)}"
