@@ -5,6 +5,7 @@ A new command has a row in COMMANDS, which is run on a database of long values.
 
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -86,14 +87,11 @@ COMMANDS: dict[str, tuple[str, int]] = {
     "import usage": ("{folder}/usage.jsonl --user {email} --allow-broken 9", 1),
     "prices set": (
         "{model} --provider {provider} --input 1 --output 99999999999999.123456"
-        " --from 2100-01-0{number}",
+        " --from 2101-01-0{number}",
         0,
     ),
     "prices end": ("{model} --provider {provider} --from 2100-01-0{number}T12:00", 0),
-    "prices delete": (
-        "{model} --provider {provider} --from 2100-01-0{number}T12:00",
-        0,
-    ),
+    "prices delete": ("{model} --provider {provider} --from 2099-01-0{number}", 0),
     "prices list": ("", 0),
     "prices check": ("", 1),
     "prices report": ("", 0),
@@ -163,12 +161,12 @@ def fill(conn: Connection, fake: FakeStripe) -> None:
     ]
     record_messages(conn, messages, user_id=user.id)
     record_messages(conn, [new_message(model=MODEL)], fingerprint_id=FINGERPRINT)
-    for run in (1, 2, 3):
+    for year, day in itertools.product((2099, 2100), (1, 2, 3)):
         set_model_price(
             conn,
             model=MODEL,
             provider=PROVIDER,
-            valid_from=datetime(2099, run, 1, tzinfo=UTC),
+            valid_from=datetime(year, 1, day, tzinfo=UTC),
             input_price=HUGE,
             output_price=HUGE,
         )
@@ -200,6 +198,7 @@ def filled(
         patch.setenv("ENVIRONMENT", "local")
         patch.setenv("STRIPE_API_BASE", fake.base_url)
         patch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
+        assert run_cli("db", "adopt")[0] == 0
         yield folder
 
 
