@@ -127,7 +127,9 @@ def _database_url(root: Path, values: dict[str, str]) -> str:
     url = values.get("DATABASE_URL")
     if not url:
         example = ".env.local.example"
-        remedy = f"cp {example} .env.local" if (root / example).is_file() else "set it"
+        copied = f"cp {example} .env.local"
+        written = "set it, or write it into .env.local"
+        remedy = copied if (root / example).is_file() else written
         raise ConfigError(f"DATABASE_URL is not set (looked in {root}); {remedy}")
     read_url(url)
     return url

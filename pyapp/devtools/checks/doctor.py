@@ -145,7 +145,7 @@ def _compose(settings: Settings) -> Result:
     if not is_local(settings.database_url):
         return Level.OK, "not used: DATABASE_URL is on another machine"
     if not file.is_file():
-        return Level.WARNING, f"not in {settings.root}: Docker is not used"
+        return Level.OK, f"not in {settings.root}: Docker is not used"
     parts = conninfo_to_dict(settings.database_url)
     url = [str(parts.get(name, "")) for name in ("user", "password", "dbname", "port")]
     names = ("USER", "PASSWORD", "NAME", "PORT")
