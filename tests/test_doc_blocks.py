@@ -64,7 +64,7 @@ BLOCKS = {
     ("docs/performance.md", "text"): (4, HERE),
     ("docs/quota.md", "text"): (1, HERE),
     ("docs/schema.md", "mermaid"): (1, "test_schema_docs"),
-    ("docs/stripe.md", ""): (1, HERE),
+    ("docs/stripe.md", "text"): (1, HERE),
     ("docs/stripe.md", "nginx"): (1, HERE),
     ("docs/stripe.md", "sql"): (1, HERE),
     ("docs/usage.md", "text"): (1, HERE),
