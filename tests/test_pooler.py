@@ -3,6 +3,7 @@
 Without `pgbouncer` these tests are left out, except on CI as root.
 """
 
+import asyncio
 import re
 import subprocess
 import time
@@ -27,6 +28,8 @@ from pyapp.sessions import create_session, find_session
 from pyapp.users import create_user
 from tests.fake_stripe import TEST_KEY
 from tests.metering import new_message, record_one
+from tests.serving import Served, serving
+from tests.stripe_world import make_customer, make_event
 from tests.support import find_pgbouncer, run_cli
 from tests.temp_server import free_port, open_folder
 
@@ -245,3 +248,17 @@ def test_command_that_reads_works_behind_the_pooler(
 def test_session_behind_no_pooler_is_not_shared(module_database: str):
     with connect(module_database) as conn:
         assert explain_sharing(conn) is None
+
+
+def test_webhook_server_works_behind_the_pooler(pooled: str):
+    """More deliveries at once than the pooler has sessions."""
+    customers = [make_customer(f"cus_{uuid4().hex}") for _ in range(6)]
+    bodies = [make_event("customer.created", customer) for customer in customers]
+
+    async def post_all(served: Served) -> set[int]:
+        replies = await asyncio.gather(*map(served.post, bodies))
+        return {reply.status for reply in replies}
+
+    with serving(pooled) as served:
+        assert asyncio.run(post_all(served)) == {200}
+        assert asyncio.run(served.get("/healthz")).status == 200
