@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,7 @@ def assert_serves(words: list[str]) -> None:
                 with urllib.request.urlopen(url, timeout=10) as response:
                     text = response.read().decode()
             except OSError:
-                continue
+                time.sleep(0.05)
         if option == "--listen":
             assert "pyapp_stats_section_answered 0" not in text
             assert "pyapp_database_up 1.0" in text
