@@ -13,7 +13,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support import run_cli
+from pyapp._core.config import load_settings
+from pyapp.devtools.server.local import embedded_server
+from tests.support import run_cli, unfolded
 from tests.temp_server import free_port
 
 REPOSITORY = Path(__file__).parents[1]
@@ -120,3 +122,24 @@ def test_port_of_another_program_is_named(url: str) -> None:
         f"error: port {port} is used by another program: stop that,"
         " or choose another port in DATABASE_URL\n",
     )
+
+
+def test_image_that_cannot_be_pulled_leads_to_the_embedded_server(
+    project: Path, url: str
+) -> None:
+    file = project / "docker-compose.yml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("postgres:18", "registry.invalid/postgres:18"))
+
+    code, _, refused = run_cli("db", "start", "--docker")
+    started = run_cli("db", "start")[1]
+    run_cli("db", "stop")
+    file.write_text(text)
+    again = run_cli("db", "start")[1]
+    embedded_server(load_settings()).remove()
+
+    assert (code, refused.count("\n")) == (1, 1)
+    assert refused.startswith("error: Docker cannot pull the image (")
+    assert refused.endswith(", or run pyapp db start --embedded\n")
+    assert "(embedded, because Docker cannot pull the image (" in unfolded(started)
+    assert again.endswith("(embedded)\n")
