@@ -4,6 +4,7 @@ A new command has a row in COMMANDS, which is run on a database of long values.
 """
 
 import errno
+import functools
 import io
 import itertools
 import json
@@ -225,10 +226,31 @@ def run_once(
     return out, err
 
 
+@functools.cache
+def read_keys() -> dict[str, set[str] | None]:
+    """Return the keys that docs/json.md gives for each command.
+
+    It is None where the page links to another one.
+    """
+    page = Path(__file__).parents[1] / "docs" / "json.md"
+    found: dict[str, set[str] | None] = {}
+    last: set[str] | None = None
+    rows = re.findall(r"^\| (`.*) \| .* \| (.*) \|$", page.read_text("utf-8"), re.M)
+    for commands, keys in rows:
+        if keys != "the same":
+            last = None if "](" in keys else set(re.findall("`([a-z0-9_]+)`", keys))
+        found |= dict.fromkeys(re.findall("`([^`]+)`", commands), last)
+    return found
+
+
 def check_lines(lines: list[str]) -> None:
     for line in lines:
         assert cell_len(line) <= WIDTH, line
         assert line.isprintable(), line
+
+
+def test_every_command_is_documented_with_its_keys():
+    assert read_keys().keys() == LEAVES.keys()
 
 
 def test_every_command_is_run_here_or_elsewhere():
@@ -268,9 +290,11 @@ def test_output_fits_80_columns_and_is_json(
 
     values = run_once(words, form, "json", filled)[0].splitlines()
     assert values or "--until" in form[0]
+    documented = read_keys()[words]
     for line in values:
-        keys = json.loads(line)
+        keys = json.loads(line).keys()
         assert all(re.fullmatch(r"[a-z][a-z0-9_]*", key) for key in keys), keys
+        assert documented is None or keys <= documented, keys - documented
 
     read_screen = use_terminal(monkeypatch)
     printed, _ = run_once(words, form, "terminal", filled)

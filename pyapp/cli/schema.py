@@ -256,9 +256,9 @@ def _maintain(keep_months: int | None, archive: Path | None, as_json: bool) -> N
     if as_json:
         print_json(
             {
-                "created_partitions": created,
-                "deleted_sessions": deleted,
-                "dropped_partitions": retired,
+                "payload_partitions_created": created,
+                "expired_sessions_deleted": deleted,
+                "payload_partitions_dropped": retired,
             }
         )
 
