@@ -36,7 +36,6 @@ from tests.drafting import (
     replace,
     write_sql,
 )
-from tests.support import execute
 
 # Fixtures; pytest finds them by their names in this module.
 url, base, folder, schema = (
@@ -323,42 +322,6 @@ def test_changed_expression_needs_17_or_loses_the_column(
         generate(url, "change_it", **arguments, allow_destructive=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (
-            replace("sig_hash", "signature_hash"),
-            r"would lose app\.fingerprints\.sig_hash: if it is a new name,"
-            r" --rename fingerprints\.sig_hash=signature_hash; else",
-        ),
-        (
-            replace("fillfactor = 70", "fillfactor = 60"),
-            r"write TABLE app\.usage_daily by hand$",
-        ),
-        (
-            lambda text: replace("COALESCE(status IN", "COALESCE(state IN")(
-                replace("active_status(status text)", "active_status(state text)")(text)
-            ),
-            r"cannot drop function .*column subscription_active of table app\.users"
-            r".*; give the new function another name",
-        ),
-        (lambda schema: schema, "nothing to do"),
-    ],
-)
-def test_incomplete_draft_is_reported_and_not_written(
-    url: str,
-    base: tuple[str, Objects],
-    folder: Path,
-    schema: Callable[[Change], Path],
-    change: Change,
-    complaint: str,
-) -> None:
-    known = set(folder.iterdir())
-    with pytest.raises(GenerateError, match=complaint):
-        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
-    assert set(folder.iterdir()) == known
-
-
 def test_unreadable_statement_is_named_with_file_and_line() -> None:
     with pytest.raises(GenerateError, match=r"^b\.sql:3 cannot be read: syntax error"):
         read_sources({"a.sql": "SELECT 1;\n", "b.sql": "SELECT 1;\n\nSELEC 2;\n"})
@@ -414,61 +377,6 @@ def test_destructive_step_is_marked_with_its_loss(
     )
     back = path.with_suffix(".rollback.sql").read_text(encoding="ascii")
     assert "What app.stripe_sync_runs held does not come back." in back.splitlines()[0]
-
-
-def test_draft_of_the_other_objects_is_complete_by_itself(
-    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
-) -> None:
-    """It drops nothing: what is to be written by hand may replace it."""
-    change = combine(
-        replace("fillfactor = 70", "fillfactor = 60"),
-        replace(
-            "messages_user_id_idx ON app.messages (user_id);", "i ON app.users (id);"
-        ),
-        add("ALTER TABLE app.plans ADD COLUMN title text;"),
-    )
-    with pytest.raises(GenerateError) as caught:
-        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
-
-    assert caught.value.left == [
-        "TABLE app.usage_daily",
-        "INDEX app.messages_user_id_idx",
-    ]
-    assert str(caught.value).endswith("; the printed draft is complete for the rest")
-    draft = caught.value.draft
-    assert "usage_daily" not in draft
-    assert "messages_user_id_idx" not in draft
-    with scratch_database(url, template=base[0]) as copy:
-        for block in draft.split("-- NNNN_")[1:]:
-            if not block.startswith(("try_it.rollback", "create_i.rollback")):
-                execute(copy, block.partition(".sql\n")[2])
-        found = set(read_objects(copy))
-    assert "INDEX app.i" in found
-
-
-def test_key_that_foreign_keys_refer_to_is_refused(
-    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
-) -> None:
-    change = replace(
-        "users_pkey PRIMARY KEY (id)", "users_pkey PRIMARY KEY (id) INCLUDE (email)"
-    )
-    complaint = (
-        r"write CONSTRAINT app\.users users_pkey by hand \(cannot drop constraint .*:"
-        r" constraint sessions_user_id_fkey on table app\.sessions,"
-    )
-    with pytest.raises(GenerateError, match=complaint):
-        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
-
-
-def test_column_that_is_not_the_last_is_refused_with_the_place(
-    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
-) -> None:
-    change = replace(
-        "    credits      numeric NOT NULL,\n",
-        "    credits      numeric NOT NULL,\n    host text,\n",
-    )
-    with pytest.raises(GenerateError, match=r"in app\.referrals, after completed_at$"):
-        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
 
 
 def test_long_names_are_kept_within_63_characters(

@@ -124,6 +124,42 @@ def test_new_trigger_function_comes_before_its_trigger(
     assert [path.stem[5:] for path in paths] == ["skip_rows_functions", "skip_rows"]
 
 
+def test_replaced_trigger_function_is_dropped_last(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    files = schema(replace("set_completed_at()", "stamp_completed_at()"))
+
+    paths = generate(url, "stamp", schema=files, folder=folder, base=base[0])
+
+    names = ["stamp_functions", "stamp", "stamp_drop_functions"]
+    assert [path.stem[5:] for path in paths] == names
+    created, _, dropped = (read_pair(path) for path in paths)
+    assert "DROP FUNCTION app.stamp_completed_at();" in created[1]
+    assert dropped[0].endswith("\n\nDROP FUNCTION app.set_completed_at();\n")
+
+
+def test_column_that_a_function_reads_is_replaced_in_three_steps(
+    url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
+) -> None:
+    """The new one is added, the function reads it, and the old one is dropped."""
+    reader = FUNCTION.replace("RETURN 42", "RETURN (SELECT count(body) FROM app.notes)")
+    reader = reader.replace("IMMUTABLE", "STABLE")
+    (sql_files / "schema.sql").write_text(SCHEMA + NOTES, encoding="utf-8")
+    write_function(sql_files, reader)
+    generate(url, "add_notes", schema=sql_files, folder=folder, base=base[0])
+    notes = NOTES.replace("body ", "text ").replace("body", "text")
+    (sql_files / "schema.sql").write_text(SCHEMA + notes, encoding="utf-8")
+    write_function(sql_files, reader.replace("body", "text"))
+
+    paths = generate(
+        url, "call_it_text", schema=sql_files, folder=folder, allow_destructive=True
+    )
+
+    ups = [read_pair(path)[0] for path in paths]
+    order = ["ADD COLUMN text", "VALIDATE", "count(text)", "DROP COLUMN body"]
+    assert [part for part, up in zip(order, ups, strict=True) if part not in up] == []
+
+
 def test_view_that_loses_a_column_is_recreated(
     url: str, base: tuple[str, Objects], folder: Path, sql_files: Path
 ) -> None:

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyapp.devtools.checks.dumps import Objects
-from pyapp.devtools.generate.migration_files import Draft
-from pyapp.devtools.generate.routines import changed_routines, draft_routines
-from pyapp.devtools.generate.steps import Rename, Side, Step
+from pyapp.devtools.generate.migration_files import Draft, Place, Routines
+from pyapp.devtools.generate.routines import (
+    changed_routines,
+    draft_routines,
+    with_routines,
+)
+from pyapp.devtools.generate.steps import Rename, Side
 from pyapp.devtools.generate.stored_results import StoredResult, renew_steps
 from pyapp.devtools.generate.structure import StructureDrafter, rename_hint
 
@@ -45,23 +49,43 @@ def draft_variants(context: Context) -> Iterator[Draft]:
     for (old, new), is_online in itertools.product(sides, (True, False)):
         drafter = StructureDrafter(old, new, is_online, context.can_set_expression)
         changes = [*(r.change() for r in context.renames), *drafter.draft()]
-        # Whether the migration, and whether its rollback, recreates views.
-        for ups, downs in itertools.product((False, True), repeat=2):
-            routines = (
-                draft_routines(old, new, is_recreating_views=ups),
-                draft_routines(new, old, is_recreating_views=downs),
-            )
-            for is_first in (False, True) if any(routines) else (False,):
-                yield Draft(changes, _renewed(context, routines, is_first), is_first)
+        yield from (
+            Draft(changes, routines) for routines in _routines(context, old, new)
+        )
 
 
-def _renewed(
-    context: Context, routines: tuple[list[Step], list[Step]], is_first: bool
-) -> tuple[list[Step], list[Step]]:
+def _routines(
+    context: Context, old: Side, new: Side
+) -> Iterator[dict[Place, Routines]]:
+    """Yield the ways to change functions and views: the usual ones first."""
+    if old.objects == new.objects or not any(_change(old, new)):
+        yield {}
+        return
+    # Whether the migration, and whether its rollback, recreates views.
+    for ups, downs in itertools.product((False, True), repeat=2):
+        steps = _change(old, new, ups, downs)
+        for place in ("last", "first", "middle"):
+            yield {place: _renewed(context, steps, place)}
+    # What changed tables call is created before, and what they called dropped after.
+    both = with_routines(new, old)
+    created, dropped = _change(old, both), _change(both, new)
+    if any(created) and any(dropped):
+        yield {"first": _renewed(context, created, "first"), "last": dropped}
+
+
+def _change(old: Side, new: Side, ups: bool = False, downs: bool = False) -> Routines:
+    return (
+        draft_routines(old, new, is_recreating_views=ups),
+        draft_routines(new, old, is_recreating_views=downs),
+    )
+
+
+def _renewed(context: Context, routines: Routines, place: Place) -> Routines:
     """Return *routines* followed by what renews the results of the changed functions.
 
     The tables are those of the moment: the old ones if functions come first.
     """
+    is_first = place == "first"
     side = context.old if is_first else context.new
     results = context.old_results if is_first else context.new_results
     changed = changed_routines(context.old.objects, context.new.objects)

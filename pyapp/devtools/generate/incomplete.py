@@ -60,7 +60,7 @@ def _groups(context: Context) -> list[str]:
     titles = dict.fromkeys(change.title for change in draft.changes)
     new = context.new.objects
     kept = [t for t in titles if t in new or t.startswith("COMMENT ")]
-    return [*kept, *([_ROUTINES] if any(draft.routines) else [])]
+    return [*kept, *([_ROUTINES] if draft.routines else [])]
 
 
 def _try(
@@ -91,5 +91,5 @@ def _try(
 
 def _only(draft: Draft, groups: Collection[str]) -> Draft:
     changes = [change for change in draft.changes if change.title in groups]
-    routines = draft.routines if _ROUTINES in groups else ([], [])
+    routines = draft.routines if _ROUTINES in groups else {}
     return replace(draft, changes=changes, routines=routines)

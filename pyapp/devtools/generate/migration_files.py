@@ -1,14 +1,20 @@
 """Migration files from drafted changes: which steps share a file and a transaction."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from pyapp.devtools.generate.steps import LOST_GRANTS, Change, Phase, Step
 
+# Where the migrations of functions are among those of tables.
+Place = Literal["first", "middle", "last"]
+PLACES: tuple[Place, ...] = ("first", "middle", "last")
+Routines = tuple[list[Step], list[Step]]
+
 _TIMEOUT = "SET LOCAL lock_timeout = '5s';"
 _VALIDATES = "Validates the rows in its own transaction, while others write."
-_FINISHES = "Last, because the new index or rule must be valid first."
+_FINISHES = "Last, so that nothing goes before what replaces it is valid."
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,14 @@ class NewMigration:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The changes of tables, and the steps for functions and of their rollback."""
+    """The changes of tables, and the steps for functions and of their rollback.
+
+    `routines` has the latter by their place: before the changes, before the old objects
+    go, or after all changes.
+    """
 
     changes: Sequence[Change]
-    routines: tuple[list[Step], list[Step]] = ([], [])
-    has_routines_first: bool = False
+    routines: Mapping[Place, Routines]
 
     @property
     def losses(self) -> list[str]:
@@ -37,15 +46,19 @@ class Draft:
 def assemble(name: str, why: str, draft: Draft) -> list[NewMigration]:
     """Return the migrations of *draft*, in order.
 
-    Functions and views have a migration of their own.
+    Functions and views have migrations of their own.
     """
-    if not any(draft.routines):
-        return _lay_out_changes(name, why, draft.changes)
-    if not draft.changes:
-        return [_lay_out_routines(name, why, *draft.routines)]
-    tables = _lay_out_changes(name, why, draft.changes)
-    routines = [_lay_out_routines(f"{name}_functions", why, *draft.routines)]
-    return routines + tables if draft.has_routines_first else tables + routines
+    early, late = _lay_out_changes(name, why, draft.changes)
+    routines = {}
+    for place, steps in draft.routines.items():
+        verb = "_drop" if place == "last" and "first" in draft.routines else ""
+        title = f"{name}{verb}_functions"
+        routines[place] = [_lay_out_routines(title, why, *steps)]
+    first, middle, last = (routines.get(place, []) for place in PLACES)
+    migrations = [*first, *early, *middle, *late, *last]
+    if migrations and not (early or late):
+        migrations[0] = replace(migrations[0], name=name)
+    return migrations
 
 
 def _lay_out_routines(
@@ -72,16 +85,16 @@ def _routine_comments(*directions: list[Step]) -> Iterator[list[str]]:
 
 def _lay_out_changes(
     name: str, why: str, changes: Sequence[Change]
-) -> list[NewMigration]:
+) -> tuple[list[NewMigration], list[NewMigration]]:
     """Return the migrations of the changes of tables: phase by phase.
 
-    The first has the name *name*.
+    The first ones add, those after them remove. The very first has the name *name*.
     """
     phases: dict[Phase, list[Change]] = {
         phase: [change for change in changes if change.phase == phase]
         for phase in ("change", "build", "validate", "drop", "finish")
     }
-    migrations = [
+    early = [
         *_by_table("alter", name, why, phases["change"]),
         *(_outside_transaction("create", why, change) for change in phases["build"]),
         *_in_transaction(
@@ -89,14 +102,15 @@ def _lay_out_changes(
             _VALIDATES,
             phases["validate"],
         ),
-        *(_outside_transaction("drop", why, change) for change in phases["drop"]),
     ]
-    comment = f"{why}\n-- {_FINISHES}" if migrations else why
-    migrations += _by_table("finish", name, comment, phases["finish"])
-    return [
-        replace(migration, name=name) if n == 0 else migration
-        for n, migration in enumerate(migrations)
-    ]
+    late = [_outside_transaction("drop", why, change) for change in phases["drop"]]
+    comment = f"{why}\n-- {_FINISHES}" if early or late else why
+    late += _by_table("finish", name, comment, phases["finish"])
+    for migrations in (early, late):
+        if migrations:
+            migrations[0] = replace(migrations[0], name=name)
+            break
+    return early, late
 
 
 def _by_table(

@@ -16,6 +16,9 @@ from pyapp.devtools.generate.steps import (
 
 _ROUTINE = re.compile(r"(?P<kind>FUNCTION|PROCEDURE|VIEW) app\.(?P<name>\w+)")
 _COMMENT = re.compile(r"COMMENT app\.(?P<kind>\w+) (?P<name>\w+)")
+_NAMED = re.compile(
+    r"(?:FUNCTION|PROCEDURE|VIEW|COLUMN|REVOKE) (?:app\.)?(?P<name>\w+)"
+)
 _NAME = re.compile(r"\bapp\.(\w+)")
 _QUOTED_BODY = re.compile(r"^    AS [$']", re.MULTILINE)
 _REVOKED = re.compile(r"REVOKE (?P<function>app\.(?P<name>\w+)\(.*)")
@@ -66,6 +69,21 @@ def changed_routines(before: Objects, after: Objects) -> set[str]:
         for title in before | after
         if before.get(title) != after.get(title) and (found := _ROUTINE.match(title))
     }
+
+
+def with_routines(side: Side, other: Side) -> Side:
+    """Return *side* with the functions that only *other* has, by their names."""
+    names = {found["name"] for t in side.objects if (found := _ROUTINE.match(t))}
+    added = {
+        title: text
+        for title, text in other.objects.items()
+        if is_of_routine(title, other.objects)
+        and (found := _NAMED.search(title))
+        and found["name"] not in names
+    }
+    objects = {**side.objects, **added}
+    sources = side.sources.completed_by(other.sources)
+    return Side(objects, sources, side.dumped)
 
 
 def is_of_routine(title: str, *sides: Objects) -> bool:
@@ -178,6 +196,6 @@ def _or_replace(text: str) -> str:
     """Return CREATE OR REPLACE, with the arguments on their own line if need be."""
     text = re.sub(r"^CREATE (FUNCTION|PROCEDURE|VIEW)", r"CREATE OR REPLACE \1", text)
     header, line_end, rest = text.partition("\n")
-    if is_wide(header) and header.endswith(")"):
+    if is_wide(header) and header.endswith(")") and " RETURNS " not in header:
         header = header.replace("(", "(\n    ", 1).removesuffix(")") + "\n)"
     return header + line_end + rest
