@@ -214,6 +214,10 @@ def test_services_work_together_and_stop_in_time(project: Project):
             lambda: conn.execute(month.format(name).encode()).fetchone() != (None,)
         )
     project.ask("server", healthcheck_of(IMAGE))
+    events = project.run(
+        "exec", "-T", "server", *["pyapp", "stripe", "events", "--failed"]
+    )
+    assert events == "there are no failed events\n"
     for service, port, sample in (
         ("server", 9464, 'pyapp_webhook_deliveries_total{result="applied"} 1.0'),
         ("stats", 9465, "pyapp_database_up 1.0"),
