@@ -14,8 +14,8 @@ from pyapp.errors import PyappError
 # The help and the modules of each group. A module is imported only if the command line
 # begins with its group, because the imports of one command would slow down all others.
 GROUPS = {
-    "db": ("The local server and its schema.", ("db", "schema")),
-    "import": ("Usage logs.", ("usage",)),
+    "db": ("The schema, its migrations, and the local server.", ("db", "schema")),
+    "import": ("Record usage logs.", ("usage",)),
     "prices": ("Own prices of models, before the published ones.", ("prices",)),
     "plans": ("Plans, and the Stripe prices that buy them.", ("plans",)),
     "referrals": ("Referral codes and referred users.", ("referrals",)),

@@ -31,7 +31,10 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one."),
+    ] = 8000,
     metrics: Annotated[
         str | None,
         typer.Option(
