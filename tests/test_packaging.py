@@ -156,6 +156,7 @@ def test_package_index_shows_complete_metadata(built: Path) -> None:
     assert "URL:" not in fields  # the project has no page yet
     assert licenses == (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
     assert description == (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"'./{next(built.glob('*.whl')).name}[embedded,pricing]'" in description
 
 
 def test_changelog_lists_the_version_and_every_migration() -> None:

@@ -6,6 +6,12 @@ SELECT
     host(inet_server_addr()) AS server_address,
     inet_server_port() AS server_port;
 
+-- name: find_data_directory :optional
+-- The server's data folder; no row without pg_read_all_settings.
+SELECT s.setting AS path
+FROM pg_settings AS s
+WHERE s.name = 'data_directory';
+
 -- name: list_other_databases :many
 -- The databases other than :name that deleting the whole server would lose. postgres
 -- counts if it has relations or schemas of users, which only a session in it sees.

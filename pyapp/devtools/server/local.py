@@ -63,7 +63,7 @@ def start(settings: Settings, kind: Kind | None = None) -> str:
     """
     target = local_target(settings.database_url)
     running = running_kind(settings)
-    if running is Kind.OTHER and (owner := find_owner(target.port)):
+    if running is Kind.OTHER and (owner := find_owner(target)):
         raise LocalServerError(_occupied(target, owner))
     if kind is None:
         try:
@@ -114,7 +114,7 @@ def stop(settings: Settings) -> str:
         docker.stop(settings.root)
     elif not embedded_server(settings).stop():
         if kind is Kind.OTHER:
-            owner = find_owner(target.port)
+            owner = find_owner(target)
             whose = f"of {owner}" if owner else kind
             return f"the server on port {target.port} is {whose}; it is not stopped"
         return "PostgreSQL is not running"
@@ -178,8 +178,8 @@ def _find_kind(settings: Settings) -> tuple[Kind, Path | None]:
         kind = running_kind(settings) or Kind.OTHER
     except ConfigError:  # not on this machine
         return Kind.OTHER, None
-    port = embedded_server(settings).port
-    return kind, find_owner(port) if kind is Kind.OTHER else None
+    target = local_target(settings.database_url)
+    return kind, find_owner(target) if kind is Kind.OTHER else None
 
 
 @dataclass(frozen=True, slots=True)
