@@ -103,8 +103,8 @@ def test_container_that_does_not_start_shows_its_log(
         1,
         "",
         "initdb: making it\nFATAL:  no space left\n"
-        f"error: the database in Docker does not start: its container is {state};"
-        " the end of its log is above\n",
+        f"error: the database's container does not start ({state}): see the end of its"
+        " log above, or run pyapp db start --embedded\n",
     )
 
 
@@ -114,7 +114,7 @@ def test_container_that_never_starts_is_an_error(
     (project / "states").write_text("starting\n")
     monkeypatch.setattr(docker, "START_TIMEOUT", 0)
 
-    with pytest.raises(LocalServerError, match="its container is starting"):
+    with pytest.raises(LocalServerError, match=r"does not start \(starting\)"):
         docker.up(project, local_target(URL))
 
 

@@ -105,8 +105,8 @@ def test_container_that_does_not_start_shows_its_log(project: Path, url: str) ->
     *log, line = err.splitlines()
     assert (code, out) == (1, "")
     assert line == (
-        "error: the database in Docker does not start: its container is exited;"
-        " the end of its log is above"
+        "error: the database's container does not start (exited): see the end of its"
+        " log above, or run pyapp db start --embedded"
     )
     assert 'unrecognized configuration parameter "no_such_setting"' in log[-1]
 

@@ -24,6 +24,8 @@ FAILURES = {
     "Get https://registry-1.docker.io/v2/: net/http: TLS handshake timeout": PULL,
     'failed to do request: Head "https://x": proxyconnect tcp: EOF': PULL,
     "Error response from daemon: pull access denied for postgres": PULL,
+    'Error response from daemon: Get "https://registry-1.docker.io/v2/": EOF': PULL,
+    "error getting credentials - err: exec: docker-credential-desktop: not found": PULL,
     "tls: failed to verify certificate: x509: unknown authority": PULL,
     "Error response from daemon: toomanyrequests: You have reached your pull rate"
     " limit": "the registry's limit of downloads is reached (toomanyrequests",

@@ -55,7 +55,8 @@ _FAILURES = {
         "install Compose 2",
     ),
     r"dial tcp|i/o timeout|handshake timeout|proxyconnect|no such host"
-    r"|failed to (pull|resolve|do request|copy)|unexpected EOF|connection reset"
+    r"|failed to (pull|resolve|do request|copy)|\bEOF$|connection reset"
+    r"|unexpected HTTP status|error getting credentials"
     r"|deadline exceeded|request canceled|pull access denied|unauthorized|x509"
     r"|manifest (unknown|for \S+ not found)": (
         "Docker cannot pull the image",
@@ -65,7 +66,7 @@ _FAILURES = {
 
 
 class DockerError(LocalServerError):
-    """Docker has not created the container, for `reason`; the message has the remedy.
+    """Docker does not start the container, for `reason`; the message has the remedy.
 
     The way out without Docker is the embedded server.
     """
@@ -178,7 +179,7 @@ def up(root: Path, target: Target) -> None:
         raise obstacle
     _refuse_others(root)
     run = _compose(root, "up", "--detach", SERVICE, target=target)
-    if "already allocated" in run.stderr or "already in use" in run.stderr:
+    if re.search("already allocated|already in use|Ports are not avail", run.stderr):
         raise LocalServerError(
             f"port {target.port} is used by another program: stop that,"
             " or choose another port in DATABASE_URL"
@@ -208,9 +209,9 @@ def _wait_for_health(container: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while (state := _state(container)) not in HEALTHY:
         if state not in STARTING or time.monotonic() > deadline:
-            failure = LocalServerError(
-                f"the database in Docker does not start: its container is {state};"
-                " the end of its log is above"
+            failure = DockerError(
+                f"the database's container does not start ({state})",
+                "see the end of its log above",
             )
             failure.add_note(_log(container))
             raise failure
