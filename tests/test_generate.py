@@ -229,6 +229,15 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
             "DROP CONSTRAINT referrals_referred_id_key;",
         ],
     ),
+    "new_foreign_key_to_a_new_key": (
+        add(
+            "ALTER TABLE app.plan_prices ADD COLUMN credits numeric;\n"
+            "ALTER TABLE app.plan_prices ADD CONSTRAINT plan_prices_credits_fkey"
+            " FOREIGN KEY (credits, plan_id) REFERENCES app.plans (monthly_credits, id)"
+            " ON DELETE RESTRICT;"
+        ),
+        ["-- Blocks writes to app.plan_prices while its rows are checked.\nALTER"],
+    ),
     "exclusion_constraint": (
         add(
             "ALTER TABLE app.plan_prices ADD CONSTRAINT plan_prices_one_excl"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from pyapp.devtools.checks.dumps import Objects
 from pyapp.devtools.checks.schema_diff import read_objects
@@ -164,3 +165,16 @@ def test_command_prints_what_is_left_and_the_complete_rest(
     code, out, _ = run_cli("db", "generate", "try_it")
     assert code == 1
     assert out == printed["draft"]
+
+
+def test_role_without_createdb_needs_no_server(
+    url: str, folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    execute(url, "CREATE ROLE drafter LOGIN PASSWORD 'x'")
+    files = schema(replace("stripe_events_received_at_idx", "stripe_events_idx"))
+    drafter = make_conninfo(url, user="drafter", password="x")
+    try:
+        (path,) = generate(drafter, "rename_it", schema=files, folder=folder)
+    finally:
+        execute(url, "DROP ROLE drafter")
+    assert "RENAME TO stripe_events_idx;" in path.read_text()

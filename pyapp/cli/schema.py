@@ -16,7 +16,7 @@ from pyapp._core.tool_sessions import AdvisoryLock, connect_unlimited
 from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
 from pyapp.cli.console import confirmed, print_json, say, warn
 from pyapp.cli.repeating import Every, repeat
-from pyapp.cli.schema_check import adopt, check, schema_url
+from pyapp.cli.schema_check import Scratch, adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
@@ -188,6 +188,7 @@ def generate(
         list[str] | None,
         typer.Option(help="Rename a column: table.old=new.", metavar="RENAME"),
     ] = None,
+    scratch: Scratch = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the migrations from the present migrations to the SQL files."""
@@ -199,6 +200,7 @@ def generate(
             why=why,
             renames=renames,
             allow_destructive=allow_destructive,
+            scratch_url=scratch,
         )
     except GenerateError as exc:
         if as_json:

@@ -11,6 +11,7 @@ from pyapp._core.connection import connect
 from pyapp._core.queries import migrations_dir, schema_files
 from pyapp.devtools.checks.schema_diff import load_schema, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
+from pyapp.devtools.checks.scratch_server import scratch_server
 from pyapp.devtools.generate.drafts import Context, draft_variants
 from pyapp.devtools.generate.incomplete import explain
 from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
@@ -35,14 +36,16 @@ def generate(
     schema: Path | None = None,
     folder: Path | None = None,
     base: str | None = None,
+    scratch_url: str | None = None,
 ) -> list[Path]:
     """Write the migrations that lead from those of *folder* to the SQL files.
 
     *schema* is the folder of schema.sql and functions/. Tables and functions get
-    migrations of their own. Each is proved in scratch databases on the server of *url*:
-    applied, it leaves no difference; rolled back, it restores the schema before it.
-    Without a proof nothing is written. *base* is a database with the migrations of
-    *folder*, which saves building one. Returns the paths written.
+    migrations of their own. Each is proved in scratch databases on the server of
+    *scratch_url*, else of *url*, else a temporary one: applied, it leaves no
+    difference; rolled back, it restores the schema before it. Without a proof nothing
+    is written. *base* is a database there with the migrations of *folder*, which saves
+    building one. Returns the paths written.
 
     Raises:
         GenerateError: nothing differs, data would be lost, or no draft is complete; the
@@ -58,7 +61,10 @@ def generate(
             "the reason must be one line of ASCII, because it becomes a comment"
         )
     why = why or f"{name.replace('_', ' ').capitalize()}."
-    with _prepare(url, renames, schema, folder, base) as context:
+    with (
+        scratch_server(url, scratch_url) as server,
+        _prepare(server.url, renames, schema, folder, base) as context,
+    ):
         migrations = _find_draft(context, name, why, allow_destructive)
     return write_migrations(context.folder, migrations)
 

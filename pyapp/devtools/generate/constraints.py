@@ -31,6 +31,7 @@ Key = tuple[str, ...]
 _NAMED = re.compile(r"CONSTRAINT \w+")
 # Constraints that can be added first and validated later.
 _RULE = re.compile(r"CONSTRAINT \w+\s+(CHECK|FOREIGN KEY)\b")
+_REFERENCED = re.compile(r"REFERENCES app\.(?P<table>\w+)")
 # Constraints that can take over an index; a dump writes them in this way.
 _KEY = re.compile(
     r"CONSTRAINT \w+ (?P<kind>UNIQUE|PRIMARY KEY)(?P<nulls> NULLS NOT DISTINCT)?"
@@ -129,6 +130,8 @@ class ConstraintDrafter:
     def _create(self, key: Key) -> Iterator[Change]:
         if self._key(key) and self.is_online:
             yield from self._create_key(key)
+        elif self._refers_to_new_key(key) and self.is_online:
+            yield self._finish(key, self._add(self.new, key), [self._drop(key)])
         elif self._is_validated_later(key) and self.is_online:
             yield from self._create_rule(key, key[1])
         else:
@@ -249,6 +252,7 @@ class ConstraintDrafter:
         text = side.objects.get(f"CONSTRAINT app.{table} {name}", "")
         return [
             *comment_steps(side, "TABCONSTRAINT", table, name),
+            *comment_steps(side, "INDEX", name),
             *read_settings(text),
         ]
 
@@ -257,6 +261,19 @@ class ConstraintDrafter:
         if self.new.is_partitioned(key[0]):
             return None
         return _KEY.fullmatch(self.new.dumped.constraints[key])
+
+    def _refers_to_new_key(self, key: Key) -> bool:
+        """Tell whether a foreign key needs what the draft may build in later files."""
+        found = _REFERENCED.search(self.new.dumped.constraints[key])
+        return found is not None and (
+            found["table"] in self.gaining_keys
+            or any(
+                title not in self.old.objects
+                and text.startswith("CREATE UNIQUE INDEX")
+                and f" ON app.{found['table']} " in text
+                for title, text in self.new.objects.items()
+            )
+        )
 
     def _is_validated_later(self, key: Key) -> bool:
         """Tell whether a constraint can be added NOT VALID, and can change its name.
