@@ -243,7 +243,9 @@ def test_interrupted_wait_for_stripe_ends_immediately(
         took = time.monotonic() - began
         fake.faults.clear()
 
-        assert (code, out, err) == (128 + number, "", line)
+        report, last = err.splitlines(keepends=True)
+        assert report.startswith("Stripe limits the rate of requests (127.0.0.1:")
+        assert (code, out, last) == (128 + number, "", line)
         assert took < 5
         run = conn.execute(
             "SELECT outcome, last_error FROM app.stripe_sync_runs"
