@@ -80,6 +80,28 @@ FROM public;
 
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 
+-- All other functions: PUBLIC may execute them, unless the database's default
+-- privileges say otherwise.
+DO $$
+DECLARE
+    called regprocedure;
+BEGIN
+    FOR called IN
+        SELECT p.oid
+        FROM pg_catalog.pg_proc AS p
+        INNER JOIN pg_catalog.pg_namespace AS n ON p.pronamespace = n.oid
+        WHERE n.nspname = 'app'
+            AND NOT p.prosecdef
+            AND p.proname NOT IN ('repair_usage_day', 'repair_referral_totals')
+    LOOP
+        EXECUTE format(
+            'GRANT EXECUTE ON FUNCTION %s TO pyapp_app, pyapp_sync, pyapp_readonly',
+            called
+        );
+    END LOOP;
+END;
+$$;
+
 -- For pyapp db status and pyapp doctor: which migrations are applied. A database that
 -- psql built from the SQL files has no such tables.
 DO $$

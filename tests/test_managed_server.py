@@ -44,6 +44,9 @@ PROVIDER = (
     " EXECUTE FUNCTION provider.note()",
     "CREATE TABLE public.users (email citext)",
     "CREATE PUBLICATION provider_all FOR ALL TABLES",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE shop_owner"
+    " REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE shop_owner GRANT SELECT ON TABLES TO admin",
 )
 
 

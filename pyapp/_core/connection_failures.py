@@ -44,8 +44,8 @@ _REMEDIES = {
     ),
     r"certificate has expired": "let the server's administrator renew the certificate",
     r"certificate verify failed": (
-        "sslrootcert must be the authority of the server's certificate, and the"
-        " certificate must be in force"
+        "sslrootcert must be the authority of the server's certificate, which must not"
+        " have expired"
     ),
     r"does not match host name": (
         "write the host of DATABASE_URL as the certificate names it"

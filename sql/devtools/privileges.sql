@@ -41,6 +41,7 @@ relations AS (
 
 objects AS (
     SELECT
+        0 AS id,
         'SCHEMA app' AS kind_and_name,
         '' AS columns,
         n.nspowner AS owner,
@@ -49,6 +50,7 @@ objects AS (
     WHERE n.nspname = 'app'
     UNION ALL
     SELECT
+        r.oid AS id,
         r.name AS kind_and_name,
         '' AS columns,
         r.owner,
@@ -56,6 +58,7 @@ objects AS (
     FROM relations AS r
     UNION ALL
     SELECT
+        r.oid AS id,
         r.name AS kind_and_name,
         format(' (%I)', a.attname) AS columns,
         r.owner,
@@ -65,6 +68,7 @@ objects AS (
     WHERE NOT a.attisdropped
     UNION ALL
     SELECT
+        p.oid AS id,
         format(
             'FUNCTION app.%I(%s)', p.proname, oidvectortypes(p.proargtypes)
         ) AS kind_and_name,
@@ -90,7 +94,17 @@ found AS (
     FROM objects AS o
     CROSS JOIN aclexplode(o.acl) AS a
     INNER JOIN grantees AS g ON a.grantee = g.oid
-    WHERE a.grantee <> o.owner
+    WHERE a.grantee <> o.owner AND (g.oid = 0 OR o.kind_and_name !~ '^FUNCTION ')
+    UNION ALL
+    -- With what PUBLIC may do: a database whose default privileges take EXECUTE from
+    -- PUBLIC takes it from the roles, too.
+    SELECT
+        format('PRIVILEGES %s %s', o.kind_and_name, g.name) AS name,
+        format('GRANT EXECUTE ON %s TO %s;', o.kind_and_name, g.name) AS statement
+    FROM objects AS o
+    INNER JOIN grantees AS g ON g.oid <> 0
+    WHERE o.kind_and_name ~ '^FUNCTION '
+        AND has_function_privilege(g.oid, o.id, 'EXECUTE')
     UNION ALL
     SELECT
         format('ROLE %s', g.name) AS name,

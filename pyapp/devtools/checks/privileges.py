@@ -15,6 +15,7 @@ from pyapp.roles import ROLES, apply_roles
 # Privileges of the role itself, on no object of the schema.
 _OF_ROLES = "ROLE "
 _PUBLIC = " PUBLIC"
+_FUNCTION = "PRIVILEGES FUNCTION "
 
 
 class _Privileges(NamedTuple):
@@ -73,18 +74,26 @@ def expected_privileges(url: str) -> Objects:
 def without_stricter(live: Objects, expected: Objects) -> tuple[Objects, Objects]:
     """Return both without PUBLIC where *live* grants it no more than *expected*.
 
-    An operator may take more from PUBLIC than sql/roles.sql does.
+    An operator may take more from PUBLIC than sql/roles.sql does. What PUBLIC has
+    beyond it, each role has, too, and is named once.
     """
-    same = {
-        title
-        for title in {*live, *expected}
-        if title.endswith(_PUBLIC)
-        and set(live.get(title, "").splitlines())
-        <= set(expected.get(title, "").splitlines())
+    stricter: set[str] = set()
+    looser: set[str] = set()
+    for title in {*live, *expected}:
+        if title.endswith(_PUBLIC):
+            lines = set(live.get(title, "").splitlines())
+            is_less = lines <= set(expected.get(title, "").splitlines())
+            (stricter if is_less else looser).add(title.removesuffix(_PUBLIC))
+    inherited = {
+        f"{name} {role}"
+        for name in looser
+        for role in ROLES
+        if f"{name} {role}" not in expected and name.startswith(_FUNCTION)
     }
+    left_out = inherited | {f"{name}{_PUBLIC}" for name in stricter}
     return (
-        {title: text for title, text in live.items() if title not in same},
-        {title: text for title, text in expected.items() if title not in same},
+        {title: text for title, text in live.items() if title not in left_out},
+        {title: text for title, text in expected.items() if title not in left_out},
     )
 
 
