@@ -385,3 +385,13 @@ def test_characters_that_an_encoding_lacks_are_escaped_before_they_are_counted()
 )
 def test_a_line_is_folded_between_words(text: str, lines: list[str]):
     assert console.fold(text, 8) == lines
+
+
+@pytest.mark.parametrize("unit", ["x ", "x", "\u4e2d", "\u0301", " "])
+def test_a_long_line_is_folded_in_linear_time(unit: str):
+    text = f"a{unit * 50_000}b"
+
+    lines = console.fold(text, WIDTH)
+
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    check_lines(lines)

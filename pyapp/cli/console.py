@@ -63,19 +63,30 @@ def fold(text: str, width: int, hanging: int = 0) -> list[str]:
     the indentation and the SQL comment sign of *text*, and *hanging* spaces.
     """
     found = _INDENT.match(text)
-    prefix = (found.group() if found else "") + " " * hanging
+    indent = found.group() if found else ""
+    prefix = indent + " " * hanging
     if width - cell_len(prefix) < _NARROWEST:
         prefix = ""
-    lines = []
-    while cell_len(text) > width:
-        head = chop_cells(text, width)[0]
+    text = text.rstrip(" ")
+    lines: list[str] = []
+    place, start, first = 0, "", len(indent)
+    while True:
+        # A part of the text, so that the time for a long one is linear.
+        size = place + 4 * width
+        part = start + text[place:size]
+        if size >= len(text) and cell_len(part) <= width:
+            return [*lines, part]
+        # It is empty for characters without a width.
+        head = (chop_cells(part, width) or [part])[0]
         # The space may be the character that follows the line.
-        end = text.rfind(" ", len(prefix), len(head) + 1)
-        if end <= 0 or not text[:end].strip(" -"):
+        end = part.rfind(" ", first + 1, len(head) + 1)
+        if end < 0:
             end = len(head)
-        lines.append(text[:end].rstrip(" "))
-        text = prefix + text[end:].lstrip(" ")
-    return [*lines, text.rstrip(" ")]
+        lines.append(part[:end].rstrip(" "))
+        place += end - len(start)
+        while text[place : place + 1] == " ":
+            place += 1
+        start, first = prefix, len(prefix)
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
