@@ -133,22 +133,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     return IMAGE
 
 
-def test_image_has_the_program_and_no_secret(image: str):
-    code = (
-        "import os, getpass, pathlib, importlib.util as u;"
-        "print(os.getuid(), getpass.getuser(), os.environ['ENVIRONMENT'],"
-        " [str(p) for p in pathlib.Path('/').rglob('.env*')], u.find_spec('pip'))"
-    )
-    command = ["docker", "run", "--rm", "--network", "none", "--read-only"]
-    run = subprocess.run(
-        [*command, "--entrypoint", "python", image, "-c", code],
-        capture_output=True,
-        text=True,
-    )
-
-    assert run.stdout == "10001 pyapp production [] None\n", run.stderr
-
-
 @pytest.fixture
 def project(image: str, tmp_path: Path) -> Iterator[Project]:
     """Return the project with its schema and logins, before the first `up`."""
@@ -196,6 +180,8 @@ def write_variables(folder: Path, stripe: str) -> None:
 
 
 def test_services_work_together_and_stop_in_time(project: Project):
+    """One test, because two processes of tests would build the image twice."""
+    assert_image_has_no_secret(IMAGE)
     project.run("run", "--rm", "roles")
     with psycopg.connect(project.url, autocommit=True) as conn:
         for statement in LOGINS:
@@ -238,6 +224,23 @@ def test_services_work_together_and_stop_in_time(project: Project):
         "migrate": 0,
         "roles": 0,
     }
+
+
+def assert_image_has_no_secret(image: str) -> None:
+    """Look into the image: its user, its environment, no .env file and no pip."""
+    code = (
+        "import os, getpass, pathlib, importlib.util as u;"
+        "print(os.getuid(), getpass.getuser(), os.environ['ENVIRONMENT'],"
+        " [str(p) for p in pathlib.Path('/').rglob('.env*')], u.find_spec('pip'))"
+    )
+    command = ["docker", "run", "--rm", "--network", "none", "--read-only"]
+    run = subprocess.run(
+        [*command, "--entrypoint", "python", image, "-c", code],
+        capture_output=True,
+        text=True,
+    )
+
+    assert run.stdout == "10001 pyapp production [] None\n", run.stderr
 
 
 def wait_until(happens: Callable[[], bool], seconds: float = 60) -> None:
