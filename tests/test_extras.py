@@ -114,7 +114,7 @@ def test_environment_without_pip_uses_uv(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = install()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "_find", lambda name: None)
 
     assert command_of(found, "web") == f"uv pip install {WEB} --python {PYTHON}"
 
@@ -164,7 +164,8 @@ def test_absent_distribution_has_a_plain_hint(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def both(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Return a function that adds a distribution `pyapp` with a summary."""
-    found = {"pyapp-metering": install(direct_url_json=origin(WHEEL))}
+    own = install(direct_url_json=origin(WHEEL))
+    found = {"pyapp-metering": own, "pip": own}
 
     def add(summary: str) -> None:
         found["pyapp"] = install(name="pyapp", summary=summary)

@@ -261,7 +261,7 @@ def test_server_on_another_loopback_address_is_not_embedded(
         other.remove()
         shutil.rmtree(folder, ignore_errors=True)
 
-    assert " (not this project's)\n" in shown
+    assert " (not this project's)" in unfolded(shown)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "hostaddr 127.0.0.2 is not an address of localhost" in err
     assert _tables(url) == ["kept"]

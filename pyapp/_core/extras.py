@@ -4,7 +4,6 @@ pip in another environment, or in one that uv or pipx manages, would not help.
 """
 
 import functools
-import importlib.util
 import json
 import re
 import shlex
@@ -147,7 +146,7 @@ def _pip(found: Distribution, arguments: str) -> str:
     path, here = Path(sys.executable), Path.cwd()
     short = path.relative_to(here) if path.is_relative_to(here) else path
     python = shlex.quote(str(short))
-    if _is_by_uv(found) or importlib.util.find_spec("pip") is None:
+    if _is_by_uv(found) or _find("pip") is None:
         return f"uv pip {arguments} --python {python}"
     first = shutil.which("pip")
     if first and Path(first).parent == path.parent:
