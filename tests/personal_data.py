@@ -23,7 +23,10 @@ NOTES = {"record", "kept_because", "not_exported"}
 
 @dataclass(frozen=True)
 class Person:
-    """The ids of a person; `word` begins each of its words in the database."""
+    """The ids of a person; `word` begins each of its words in the database.
+
+    It has a letter that is not hexadecimal, so that no UUID contains it.
+    """
 
     word: str
     user_id: UUID

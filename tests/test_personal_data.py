@@ -51,7 +51,7 @@ DERIVED = {
 def people(module_database: str) -> tuple[Person, Person]:
     """Return two persons."""
     with connect(module_database) as conn:
-        return add_person(conn, "ada"), add_person(conn, "bob")
+        return add_person(conn, "ann"), add_person(conn, "bob")
 
 
 def dump_words(url: str, word: str) -> set[str]:
@@ -184,52 +184,52 @@ def test_export_has_every_personal_column_but_those_with_a_reason(
 def test_words_of_a_person_are_exported_to_that_person_alone(
     module_database: str, people: tuple[Person, Person]
 ):
-    ada, bob = people
+    ann, bob = people
     everything = places("erased", "kept", "retained")
 
-    missing = everything - dump_words(module_database, "ada")
+    missing = everything - dump_words(module_database, "ann")
     assert missing == set(), "add_person of tests/personal_data.py must store these"
-    assert everything - export_words(module_database, ada, "ada") == set()
-    assert export_words(module_database, ada, "bob") == set()
-    assert export_words(module_database, bob, "ada") == set()
+    assert everything - export_words(module_database, ann, "ann") == set()
+    assert export_words(module_database, ann, "bob") == set()
+    assert export_words(module_database, bob, "ann") == set()
 
 
 def test_erasure_leaves_no_word_but_those_that_are_kept(database: str):
     with connect(database) as conn:
-        ada, bob = add_person(conn, "ada"), add_person(conn, "bob")
+        ann, bob = add_person(conn, "ann"), add_person(conn, "bob")
     before = dump_words(database, "bob")
-    stored = read_erased(database, ada)
+    stored = read_erased(database, ann)
 
     with connect(database) as conn:
-        anonymize_user(conn, user_id=ada.user_id)
+        anonymize_user(conn, user_id=ann.user_id)
 
     empty = {place for place, value in stored.items() if value is None}
     assert empty == set(), "add_person of tests/personal_data.py must store these"
     left_values = {
         place
-        for place, value in read_erased(database, ada).items()
+        for place, value in read_erased(database, ann).items()
         if value is not None
     }
     assert left_values == set(), "app.anonymize_user does not erase these"
 
     kept = places("kept", "retained")
-    left = dump_words(database, "ada")
+    left = dump_words(database, "ann")
     assert left & places("erased") == set()
     assert kept - left == set()
-    assert kept - export_words(database, ada, "ada") == set()
+    assert kept - export_words(database, ann, "ann") == set()
     assert dump_words(database, "bob") == before
     assert export_words(database, bob, "bob") >= places("erased")
     with connect(database) as conn:
         later = datetime.now(UTC) + timedelta(days=1)
         delete_event_payloads(conn, before=later, limit=100)
-    assert dump_words(database, "ada") & places("retained") == set()
+    assert dump_words(database, "ann") & places("retained") == set()
 
 
 def test_readonly_role_is_refused_by_a_column_that_holds_words(
     conn: psycopg.Connection[Any],
 ):
     apply_roles(conn)
-    person = add_person(conn, "ada")
+    person = add_person(conn, "ann")
     conn.execute("SET LOCAL ROLE pyapp_readonly")
 
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
