@@ -176,7 +176,7 @@ def _find_kind(settings: Settings) -> tuple[Kind, Path | None]:
     """Return the kind of the server, and the folder of the other checkout it is of."""
     try:
         kind = running_kind(settings) or Kind.OTHER
-    except ConfigError:  # not on this machine
+    except (ConfigError, LocalServerError):  # elsewhere, or a port of root
         return Kind.OTHER, None
     target = local_target(settings.database_url)
     return kind, find_owner(target) if kind is Kind.OTHER else None
