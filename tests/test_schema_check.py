@@ -127,6 +127,22 @@ def test_drift_of_a_live_database_is_shown_as_sql(empty_database: str) -> None:
     ) in lines
 
 
+def test_rules_without_effect_are_reported(empty_database: str) -> None:
+    migrate(empty_database)
+    execute(
+        empty_database,
+        "ALTER TABLE app.messages ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE app.sessions DISABLE TRIGGER ALL",
+    )
+    result = check(empty_database)
+    assert {one["title"] for one in _as_object(result)["differences"]} == {
+        "ROW SECURITY app.messages",
+        "DISABLED CONSTRAINT app.sessions sessions_fingerprint_id_fkey",
+        "DISABLED CONSTRAINT app.sessions sessions_user_id_fkey",
+    }
+    assert "ALTER TABLE app.sessions DISABLE TRIGGER ALL;" in report_of(result)
+
+
 def test_privilege_given_back_to_public_is_reported(empty_database: str) -> None:
     """sql/roles.sql revokes more, which is no difference."""
     migrate(empty_database)

@@ -43,7 +43,7 @@ SELECT
 -- name: list_plan_rows :many
 -- The only table whose rows are part of the schema, without the operator's prices.
 SELECT
-    'app.plans ' || p.id AS name,
+    p.id AS name,
     format(
         'INSERT INTO app.plans (id, monthly_credits) VALUES (%L, %s);',
         p.id, trim_scale(p.monthly_credits)
@@ -107,3 +107,16 @@ INNER JOIN pg_namespace AS n ON o.schema = n.oid
 INNER JOIN pg_roles AS r ON o.owner = r.oid
 WHERE n.nspname = 'app' AND n.nspowner <> o.owner
 ORDER BY o.name;
+
+-- name: list_disabled_constraints :many
+-- Foreign keys without effect, as an interrupted pg_restore --disable-triggers leaves
+-- them. A dump has none of these triggers.
+SELECT DISTINCT
+    format('DISABLED CONSTRAINT %s %I', t.tgrelid::regclass, k.conname) AS name,
+    format('ALTER TABLE %s DISABLE TRIGGER ALL;', t.tgrelid::regclass) AS statement
+FROM pg_trigger AS t
+INNER JOIN pg_constraint AS k ON t.tgconstraint = k.oid
+WHERE k.connamespace = to_regnamespace('app')
+    AND t.tgisinternal
+    AND t.tgenabled IN ('D', 'R')
+ORDER BY name;

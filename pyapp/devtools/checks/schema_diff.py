@@ -42,6 +42,8 @@ from pyapp.errors import MissingPrivilegeError, PyappError, SchemaCheckError
 
 SCHEMA, MIGRATIONS, LIVE = "schema.sql", "the migrations", "the live database"
 ROLES_FILE = "sql/roles.sql"
+# The title of a row; pg_dump has titles of its own that begin with ROW SECURITY.
+PLAN_ROW = "ROW app.plans "
 NO_ROLES = "pyapp db roles has not been run here"
 
 _ROUTINE = re.compile(
@@ -201,7 +203,8 @@ def load_schema(url: str, schema: Path | None = None) -> None:
 def read_objects(url: str, program: Path | None = None) -> Objects:
     """Return the objects at *url* as *program* dumps them, and what a dump leaves out.
 
-    That is the rows of plans, the functions that PUBLIC may not execute, and owners.
+    That is the rows of plans, the functions that PUBLIC may not execute, owners, and
+    disabled foreign keys.
     """
     return dump_objects(url, program) | _read_beyond_dump(url)
 
@@ -259,7 +262,7 @@ def _read_live(
     return {
         title: text
         for title, text in (objects | _read_beyond_dump(url)).items()
-        if title in expected or not title.startswith(("ROW ", "REVOKE "))
+        if title in expected or not title.startswith((PLAN_ROW, "REVOKE "))
     }
 
 
@@ -303,20 +306,21 @@ def _files_of(differences: list[Difference], schema: Path | None) -> dict[str, s
 def _read_beyond_dump(url: str) -> Objects:
     """Return the functions that PUBLIC may not execute, and the rows of plans.
 
-    And the objects that do not belong to the schema's owner, of which there are none in
-    a scratch database.
+    And the objects that do not belong to the schema's owner, and the foreign keys that
+    are disabled, of which there are none in a scratch database.
     """
     with connect_unlimited(url) as conn:
         rows = fetch_all(conn, _Named, "list_revoked_functions")
         revoked = {f"REVOKE {row.name}": row.statement for row in rows}
-        others = fetch_all(conn, _Named, "list_other_owners")
-        revoked |= {row.name: row.statement for row in others}
+        for query in ("list_other_owners", "list_disabled_constraints"):
+            others = fetch_all(conn, _Named, query)
+            revoked |= {row.name: row.statement for row in others}
         try:
             plans = fetch_all(conn, _Named, "list_plan_rows")
         except psycopg.errors.UndefinedTable:
             conn.rollback()
             return revoked
-    return revoked | {f"ROW {row.name}": row.statement for row in plans}
+    return revoked | {f"{PLAN_ROW}{row.name}": row.statement for row in plans}
 
 
 def _report(
