@@ -212,6 +212,7 @@ def test_services_work_together_and_stop_in_time(project: Project):
         code = f"import urllib.request as r; print(r.urlopen('{url}').read().decode())"
         assert sample in project.ask(service, code)
 
+    assert_failed_release_keeps_server(project)
     began = time.monotonic()
     project.run("stop")
     assert time.monotonic() - began < 20
@@ -241,6 +242,19 @@ def assert_image_has_no_secret(image: str) -> None:
     )
 
     assert run.stdout == "10001 pyapp production [] None\n", run.stderr
+
+
+def assert_failed_release_keeps_server(project: Project) -> None:
+    """Let the migration of a release fail, by the password of its login."""
+    owner = Path(os.environ["PYAPP_CONFIG"]) / "owner.env"
+    variables = owner.read_text()
+    owner.write_text(variables.replace("secret", "wrong"))
+    command = [*project.compose, "run", "--rm", "roles"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0, run.stdout
+    assert project.get("/healthz") == 200
+    owner.write_text(variables)
+    project.run("run", "--rm", "roles")
 
 
 def wait_until(happens: Callable[[], bool], seconds: float = 60) -> None:
