@@ -85,13 +85,14 @@ class ServerState(NamedTuple):
     """The clients of this database, and the age of the server's statistics.
 
     `waiting` is the number of clients that wait for a lock. `oldest_transaction_at` is
-    None if no other client that the role may see is in a transaction. `counted_since`
-    is when statistics were reset, None if never.
+    None if no other client is in a transaction. These and `connections` are None for a
+    role without pg_read_all_stats, which sees only its own clients. `counted_since` is
+    when statistics were reset, None if never.
     """
 
-    connections: int
+    connections: int | None
     max_connections: int
-    waiting: int
+    waiting: int | None
     oldest_transaction_at: datetime | None
     started_at: datetime
     counted_since: datetime | None

@@ -209,6 +209,11 @@ def test_scrapers_share_one_question_and_see_a_lost_database(
 def test_each_section_answers_or_names_the_grant(
     database: str, monkeypatch: pytest.MonkeyPatch, role: str
 ):
+    clients = {
+        ("pyapp_database_connections",),
+        ("pyapp_database_waiting_connections",),
+        ("pyapp_database_oldest_transaction_timestamp_seconds",),
+    }
     with role_logins(database) as logins:
         monkeypatch.setenv("DATABASE_URL", logins[role])
         code, out, err = run_cli("stats")
@@ -216,7 +221,12 @@ def test_each_section_answers_or_names_the_grant(
         name = login_name(logins[role])
 
         if role == "pyapp_readonly":
-            assert (code, err, "GRANT" in out) == (0, "", False)
+            assert (code, err, "To read all" in out) == (0, "", False)
+            assert "connections          this role sees only its own" in out
+            assert ("pyapp_database_max_connections",) in samples(text)
+            assert clients & samples(text).keys() == set()
+            execute(database, f"GRANT pg_read_all_stats TO {name}")
+            assert clients <= samples(printed()).keys()
             return
         assert f"GRANT pyapp_readonly TO {name}" in " ".join(out.split())
         assert samples(text)["pyapp_stats_section_answered", "server"] == 1

@@ -240,11 +240,11 @@ def _server(found: queries.ServerState, now: datetime) -> Iterator[_Line]:
     oldest = found.oldest_transaction_at
     since = f"; oldest transaction {_span(now, oldest)}" if oldest else ""
     waiting = f"; {found.waiting} waiting for a lock" if found.waiting else ""
-    yield _Line(
-        "connections",
-        f"{found.connections} of {found.max_connections}{waiting}{since}",
-        found.waiting > 0,
-    )
+    if found.connections is None:
+        text = "this role sees only its own: grant it pg_read_all_stats"
+    else:
+        text = f"{found.connections} of {found.max_connections}{waiting}{since}"
+    yield _Line("connections", text, bool(found.waiting))
     yield _Line("server", f"up for {_span(now, found.started_at)}")
 
 

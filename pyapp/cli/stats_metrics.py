@@ -1,7 +1,8 @@
 """`pyapp stats --prometheus`: the same answers as metrics.
 
 A time is in seconds since 1970, and 0 if there is none, so that a rule also notices
-what has never happened. A section without an answer has no metrics of its own.
+what has never happened. A section without an answer has no metrics of its own, and the
+clients of the database have none for a role that may not see them.
 """
 
 import logging
@@ -123,6 +124,8 @@ GAUGES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
 }
+# A role without pg_read_all_stats sees only its own clients.
+_CLIENTS = {"connections", "waiting", "oldest_transaction_at"}
 # By section with one row for each name: the label, then as above.
 LABELLED: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "tables": (
@@ -199,7 +202,8 @@ def _sections(answers: Answers) -> Iterator[Metric]:
             runs[section] = found
         elif section in GAUGES:
             for key, name, help in GAUGES[section]:
-                yield _gauge(name, help, getattr(found, key))
+                if key not in _CLIENTS or found.connections is not None:
+                    yield _gauge(name, help, getattr(found, key))
         else:
             label, gauges = LABELLED[section]
             for key, name, help in gauges:

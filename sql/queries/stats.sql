@@ -154,12 +154,21 @@ SELECT
     to_regclass('app.retired_payloads') IS NOT NULL AS has_retired_table;
 
 -- name: get_server_state :one
--- This database only. A role without pg_read_all_stats sees only its own transactions.
+-- This database only. Without pg_read_all_stats a role sees only its own clients: NULL
+-- then stands for the figures of all.
 SELECT
-    count(*) AS connections,
+    CASE
+        WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN count(*)
+    END AS connections,
     current_setting('max_connections')::integer AS max_connections,
-    count(*) FILTER (WHERE a.wait_event_type = 'Lock') AS waiting,
-    min(a.xact_start) FILTER (WHERE a.pid <> pg_backend_pid()) AS oldest_transaction_at,
+    CASE
+        WHEN pg_has_role('pg_read_all_stats', 'USAGE')
+            THEN count(*) FILTER (WHERE a.wait_event_type = 'Lock')
+    END AS waiting,
+    CASE
+        WHEN pg_has_role('pg_read_all_stats', 'USAGE')
+            THEN min(a.xact_start) FILTER (WHERE a.pid <> pg_backend_pid())
+    END AS oldest_transaction_at,
     pg_postmaster_start_time() AS started_at,
     (
         SELECT d.stats_reset
