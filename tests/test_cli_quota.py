@@ -256,14 +256,20 @@ def test_an_unknown_payer_is_named_in_one_line(conn: Connection) -> None:
     assert refused("b@c.de") == (1, create)
 
 
-@pytest.mark.parametrize("arguments", [(), ("a@b.c", "--all"), ("nobody",)])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "name a user or a fingerprint, or give --all"),
+        (("a@b.c", "--all"), "name a user or a fingerprint, or give --all"),
+        (("nobody",), "'nobody' is neither an e-mail address nor a UUID"),
+    ],
+)
 def test_exactly_one_payer_or_all_must_be_given(
-    conn: Connection, arguments: tuple[str, ...]
+    conn: Connection, arguments: tuple[str, ...], reason: str
 ) -> None:
     code, error = refused(*arguments)
 
-    assert code == 2
-    assert "Invalid value" in error
+    assert (code, error) == (2, f"error: {reason}; see: pyapp quota --help\n")
 
 
 def test_a_missing_schema_names_the_command_to_run(

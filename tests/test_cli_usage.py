@@ -24,6 +24,7 @@ from tests.usage_import import ADA, ada_id, calls, import_usage, recorded, write
 from tests.usage_lines import ANTHROPIC, CHAT, RESPONSE, SESSION, changed
 
 FINGERPRINT = "d0d0d0d0-0000-4000-8000-000000000001"
+NOT_ONE_PAYER = "name the payer: --user EMAIL or --fingerprint UUID"
 PYAPP = [sys.executable, "-c", "from pyapp.cli import main; main()"]
 NOTHING_NEW = "nothing new: 0 USD, 0 credits"
 EXAMPLES = sorted(map(str, Path(__file__).parents[1].glob("examples/ada/*.jsonl")))
@@ -308,19 +309,19 @@ def test_the_id_of_a_user_is_refused_as_a_fingerprint(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "reason"),
     [
-        [],
-        ["--user", ADA, "--fingerprint", FINGERPRINT],
-        ["--fingerprint", "d0"],
-        ["--user", ADA, "--at", "yesterday"],
-        ["--user", "ada"],
+        ([], NOT_ONE_PAYER),
+        (["--user", ADA, "--fingerprint", FINGERPRINT], NOT_ONE_PAYER),
+        (["--fingerprint", "d0"], "--fingerprint: 'd0' is not a UUID"),
+        (["--user", ADA, "--at", "yesterday"], "invalid time 'yesterday'"),
+        (["--user", "ada"], "'ada' is neither an e-mail address nor a UUID"),
     ],
 )
 def test_invalid_payer_or_time_is_refused(
-    conn: Connection, log: Path, arguments: list[str]
+    conn: Connection, log: Path, arguments: list[str], reason: str
 ) -> None:
     code, out, err = run_cli("import", "usage", write_log(log, CHAT), *arguments)
 
     assert (code, out) == (2, "")
-    assert "Invalid value" in err
+    assert err.startswith(f"error: {reason}")
