@@ -1,6 +1,7 @@
-"""Arguments that several commands take: times, durations, ids and users."""
+"""Arguments that several commands take: times, durations, ids, users and payers."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -9,7 +10,8 @@ from uuid import UUID
 import typer
 from psycopg import Connection
 
-from pyapp.errors import PyappError
+from pyapp.errors import FingerprintNotFoundError, PyappError, UserNotFoundError
+from pyapp.fingerprints import Fingerprint, get_fingerprint
 from pyapp.users import User, find_user_by_email, get_user
 
 # For reports, and for actions with one result.
@@ -17,6 +19,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 # For lists and runs; exact numbers are strings.
 AsJsonLines = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line.")
+]
+
+UserArgument = Annotated[
+    str, typer.Argument(metavar="USER", help="E-mail address or UUID.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Scratch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Server for scratch databases; default the live one, else a temporary"
+        " one.",
+    ),
 ]
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -98,3 +113,24 @@ def find_user(conn: Connection[Any], user: str) -> User:
     if found is None:
         raise ArgumentError(f"no user {user}; create one with: pyapp users add {user}")
     return found
+
+
+def find_payer(conn: Connection[Any], payer: str) -> User | Fingerprint:
+    """Return the user with this e-mail address or id, or the fingerprint with this id.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    payer_id = parse_id(payer)
+    if payer_id is not None:
+        with suppress(FingerprintNotFoundError):
+            return get_fingerprint(conn, fingerprint_id=payer_id)
+    try:
+        return find_user(conn, payer)
+    except UserNotFoundError:
+        raise ArgumentError(f"no user and no fingerprint {payer}") from None
+
+
+def name_user(user: User) -> str:
+    """Return how messages name the user; an anonymized one has no address."""
+    return user.email or f"user {user.id}"

@@ -1,12 +1,10 @@
 """`pyapp doctor`: checks of configuration, server and schema, with remedies."""
 
-from typing import Annotated
-
 import typer
 
 from pyapp._core.config import find_root
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import AsJson
+from pyapp.cli.arguments import AsJson, Scratch
 from pyapp.cli.console import print_json, say
 
 
@@ -15,17 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(
-    scratch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Server for scratch databases; default the live one, else a"
-            " temporary one.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def doctor(scratch: Scratch = None, as_json: AsJson = False) -> None:
     """Check configuration, server and schema; exit 1 on a problem."""
     # Imported here, so that pyapp --help is fast.
     from pyapp.devtools.checks.doctor import Finding, Level, examine

@@ -6,7 +6,6 @@ active one buys no plan.
 
 import heapq
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from itertools import chain, islice
@@ -18,10 +17,9 @@ from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import ArgumentError, AsJsonLines, find_user, parse_id
+from pyapp.cli.arguments import AsJsonLines, find_payer
 from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.entitlements import Entitlement, get_entitlement, list_entitlements
-from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
 from pyapp.quota import (
     Quota,
     UserQuota,
@@ -30,6 +28,7 @@ from pyapp.quota import (
     list_fingerprint_quotas,
     list_user_quotas,
 )
+from pyapp.users import User
 
 PAGE = 500
 # Payers that --sort keeps without --limit, so that memory stays flat.
@@ -154,18 +153,13 @@ def _select(
 
 
 def _one(conn: Connection[Any], payer: str) -> _Entry:
-    subject_id = parse_id(payer)
-    if subject_id is not None:
-        with suppress(FingerprintNotFoundError):
-            found = get_fingerprint_quota(conn, fingerprint_id=subject_id)
-            return _Entry("fingerprint", None, found)
-    try:
-        user = find_user(conn, payer)
-    except UserNotFoundError:
-        raise ArgumentError(f"no user and no fingerprint {payer}") from None
-    found = get_user_quota(conn, user_id=user.id)
-    entitlement = get_entitlement(conn, user_id=user.id)
-    return _Entry("user", user.email, found, entitlement)
+    found = find_payer(conn, payer)
+    if isinstance(found, User):
+        quota = get_user_quota(conn, user_id=found.id)
+        entitlement = get_entitlement(conn, user_id=found.id)
+        return _Entry("user", found.email, quota, entitlement)
+    quota = get_fingerprint_quota(conn, fingerprint_id=found.id)
+    return _Entry("fingerprint", None, quota)
 
 
 def _all(conn: Connection[Any]) -> Iterator[_Entry]:

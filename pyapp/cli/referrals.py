@@ -9,7 +9,7 @@ import typer
 from pyapp import referrals
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import AsJson, find_user
+from pyapp.cli.arguments import AsJson, UserArgument, find_user
 from pyapp.cli.console import format_amount, print_json, print_table, say
 from pyapp.referrals import Referral, ReferralSummary
 from pyapp.users import User
@@ -24,9 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    user: Annotated[
-        str, typer.Argument(metavar="USER", help="E-mail address or UUID.")
-    ],
+    user: UserArgument,
     limit: Annotated[
         int,
         typer.Option(

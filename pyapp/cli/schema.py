@@ -13,10 +13,10 @@ from pyapp import payload_archives as archives
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp._core.tool_sessions import AdvisoryLock, connect_unlimited
-from pyapp.cli.arguments import AsJson, AsJsonLines, require_id
+from pyapp.cli.arguments import AsJson, AsJsonLines, Scratch, Yes, require_id
 from pyapp.cli.console import confirmed, print_json, say, warn
 from pyapp.cli.repeating import Every, repeat
-from pyapp.cli.schema_check import Scratch, adopt, check, schema_url
+from pyapp.cli.schema_check import adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
 from pyapp.devtools.generate.steps import Rename
 from pyapp.devtools.migrations import migrator
@@ -124,7 +124,7 @@ def rollback(
         int, typer.Option("-n", min=1, help="Number of migrations, the last first.")
     ] = 1,
     everything: Annotated[bool, typer.Option("--all", help="All migrations.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     confirm: Annotated[
         str | None,
         typer.Option(

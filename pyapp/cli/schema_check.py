@@ -8,7 +8,7 @@ import typer
 
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
-from pyapp.cli.arguments import AsJson
+from pyapp.cli.arguments import AsJson, Scratch
 from pyapp.cli.console import counted, print_json, say
 from pyapp.cli.data_check import run_data_check
 from pyapp.devtools.checks.schema_diff import (
@@ -31,14 +31,6 @@ DIFFER = (
 )
 # docs/operations.md has the whole list.
 BEYOND = "publications, event triggers"
-Scratch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="Server for scratch databases; default the live one, else a temporary"
-        " one.",
-    ),
-]
 
 
 def schema_url(url: str | None = None) -> str:

@@ -1,26 +1,23 @@
 """`pyapp sessions list | revoke`. A token and its hash are never shown."""
 
-from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Annotated
 
 import typer
-from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
 from pyapp.cli.arguments import (
-    ArgumentError,
     AsJson,
     AsJsonLines,
+    UserArgument,
+    Yes,
+    find_payer,
     find_user,
-    parse_id,
+    name_user,
     require_yes,
 )
 from pyapp.cli.console import confirmed, counted, print_json, print_table, say
-from pyapp.errors import FingerprintNotFoundError, UserNotFoundError
-from pyapp.fingerprints import get_fingerprint
 from pyapp.sessions import (
     Session,
     delete_user_sessions,
@@ -50,16 +47,15 @@ def list_all(
 ) -> None:
     """List the sessions of a user or a fingerprint, the newest first."""
     with connect() as conn:
-        fingerprint_id = _find_fingerprint(conn, payer)
-        if fingerprint_id:
-            name, other = f"fingerprint {fingerprint_id}", "user"
-            sessions = list_fingerprint_sessions(
-                conn, fingerprint_id=fingerprint_id, limit=limit + 1
-            )
+        found = find_payer(conn, payer)
+        if isinstance(found, User):
+            name, other = name_user(found), "fingerprint"
+            sessions = list_user_sessions(conn, user_id=found.id, limit=limit + 1)
         else:
-            user = _find_user(conn, payer)
-            name, other = user.email or f"user {user.id}", "fingerprint"
-            sessions = list_user_sessions(conn, user_id=user.id, limit=limit + 1)
+            name, other = f"fingerprint {found.id}", "user"
+            sessions = list_fingerprint_sessions(
+                conn, fingerprint_id=found.id, limit=limit + 1
+            )
     now = datetime.now(UTC)
     if as_json:
         for session in sessions[:limit]:
@@ -76,10 +72,8 @@ def list_all(
 
 
 def revoke(
-    user: Annotated[
-        str, typer.Argument(metavar="USER", help="E-mail address or UUID.")
-    ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    user: UserArgument,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Sign a user out everywhere: end all its sessions."""
@@ -88,7 +82,7 @@ def revoke(
         found = find_user(conn, user)
         # No transaction is open while the question waits.
         conn.commit()
-        name = found.email or f"user {found.id}"
+        name = name_user(found)
         if not yes:
             say(f"{name} is to be signed out everywhere.")
             if not confirmed("End all sessions of this user?"):
@@ -99,21 +93,6 @@ def revoke(
         print_json({"user_id": found.id, "email": found.email, "sessions": count})
     else:
         say(f"{counted(count, 'session')} of {name} ended")
-
-
-def _find_fingerprint(conn: Connection[Any], payer: str) -> UUID | None:
-    found = parse_id(payer)
-    if found is not None:
-        with suppress(FingerprintNotFoundError):
-            return get_fingerprint(conn, fingerprint_id=found).id
-    return None
-
-
-def _find_user(conn: Connection[Any], payer: str) -> User:
-    try:
-        return find_user(conn, payer)
-    except UserNotFoundError:
-        raise ArgumentError(f"no user and no fingerprint {payer}") from None
 
 
 def _cells(session: Session, other: str, now: datetime) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pyapp.cli.arguments import (
     ArgumentError,
     AsJson,
     AsJsonLines,
+    Yes,
     parse_duration,
     require_yes,
 )
@@ -155,7 +156,7 @@ def replay(
 
 def discard(
     event_id: Annotated[str, typer.Argument(metavar="EVENT", help="A failed event.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Set a failed event to ignored: it can never be applied, and is not retried.

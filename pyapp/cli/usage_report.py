@@ -15,7 +15,13 @@ from psycopg import Connection
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import AsJsonLines, find_user, parse_time, require_id
+from pyapp.cli.arguments import (
+    AsJsonLines,
+    find_user,
+    name_user,
+    parse_time,
+    require_id,
+)
 from pyapp.cli.console import print_json, print_table, say, warn
 from pyapp.cli.logs import printable
 from pyapp.fingerprints import get_fingerprint
@@ -165,7 +171,7 @@ def _find_payer(
     """Return the name and the id of the payer, or None for all payers."""
     if user is not None:
         found = find_user(conn, user)
-        return found.email or f"user {found.id}", found.id
+        return name_user(found), found.id
     if fingerprint is None:
         return None, None
     fingerprint_id = require_id("--fingerprint", fingerprint)

@@ -21,7 +21,10 @@ from pyapp.cli.arguments import (
     ArgumentError,
     AsJson,
     AsJsonLines,
+    UserArgument,
+    Yes,
     find_user,
+    name_user,
     require_yes,
 )
 from pyapp.cli.console import (
@@ -63,10 +66,6 @@ _WITHOUT_PLAN = {
     "unknown_price": "no plan has the price",
 }
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-
-UserArgument = Annotated[
-    str, typer.Argument(metavar="USER", help="E-mail address or UUID.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -140,7 +139,7 @@ def show(user: UserArgument, as_json: AsJson = False) -> None:
 
 def anonymize(
     user: UserArgument,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Erase the personal data of a user; keep the bill."""
@@ -155,19 +154,18 @@ def anonymize(
         # No transaction is open while the question waits.
         conn.commit()
         if not yes:
-            say(f"{_name(found)} is to be erased; the bill is kept.")
+            say(f"{name_user(found)} is to be erased; the bill is kept.")
             if not confirmed("Erase the personal data of this user for ever?"):
                 say("Nothing is erased; --yes erases without asking.")
                 raise typer.Exit(1)
         left = anonymize_user(conn, user_id=found.id)
     if as_json:
-        payers = [left.id, *own]
         print_json(
             {
                 "user_id": left.id,
                 "anonymized_at": left.anonymized_at,
                 "subscription_status": left.subscription_status,
-                "payers": list(map(str, payers)),
+                "payers": [left.id, *own],
             }
         )
     else:
@@ -202,7 +200,7 @@ def export(
             {"user_id": found.id, "file": output, "records": total, "kinds": kinds}
         )
     else:
-        say(f"{counted(total, 'record')} of {_name(found)} in {output}")
+        say(f"{counted(total, 'record')} of {name_user(found)} in {output}")
 
 
 def _all(conn: Connection[Any], search: str | None) -> Iterator[User]:
@@ -218,10 +216,6 @@ def _all(conn: Connection[Any], search: str | None) -> Iterator[User]:
 
 def _cells(user: User) -> tuple[str, ...]:
     return str(user.id), user.email or "(anonymized)", user.name or ""
-
-
-def _name(user: User) -> str:
-    return user.email or f"user {user.id}"
 
 
 def _title(user: User) -> str:
@@ -317,7 +311,7 @@ def _object(
 
 def _say_erased(user: User, fingerprints: list[UUID]) -> None:
     """Say what is erased; *user* is as it was before."""
-    say(f"{_name(user)} is anonymized")
+    say(f"{name_user(user)} is anonymized")
     if user.email:
         say(f"What remains is user {user.id}")
     say(_ERASED)
