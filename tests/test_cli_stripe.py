@@ -179,7 +179,7 @@ def test_replay_sums_up_the_results_in_one_line(
 ):
     assert run_cli("stripe", "replay")[::2] == (
         1,
-        "error: STRIPE_SECRET_KEY is not set; put it into .env.local\n",
+        "error: STRIPE_SECRET_KEY is not set; set it, or write it into .env.local\n",
     )
     monkeypatch.setenv("STRIPE_API_BASE", world.fake.base_url)
     monkeypatch.setenv("STRIPE_SECRET_KEY", TEST_KEY)

@@ -61,6 +61,7 @@ DATABASES = {
         "PASSWORD": url["password"],
         "HOST": url["host"],
         "PORT": url["port"],
+        "OPTIONS": {"sslmode": "prefer", "connect_timeout": 10},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -59,7 +59,9 @@ def serve(
         require_prometheus()
     settings = load_settings()
     if not settings.stripe_webhook_secrets:
-        raise ConfigError("STRIPE_WEBHOOK_SECRET is not set; put it into .env.local")
+        raise ConfigError(
+            "STRIPE_WEBHOOK_SECRET is not set; set it, or write it into .env.local"
+        )
     client = make_optional_client(settings)
     check_address(host, port)
     with pool(settings.database_url) as connections:

@@ -80,7 +80,9 @@ def make_client(settings: Settings) -> stripe.StripeClient:
     """
     key = settings.stripe_api_key
     if not key:
-        raise ConfigError("STRIPE_SECRET_KEY is not set; put it into .env.local")
+        raise ConfigError(
+            "STRIPE_SECRET_KEY is not set; set it, or write it into .env.local"
+        )
     if settings.environment == "local" and is_live_key(key):
         raise ConfigError(
             "STRIPE_SECRET_KEY is a live key and ENVIRONMENT is local; use a test key"
