@@ -186,7 +186,7 @@ def generate(
     ] = False,
     rename: Annotated[
         list[str] | None,
-        typer.Option(help="Rename a column: table.old=new.", metavar="RENAME"),
+        typer.Option(help="Rename a column.", metavar="TABLE.OLD=NEW"),
     ] = None,
     scratch: Scratch = None,
     as_json: AsJson = False,
@@ -221,7 +221,10 @@ def maintain(
     keep_months: Annotated[
         int | None,
         typer.Option(
-            min=0, max=1200, help="Drop payloads from before the last N months."
+            metavar="N",
+            min=0,
+            max=1200,
+            help="Drop payloads from before the last N months.",
         ),
     ] = None,
     archive: Annotated[

@@ -82,7 +82,10 @@ def check(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=0, max=100_000, help="With --data: maximum number of rows of each kind."
+            metavar="N",
+            min=0,
+            max=100_000,
+            help="With --data: at most N rows of each kind.",
         ),
     ] = None,
     as_json: AsJson = False,
