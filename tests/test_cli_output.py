@@ -197,6 +197,8 @@ def filled(
             fill(conn, fake)
         patch.setenv("DATABASE_URL", module_database)
         patch.setenv("ENVIRONMENT", "local")
+        # Otherwise `db stop` would stop the server of this checkout.
+        patch.chdir(folder)
         patch.setenv("STRIPE_API_BASE", fake.base_url)
         patch.setenv("STRIPE_SECRET_KEY", TEST_KEY)
         assert run_cli("db", "adopt")[0] == 0
