@@ -1,5 +1,6 @@
 """`pyapp stats --prometheus`: the answers as metrics, printed, in a file, or served."""
 
+import socket
 import sys
 import urllib.request
 from datetime import datetime
@@ -168,6 +169,16 @@ def test_options_that_exclude_each_other_are_refused(arguments: list[str]):
     code, out, err = run_cli("stats", *arguments)
 
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_port_in_use_is_named_once():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        found = run_cli("stats", "--prometheus", "--listen", str(port))
+
+    reason = "Address already in use"
+    error = f"error: cannot listen on 127.0.0.1 port {port}: {reason}\n"
+    assert found == (1, "", error)
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):

@@ -39,7 +39,8 @@ def check_address(host: str, port: int) -> None:
         (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         socket.create_server((host, port), family=family).close()
     except OSError as exc:
-        reason = exc.strerror or str(exc)
+        # create_server adds the address in parentheses.
+        reason = (exc.strerror or str(exc)).partition(" (")[0]
     except UnicodeError:
         reason = "invalid host name"
     else:
