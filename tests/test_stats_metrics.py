@@ -239,7 +239,8 @@ def test_each_section_answers_or_names_the_grant(
             execute(database, f"GRANT pg_read_all_stats TO {name}")
             assert clients <= samples(printed()).keys()
             return
-        assert f"GRANT pyapp_readonly TO {name}" in " ".join(out.split())
+        remedy = f"an administrator runs: GRANT pyapp_readonly TO {name}"
+        assert remedy in " ".join(out.split())
         assert samples(text)["pyapp_stats_section_answered", "server"] == 1
         execute(database, f"GRANT pyapp_readonly TO {name}")
         assert "To read all" not in run_cli("stats")[1]

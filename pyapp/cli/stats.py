@@ -93,7 +93,9 @@ def stats(
             print_section(answers)
     if answers.remedy:
         say("")
-        say(f"To read all, the owner of the schema runs: {answers.remedy}")
+        is_grant = answers.remedy.startswith("GRANT ")
+        who = "an administrator" if is_grant else "the owner of the schema"
+        say(f"To read all, {who} runs: {answers.remedy}")
 
 
 def _report_metrics(within: int, output: Path | None, listen: str | None) -> None:
