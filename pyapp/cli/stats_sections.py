@@ -34,7 +34,7 @@ class Answers:
     """The results of all sections.
 
     Those of `unanswered` took too long, or are `refused`: the login may not read them.
-    `remedy` is then an administrator's GRANT, or the command of the owner, that lets it.
+    `remedy` is then an administrator's GRANT, or the owner's command, that lets it.
     """
 
     at: datetime
