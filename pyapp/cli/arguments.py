@@ -72,12 +72,19 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
 
 
-def parse_amount(option: str, text: str) -> Decimal:
-    """Return *text*, the value of *option*, as an exact amount of at least 0."""
+def parse_amount(
+    option: str,
+    text: str,
+    *,
+    noun: str = "amount",
+    form: str = "digits, as 2500 or 0.75",
+) -> Decimal:
+    """Return *text*, the value of *option*, as an exact number of at least 0.
+
+    The error calls it a *noun*, and shows the *form* to write.
+    """
     if re.fullmatch(r"\d{1,15}(\.\d{1,100})?", text, re.ASCII) is None:
-        raise typer.BadParameter(
-            f"{option}: invalid amount {text!r}: write digits, as 2500 or 0.75"
-        )
+        raise typer.BadParameter(f"{option}: invalid {noun} {text!r}: write {form}")
     return Decimal(text)
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pyapp.cli.console import print_json, say
+from pyapp.cli.console import counted, print_json, say
 from pyapp.data_check import (
     DataCheck,
     Drift,
@@ -41,10 +41,8 @@ def run_data_check(url: str, *, limit: int, is_repairing: bool, as_json: bool) -
             if is_repairing and not as_json
             else "repair them by: pyapp db check --data --repair"
         )
-        plural = "" if result.remaining == 1 else "s"
-        raise DataDriftError(
-            f"{result.remaining:,} sum{plural} not equal to the rows summed: {remedy}"
-        )
+        sums = counted(result.remaining, "sum")
+        raise DataDriftError(f"{sums} not equal to the rows summed: {remedy}")
 
 
 def _as_object(result: DataCheck) -> dict[str, Any]:
@@ -90,22 +88,17 @@ def _lines(result: DataCheck) -> Iterator[str]:
         )
     repaired = result.usage.repaired + result.referrals.repaired
     if repaired:
-        yield f"repaired: {_days(result.usage.repaired)}, " + _users(
-            result.referrals.repaired
-        )
+        users = counted(result.referrals.repaired, "user")
+        yield f"repaired: {_days(result.usage.repaired)}, {users}"
     if not result.remaining and not repaired:
         yield (
             "usage_daily equals messages, users equal referrals:"
-            f" {_days(result.days)}, {_users(result.users)}"
+            f" {_days(result.days)}, {counted(result.users, 'user')}"
         )
 
 
 def _days(count: int) -> str:
-    return "1 payer's day" if count == 1 else f"{count:,} payers' days"
-
-
-def _users(count: int) -> str:
-    return "1 user" if count == 1 else f"{count:,} users"
+    return counted(count, "payer's day", "payers' days")
 
 
 def _rows(drift: Drift[R], lines: Any) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`pyapp prices set | end | delete | list | check | report`."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -11,7 +10,13 @@ import typer
 
 from pyapp._core.connection import connect
 from pyapp._core.validation import MAX_INTEGER
-from pyapp.cli.arguments import AsJson, AsJsonLines, parse_duration, parse_time
+from pyapp.cli.arguments import (
+    AsJson,
+    AsJsonLines,
+    parse_amount,
+    parse_duration,
+    parse_time,
+)
 from pyapp.cli.console import (
     counted,
     format_amount,
@@ -310,11 +315,8 @@ def _moment(text: str) -> datetime:
 def _parse_price(option: str, text: str | None) -> Decimal | None:
     if text is None:
         return None
-    if re.fullmatch(r"\d{1,15}(\.\d{1,100})?", text, re.ASCII) is None:
-        raise typer.BadParameter(
-            f"{option}: invalid price {text!r}: write USD per million tokens, as 1.25"
-        )
-    return Decimal(text)
+    form = "USD per million tokens, as 1.25"
+    return parse_amount(option, text, noun="price", form=form)
 
 
 def _warn_of_the_past(moment: datetime) -> None:

@@ -12,7 +12,7 @@ from pyapp import stats as queries
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import AsJson
-from pyapp.cli.console import print_json, print_table, say
+from pyapp.cli.console import counted, print_json, print_table, say
 from pyapp.cli.listening import parse_address, require_prometheus
 from pyapp.cli.logs import printable, start_logging
 from pyapp.cli.stats_sections import Answers, ask_all
@@ -226,7 +226,7 @@ def _payloads(found: queries.PayloadMonths, _: datetime) -> Iterator[_Line]:
     if ahead < 0:
         months = "none for this month; run: pyapp db maintain"
     else:
-        months = f"{ahead} month{'' if ahead == 1 else 's'} ahead"
+        months = f"{counted(ahead, 'month')} ahead"
     since = f", the oldest {found.oldest_month:%Y-%m}" if found.oldest_month else ""
     yield _Line("payload partitions", f"{months}{since}", ahead < 1)
     if found.has_default_rows or found.has_waiting_table:
@@ -270,8 +270,8 @@ def _sizes(answers: Answers) -> None:
 def _unused(answers: Answers) -> None:
     indexes: list[queries.UnusedIndex] = answers.found["unused_indexes"]
     server: queries.ServerState | None = answers.found["server"]
-    counted = server and server.counted_since
-    since = f" since {counted.astimezone(UTC):%Y-%m-%d}" if counted else ""
+    begin = server and server.counted_since
+    since = f" since {begin.astimezone(UTC):%Y-%m-%d}" if begin else ""
     large = [
         (index.name, _size(index.bytes)) for index in indexes if index.bytes >= LARGE
     ]
@@ -290,8 +290,8 @@ def _span(now: datetime, moment: datetime) -> str:
     seconds = max(0, int((now - moment).total_seconds()))
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * length:
-            return f"{seconds // length:,} {unit}s"
-    return "1 second" if seconds == 1 else f"{seconds} seconds"
+            return counted(seconds // length, unit)
+    return counted(seconds, "second")
 
 
 def _size(count: int) -> str:
