@@ -234,7 +234,7 @@ def test_amount_fits_its_column(value: str, shown: str):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--repair"], ["--json"], ["--limit", "3"], ["--data", "--scratch", "x"]],
+    [["--repair"], ["--limit", "3"], ["--data", "--scratch", "x"]],
 )
 def test_options_of_another_check_are_refused(arguments: list[str]):
     code, _, err = run_cli("db", "check", *arguments)
