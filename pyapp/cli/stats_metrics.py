@@ -6,9 +6,7 @@ clients of the database have none for a role that may not see them.
 """
 
 import logging
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from pyapp import __version__
 from pyapp._core.connection import connect
+from pyapp.cli.files import replaced
 from pyapp.cli.listening import metrics_served
 from pyapp.cli.run import explain
 from pyapp.cli.stats_sections import QUESTIONS, Answers, ask_all
@@ -269,17 +268,9 @@ def format_metrics(answers: Answers | None) -> str:
 
 
 def write_metrics(file: Path, text: str) -> None:
-    """Replace *file* in one step, so that no reader sees a part of it."""
-    # The name must not end with .prom, which node_exporter would read.
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as part:
-            part.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink()
-        raise
+    """Replace *file*, which every user of the machine may read."""
+    with replaced(file, mode=0o644) as part:
+        part.write(text)
 
 
 class _Asked(Collector):

@@ -1,9 +1,7 @@
 """`pyapp users add | list | show | anonymize | export`."""
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +33,7 @@ from pyapp.cli.console import (
     print_table,
     say,
 )
+from pyapp.cli.files import replaced
 from pyapp.entitlements import Entitlement, get_entitlement
 from pyapp.fingerprints import list_user_fingerprints
 from pyapp.quota import Quota, get_user_quota
@@ -354,22 +353,11 @@ def _ascii(json_text: str) -> str:
 
 @contextmanager
 def _private_file(path: Path) -> Iterator[TextIO]:
-    """Yield a file that becomes *path* when the block ends, for its owner to read.
-
-    After an error there is no new file, and *path* is as it was before.
-    """
+    """Yield a file that becomes *path* when the block ends, for its owner to read."""
     try:
         if path.exists() and not path.is_file():
             raise ArgumentError(f"--output: {path} is not a file")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".pyapp-export-")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path, mode=0o600) as file:
+            yield file
     except OSError as exc:
         raise ArgumentError(f"cannot write {path}: {exc.strerror or exc}") from exc
