@@ -10,6 +10,7 @@ import pytest
 
 from pyapp._core.connection import connect
 from pyapp.plans import add_plan_price, create_plan, get_plan
+from pyapp.users import create_user, get_user
 from tests.support import run_cli
 
 
@@ -24,6 +25,7 @@ def conn(
         yield connection
         connection.execute("DELETE FROM app.plan_prices")
         connection.execute("DELETE FROM app.plans WHERE id LIKE 'team%'")
+        connection.execute("UPDATE app.plans SET monthly_credits = 2500 WHERE id='free'")
 
 
 def shown(*arguments: str) -> list[str]:
@@ -105,6 +107,16 @@ def test_credits_of_a_plan_are_set(conn: psycopg.Connection):
     assert shown("set", "team", "--credits", "300000")[1] == ("team          300,000")
     assert get_plan(conn, plan_id="team").monthly_credits == 300_000
     assert refused("set", "team2", "--credits", "1") == "no plan 'team2'"
+
+
+def test_new_free_credits_are_for_later_users(conn: psycopg.Connection):
+    early = create_user(conn, email="early@example.com")
+
+    read("set", "free", "--credits", "3000")
+    late = create_user(conn, email="late@example.com")
+
+    assert (early.base_quota, late.base_quota) == (2500, 3000)
+    assert get_user(conn, user_id=early.id).base_quota == 2500
 
 
 def test_price_is_added_and_removed(conn: psycopg.Connection):

@@ -59,8 +59,8 @@ async def set_plan_credits(
     """Set the plan's monthly credits and return the plan.
 
     Its subscribers get the new amount at their next sync. For `free` and `anonymous`,
-    it is the quota of payers that are created afterwards, and of users at their next
-    sync.
+    it is the quota of payers that are created afterwards; of the earlier ones, only
+    users with a Stripe customer are synced.
 
     Raises:
         PlanNotFoundError: there is no such plan.

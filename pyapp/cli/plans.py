@@ -69,7 +69,8 @@ def add(
 def set_credits(plan: PlanId, credits: Credits, as_json: AsJson = False) -> None:
     """Set the monthly credits of a plan.
 
-    Users of the plan get them at their next sync: pyapp stripe reconcile.
+    Users with a Stripe customer get them at their next sync: pyapp stripe reconcile.
+    Users without one, and fingerprints, keep the credits that they began with.
     """
     amount = parse_amount("--credits", credits)
     with connect() as conn:
