@@ -128,8 +128,8 @@ def migrate(
     """
     files = read_migrations(folder)
     with migration_session(url, is_building=True, on_wait=on_wait) as backend:
-        applied = _record_checksums(backend, files)
-        applied = _rename_marks(backend, files, applied, report)
+        applied, checksums = _record_checksums(backend, files)
+        applied = _rename_marks(backend, files, applied, checksums, report)
         todo = [file for file in files if file.name not in applied]
         if names is not None:
             pending = {file.name: file for file in todo}
@@ -156,8 +156,9 @@ def rollback(
     """
     files = read_migrations(folder)
     with migration_session(url, on_wait=on_wait) as backend:
-        _record_checksums(backend, files)
-        todo = _rollback_order(backend.connection, files, count)
+        applied, checksums = _record_checksums(backend, files)
+        conn = backend.connection
+        todo = _rollback_order(conn, files, applied, checksums, count)
         return _run(backend, todo, "rolled back", report)
 
 
@@ -171,7 +172,8 @@ def list_rollbacks(
     """
     files = read_migrations(folder)
     with connect(url) as conn:
-        return _rollback_order(conn, files, count)
+        applied, checksums = read_applied(conn)
+        return _rollback_order(conn, files, applied, checksums, count)
 
 
 def has_grants(url: str) -> bool:
@@ -184,13 +186,16 @@ def has_grants(url: str) -> bool:
 
 
 def _rollback_order(
-    conn: psycopg.Connection[Any], files: Sequence[MigrationFile], count: int | None
+    conn: psycopg.Connection[Any],
+    files: Sequence[MigrationFile],
+    applied: dict[str, datetime],
+    checksums: dict[str, str],
+    count: int | None,
 ) -> list[MigrationFile]:
     """Return the migrations to roll back; refuse to drop what others depend on.
 
     Each is a transaction of its own, so the refusal comes before the first one.
     """
-    applied, checksums = read_applied(conn)
     todo = rollback_order(files, applied, checksums, count)
     if todo and len(todo) == len(applied):
         names = fetch_all(conn, str, "list_dependants")
@@ -205,23 +210,23 @@ def _rollback_order(
 
 def _record_checksums(
     backend: Backend, files: Sequence[MigrationFile]
-) -> dict[str, datetime]:
-    """Store missing checksums; return the applied migrations, the first one first."""
+) -> tuple[dict[str, datetime], dict[str, str]]:
+    """Store missing checksums; return what `read_applied` has found before."""
     applied, checksums = read_applied(backend.connection)
     for file in files:
         if file.name in applied and file.name not in checksums:
             record_checksum(backend, file)
-    return applied
+    return applied, checksums
 
 
 def _rename_marks(
     backend: Backend,
     files: Sequence[MigrationFile],
     applied: dict[str, datetime],
+    checksums: dict[str, str],
     report: Report | None,
 ) -> dict[str, datetime]:
     """Mark renamed migrations under their new names, and return all applied ones."""
-    _, checksums = read_applied(backend.connection)
     known = {file.name: file for file in files}
     renamed = find_renamed(files, applied, checksums)
     if not renamed:
