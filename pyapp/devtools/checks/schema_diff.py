@@ -210,17 +210,18 @@ def read_objects(url: str, program: Path | None = None) -> Objects:
 
 
 def compare(left: str, ours: Objects, right: str, theirs: Objects) -> Comparison:
-    """Return the differences between two sources, in the order of the first."""
+    """Return the differences between two sources, with their names."""
+    return Comparison(left, right, find_differences(ours, theirs))
+
+
+def find_differences(ours: Objects, theirs: Objects) -> list[Difference]:
+    """Return the objects that differ, in the order of *ours*."""
     titles = [*ours, *(title for title in theirs if title not in ours)]
-    return Comparison(
-        left,
-        right,
-        [
-            Difference(title, ours.get(title), theirs.get(title))
-            for title in titles
-            if ours.get(title) != theirs.get(title)
-        ],
-    )
+    return [
+        Difference(title, ours.get(title), theirs.get(title))
+        for title in titles
+        if ours.get(title) != theirs.get(title)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from pyapp.devtools.checks.schema_diff import compare
+from pyapp.devtools.checks.schema_diff import find_differences
 from pyapp.devtools.generate.drafts import Context, draft_variants
 from pyapp.devtools.generate.migration_files import Draft, NewMigration, assemble
 from pyapp.devtools.generate.proof import Result, enumerated, prove
@@ -22,7 +22,7 @@ def explain(context: Context, name: str, why: str, failed: Result) -> GenerateEr
     object, because one of those to write by hand may replace it.
     """
     old, new = context.old.objects, context.new.objects
-    left = [difference.title for difference in compare("", old, "", new).differences]
+    left = [difference.title for difference in find_differences(old, new)]
     groups = _groups(context)
     done: list[str] = []
     reasons = [] if groups else [failed.reason]
@@ -70,10 +70,9 @@ def _try(
     failures: dict[str, Result] = {}
     first: list[NewMigration] = []
     old, new = context.old.objects, context.new.objects
-    differences = compare("", old, "", new).differences
     known = [
         d.title
-        for d in differences
+        for d in find_differences(old, new)
         if d.title not in groups
         and not (_ROUTINES in groups and is_of_routine(d.title, old, new))
     ]

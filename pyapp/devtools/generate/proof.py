@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from pyapp.devtools.checks.dumps import without_column_order
-from pyapp.devtools.checks.schema_diff import compare, read_objects
+from pyapp.devtools.checks.schema_diff import find_differences, read_objects
 from pyapp.devtools.checks.scratch_database import scratch_database
 from pyapp.devtools.generate.drafts import Context
 from pyapp.devtools.generate.migration_files import NewMigration
@@ -54,7 +54,7 @@ def prove(
             for _ in migrations:
                 migrate(proof, folder, count=1)
                 dumps.append(read_objects(proof))
-            compared = compare("", dumps[-1], "", context.new.objects).differences
+            compared = find_differences(dumps[-1], context.new.objects)
             left = [difference.title for difference in compared]
             if unexpected := [title for title in left if title not in known]:
                 return Result(f"it leaves {enumerated(unexpected)}", left, is_left=True)
@@ -63,7 +63,7 @@ def prove(
                 found = read_objects(proof)
                 if loses_column:  # a rollback adds it as the last one
                     found, wanted = map(without_column_order, (found, wanted))
-                if undone := compare("", found, "", wanted).differences:
+                if undone := find_differences(found, wanted):
                     titles = [difference.title for difference in undone]
                     return Result(f"its rollback leaves {enumerated(titles)}", titles)
         except MigrationError as exc:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyapp.devtools.checks.schema_diff import Difference, compare
+from pyapp.devtools.checks.schema_diff import Difference, find_differences
 from pyapp.devtools.generate.constraints import ConstraintDrafter
 from pyapp.devtools.generate.indexes import IndexDrafter
 from pyapp.devtools.generate.sources import parse
@@ -81,7 +81,7 @@ class StructureDrafter:
             changes += self._drop_columns(table)
         changes += self._drop_tables()
         changes += self._drop_others()
-        differences = compare("", self.old.objects, "", self.new.objects).differences
+        differences = find_differences(self.old.objects, self.new.objects)
         changes += _change_rows(differences)
         changes += self._change_comments(changes)
         if self.is_online:
@@ -184,10 +184,8 @@ class StructureDrafter:
         new = _read_columns(self.new.tables[table])
         for name, column in _read_columns(self.old.tables[table]).items():
             if name not in new:
-                drop, add = (
-                    _drop_column(table, name),
-                    _add_column(self.old, table, name, column),
-                )
+                drop = _drop_column(table, name)
+                add = _add_column(self.old, table, name, column)
                 title = f"TABLE app.{table}"
                 yield Change(title, "finish", [drop], add, table, table=table)
 
