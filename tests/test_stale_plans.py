@@ -64,10 +64,9 @@ def test_call_outside_a_transaction_goes_on(prepared: Prepared) -> None:
             conn.commit()
 
 
+@pytest.mark.parametrize("prepared", [False], indirect=True, ids=["transactions"])
 def test_call_that_begins_an_atomic_block_goes_on(prepared: Prepared) -> None:
     conn, call, url = prepared
-    if conn.autocommit:
-        return
     execute(url, CHANGE)
 
     with atomic(conn):
