@@ -17,9 +17,7 @@ from pyapp.devtools.server.local import (
     stop,
 )
 from pyapp.devtools.server.urls import local_target
-from pyapp.errors import (
-    LocalServerError,
-)
+from pyapp.errors import LocalServerError
 from tests.fake_docker import URL, fake_docker, install, settings
 from tests.support import Server, run_cli, unfolded
 from tests.temp_server import free_port, temp_server

@@ -98,14 +98,14 @@ def _files(root: Path, values: dict[str, str]) -> Result:
         return Level.WARNING, "others can read .env.local: chmod 600 .env.local"
     if not missing:
         return Level.OK, f"{' and '.join(names)} are in {root}"
-    if {"ENVIRONMENT", "DATABASE_URL"} <= values.keys() and _is_deployed(values):
+    set_elsewhere = {"ENVIRONMENT", "DATABASE_URL"} <= values.keys()
+    if set_elsewhere and _is_deployed(values):
         return Level.OK, "not needed: ENVIRONMENT and DATABASE_URL are set"
     remedy = (
         "cp .env.local.example .env.local"
         if missing == [".env.local"]
         else "run this in the folder of the project"
     )
-    set_elsewhere = {"ENVIRONMENT", "DATABASE_URL"} <= values.keys()
     level = Level.WARNING if set_elsewhere else Level.PROBLEM
     return level, f"no {' and no '.join(missing)} in {root}: {remedy}"
 

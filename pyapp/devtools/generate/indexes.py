@@ -59,9 +59,9 @@ class IndexDrafter:
 
         They precede the changes of constraints: a key may take the name.
         """
-        renamed = self._renamed
+        after, renamed = self._read(self.new), self._renamed
         for name, index in self._read(self.old).items():
-            if name not in self._read(self.new) and name not in renamed:
+            if name not in after and name not in renamed:
                 yield self._drop(index)
 
     def draft(self) -> Iterator[Change]:

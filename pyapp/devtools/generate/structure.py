@@ -2,7 +2,7 @@
 
 The differences come from two dumps of pg_dump, the text of each statement from the SQL
 files or the migrations if they define the object. Every draft is proved by
-`generate.command`, so a change that is not covered here is reported, never written.
+`generate.proof`, so a change that is not covered here is reported, never written.
 """
 
 import re

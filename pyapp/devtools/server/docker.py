@@ -118,9 +118,7 @@ def find_obstacle(root: Path) -> DockerError | None:
         return DockerError("Docker is not installed", "install it")
     run = _run(["docker", "info", "--format", "{{.ServerVersion}}"], timeout=15)
     if run.returncode or not run.stdout.strip():
-        is_refused = any(
-            "permission denied" in line for line in run.stderr.splitlines()
-        )
+        is_refused = "permission denied" in run.stderr
         return DockerError(*(_REFUSED if is_refused else _STOPPED))
     if _compose_command() is None:
         return DockerError("Docker has no Compose", "install it")
