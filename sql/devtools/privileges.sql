@@ -162,7 +162,7 @@ INNER JOIN pg_roles AS r ON n.nspowner = r.oid
 WHERE n.nspname = 'app';
 
 -- name: find_other_owner :optional
--- The owner of schema app, if this role has not its privileges.
+-- The owner of schema app, if this role lacks its privileges.
 SELECT r.rolname AS owner
 FROM pg_namespace AS n
 INNER JOIN pg_roles AS r ON n.nspowner = r.oid
