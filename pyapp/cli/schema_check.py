@@ -65,6 +65,7 @@ def adopt(scratch: Scratch = None, as_json: AsJson = False) -> None:
     if pending:
         say("Apply the later migrations with: pyapp db migrate")
     say("If roles use the schema, update them with: pyapp db roles")
+    say("Compare owners, foreign keys in force and privileges with: pyapp db check")
 
 
 def check(
