@@ -25,7 +25,9 @@ def conn(
         yield connection
         connection.execute("DELETE FROM app.plan_prices")
         connection.execute("DELETE FROM app.plans WHERE id LIKE 'team%'")
-        connection.execute("UPDATE app.plans SET monthly_credits = 2500 WHERE id='free'")
+        connection.execute(
+            "UPDATE app.plans SET monthly_credits = 2500 WHERE id='free'"
+        )
 
 
 def shown(*arguments: str) -> list[str]:
