@@ -167,7 +167,7 @@ RUN_COUNTS = (
     ("failed", "stripe_run_failed", "Events failed in the latest run."),
 )
 OUTCOMES = ("running", "completed", "failed")
-# Seconds for which the answers are reused, whatever the number of scrapers.
+# Seconds for which the answers are reused, for any number of scrapers.
 _CACHED = 5.0
 
 
