@@ -234,6 +234,10 @@ CASES: Mapping[str, tuple[Values, tuple[str, ...]]] = {
     "db generate name": (WORDS, ("db", "generate", "{}")),
     "db generate why": (WORDS, ("db", "generate", "not a name", "--why", "{}")),
     "db generate rename": (RENAMES, ("db", "generate", "add_x", "--rename", "{}")),
+    "db generate scratch": (
+        SCRATCH_URLS,
+        ("db", "generate", "add_x", "--scratch", "{}"),
+    ),
     "db maintain keep_months": (NUMBERS, ("db", "maintain", "--keep-months", "{}")),
     "db maintain archive": (
         PATHS,
