@@ -1,5 +1,6 @@
 """`pyapp stats --prometheus`: the answers as metrics, printed, in a file, or served."""
 
+import signal
 import socket
 import sys
 import urllib.request
@@ -179,6 +180,16 @@ def test_port_in_use_is_named_once():
     reason = "Address already in use"
     error = f"error: cannot listen on 127.0.0.1 port {port}: {reason}\n"
     assert found == (1, "", error)
+
+
+def test_server_that_has_ended_leaves_the_signals_as_they_were():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run_cli("stats", "--prometheus", "--listen", address)
+
+    after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert after == before
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):

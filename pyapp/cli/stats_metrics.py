@@ -6,7 +6,6 @@ clients of the database have none for a role that may not see them.
 """
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from pyapp import __version__
 from pyapp._core.connection import connect
+from pyapp._core.signals import stopped_by
 from pyapp.cli.files import replaced
 from pyapp.cli.listening import metrics_served
 from pyapp.cli.run import explain
@@ -303,9 +303,10 @@ class _Asked(Collector):
 def serve_metrics(host: str, port: int, seconds: int) -> None:
     """Serve the metrics until SIGTERM or Ctrl-C."""
     is_over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: is_over.set())
-    with metrics_served(make_registry(seconds), host, port):
+    with (
+        stopped_by(is_over.set),
+        metrics_served(make_registry(seconds), host, port),
+    ):
         is_over.wait()
 
 

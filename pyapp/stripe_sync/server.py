@@ -8,7 +8,6 @@ connection too many closes the one that has waited longest for a complete reques
 import asyncio
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ import h11
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pyapp._core.signals import stopped_by
 
 log = logging.getLogger("pyapp.stripe")
 
@@ -71,13 +72,12 @@ def serve(
     server = _Server(config)
     counts.connections = server.server_state.connections
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         # Until uvicorn handles signals; afterwards it raises them again, to no effect.
         server.should_exit = True
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    server.run()
+    with stopped_by(stop):
+        server.run()
 
 
 def connection_limits() -> tuple[int, int]:
