@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import io
+import logging
 import os
 import re
 import shutil
@@ -90,6 +91,7 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.MonkeyPatch.context() as patch,
+        restored_logging(),
     ):
         patch.setattr("sys.stdin", io.StringIO(answer))
         try:
@@ -97,6 +99,21 @@ def run_cli(*arguments: str, answer: str = "") -> tuple[int, str, str]:
         except SystemExit as exc:
             code = int(exc.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def restored_logging() -> Iterator[None]:
+    """Restore the logging of this process, which a command configures."""
+    root = logging.getLogger()
+    names = ("", "pyapp", "uvicorn")
+    levels = [logging.getLogger(name).level for name in names]
+    handlers = list(root.handlers)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for name, level in zip(names, levels, strict=True):
+            logging.getLogger(name).setLevel(level)
 
 
 def unfolded(text: str) -> str:

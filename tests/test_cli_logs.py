@@ -14,7 +14,7 @@ import pyapp
 from pyapp._core.connection import connect
 from pyapp.cli.logs import start_logging
 from pyapp.users import create_user
-from tests.support import run_cli
+from tests.support import restored_logging, run_cli
 from tests.usage_import import calls, write_log
 
 ROOT = Path(__file__).parents[1]
@@ -22,13 +22,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _loggers() -> Iterator[None]:
-    """Restore the logging of the process."""
-    root, package = logging.getLogger(), logging.getLogger("pyapp")
-    handlers, levels = root.handlers[:], (root.level, package.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    package.setLevel(levels[1])
+    with restored_logging():
+        yield
 
 
 @pytest.fixture

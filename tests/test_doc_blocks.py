@@ -28,10 +28,9 @@ from pyapp.stripe_sync.webhooks import MAX_BODY
 from pyapp.users import create_user
 from tests.metering import add_user, new_message
 from tests.stripe_world import StripeWorld, seconds
-from tests.support import run_cli
+from tests.support import restored_logging, run_cli
 from tests.test_cli_subscriptions import subscribe
 from tests.test_data_check import DAY, WRONG, record, run_without_triggers
-from tests.test_stripe_waits import restored_logging
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

@@ -1,12 +1,9 @@
 """A command that waits for Stripe says so, and ends after a bounded time."""
 
-import contextlib
 import json
-import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,8 +77,8 @@ def test_waits_are_in_the_log_if_there_is_one(
 ):
     monkeypatch.setenv("PYAPP_LOG", "json")
     stripe_api.fake.faults.add("error", times=5)
-    with restored_logging():
-        code, _, err = run_cli("stripe", "reconcile")
+
+    code, _, err = run_cli("stripe", "reconcile")
 
     records = [json.loads(line) for line in err.splitlines()]
     reports = [each for each in records if each["message"] == api.NO_ANSWER]
@@ -90,20 +87,6 @@ def test_waits_are_in_the_log_if_there_is_one(
     assert reports[0]["wait_seconds"] == round(waits[2], 1)
     assert reports[0]["host"] in stripe_api.fake.base_url
     assert reports[0]["error"].startswith("APIError: ")
-
-
-@contextlib.contextmanager
-def restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    names = ("", "pyapp", "uvicorn")
-    levels = [logging.getLogger(name).level for name in names]
-    handlers = list(root.handlers)
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        for name, level in zip(names, levels, strict=True):
-            logging.getLogger(name).setLevel(level)
 
 
 def test_a_short_fault_is_not_reported(stripe_api: StripeWorld, waits: list[float]):
