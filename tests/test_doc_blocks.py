@@ -28,7 +28,7 @@ from pyapp.stripe_sync.webhooks import MAX_BODY
 from pyapp.users import create_user
 from tests.metering import add_user, new_message
 from tests.stripe_world import StripeWorld, seconds
-from tests.support import restored_logging, run_cli
+from tests.support import run_cli
 from tests.test_cli_subscriptions import subscribe
 from tests.test_data_check import DAY, WRONG, record, run_without_triggers
 
@@ -254,8 +254,7 @@ def test_record_of_the_log_is_as_shown(
     *_, record_shown = blocks("docs/operations.md", "text")
     shown = json.loads(record_shown)
 
-    with restored_logging():
-        _, _, err = run_cli("db", "migrate")
+    _, _, err = run_cli("db", "migrate")
 
     first = json.loads(err.splitlines()[0])
     assert list(first) == list(shown)
