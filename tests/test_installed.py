@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyapp.devtools.server.binaries import state_folder
+from tests.support import unfolded
 from tests.temp_server import free_port
 
 REPOSITORY = Path(__file__).parents[1]
@@ -221,7 +222,8 @@ def test_checkout_is_installed_without_make(tmp_path: Path, line: int) -> None:
     run = _in_shell(folder, *script)
 
     # What the newcomer does next.
-    assert "cp .env.local.example .env.local" in run.stdout, run.stdout + run.stderr
+    shown = unfolded(run.stdout)
+    assert "cp .env.local.example .env.local" in shown, run.stdout + run.stderr
     assert run.returncode == 0, run.stderr
     _run(folder / ".venv" / "bin" / "python", "-c", "import pyapp.stripe_sync.web")
 
