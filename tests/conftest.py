@@ -69,6 +69,11 @@ if "PYAPP_WHEELS" not in os.environ:
 collect_ignore = list(LEFT_OUT)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return more workers than processors, because many tests wait for time-outs."""
+    return (os.cpu_count() or 1) * 3 // 2
+
+
 def pytest_report_header() -> list[str]:
     """List the files that are left out, with the reasons."""
     return [f"left out: {name}, {reason}" for name, reason in LEFT_OUT.items()]
