@@ -96,16 +96,11 @@ def test_retry_exits_with_1_while_an_event_fails(world: StripeWorld):
     assert world.price_of("sub_1") == "price_bad"
 
 
-def test_discarded_event_is_not_retried(
-    world: StripeWorld, monkeypatch: pytest.MonkeyPatch
-):
+def test_discarded_event_is_not_retried(world: StripeWorld):
     add_failed_event(world)
-    monkeypatch.setattr("pyapp.cli.stripe.confirmed", lambda _: False)
-    code, out, _ = run_cli("stripe", "discard", "evt_bad")
-    assert (code, out.splitlines()[0]) == (
-        1,
-        "Nothing is discarded; --yes discards without asking.",
-    )
+    code, out, _ = run_cli("stripe", "discard", "evt_bad", answer="n\n")
+    declined = "Nothing is discarded; --yes discards without asking."
+    assert (code, out) == (1, f"Discard evt_bad? [y/N]: {declined}\n")
     assert world.events()[1][1] == "failed"
 
     code, out, err = run_cli("stripe", "discard", "evt_bad", "--yes")

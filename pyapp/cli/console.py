@@ -100,17 +100,23 @@ def format_amount(amount: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def confirmed(question: str) -> bool:
-    """Ask; without a terminal the answer is no."""
+def require_consent(question: str, declined: str) -> None:
+    """Ask; unless the answer is yes, print *declined* and end with status 1.
+
+    Without a terminal the answer is no.
+    """
     answers = " [y/N]: "
     *lines, last = fold(_shown(question), line_width() - len(answers))
     for line in lines:
         console.print(line)
     try:
-        return typer.confirm(last)
+        is_given = typer.confirm(last)
     except typer.Abort:
         say("")
-        return False
+        is_given = False
+    if not is_given:
+        say(declined)
+        raise typer.Exit(1)
 
 
 def print_json(

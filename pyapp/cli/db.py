@@ -11,7 +11,7 @@ from pyapp import roles
 from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp.cli.arguments import ArgumentError, AsJson, require_yes
-from pyapp.cli.console import confirmed, print_json, say
+from pyapp.cli.console import print_json, require_consent, say
 from pyapp.cli.schema_check import say_migrations, schema_url
 from pyapp.devtools.checks import query_plans
 from pyapp.devtools.checks.schema_docs import render_schema
@@ -84,9 +84,10 @@ def reset(
     what = server.describe_reset(settings, plan)
     if yes:
         server.require_own(settings, plan)
-    elif not confirmed(f"Delete {what}?"):
-        say("Nothing is deleted; --yes deletes without asking.")
-        raise typer.Exit(1)
+    else:
+        require_consent(
+            f"Delete {what}?", "Nothing is deleted; --yes deletes without asking."
+        )
     report = server.reset(settings, plan)
     if as_json:
         print_json({**asdict(server.status(settings)), "report": report})

@@ -14,7 +14,7 @@ from pyapp._core.config import load_settings
 from pyapp._core.connection import connect
 from pyapp._core.tool_sessions import AdvisoryLock, connect_unlimited
 from pyapp.cli.arguments import AsJson, AsJsonLines, Scratch, Yes, require_id
-from pyapp.cli.console import confirmed, print_json, say, warn
+from pyapp.cli.console import print_json, require_consent, say, warn
 from pyapp.cli.repeating import Every, repeat
 from pyapp.cli.schema_check import adopt, check, schema_url
 from pyapp.devtools.generate.command import generate as draft_migration
@@ -160,9 +160,10 @@ def rollback(
     elif not yes:
         if as_json:
             raise ConfigError("--json asks no question: give --yes to roll back")
-        if not confirmed(_question(database.name, files)):
-            say("Nothing is rolled back; --yes does it without asking.")
-            raise typer.Exit(1)
+        require_consent(
+            _question(database.name, files),
+            "Nothing is rolled back; --yes does it without asking.",
+        )
     report = _reporter("rolled_back", has_grants=False, as_json=as_json)
     migrator.rollback(database.url, count=number, report=report, on_wait=_warn_of_wait)
 

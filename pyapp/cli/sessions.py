@@ -17,7 +17,7 @@ from pyapp.cli.arguments import (
     name_user,
     require_yes,
 )
-from pyapp.cli.console import confirmed, counted, print_json, print_table, say
+from pyapp.cli.console import counted, print_json, print_table, require_consent, say
 from pyapp.sessions import (
     Session,
     delete_user_sessions,
@@ -85,9 +85,10 @@ def revoke(
         name = name_user(found)
         if not yes:
             say(f"{name} is to be signed out everywhere.")
-            if not confirmed("End all sessions of this user?"):
-                say("Nothing is ended; --yes ends them without asking.")
-                raise typer.Exit(1)
+            require_consent(
+                "End all sessions of this user?",
+                "Nothing is ended; --yes ends them without asking.",
+            )
         count = delete_user_sessions(conn, user_id=found.id)
     if as_json:
         print_json({"user_id": found.id, "email": found.email, "sessions": count})

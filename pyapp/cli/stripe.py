@@ -21,10 +21,10 @@ from pyapp.cli.arguments import (
     require_yes,
 )
 from pyapp.cli.console import (
-    confirmed,
     counted,
     print_json,
     print_table,
+    require_consent,
     say,
     show_objects,
 )
@@ -164,9 +164,11 @@ def discard(
     The event and its error are kept.
     """
     require_yes(yes, as_json)
-    if not yes and not confirmed(f"Discard {printable(event_id)}?"):
-        say("Nothing is discarded; --yes discards without asking.")
-        raise typer.Exit(1)
+    if not yes:
+        require_consent(
+            f"Discard {printable(event_id)}?",
+            "Nothing is discarded; --yes discards without asking.",
+        )
     with connect() as conn:
         found = discard_event(conn, id=event_id)
     if found is None:

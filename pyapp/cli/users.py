@@ -26,11 +26,11 @@ from pyapp.cli.arguments import (
     require_yes,
 )
 from pyapp.cli.console import (
-    confirmed,
     counted,
     format_amount,
     print_json,
     print_table,
+    require_consent,
     say,
 )
 from pyapp.cli.files import replaced
@@ -154,9 +154,10 @@ def anonymize(
         conn.commit()
         if not yes:
             say(f"{name_user(found)} is to be erased; the bill is kept.")
-            if not confirmed("Erase the personal data of this user for ever?"):
-                say("Nothing is erased; --yes erases without asking.")
-                raise typer.Exit(1)
+            require_consent(
+                "Erase the personal data of this user for ever?",
+                "Nothing is erased; --yes erases without asking.",
+            )
         left = anonymize_user(conn, user_id=found.id)
     if as_json:
         print_json(
