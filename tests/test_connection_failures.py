@@ -26,9 +26,7 @@ FAILURES = {
     'FATAL:  no pg_hba.conf entry for host "::1", user "me", database "shop",'
     " SSL encryption": "allow this address, user and database",
     "server does not support SSL, but SSL was required": "remove sslmode",
-    'root certificate file "/home/web/.postgresql/root.crt" does not exist': (
-        "sslrootcert=system"
-    ),
+    'root certificate file "ca.pem" does not exist': ("sslrootcert=system"),
     "SSL error: certificate verify failed": "sslrootcert must be the authority",
     "SSL error: tlsv1 alert: certificate has expired": "renew the certificate",
     'server certificate for "a.example.com" does not match host name "b"': (
@@ -147,6 +145,6 @@ def test_page_has_the_lines_of_two_failures(monkeypatch: pytest.MonkeyPatch) -> 
         str(unavailable(url, psycopg.OperationalError(f"{AT}{reason}")))
         for reason in (
             "FATAL:  sorry, too many clients already",
-            'root certificate file "/home/web/.postgresql/root.crt" does not exist',
+            'root certificate file "ca.pem" does not exist',
         )
     ]
