@@ -261,7 +261,7 @@ def test_an_unknown_payer_is_named_in_one_line(conn: Connection) -> None:
     [
         ((), "name a user or a fingerprint, or give --all"),
         (("a@b.c", "--all"), "name a user or a fingerprint, or give --all"),
-        (("nobody",), "'nobody' is neither an e-mail address nor a UUID"),
+        (("ada",), "'ada' is neither an e-mail address nor a UUID"),
     ],
 )
 def test_exactly_one_payer_or_all_must_be_given(

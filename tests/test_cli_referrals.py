@@ -113,7 +113,7 @@ def test_anonymized_user_is_named_by_its_id(conn: psycopg.Connection):
 
 
 def test_unknown_user_is_an_error(conn: psycopg.Connection):
-    for name, status in (("nobody@example.com", 1), (MISSING, 1), ("x", 2)):
+    for name, status in (("none@example.com", 1), (MISSING, 1), ("x", 2)):
         code, out, err = run_cli("referrals", "show", name)
         assert (code, out) == (status, "")
         assert err.startswith("error: ")

@@ -278,7 +278,9 @@ def test_service_of_compose_is_confined(name: str):
     "file", [*MANIFESTS, SECRETS], ids=lambda file: file.name.partition(".")[0]
 )
 def test_manifest_is_valid(file: Path, version: str):
-    for manifest in yaml.safe_load_all(file.read_text(encoding="utf-8")):
+    manifests = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    assert manifests
+    for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 

@@ -175,12 +175,17 @@ def test_sql_of_the_entitlements_runs(conn: psycopg.Connection) -> None:
 
 
 def test_grants_of_a_migrating_role_run(
-    conn: psycopg.Connection[tuple[str]],
+    conn: psycopg.Connection[tuple[bool, bool]],
 ) -> None:
     (grants,) = blocks("docs/operations.md", "sql")
     conn.execute("CREATE ROLE migrator")
     database = conn.info.dbname
     conn.execute(grants.replace("DATABASE pyapp", f"DATABASE {database}").encode())
+    granted = conn.execute(
+        "SELECT has_database_privilege('migrator', current_database(), 'CREATE'),"
+        " has_schema_privilege('migrator', 'public', 'CREATE')"
+    ).fetchone()
+    assert granted == (True, True)
 
 
 def test_logins_of_a_deployment_are_created(
@@ -192,6 +197,11 @@ def test_logins_of_a_deployment_are_created(
         if conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount < 1:
             conn.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
     conn.execute(logins.encode())
+    names = re.findall(r"^CREATE ROLE (\w+) LOGIN", logins, re.MULTILINE)
+    found = conn.execute(
+        "SELECT rolname FROM pg_roles WHERE rolname = ANY(%s) AND rolcanlogin", [names]
+    ).fetchall()
+    assert len(found) == len(names) > 0
 
 
 def test_command_of_the_cron_table_writes_the_metrics(
