@@ -708,31 +708,70 @@ COMMENT ON TABLE app.message_payloads_default IS
     'Payloads of months without a partition.';
 
 -- ---------------------------------------------------------------------------
--- usage_daily
+-- usage_slots
 -- ---------------------------------------------------------------------------
 
-CREATE TABLE app.usage_daily (
+CREATE FUNCTION app.get_usage_span(anchor timestamptz, moment timestamptz)
+RETURNS TABLE (starts_at timestamptz, ends_at timestamptz)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        CASE
+            WHEN b.boundary <= b.moment THEN GREATEST(b.midnight, b.boundary)
+            ELSE b.midnight
+        END AT TIME ZONE interval '0',
+        CASE
+            WHEN b.boundary > b.moment
+                THEN LEAST(b.midnight + interval '24 hours', b.boundary)
+            ELSE b.midnight + interval '24 hours'
+        END AT TIME ZONE interval '0'
+    FROM (
+        SELECT
+            u.moment,
+            date_trunc('day', u.moment) AS midnight,
+            u.anchor + make_interval(
+                months => (
+                    date_part('year', u.moment) * 12 + date_part('month', u.moment)
+                    - date_part('year', u.anchor) * 12 - date_part('month', u.anchor)
+                )::integer
+            ) AS boundary
+        FROM (
+            SELECT
+                get_usage_span.anchor AT TIME ZONE interval '0' AS anchor,
+                get_usage_span.moment AT TIME ZONE interval '0' AS moment
+        ) AS u
+    ) AS b;
+END;
+
+COMMENT ON FUNCTION app.get_usage_span(timestamptz, timestamptz) IS
+    'The UTC day of the moment, or its part before or after the day''s boundary.';
+
+CREATE TABLE app.usage_slots (
     subject_id                  uuid NOT NULL,
-    day                         date NOT NULL,
+    starts_at                   timestamptz NOT NULL,
+    ends_at                     timestamptz NOT NULL,
     messages                    bigint NOT NULL,
     input_tokens                bigint NOT NULL,
     cache_creation_input_tokens bigint NOT NULL,
     cache_read_input_tokens     bigint NOT NULL,
     output_tokens               bigint NOT NULL,
-    total_tokens                bigint NOT NULL
-    GENERATED ALWAYS AS (
-        input_tokens + cache_creation_input_tokens
-        + cache_read_input_tokens + output_tokens
-    ) STORED,
+    slot                        smallint NOT NULL,
     cost                        numeric NOT NULL,
     credits                     numeric NOT NULL,
 
-    -- INCLUDE (credits) allows index-only scans by the quota check.
-    CONSTRAINT usage_daily_pkey PRIMARY KEY (subject_id, day) INCLUDE (credits),
-    CONSTRAINT usage_daily_messages_positive_check CHECK (messages > 0),
-    CONSTRAINT usage_daily_cost_is_amount_check
+    -- Without INCLUDE (credits): updates then change no indexed column (HOT).
+    CONSTRAINT usage_slots_pkey PRIMARY KEY (subject_id, starts_at, ends_at, slot),
+    -- In one UTC day. The day of ends_at is that of the microsecond before.
+    CONSTRAINT usage_slots_span_in_day_check CHECK (
+        starts_at < ends_at
+        AND (starts_at AT TIME ZONE interval '0')::date
+        = (ends_at AT TIME ZONE interval '0' - interval '1 microsecond')::date
+    ),
+    CONSTRAINT usage_slots_slot_check CHECK (slot BETWEEN 0 AND 31),
+    CONSTRAINT usage_slots_messages_positive_check CHECK (messages > 0),
+    CONSTRAINT usage_slots_cost_is_amount_check
         CHECK (cost >= 0 AND cost < 'Infinity'),
-    CONSTRAINT usage_daily_credits_is_amount_check
+    CONSTRAINT usage_slots_credits_is_amount_check
         CHECK (credits >= 0 AND credits < 'Infinity')
 ) WITH (
     -- Rows of the current day are updated by every message: leave room for new
@@ -741,42 +780,105 @@ CREATE TABLE app.usage_daily (
     autovacuum_vacuum_scale_factor = 0.02
 );
 
-COMMENT ON TABLE app.usage_daily IS
-    'Sums of messages by payer and UTC day; written by the trigger of messages.';
-COMMENT ON COLUMN app.usage_daily.subject_id IS
+COMMENT ON TABLE app.usage_slots IS
+    'Sums of a payer''s messages in a span; written by the trigger of messages.';
+COMMENT ON COLUMN app.usage_slots.subject_id IS
     'Payer: the user, else the fingerprint.';
-COMMENT ON COLUMN app.usage_daily.day IS
-    'UTC day of the messages'' finished_at.';
-COMMENT ON COLUMN app.usage_daily.messages IS
-    'Number of messages.';
-COMMENT ON COLUMN app.usage_daily.input_tokens IS
+COMMENT ON COLUMN app.usage_slots.starts_at IS
+    'Start of the span, inclusive: midnight UTC, or a boundary of the payer.';
+COMMENT ON COLUMN app.usage_slots.ends_at IS
+    'End of the span, exclusive: midnight UTC, or a boundary of the payer.';
+COMMENT ON COLUMN app.usage_slots.slot IS
+    '0, or up to 31 for writers that found the other rows of the span locked.';
+COMMENT ON COLUMN app.usage_slots.messages IS
+    'Number of messages; each message is counted in one row.';
+COMMENT ON COLUMN app.usage_slots.input_tokens IS
     'Sum of messages.input_tokens.';
-COMMENT ON COLUMN app.usage_daily.cache_creation_input_tokens IS
+COMMENT ON COLUMN app.usage_slots.cache_creation_input_tokens IS
     'Sum of messages.cache_creation_input_tokens.';
-COMMENT ON COLUMN app.usage_daily.cache_read_input_tokens IS
+COMMENT ON COLUMN app.usage_slots.cache_read_input_tokens IS
     'Sum of messages.cache_read_input_tokens.';
-COMMENT ON COLUMN app.usage_daily.output_tokens IS
+COMMENT ON COLUMN app.usage_slots.output_tokens IS
     'Sum of messages.output_tokens.';
-COMMENT ON COLUMN app.usage_daily.total_tokens IS
-    'Sum of the four token counts.';
-COMMENT ON COLUMN app.usage_daily.cost IS
+COMMENT ON COLUMN app.usage_slots.cost IS
     'Sum of messages.cost, in US dollars.';
-COMMENT ON COLUMN app.usage_daily.credits IS
+COMMENT ON COLUMN app.usage_slots.credits IS
     'Sum of messages.credits.';
+
+-- For fold_usage. Partial: folded days and quiet payers have only slot 0.
+CREATE INDEX usage_slots_starts_at_idx ON app.usage_slots (starts_at)
+WHERE slot > 0;
 
 CREATE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    is_single boolean;
 BEGIN
-    -- In key order, so that concurrent writers of several rows do not deadlock.
-    INSERT INTO app.usage_daily AS d (
-        subject_id, day, messages, input_tokens, cache_creation_input_tokens,
-        cache_read_input_tokens, output_tokens, cost, credits
+    PERFORM FROM inserted OFFSET 1;
+    is_single := NOT FOUND;
+    IF is_single THEN
+        -- Into a row that no other session has locked, so that writers of one payer do
+        -- not wait for each other's commits. MATERIALIZED, because a second execution
+        -- could find another row.
+        WITH free AS MATERIALIZED (
+            SELECT i.*, f.starts_at, f.ends_at, f.slot
+            FROM inserted AS i
+            CROSS JOIN LATERAL (
+                SELECT s.starts_at, s.ends_at, s.slot
+                FROM app.usage_slots AS s
+                WHERE s.subject_id = i.subject_id
+                    AND s.starts_at > i.finished_at - interval '24 hours'
+                    AND s.starts_at <= i.finished_at
+                    AND s.ends_at > i.finished_at
+                ORDER BY s.starts_at DESC, s.ends_at DESC, s.slot DESC
+                LIMIT 1
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AS f
+        )
+
+        UPDATE app.usage_slots AS s
+        SET
+            messages = s.messages + 1,
+            input_tokens = s.input_tokens + f.input_tokens,
+            cache_creation_input_tokens
+                = s.cache_creation_input_tokens + f.cache_creation_input_tokens,
+            cache_read_input_tokens
+                = s.cache_read_input_tokens + f.cache_read_input_tokens,
+            output_tokens = s.output_tokens + f.output_tokens,
+            cost = s.cost + f.cost,
+            credits = s.credits + f.credits
+        FROM free AS f
+        WHERE s.subject_id = f.subject_id
+            AND s.starts_at = f.starts_at
+            AND s.ends_at = f.ends_at
+            AND s.slot = f.slot;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+
+    -- Into slot 0, in key order, so that concurrent writers of several rows do not
+    -- deadlock. A single message that found all rows locked gets one by its process.
+    INSERT INTO app.usage_slots AS s (
+        subject_id, starts_at, ends_at, slot, messages, input_tokens,
+        cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
+        credits
     )
     SELECT
         i.subject_id,
-        (i.finished_at AT TIME ZONE interval '0')::date,
+        p.starts_at,
+        p.ends_at,
+        CASE
+            WHEN is_single AND EXISTS (
+                SELECT FROM app.usage_slots AS o
+                WHERE o.subject_id = i.subject_id
+                    AND o.starts_at = p.starts_at
+                    AND o.ends_at = p.ends_at
+            ) THEN 1 + pg_backend_pid() % 31
+            ELSE 0
+        END,
         count(*),
         sum(i.input_tokens),
         sum(i.cache_creation_input_tokens),
@@ -785,24 +887,29 @@ BEGIN
         sum(i.cost),
         sum(i.credits)
     FROM inserted AS i
-    GROUP BY 1, 2
-    ORDER BY 1, 2
-    ON CONFLICT ON CONSTRAINT usage_daily_pkey DO UPDATE SET
-        messages = d.messages + excluded.messages,
-        input_tokens = d.input_tokens + excluded.input_tokens,
+    LEFT JOIN app.users AS u ON i.user_id = u.id
+    LEFT JOIN app.fingerprints AS f ON i.subject_id = f.id AND i.user_id IS NULL
+    CROSS JOIN LATERAL app.get_usage_span(
+        COALESCE(u.quota_anchor, f.quota_anchor), i.finished_at
+    ) AS p
+    GROUP BY 1, 2, 3
+    ORDER BY 1, 2, 3
+    ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
+        messages = s.messages + excluded.messages,
+        input_tokens = s.input_tokens + excluded.input_tokens,
         cache_creation_input_tokens
-            = d.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+            = s.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
         cache_read_input_tokens
-            = d.cache_read_input_tokens + excluded.cache_read_input_tokens,
-        output_tokens = d.output_tokens + excluded.output_tokens,
-        cost = d.cost + excluded.cost,
-        credits = d.credits + excluded.credits;
+            = s.cache_read_input_tokens + excluded.cache_read_input_tokens,
+        output_tokens = s.output_tokens + excluded.output_tokens,
+        cost = s.cost + excluded.cost,
+        credits = s.credits + excluded.credits;
     RETURN NULL;
 END;
 $$;
 
 COMMENT ON FUNCTION app.add_usage() IS
-    'Trigger: adds the messages that a statement inserts to usage_daily.';
+    'Trigger: adds the messages that a statement inserts to usage_slots.';
 
 REVOKE EXECUTE ON FUNCTION app.add_usage() FROM public;
 
@@ -810,19 +917,19 @@ CREATE TRIGGER messages_add_usage AFTER INSERT ON app.messages
 REFERENCING NEW TABLE AS inserted
 FOR EACH STATEMENT EXECUTE FUNCTION app.add_usage();
 
--- repair_usage_day sets app.is_repairing. Any session can set it: this trigger prevents
--- mistakes, and privileges protect the table.
-CREATE TRIGGER usage_daily_kept_by_trigger
-BEFORE INSERT OR UPDATE OR DELETE ON app.usage_daily
+-- fold_usage and rebuild_usage_day set app.is_repairing. Any session can set it: this
+-- trigger prevents mistakes, and privileges protect the table.
+CREATE TRIGGER usage_slots_kept_by_trigger
+BEFORE INSERT OR UPDATE OR DELETE ON app.usage_slots
 FOR EACH STATEMENT WHEN (
     pg_trigger_depth() = 0
     AND current_setting('app.is_repairing', TRUE) IS DISTINCT FROM 'on'
 )
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_slots');
 
-CREATE TRIGGER usage_daily_no_truncate BEFORE TRUNCATE ON app.usage_daily
+CREATE TRIGGER usage_slots_no_truncate BEFORE TRUNCATE ON app.usage_slots
 FOR EACH STATEMENT
-EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_daily');
+EXECUTE FUNCTION app.refuse_change('only the trigger of messages writes usage_slots');
 
 -- ---------------------------------------------------------------------------
 -- referrals

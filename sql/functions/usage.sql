@@ -1,0 +1,580 @@
+-- Daily sums of messages, and the upkeep of usage_slots.
+
+CREATE OR REPLACE VIEW app.usage_daily WITH (security_invoker = TRUE) AS
+SELECT
+    s.subject_id,
+    (s.starts_at AT TIME ZONE interval '0')::date AS day,
+    sum(s.messages)::bigint AS messages,
+    sum(s.input_tokens)::bigint AS input_tokens,
+    sum(s.cache_creation_input_tokens)::bigint AS cache_creation_input_tokens,
+    sum(s.cache_read_input_tokens)::bigint AS cache_read_input_tokens,
+    sum(s.output_tokens)::bigint AS output_tokens,
+    sum(
+        s.input_tokens + s.cache_creation_input_tokens
+        + s.cache_read_input_tokens + s.output_tokens
+    )::bigint AS total_tokens,
+    sum(s.cost) AS cost,
+    sum(s.credits) AS credits
+FROM app.usage_slots AS s
+GROUP BY 1, 2;
+
+COMMENT ON VIEW app.usage_daily IS
+    'Sums of messages by payer and UTC day, from usage_slots.';
+COMMENT ON COLUMN app.usage_daily.subject_id IS
+    'Payer: the user, else the fingerprint.';
+COMMENT ON COLUMN app.usage_daily.day IS
+    'UTC day of the messages'' finished_at.';
+COMMENT ON COLUMN app.usage_daily.messages IS
+    'Number of messages.';
+COMMENT ON COLUMN app.usage_daily.input_tokens IS
+    'Sum of messages.input_tokens.';
+COMMENT ON COLUMN app.usage_daily.cache_creation_input_tokens IS
+    'Sum of messages.cache_creation_input_tokens.';
+COMMENT ON COLUMN app.usage_daily.cache_read_input_tokens IS
+    'Sum of messages.cache_read_input_tokens.';
+COMMENT ON COLUMN app.usage_daily.output_tokens IS
+    'Sum of messages.output_tokens.';
+COMMENT ON COLUMN app.usage_daily.total_tokens IS
+    'Sum of the four token counts.';
+COMMENT ON COLUMN app.usage_daily.cost IS
+    'Sum of messages.cost, in US dollars.';
+COMMENT ON COLUMN app.usage_daily.credits IS
+    'Sum of messages.credits.';
+
+-- One statement and one snapshot: a message and its sum commit together, so that
+-- concurrent writers never appear as differences.
+CREATE OR REPLACE VIEW app.usage_drift WITH (security_invoker = TRUE) AS
+WITH recorded AS (
+    SELECT
+        m.subject_id,
+        (m.finished_at AT TIME ZONE interval '0')::date AS day,
+        count(*) AS messages,
+        sum(m.input_tokens) AS input_tokens,
+        sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
+        sum(m.cache_read_input_tokens) AS cache_read_input_tokens,
+        sum(m.output_tokens) AS output_tokens,
+        sum(m.cost) AS cost,
+        sum(m.credits) AS credits
+    FROM app.messages AS m
+    GROUP BY 1, 2
+)
+
+SELECT
+    COALESCE(d.subject_id, r.subject_id) AS subject_id,
+    COALESCE(d.day, r.day) AS day,
+    d.messages AS kept_messages,
+    r.messages AS recorded_messages,
+    d.input_tokens AS kept_input_tokens,
+    r.input_tokens AS recorded_input_tokens,
+    d.cache_creation_input_tokens AS kept_cache_creation_input_tokens,
+    r.cache_creation_input_tokens AS recorded_cache_creation_input_tokens,
+    d.cache_read_input_tokens AS kept_cache_read_input_tokens,
+    r.cache_read_input_tokens AS recorded_cache_read_input_tokens,
+    d.output_tokens AS kept_output_tokens,
+    r.output_tokens AS recorded_output_tokens,
+    d.cost AS kept_cost,
+    r.cost AS recorded_cost,
+    d.credits AS kept_credits,
+    r.credits AS recorded_credits
+FROM app.usage_daily AS d
+FULL JOIN recorded AS r ON d.subject_id = r.subject_id AND d.day = r.day
+-- Column by column, because pg_dump prints a row comparison of a view in another form
+-- after a restore.
+WHERE d.messages IS DISTINCT FROM r.messages
+    OR d.input_tokens IS DISTINCT FROM r.input_tokens
+    OR d.cache_creation_input_tokens IS DISTINCT FROM r.cache_creation_input_tokens
+    OR d.cache_read_input_tokens IS DISTINCT FROM r.cache_read_input_tokens
+    OR d.output_tokens IS DISTINCT FROM r.output_tokens
+    OR d.cost IS DISTINCT FROM r.cost
+    OR d.credits IS DISTINCT FROM r.credits;
+
+COMMENT ON VIEW app.usage_drift IS
+    'Days of payers for which usage_daily differs from messages; should be empty.';
+COMMENT ON COLUMN app.usage_drift.subject_id IS
+    'Payer: the user, else the fingerprint.';
+COMMENT ON COLUMN app.usage_drift.day IS
+    'UTC day.';
+COMMENT ON COLUMN app.usage_drift.kept_messages IS
+    'Value in usage_daily; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_messages IS
+    'Sum of messages; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_input_tokens IS
+    'Value in usage_daily; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_input_tokens IS
+    'Sum of messages; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_cache_creation_input_tokens IS
+    'Value in usage_daily; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_cache_creation_input_tokens IS
+    'Sum of messages; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_cache_read_input_tokens IS
+    'Value in usage_daily; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_cache_read_input_tokens IS
+    'Sum of messages; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_output_tokens IS
+    'Value in usage_daily; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_output_tokens IS
+    'Sum of messages; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_cost IS
+    'Value in usage_daily, in US dollars; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_cost IS
+    'Sum of messages, in US dollars; NULL if there are none.';
+COMMENT ON COLUMN app.usage_drift.kept_credits IS
+    'Value in usage_daily, in credits; NULL if there is no row.';
+COMMENT ON COLUMN app.usage_drift.recorded_credits IS
+    'Sum of messages, in credits; NULL if there are none.';
+
+CREATE OR REPLACE FUNCTION app.find_quota_anchor(subject uuid)
+RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
+RETURN COALESCE(
+    (SELECT u.quota_anchor FROM app.users AS u WHERE u.id = find_quota_anchor.subject),
+    (
+        SELECT f.quota_anchor
+        FROM app.fingerprints AS f
+        WHERE f.id = find_quota_anchor.subject
+    )
+);
+
+COMMENT ON FUNCTION app.find_quota_anchor(uuid) IS
+    'The anchor of a user or fingerprint.';
+
+CREATE OR REPLACE FUNCTION app.sum_usage(
+    subject uuid, since timestamptz, until timestamptz
+)
+RETURNS TABLE (
+    messages bigint,
+    input_tokens bigint,
+    cache_creation_input_tokens bigint,
+    cache_read_input_tokens bigint,
+    output_tokens bigint,
+    cost numeric,
+    credits numeric
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        count(*) AS messages,
+        sum(m.input_tokens) AS input_tokens,
+        sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
+        sum(m.cache_read_input_tokens) AS cache_read_input_tokens,
+        sum(m.output_tokens) AS output_tokens,
+        sum(m.cost) AS cost,
+        sum(m.credits) AS credits
+    FROM app.messages AS m
+    WHERE m.subject_id = sum_usage.subject
+        AND m.finished_at >= sum_usage.since
+        AND m.finished_at < sum_usage.until
+    HAVING count(*) > 0;
+END;
+
+COMMENT ON FUNCTION app.sum_usage(uuid, timestamptz, timestamptz) IS
+    'Sums of a payer''s messages in [since, until); no row if there are none.';
+
+-- A message counts before the boundary (first factor) or after it (second). Those
+-- before it that are in no row of that part are in rows across the boundary.
+CREATE OR REPLACE FUNCTION app.split_usage(
+    subject uuid, day_start timestamptz, boundary timestamptz, day_end timestamptz
+)
+RETURNS TABLE (
+    starts_at timestamptz,
+    ends_at timestamptz,
+    messages bigint,
+    input_tokens bigint,
+    cache_creation_input_tokens bigint,
+    cache_read_input_tokens bigint,
+    output_tokens bigint,
+    cost numeric,
+    credits numeric
+)
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        p.starts_at,
+        p.ends_at,
+        sum(p.factor * d.messages)::bigint AS messages,
+        sum(p.factor * d.input_tokens)::bigint AS input_tokens,
+        sum(p.factor * d.cache_creation_input_tokens)::bigint AS cache_creation_input_tokens,
+        sum(p.factor * d.cache_read_input_tokens)::bigint AS cache_read_input_tokens,
+        sum(p.factor * d.output_tokens)::bigint AS output_tokens,
+        sum(p.factor * d.cost) AS cost,
+        sum(p.factor * d.credits) AS credits
+    FROM (
+        SELECT 1 AS before_boundary, -1 AS after_boundary, u.*
+        FROM app.sum_usage(subject, day_start, boundary) AS u
+        UNION ALL
+        SELECT
+            CASE WHEN s.ends_at <= split_usage.boundary THEN -1 ELSE 0 END,
+            1,
+            s.messages,
+            s.input_tokens,
+            s.cache_creation_input_tokens,
+            s.cache_read_input_tokens,
+            s.output_tokens,
+            s.cost,
+            s.credits
+        FROM app.usage_slots AS s
+        WHERE s.subject_id = split_usage.subject
+            AND s.starts_at >= split_usage.day_start
+            AND s.starts_at < split_usage.boundary
+    ) AS d
+    CROSS JOIN LATERAL (
+        VALUES
+            (split_usage.day_start, split_usage.boundary, d.before_boundary),
+            (split_usage.boundary, split_usage.day_end, d.after_boundary)
+    ) AS p (starts_at, ends_at, factor)
+    GROUP BY p.starts_at, p.ends_at
+    HAVING sum(p.factor * d.messages) <> 0;
+END;
+
+COMMENT ON FUNCTION app.split_usage(
+    uuid, timestamptz, timestamptz, timestamptz
+) IS
+    'What the rows across a boundary sum, by its two sides.';
+
+-- Replaces the rows of a day that lie across the boundary by rows on either side of it;
+-- the sums of the day stay as they are. The statement that replaces them sees rows and
+-- messages in one snapshot. It changes nothing unless the rows that it sees are those
+-- that this transaction has locked before: these have not changed since.
+CREATE OR REPLACE FUNCTION app.cut_usage_day(subject uuid, boundary timestamptz)
+RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    day date := (boundary AT TIME ZONE interval '0')::date;
+    day_start timestamptz := day::timestamp AT TIME ZONE interval '0';
+    day_end timestamptz := (day + 1)::timestamp AT TIME ZONE interval '0';
+    locked bigint;
+    is_done boolean;
+BEGIN
+    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
+    PERFORM set_config('app.is_repairing', 'on', TRUE);
+    -- Slot 0 is last and in key order: writers of several messages wait for it.
+    PERFORM FROM app.usage_slots AS s
+    WHERE s.subject_id = subject
+        AND s.starts_at >= day_start
+        AND s.starts_at < boundary
+        AND s.ends_at > boundary
+    ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
+    FOR UPDATE;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+
+    WITH seen AS (
+        SELECT count(*) = locked AND locked > 0 AS is_locked
+        FROM app.usage_slots AS s
+        WHERE s.subject_id = subject
+            AND s.starts_at >= day_start
+            AND s.starts_at < boundary
+            AND s.ends_at > boundary
+    ),
+
+    parts AS MATERIALIZED (
+        SELECT p.*
+        FROM app.split_usage(subject, day_start, boundary, day_end) AS p
+    ),
+
+    gone AS (
+        DELETE FROM app.usage_slots AS s
+        USING seen
+        WHERE seen.is_locked
+            AND s.subject_id = subject
+            AND s.starts_at >= day_start
+            AND s.starts_at < boundary
+            AND s.ends_at > boundary
+            AND NOT EXISTS (SELECT FROM parts AS p WHERE p.messages < 0)
+        RETURNING s.slot
+    ),
+
+    added AS (
+        INSERT INTO app.usage_slots AS s (
+            subject_id, starts_at, ends_at, slot, messages, input_tokens,
+            cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
+            credits
+        )
+        SELECT
+            subject, p.starts_at, p.ends_at, 0, p.messages, p.input_tokens,
+            p.cache_creation_input_tokens, p.cache_read_input_tokens, p.output_tokens,
+            p.cost, p.credits
+        FROM parts AS p
+        WHERE (SELECT count(*) FROM gone) > 0
+        ORDER BY p.starts_at
+        ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
+            messages = s.messages + excluded.messages,
+            input_tokens = s.input_tokens + excluded.input_tokens,
+            cache_creation_input_tokens
+                = s.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+            cache_read_input_tokens
+                = s.cache_read_input_tokens + excluded.cache_read_input_tokens,
+            output_tokens = s.output_tokens + excluded.output_tokens,
+            cost = s.cost + excluded.cost,
+            credits = s.credits + excluded.credits
+    )
+
+    SELECT (SELECT count(*) FROM gone) > 0 INTO is_done;
+    PERFORM set_config('app.is_repairing', '', TRUE);
+    RETURN is_done;
+END;
+$$;
+
+COMMENT ON FUNCTION app.cut_usage_day(uuid, timestamptz) IS
+    'Splits a payer''s rows that lie across a boundary; false if there was none to split.';
+
+CREATE OR REPLACE VIEW app.uncut_usage WITH (security_invoker = TRUE) AS
+SELECT
+    p.subject_id,
+    b.boundary
+FROM (
+    SELECT
+        u.id AS subject_id,
+        u.quota_anchor,
+        u.next_quota_reset,
+        u.quota_period_start
+    FROM app.users AS u
+    UNION ALL
+    SELECT
+        f.id AS subject_id,
+        f.quota_anchor,
+        f.next_quota_reset,
+        f.quota_period_start
+    FROM app.fingerprints AS f
+) AS p
+CROSS JOIN LATERAL (
+    VALUES
+        (app.get_start_date(
+            p.quota_anchor, p.next_quota_reset, now(), p.quota_period_start
+        )),
+        (app.get_period_end(p.quota_anchor, now()))
+) AS b (boundary)
+WHERE EXISTS (
+    SELECT
+    FROM app.usage_slots AS s
+    WHERE s.subject_id = p.subject_id
+        AND s.starts_at > b.boundary - interval '24 hours'
+        AND s.starts_at < b.boundary
+        AND s.ends_at > b.boundary
+);
+
+COMMENT ON VIEW app.uncut_usage IS
+    'Payers with rows of usage_slots across the start or end of their period.';
+COMMENT ON COLUMN app.uncut_usage.subject_id IS
+    'Payer: the user, else the fingerprint.';
+COMMENT ON COLUMN app.uncut_usage.boundary IS
+    'The start of the payer''s period, or the next boundary.';
+
+-- SECURITY DEFINER: pyapp_sync may not write usage_slots.
+CREATE OR REPLACE FUNCTION app.cut_usage(subject uuid)
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT count(*) FILTER (WHERE app.cut_usage_day(u.subject_id, u.boundary))
+        FROM app.uncut_usage AS u
+        WHERE u.subject_id = subject
+    );
+END;
+$$;
+
+COMMENT ON FUNCTION app.cut_usage(uuid) IS
+    'Splits a payer''s rows across the start or end of its period; number of days.';
+
+REVOKE EXECUTE ON FUNCTION app.cut_usage(uuid) FROM public;
+
+CREATE OR REPLACE VIEW app.unfolded_usage WITH (security_invoker = TRUE) AS
+SELECT DISTINCT
+    s.subject_id,
+    s.starts_at,
+    s.ends_at
+FROM app.usage_slots AS s
+WHERE s.slot > 0
+    AND s.starts_at < date_trunc('day', now(), '+00');
+
+COMMENT ON VIEW app.unfolded_usage IS
+    'Spans of past days that have several rows; fold_usage makes one of them.';
+COMMENT ON COLUMN app.unfolded_usage.subject_id IS
+    'Payer: the user, else the fingerprint.';
+COMMENT ON COLUMN app.unfolded_usage.starts_at IS
+    'Start of the span.';
+COMMENT ON COLUMN app.unfolded_usage.ends_at IS
+    'End of the span.';
+
+-- Rows that another session has locked are left to the next call: it waits for no
+-- writer.
+CREATE OR REPLACE FUNCTION app.fold_usage(
+    subject uuid, span_start timestamptz, span_end timestamptz
+)
+RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    folded bigint;
+BEGIN
+    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
+    PERFORM set_config('app.is_repairing', 'on', TRUE);
+    WITH locked AS MATERIALIZED (
+        SELECT s.slot
+        FROM app.usage_slots AS s
+        WHERE s.subject_id = subject
+            AND s.starts_at = span_start
+            AND s.ends_at = span_end
+        FOR UPDATE SKIP LOCKED
+    ),
+
+    kept AS MATERIALIZED (
+        SELECT min(k.slot) AS slot FROM locked AS k
+    ),
+
+    gone AS (
+        DELETE FROM app.usage_slots AS s
+        USING locked AS k, kept
+        WHERE s.subject_id = subject
+            AND s.starts_at = span_start
+            AND s.ends_at = span_end
+            AND s.slot = k.slot
+            AND k.slot > kept.slot
+        RETURNING s.*
+    ),
+
+    total AS MATERIALIZED (
+        SELECT
+            count(*) AS folded,
+            sum(g.messages) AS messages,
+            sum(g.input_tokens) AS input_tokens,
+            sum(g.cache_creation_input_tokens) AS cache_creation_input_tokens,
+            sum(g.cache_read_input_tokens) AS cache_read_input_tokens,
+            sum(g.output_tokens) AS output_tokens,
+            sum(g.cost) AS cost,
+            sum(g.credits) AS credits
+        FROM gone AS g
+    )
+
+    UPDATE app.usage_slots AS s
+    SET
+        messages = s.messages + t.messages,
+        input_tokens = s.input_tokens + t.input_tokens,
+        cache_creation_input_tokens
+            = s.cache_creation_input_tokens + t.cache_creation_input_tokens,
+        cache_read_input_tokens = s.cache_read_input_tokens + t.cache_read_input_tokens,
+        output_tokens = s.output_tokens + t.output_tokens,
+        cost = s.cost + t.cost,
+        credits = s.credits + t.credits
+    FROM kept, total AS t
+    WHERE s.subject_id = subject
+        AND s.starts_at = span_start
+        AND s.ends_at = span_end
+        AND s.slot = kept.slot
+        AND t.folded > 0
+    RETURNING t.folded INTO folded;
+    PERFORM set_config('app.is_repairing', '', TRUE);
+    RETURN COALESCE(folded, 0);
+END;
+$$;
+
+COMMENT ON FUNCTION app.fold_usage(uuid, timestamptz, timestamptz) IS
+    'Adds the rows of a span to one of them; returns the number of rows removed.';
+
+-- A writer adds its messages to a row and keeps it locked until it commits. So once
+-- this function holds the locks of all rows of a day, the messages that its next
+-- statement sees are those in these rows, and a writer that waits adds its own later.
+-- A row that a writer opens in between is locked in the next round.
+CREATE OR REPLACE FUNCTION app.rebuild_usage_day(subject uuid, usage_day date)
+RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    day_start timestamptz := usage_day::timestamp AT TIME ZONE interval '0';
+    day_end timestamptz := (usage_day + 1)::timestamp AT TIME ZONE interval '0';
+    first_end timestamptz;
+    locked bigint;
+    is_done boolean;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
+    PERFORM set_config('app.is_repairing', 'on', TRUE);
+    first_end := (
+        SELECT p.ends_at
+        FROM app.get_usage_span(app.find_quota_anchor(subject), day_start) AS p
+    );
+    FOR round IN 1..20 LOOP
+        PERFORM FROM app.usage_slots AS s
+        WHERE s.subject_id = subject
+            AND s.starts_at >= day_start
+            AND s.starts_at < day_end
+        ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
+        FOR UPDATE;
+        GET DIAGNOSTICS locked = ROW_COUNT;
+
+        WITH seen AS MATERIALIZED (
+            SELECT count(*) = locked AS is_locked
+            FROM app.usage_slots AS s
+            WHERE s.subject_id = subject
+                AND s.starts_at >= day_start
+                AND s.starts_at < day_end
+        ),
+
+        gone AS (
+            DELETE FROM app.usage_slots AS s
+            USING seen
+            WHERE seen.is_locked
+                AND s.subject_id = subject
+                AND s.starts_at >= day_start
+                AND s.starts_at < day_end
+            RETURNING s.slot
+        ),
+
+        added AS (
+            INSERT INTO app.usage_slots (
+                subject_id, starts_at, ends_at, slot, messages, input_tokens,
+                cache_creation_input_tokens, cache_read_input_tokens, output_tokens,
+                cost, credits
+            )
+            SELECT subject, p.starts_at, p.ends_at, 0, u.*
+            FROM (
+                VALUES (day_start, first_end), (first_end, day_end)
+            ) AS p (starts_at, ends_at)
+            CROSS JOIN LATERAL app.sum_usage(subject, p.starts_at, p.ends_at) AS u
+            WHERE (SELECT seen.is_locked FROM seen)
+                AND (SELECT count(*) FROM gone) = locked
+        )
+
+        SELECT seen.is_locked INTO is_done FROM seen;
+        EXIT WHEN is_done;
+    END LOOP;
+    PERFORM set_config('app.is_repairing', '', TRUE);
+    RETURN is_done;
+END;
+$$;
+
+COMMENT ON FUNCTION app.rebuild_usage_day(uuid, date) IS
+    'Sums a payer''s messages of a UTC day again; false if writers kept adding rows.';
+
+CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
+RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF (
+        SELECT u
+        FROM app.sum_usage(
+            subject,
+            usage_day::timestamp AT TIME ZONE interval '0',
+            (usage_day + 1)::timestamp AT TIME ZONE interval '0'
+        ) AS u
+    ) IS NOT DISTINCT FROM (
+        SELECT
+            ROW(
+                d.messages, d.input_tokens, d.cache_creation_input_tokens,
+                d.cache_read_input_tokens, d.output_tokens, d.cost, d.credits
+            )
+        FROM app.usage_daily AS d
+        WHERE d.subject_id = subject AND d.day = usage_day
+    ) THEN
+        RETURN FALSE;
+    END IF;
+    IF NOT app.rebuild_usage_day(subject, usage_day) THEN
+        RAISE EXCEPTION 'writers of % keep adding rows; repeat the repair', subject
+            USING ERRCODE = 'lock_not_available';
+    END IF;
+    RETURN TRUE;
+END;
+$$;
+
+COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
+    'Sets the sums of a payer and UTC day from messages; true if it changed.';
