@@ -137,15 +137,17 @@ INNER JOIN bench.accounts AS a
     END;
 
 -- name: insert_usage :rowcount
--- The rollup, because the load runs without triggers; ordered by day, as the trigger
--- would have inserted the rows.
-INSERT INTO app.usage_daily (
-    subject_id, day, messages, input_tokens, cache_creation_input_tokens,
-    cache_read_input_tokens, output_tokens, cost, credits
+-- The rollup, because the load runs without triggers: one row of each span, ordered by
+-- time, as the trigger would have inserted the rows.
+INSERT INTO app.usage_slots (
+    subject_id, starts_at, ends_at, slot, messages, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost, credits
 )
 SELECT
     m.subject_id,
-    (m.finished_at AT TIME ZONE 'UTC')::date AS day,
+    p.starts_at,
+    p.ends_at,
+    0 AS slot,
     count(*) AS messages,
     sum(m.input_tokens) AS input_tokens,
     sum(m.cache_creation_input_tokens) AS cache_creation_input_tokens,
@@ -154,8 +156,10 @@ SELECT
     sum(m.cost) AS cost,
     sum(m.credits) AS credits
 FROM app.messages AS m
-GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date
-ORDER BY day ASC, min(m.finished_at) ASC;
+INNER JOIN app.users AS u ON m.user_id = u.id
+CROSS JOIN LATERAL app.get_usage_span(u.quota_anchor, m.finished_at) AS p
+GROUP BY m.subject_id, p.starts_at, p.ends_at
+ORDER BY p.starts_at ASC, min(m.finished_at) ASC;
 
 -- name: insert_sessions :rowcount
 -- One session for each account, each with its own fingerprint.
@@ -220,7 +224,7 @@ RESET synchronous_commit;
 -- As autovacuum would do in time; it skips tables without writes.
 VACUUM (ANALYZE)
 app.users, app.fingerprints, app.sessions,
-app.messages, app.message_payloads, app.usage_daily;
+app.messages, app.message_payloads, app.usage_slots;
 
 -- name: read_setting :one
 -- A setting of the server.
