@@ -126,7 +126,11 @@ COMMENT ON COLUMN app.usage_drift.recorded_credits IS
 CREATE OR REPLACE FUNCTION app.find_quota_anchor(subject uuid)
 RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
 RETURN COALESCE(
-    (SELECT u.quota_anchor FROM app.users AS u WHERE u.id = find_quota_anchor.subject),
+    (
+        SELECT u.quota_anchor
+        FROM app.users AS u
+        WHERE u.id = find_quota_anchor.subject
+    ),
     (
         SELECT f.quota_anchor
         FROM app.fingerprints AS f
@@ -169,116 +173,71 @@ END;
 COMMENT ON FUNCTION app.sum_usage(uuid, timestamptz, timestamptz) IS
     'Sums of a payer''s messages in [since, until); no row if there are none.';
 
--- A message counts before the boundary (first factor) or after it (second). Those
--- before it that are in no row of that part are in rows across the boundary.
-CREATE OR REPLACE FUNCTION app.split_usage(
-    subject uuid, day_start timestamptz, boundary timestamptz, day_end timestamptz
+-- Replaces the rows of a day by rows on either side of the boundary, if they are the
+-- locked ones: these have not changed since, and one snapshot has rows and messages.
+-- ON CONFLICT adds to the row of a writer that had not committed at that moment.
+CREATE OR REPLACE FUNCTION app.replace_usage_rows(
+    subject uuid,
+    day_start timestamptz,
+    boundary timestamptz,
+    day_end timestamptz,
+    locked bigint,
+    is_repair boolean
 )
-RETURNS TABLE (
-    starts_at timestamptz,
-    ends_at timestamptz,
-    messages bigint,
-    input_tokens bigint,
-    cache_creation_input_tokens bigint,
-    cache_read_input_tokens bigint,
-    output_tokens bigint,
-    cost numeric,
-    credits numeric
-)
-LANGUAGE sql STABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        p.starts_at,
-        p.ends_at,
-        sum(p.factor * d.messages)::bigint AS messages,
-        sum(p.factor * d.input_tokens)::bigint AS input_tokens,
-        sum(p.factor * d.cache_creation_input_tokens)::bigint AS cache_creation_input_tokens,
-        sum(p.factor * d.cache_read_input_tokens)::bigint AS cache_read_input_tokens,
-        sum(p.factor * d.output_tokens)::bigint AS output_tokens,
-        sum(p.factor * d.cost) AS cost,
-        sum(p.factor * d.credits) AS credits
-    FROM (
-        SELECT 1 AS before_boundary, -1 AS after_boundary, u.*
-        FROM app.sum_usage(subject, day_start, boundary) AS u
-        UNION ALL
-        SELECT
-            CASE WHEN s.ends_at <= split_usage.boundary THEN -1 ELSE 0 END,
-            1,
-            s.messages,
-            s.input_tokens,
-            s.cache_creation_input_tokens,
-            s.cache_read_input_tokens,
-            s.output_tokens,
-            s.cost,
-            s.credits
-        FROM app.usage_slots AS s
-        WHERE s.subject_id = split_usage.subject
-            AND s.starts_at >= split_usage.day_start
-            AND s.starts_at < split_usage.boundary
-    ) AS d
-    CROSS JOIN LATERAL (
-        VALUES
-            (split_usage.day_start, split_usage.boundary, d.before_boundary),
-            (split_usage.boundary, split_usage.day_end, d.after_boundary)
-    ) AS p (starts_at, ends_at, factor)
-    GROUP BY p.starts_at, p.ends_at
-    HAVING sum(p.factor * d.messages) <> 0;
-END;
-
-COMMENT ON FUNCTION app.split_usage(
-    uuid, timestamptz, timestamptz, timestamptz
-) IS
-    'What the rows across a boundary sum, by its two sides.';
-
--- Replaces the rows of a day that lie across the boundary by rows on either side of it;
--- the sums of the day stay as they are. The statement that replaces them sees rows and
--- messages in one snapshot. It changes nothing unless the rows that it sees are those
--- that this transaction has locked before: these have not changed since.
-CREATE OR REPLACE FUNCTION app.cut_usage_day(subject uuid, boundary timestamptz)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    day date := (boundary AT TIME ZONE interval '0')::date;
-    day_start timestamptz := day::timestamp AT TIME ZONE interval '0';
-    day_end timestamptz := (day + 1)::timestamp AT TIME ZONE interval '0';
-    locked bigint;
-    is_done boolean;
+    is_replaced boolean;
 BEGIN
-    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
-    PERFORM set_config('app.is_repairing', 'on', TRUE);
-    -- Slot 0 is last and in key order: writers of several messages wait for it.
-    PERFORM FROM app.usage_slots AS s
-    WHERE s.subject_id = subject
-        AND s.starts_at >= day_start
-        AND s.starts_at < boundary
-        AND s.ends_at > boundary
-    ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
-    FOR UPDATE;
-    GET DIAGNOSTICS locked = ROW_COUNT;
-
-    WITH seen AS (
-        SELECT count(*) = locked AND locked > 0 AS is_locked
+    WITH kept AS MATERIALIZED (
+        SELECT
+            count(*) = locked AS is_locked,
+            is_repair OR bool_or(s.starts_at < boundary AND s.ends_at > boundary)
+                AS is_candidate,
+            ROW(
+                sum(s.messages), sum(s.input_tokens),
+                sum(s.cache_creation_input_tokens), sum(s.cache_read_input_tokens),
+                sum(s.output_tokens), sum(s.cost), sum(s.credits)
+            ) AS sums
         FROM app.usage_slots AS s
         WHERE s.subject_id = subject
             AND s.starts_at >= day_start
-            AND s.starts_at < boundary
-            AND s.ends_at > boundary
+            AND s.starts_at < day_end
     ),
 
-    parts AS MATERIALIZED (
-        SELECT p.*
-        FROM app.split_usage(subject, day_start, boundary, day_end) AS p
+    recorded AS MATERIALIZED (
+        SELECT p.starts_at, p.ends_at, 0 AS slot, u.*
+        FROM kept AS k
+        CROSS JOIN (
+            VALUES (day_start, boundary), (boundary, day_end)
+        ) AS p (starts_at, ends_at)
+        CROSS JOIN LATERAL app.sum_usage(subject, p.starts_at, p.ends_at) AS u
+        WHERE k.is_locked AND k.is_candidate
+    ),
+
+    due AS MATERIALIZED (
+        SELECT k.is_locked
+        FROM kept AS k
+        CROSS JOIN (
+            SELECT
+                ROW(
+                    sum(r.messages), sum(r.input_tokens),
+                    sum(r.cache_creation_input_tokens), sum(r.cache_read_input_tokens),
+                    sum(r.output_tokens), sum(r.cost), sum(r.credits)
+                ) AS sums
+            FROM recorded AS r
+        ) AS r
+        WHERE k.is_locked
+            AND k.is_candidate
+            AND is_repair = (k.sums IS DISTINCT FROM r.sums)
     ),
 
     gone AS (
         DELETE FROM app.usage_slots AS s
-        USING seen
-        WHERE seen.is_locked
-            AND s.subject_id = subject
+        USING due
+        WHERE s.subject_id = subject
             AND s.starts_at >= day_start
-            AND s.starts_at < boundary
-            AND s.ends_at > boundary
-            AND NOT EXISTS (SELECT FROM parts AS p WHERE p.messages < 0)
+            AND s.starts_at < day_end
         RETURNING s.slot
     ),
 
@@ -288,13 +247,11 @@ BEGIN
             cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
             credits
         )
-        SELECT
-            subject, p.starts_at, p.ends_at, 0, p.messages, p.input_tokens,
-            p.cache_creation_input_tokens, p.cache_read_input_tokens, p.output_tokens,
-            p.cost, p.credits
-        FROM parts AS p
-        WHERE (SELECT count(*) FROM gone) > 0
-        ORDER BY p.starts_at
+        SELECT subject, r.*
+        FROM recorded AS r
+        CROSS JOIN due
+        WHERE (SELECT count(*) FROM gone) = locked
+        ORDER BY r.starts_at
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
             messages = s.messages + excluded.messages,
             input_tokens = s.input_tokens + excluded.input_tokens,
@@ -307,14 +264,94 @@ BEGIN
             credits = s.credits + excluded.credits
     )
 
-    SELECT (SELECT count(*) FROM gone) > 0 INTO is_done;
-    PERFORM set_config('app.is_repairing', '', TRUE);
-    RETURN is_done;
+    SELECT CASE WHEN k.is_locked THEN EXISTS (SELECT FROM due) END
+    INTO is_replaced
+    FROM kept AS k;
+    RETURN is_replaced;
 END;
 $$;
 
+COMMENT ON FUNCTION app.replace_usage_rows(
+    uuid, timestamptz, timestamptz, timestamptz, bigint, boolean
+) IS
+    'Replaces the rows of a day; NULL if not all are locked, false if it need not.';
+
+-- A writer adds its messages to a row and keeps it locked until it commits. So once
+-- this function has locked all rows of a day, the messages that its next statement sees
+-- are those in these rows, and a concurrent writer adds its own afterwards. A row that
+-- a writer has opened in between is locked in the next round.
+CREATE OR REPLACE FUNCTION app.rebuild_usage_day(
+    subject uuid, usage_day date, is_repair boolean
+)
+RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    day_start timestamptz := usage_day::timestamp AT TIME ZONE interval '0';
+    day_end timestamptz;
+    boundary timestamptz;
+    locked bigint;
+    is_replaced boolean;
+BEGIN
+    SELECT d.ends_at, p.ends_at
+    INTO day_end, boundary
+    FROM app.get_usage_span(NULL, day_start) AS d
+    CROSS JOIN app.get_usage_span(app.find_quota_anchor(subject), day_start) AS p;
+    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
+    PERFORM set_config('app.is_repairing', 'on', TRUE);
+    FOR round IN 1..20 LOOP
+        -- Slot 0 is last: while this waits for other rows, it blocks no writer.
+        PERFORM FROM app.usage_slots AS s
+        WHERE s.subject_id = subject
+            AND s.starts_at >= day_start
+            AND s.starts_at < day_end
+        ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
+        FOR UPDATE;
+        GET DIAGNOSTICS locked = ROW_COUNT;
+        is_replaced := app.replace_usage_rows(
+            subject, day_start, boundary, day_end, locked, is_repair
+        );
+        EXIT WHEN is_replaced IS NOT NULL;
+    END LOOP;
+    PERFORM set_config('app.is_repairing', '', TRUE);
+    RETURN is_replaced;
+END;
+$$;
+
+COMMENT ON FUNCTION app.rebuild_usage_day(uuid, date, boolean) IS
+    'Repairs a day, or cuts it at its boundary; NULL if writers kept adding rows.';
+
+-- The sums of the day stay as they are: a day whose sums are wrong is not cut.
+CREATE OR REPLACE FUNCTION app.cut_usage_day(subject uuid, boundary timestamptz)
+RETURNS boolean LANGUAGE sql SET search_path = pg_catalog, pg_temp
+RETURN COALESCE(
+    app.rebuild_usage_day(subject, (boundary AT TIME ZONE interval '0')::date, FALSE),
+    FALSE
+);
+
 COMMENT ON FUNCTION app.cut_usage_day(uuid, timestamptz) IS
-    'Splits a payer''s rows that lie across a boundary; false if there was none to split.';
+    'Splits a payer''s rows across a boundary; false if there was nothing to split.';
+
+CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
+RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    is_repaired boolean;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    is_repaired := app.rebuild_usage_day(subject, usage_day, TRUE);
+    IF is_repaired IS NULL THEN
+        RAISE EXCEPTION 'writers of % keep adding rows; repeat the repair', subject
+            USING ERRCODE = 'lock_not_available';
+    END IF;
+    RETURN is_repaired;
+END;
+$$;
+
+COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
+    'Sets the sums of a payer and UTC day from messages; true if it changed.';
 
 CREATE OR REPLACE VIEW app.uncut_usage WITH (security_invoker = TRUE) AS
 SELECT
@@ -366,8 +403,12 @@ AS $$
 BEGIN
     RETURN (
         SELECT count(*) FILTER (WHERE app.cut_usage_day(u.subject_id, u.boundary))
-        FROM app.uncut_usage AS u
-        WHERE u.subject_id = subject
+        FROM (
+            SELECT v.subject_id, v.boundary
+            FROM app.uncut_usage AS v
+            WHERE v.subject_id = subject
+            ORDER BY v.boundary
+        ) AS u
     );
 END;
 $$;
@@ -384,7 +425,14 @@ SELECT DISTINCT
     s.ends_at
 FROM app.usage_slots AS s
 WHERE s.slot > 0
-    AND s.starts_at < date_trunc('day', now(), '+00');
+    AND s.starts_at < date_trunc('day', now(), '+00')
+    AND EXISTS (
+        SELECT FROM app.usage_slots AS o
+        WHERE o.subject_id = s.subject_id
+            AND o.starts_at = s.starts_at
+            AND o.ends_at = s.ends_at
+            AND o.slot <> s.slot
+    );
 
 COMMENT ON VIEW app.unfolded_usage IS
     'Spans of past days that have several rows; fold_usage makes one of them.';
@@ -468,113 +516,3 @@ $$;
 
 COMMENT ON FUNCTION app.fold_usage(uuid, timestamptz, timestamptz) IS
     'Adds the rows of a span to one of them; returns the number of rows removed.';
-
--- A writer adds its messages to a row and keeps it locked until it commits. So once
--- this function holds the locks of all rows of a day, the messages that its next
--- statement sees are those in these rows, and a writer that waits adds its own later.
--- A row that a writer opens in between is locked in the next round.
-CREATE OR REPLACE FUNCTION app.rebuild_usage_day(subject uuid, usage_day date)
-RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    day_start timestamptz := usage_day::timestamp AT TIME ZONE interval '0';
-    day_end timestamptz := (usage_day + 1)::timestamp AT TIME ZONE interval '0';
-    first_end timestamptz;
-    locked bigint;
-    is_done boolean;
-BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
-            USING ERRCODE = 'invalid_transaction_state';
-    END IF;
-    -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
-    PERFORM set_config('app.is_repairing', 'on', TRUE);
-    first_end := (
-        SELECT p.ends_at
-        FROM app.get_usage_span(app.find_quota_anchor(subject), day_start) AS p
-    );
-    FOR round IN 1..20 LOOP
-        PERFORM FROM app.usage_slots AS s
-        WHERE s.subject_id = subject
-            AND s.starts_at >= day_start
-            AND s.starts_at < day_end
-        ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
-        FOR UPDATE;
-        GET DIAGNOSTICS locked = ROW_COUNT;
-
-        WITH seen AS MATERIALIZED (
-            SELECT count(*) = locked AS is_locked
-            FROM app.usage_slots AS s
-            WHERE s.subject_id = subject
-                AND s.starts_at >= day_start
-                AND s.starts_at < day_end
-        ),
-
-        gone AS (
-            DELETE FROM app.usage_slots AS s
-            USING seen
-            WHERE seen.is_locked
-                AND s.subject_id = subject
-                AND s.starts_at >= day_start
-                AND s.starts_at < day_end
-            RETURNING s.slot
-        ),
-
-        added AS (
-            INSERT INTO app.usage_slots (
-                subject_id, starts_at, ends_at, slot, messages, input_tokens,
-                cache_creation_input_tokens, cache_read_input_tokens, output_tokens,
-                cost, credits
-            )
-            SELECT subject, p.starts_at, p.ends_at, 0, u.*
-            FROM (
-                VALUES (day_start, first_end), (first_end, day_end)
-            ) AS p (starts_at, ends_at)
-            CROSS JOIN LATERAL app.sum_usage(subject, p.starts_at, p.ends_at) AS u
-            WHERE (SELECT seen.is_locked FROM seen)
-                AND (SELECT count(*) FROM gone) = locked
-        )
-
-        SELECT seen.is_locked INTO is_done FROM seen;
-        EXIT WHEN is_done;
-    END LOOP;
-    PERFORM set_config('app.is_repairing', '', TRUE);
-    RETURN is_done;
-END;
-$$;
-
-COMMENT ON FUNCTION app.rebuild_usage_day(uuid, date) IS
-    'Sums a payer''s messages of a UTC day again; false if writers kept adding rows.';
-
-CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
-RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF (
-        SELECT u
-        FROM app.sum_usage(
-            subject,
-            usage_day::timestamp AT TIME ZONE interval '0',
-            (usage_day + 1)::timestamp AT TIME ZONE interval '0'
-        ) AS u
-    ) IS NOT DISTINCT FROM (
-        SELECT
-            ROW(
-                d.messages, d.input_tokens, d.cache_creation_input_tokens,
-                d.cache_read_input_tokens, d.output_tokens, d.cost, d.credits
-            )
-        FROM app.usage_daily AS d
-        WHERE d.subject_id = subject AND d.day = usage_day
-    ) THEN
-        RETURN FALSE;
-    END IF;
-    IF NOT app.rebuild_usage_day(subject, usage_day) THEN
-        RAISE EXCEPTION 'writers of % keep adding rows; repeat the repair', subject
-            USING ERRCODE = 'lock_not_available';
-    END IF;
-    RETURN TRUE;
-END;
-$$;
-
-COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
-    'Sets the sums of a payer and UTC day from messages; true if it changed.';
