@@ -137,7 +137,7 @@ def get_message_rates(conn: Connection[Any]) -> MessageRates:
 def get_user_counts(conn: Connection[Any]) -> UserCounts:
     """Return numbers of users; blocked users are those blocked by the quota's rule.
 
-    It reads all users and the key of usage_daily: about a second for two million days.
+    It reads all users and usage_slots as a whole: a second for two million rows.
     """
     return fetch_one(conn, UserCounts, "get_user_counts")
 

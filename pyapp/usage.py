@@ -14,7 +14,7 @@ from pyapp._core.validation import validated
 
 UsageKey: TypeAlias = Literal["day", "month", "model", "provider", "client", "payer"]
 
-# usage_daily has the sums of these groups, if all days are whole.
+# usage_slots has the sums of these groups, if all days are whole.
 _DAILY: frozenset[UsageKey] = frozenset({"day", "month", "payer"})
 
 

@@ -70,12 +70,14 @@ app.take_stripe_claims(), app.end_unverified_sessions(),
 app.replace_stripe_items(text[], jsonb[]), app.delete_session(bytea),
 app.delete_user_sessions(uuid), app.delete_expired_sessions(bigint),
 app.cancel_referral(uuid), app.anonymize_user(uuid),
-app.list_detached_payloads(uuid[]), app.list_user_events(uuid)
+app.list_detached_payloads(uuid[]), app.list_user_events(uuid), app.cut_usage(uuid)
 FROM public;
 
 -- Only the owner repairs. These functions run with the privileges of their caller.
 REVOKE EXECUTE ON FUNCTION
-app.repair_usage_day(uuid, date), app.repair_referral_totals(uuid)
+app.repair_usage_day(uuid, date), app.rebuild_usage_day(uuid, date),
+app.repair_referral_totals(uuid), app.cut_usage_day(uuid, timestamptz),
+app.fold_usage(uuid, timestamptz, timestamptz)
 FROM public;
 
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
@@ -92,7 +94,10 @@ BEGIN
         INNER JOIN pg_catalog.pg_namespace AS n ON p.pronamespace = n.oid
         WHERE n.nspname = 'app'
             AND NOT p.prosecdef
-            AND p.proname NOT IN ('repair_usage_day', 'repair_referral_totals')
+            AND p.proname NOT IN (
+                'repair_usage_day', 'rebuild_usage_day', 'repair_referral_totals',
+                'cut_usage_day', 'fold_usage'
+            )
     LOOP
         EXECUTE format(
             'GRANT EXECUTE ON FUNCTION %s TO pyapp_app, pyapp_sync, pyapp_readonly',
@@ -129,7 +134,7 @@ $$;
 
 GRANT SELECT ON
 app.plans, app.plan_prices, app.model_prices, app.users, app.fingerprints,
-app.usage_daily
+app.usage_slots, app.usage_daily
 TO pyapp_app;
 
 -- For the end date and the trial on a user's account page. The view runs with the
@@ -246,6 +251,10 @@ ON app.stripe_subscriptions TO pyapp_sync;
 -- which would also allow LOCK TABLE in ACCESS EXCLUSIVE mode.
 GRANT EXECUTE ON FUNCTION app.replace_stripe_items(text[], jsonb[]) TO pyapp_sync;
 
+-- SECURITY DEFINER: splits the sums of a day in which a period that the sync has moved
+-- begins. The role may not read them.
+GRANT EXECUTE ON FUNCTION app.cut_usage(uuid) TO pyapp_sync;
+
 GRANT
 INSERT (kind, is_dry_run),
 UPDATE (cursor, counts, outcome, finished_at, last_error)
@@ -257,9 +266,10 @@ ON app.stripe_sync_runs TO pyapp_sync;
 
 GRANT SELECT ON
 app.plans, app.plan_prices, app.model_prices, app.users, app.fingerprints,
-app.messages, app.usage_daily, app.referrals, app.stripe_customers,
+app.messages, app.usage_slots, app.usage_daily, app.referrals, app.stripe_customers,
 app.stripe_subscriptions, app.stripe_subscription_items, app.stripe_entitlements,
-app.stripe_sync_runs, app.usage_drift, app.referral_drift
+app.stripe_sync_runs, app.usage_drift, app.uncut_usage, app.unfolded_usage,
+app.referral_drift
 TO pyapp_readonly;
 
 GRANT SELECT (user_id, fingerprint_id, created_at, expires_at)

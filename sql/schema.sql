@@ -805,7 +805,7 @@ COMMENT ON COLUMN app.usage_slots.cost IS
 COMMENT ON COLUMN app.usage_slots.credits IS
     'Sum of messages.credits.';
 
--- For fold_usage. Partial: folded days and quiet payers have only slot 0.
+-- For list_unfolded_usage. Partial: folded days and quiet payers have only slot 0.
 CREATE INDEX usage_slots_starts_at_idx ON app.usage_slots (starts_at)
 WHERE slot > 0;
 

@@ -10,22 +10,34 @@ SET work_mem = '128MB';
 SET maintenance_work_mem = '128MB';
 SELECT setseed(0.5);
 
+-- The period began in the middle of a day.
+CREATE TEMPORARY TABLE pg_temp.period ON COMMIT DROP AS
+SELECT date_trunc('day', now(), 'UTC') - interval '228 hours' AS starts_at;
+
 INSERT INTO app.users (
-    id, email, referral_code, stripe_customer_id, stripe_subscription_id,
-    subscription_status
+    id, email, referral_code, quota_anchor, next_quota_reset, stripe_customer_id,
+    stripe_subscription_id, subscription_status
 )
 SELECT
     md5('user-' || n)::uuid,
     'user' || n || '@example.com',
     'ref-' || md5('user-' || n)::uuid,
+    p.starts_at,
+    CASE WHEN n <> 7 THEN app.add_months(p.starts_at, 1) END,
     CASE WHEN n % 4 = 0 THEN 'cus_' || n END,
     CASE WHEN n % 8 = 0 THEN 'sub_' || n END,
     CASE WHEN n % 8 = 0 THEN 'active' END
-FROM generate_series(0, 5999) AS n;
+FROM generate_series(0, 5999) AS n
+CROSS JOIN pg_temp.period AS p;
 
-INSERT INTO app.fingerprints (id, sig_hash)
-SELECT md5('fingerprint-' || n)::uuid, md5(n::text)
-FROM generate_series(0, 2999) AS n;
+INSERT INTO app.fingerprints (id, sig_hash, quota_anchor, next_quota_reset)
+SELECT
+    md5('fingerprint-' || n)::uuid,
+    md5(n::text),
+    p.starts_at,
+    app.add_months(p.starts_at, 1)
+FROM generate_series(0, 2999) AS n
+CROSS JOIN pg_temp.period AS p;
 
 INSERT INTO app.sessions (token_hash, user_id, fingerprint_id, created_at, expires_at)
 SELECT
@@ -97,16 +109,33 @@ BEGIN
 END;
 $$;
 
-INSERT INTO app.usage_daily (
-    subject_id, day, messages, input_tokens, cache_creation_input_tokens,
-    cache_read_input_tokens, output_tokens, cost, credits
+-- The rows of an eighth of payers lie across the start of the period, as if the anchor
+-- had moved. User 0 has two rows for a span.
+INSERT INTO app.usage_slots (
+    subject_id, starts_at, ends_at, slot, messages, input_tokens,
+    cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost, credits
 )
 SELECT
-    m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date, count(*),
+    m.subject_id, p.starts_at, p.ends_at, m.slot, count(*),
     sum(m.input_tokens), sum(m.cache_creation_input_tokens),
     sum(m.cache_read_input_tokens), sum(m.output_tokens), sum(m.cost), sum(m.credits)
-FROM app.messages AS m
-GROUP BY 1, 2
+FROM (
+    SELECT
+        i.*,
+        CASE
+            WHEN get_byte(uuid_send(i.subject_id), 0) % 16 IN (0, 11)
+                THEN '2026-01-01 00:00:00+00'
+            ELSE (SELECT p.starts_at FROM pg_temp.period AS p)
+        END AS anchor,
+        CASE
+            WHEN i.subject_id = md5('user-0')::uuid
+                THEN get_byte(uuid_send(i.id), 0) % 2
+            ELSE 0
+        END AS slot
+    FROM app.messages AS i
+) AS m
+CROSS JOIN LATERAL app.get_usage_span(m.anchor, m.finished_at) AS p
+GROUP BY 1, 2, 3, 4
 ORDER BY 2, 1;
 
 SELECT app.create_payload_partitions((now() - interval '100 days')::date, 6);

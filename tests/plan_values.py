@@ -14,6 +14,7 @@ from pyapp._core.queries import Query
 from pyapp.usage import UsageKey
 
 NOW = datetime.now(UTC)
+MIDNIGHT = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def make_id(kind: str, number: int) -> UUID:
@@ -50,6 +51,7 @@ def _values(user: int, fingerprint: int) -> dict[str, Any]:
         "as_of": NOW,
         "at": NOW,
         "before": NOW - timedelta(days=10),
+        "boundary": MIDNIGHT - timedelta(hours=228),
         "before_id": make_id("message", 7),
         "by": "day",
         "cache_creation_1h_input_tokens": 1,
@@ -66,6 +68,7 @@ def _values(user: int, fingerprint: int) -> dict[str, Any]:
         "credits": Decimal(500),
         "cursor": "cus_1",
         "email": f"user{user}@example.com",
+        "ends_at": MIDNIGHT,
         "event_created_at": NOW,
         "fingerprint_id": make_id("fingerprint", fingerprint),
         "finished_at": NOW,
@@ -109,6 +112,7 @@ def _values(user: int, fingerprint: int) -> dict[str, Any]:
         "since": NOW - timedelta(days=10),
         "source": "event",
         "started_after": NOW - timedelta(days=1),
+        "starts_at": MIDNIGHT - timedelta(days=1),
         "statement_milliseconds": 4500,
         "status": "applied",
         "stripe_price_id": "price_7",

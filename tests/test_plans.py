@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from pyapp._core.connection import connect
-from pyapp._core.queries import QUERIES, Query, schema_text
+from pyapp._core.queries import QUERIES, TOOL_QUERIES, Query, schema_text
 from pyapp.devtools.checks.catalog import Catalog, Constraint, read_catalog
 from pyapp.devtools.checks.query_plans import is_planned, read_plans
 from pyapp.devtools.checks.schema_docs import read_index_notes
@@ -22,13 +22,20 @@ from tests.plan_reading import PlanReader
 from tests.plan_values import values_for
 
 PLANS = read_plans()
-PLANNED = {name: query for name, query in QUERIES.items() if is_planned(query)}
+# The daily upkeep of sums, of all queries of sql/devtools.
+UPKEEP = {
+    name: query
+    for name, query in TOOL_QUERIES.items()
+    if query.path.name == "usage_upkeep.sql"
+}
+PLANNED = UPKEEP | {name: query for name, query in QUERIES.items() if is_planned(query)}
 # Tables that a query reads as a whole.
 READS_ALL = {
     "get_mirror_size": {"stripe_customers", "stripe_subscriptions"},
-    "get_user_counts": {"usage_daily", "users"},
+    "get_user_counts": {"usage_slots", "users"},
     # Reports over all payers; an index of days would slow down every message.
-    "list_usage": {"usage_daily"},
+    "list_usage": {"usage_slots"},
+    "list_uncut_usage": {"fingerprints", "users"},
 }
 
 Connection = psycopg.Connection[TupleRow]

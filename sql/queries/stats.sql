@@ -24,11 +24,14 @@ WHERE m.recorded_at > statement_timestamp() - interval '1 hour';
 -- at most 31 days ago: users below their quota over those days skip the exact check.
 WITH recent_usage AS (
     SELECT
-        d.subject_id,
-        sum(d.credits) AS credits
-    FROM app.usage_daily AS d
-    WHERE d.day >= (statement_timestamp() AT TIME ZONE interval '0')::date - 31
-    GROUP BY d.subject_id
+        s.subject_id,
+        sum(s.credits) AS credits
+    FROM app.usage_slots AS s
+    WHERE s.starts_at >= (
+        date_trunc('day', statement_timestamp() AT TIME ZONE interval '0')
+        - interval '31 days'
+    ) AT TIME ZONE interval '0'
+    GROUP BY s.subject_id
 ),
 
 checked_users AS (

@@ -1,58 +1,52 @@
 -- name: list_usage :many
 -- Days and months in the order of time, other groups by cost, the highest first.
 -- is_daily means that the groups are days, months or payers and that the range begins
--- and ends at midnight UTC: then usage_daily has the sums. is_daily and subject_id
+-- and ends at midnight UTC: then usage_slots has the sums. is_daily and subject_id
 -- select one part of source; PostgreSQL does not execute the others.
 WITH source AS (
     SELECT
-        d.subject_id,
-        d.day,
+        s.subject_id,
+        (s.starts_at AT TIME ZONE interval '0')::date AS day,
         NULL::text AS model,
         NULL::text AS provider,
         NULL::text AS client_id,
-        d.messages,
-        d.input_tokens,
-        d.cache_creation_input_tokens,
-        d.cache_read_input_tokens,
-        d.output_tokens,
-        d.total_tokens,
-        d.cost,
-        d.credits
-    FROM app.usage_daily AS d
+        s.messages,
+        s.input_tokens,
+        s.cache_creation_input_tokens,
+        s.cache_read_input_tokens,
+        s.output_tokens,
+        s.input_tokens + s.cache_creation_input_tokens + s.cache_read_input_tokens
+        + s.output_tokens AS total_tokens,
+        s.cost,
+        s.credits
+    FROM app.usage_slots AS s
     WHERE :is_daily::boolean
-        AND d.subject_id = :subject_id::uuid
-        AND d.day >= (
-            COALESCE(:since::timestamptz, '-infinity') AT TIME ZONE interval '0'
-        )::date
-        AND d.day < (
-            COALESCE(:until::timestamptz, 'infinity') AT TIME ZONE interval '0'
-        )::date
+        AND s.subject_id = :subject_id::uuid
+        AND s.starts_at >= COALESCE(:since::timestamptz, '-infinity')
+        AND s.starts_at < COALESCE(:until::timestamptz, 'infinity')
 
     UNION ALL
 
     SELECT
-        d.subject_id,
-        d.day,
+        s.subject_id,
+        (s.starts_at AT TIME ZONE interval '0')::date AS day,
         NULL::text AS model,
         NULL::text AS provider,
         NULL::text AS client_id,
-        d.messages,
-        d.input_tokens,
-        d.cache_creation_input_tokens,
-        d.cache_read_input_tokens,
-        d.output_tokens,
-        d.total_tokens,
-        d.cost,
-        d.credits
-    FROM app.usage_daily AS d
+        s.messages,
+        s.input_tokens,
+        s.cache_creation_input_tokens,
+        s.cache_read_input_tokens,
+        s.output_tokens,
+        s.input_tokens + s.cache_creation_input_tokens + s.cache_read_input_tokens
+        + s.output_tokens AS total_tokens,
+        s.cost,
+        s.credits
+    FROM app.usage_slots AS s
     WHERE :is_daily::boolean
         AND :subject_id IS NULL
-        AND d.day >= (
-            COALESCE(:since::timestamptz, '-infinity') AT TIME ZONE interval '0'
-        )::date
-        AND d.day < (
-            COALESCE(:until::timestamptz, 'infinity') AT TIME ZONE interval '0'
-        )::date
+        AND s.starts_at >= COALESCE(:since::timestamptz, '-infinity')
+        AND s.starts_at < COALESCE(:until::timestamptz, 'infinity')
 
     UNION ALL
 
