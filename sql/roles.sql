@@ -73,36 +73,35 @@ app.cancel_referral(uuid), app.anonymize_user(uuid),
 app.list_detached_payloads(uuid[]), app.list_user_events(uuid), app.cut_usage(uuid)
 FROM public;
 
--- Only the owner repairs. These functions run with the privileges of their caller.
-REVOKE EXECUTE ON FUNCTION
-app.repair_usage_day(uuid, date), app.rebuild_usage_day(uuid, date),
-app.repair_referral_totals(uuid), app.cut_usage_day(uuid, timestamptz),
-app.fold_usage(uuid, timestamptz, timestamptz)
-FROM public;
-
 GRANT USAGE ON SCHEMA app TO pyapp_app, pyapp_sync, pyapp_readonly;
 
--- All other functions: PUBLIC may execute them, unless the database's default
+-- All other functions run with the privileges of their caller. Only the owner repairs,
+-- cuts and folds sums. PUBLIC may execute the rest, unless the database's default
 -- privileges say otherwise.
 DO $$
 DECLARE
     called regprocedure;
+    is_for_owner boolean;
 BEGIN
-    FOR called IN
-        SELECT p.oid
+    FOR called, is_for_owner IN
+        SELECT
+            p.oid,
+            p.proname IN (
+                'repair_usage_day', 'repair_referral_totals', 'cut_usage_day',
+                'rebuild_usage_day', 'replace_usage_rows', 'fold_usage'
+            )
         FROM pg_catalog.pg_proc AS p
         INNER JOIN pg_catalog.pg_namespace AS n ON p.pronamespace = n.oid
-        WHERE n.nspname = 'app'
-            AND NOT p.prosecdef
-            AND p.proname NOT IN (
-                'repair_usage_day', 'rebuild_usage_day', 'repair_referral_totals',
-                'cut_usage_day', 'fold_usage'
-            )
+        WHERE n.nspname = 'app' AND NOT p.prosecdef
     LOOP
-        EXECUTE format(
-            'GRANT EXECUTE ON FUNCTION %s TO pyapp_app, pyapp_sync, pyapp_readonly',
-            called
-        );
+        IF is_for_owner THEN
+            EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM public', called);
+        ELSE
+            EXECUTE format(
+                'GRANT EXECUTE ON FUNCTION %s TO pyapp_app, pyapp_sync, pyapp_readonly',
+                called
+            );
+        END IF;
     END LOOP;
 END;
 $$;

@@ -20,7 +20,7 @@ REFUSED = {
         "SELECT app.cut_usage(gen_random_uuid())",
         "SELECT app.cut_usage_day(gen_random_uuid(), now())",
         "SELECT app.fold_usage(gen_random_uuid(), now(), now())",
-        "SELECT app.rebuild_usage_day(gen_random_uuid(), '2026-01-01')",
+        "SELECT app.rebuild_usage_day(gen_random_uuid(), '2026-01-01', TRUE)",
         "SELECT app.repair_usage_day(gen_random_uuid(), '2026-01-01')",
         "SELECT app.repair_referral_totals(gen_random_uuid())",
         "SELECT user_id FROM app.referral_drift",
