@@ -59,7 +59,7 @@ WHERE p.pronamespace = 'app'::regnamespace
 # Tables of billing, referrals and Stripe, whose rows outlive their users. An item is
 # part of its subscription.
 KEPT = (
-    "^(messages|message_payloads|usage_daily|referrals"
+    "^(messages|message_payloads|usage_slots|referrals"
     "|stripe_(?!subscription_items$).*)$"
 )
 

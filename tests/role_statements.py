@@ -18,7 +18,7 @@ REFUSED = {
         "SELECT set_config('app.is_repairing', 'on', TRUE);"
         " UPDATE app.usage_slots SET credits = 0",
         "SELECT app.cut_usage(gen_random_uuid())",
-        "SELECT app.cut_usage_day(gen_random_uuid(), now())",
+        "SELECT app.cut_usage_day(gen_random_uuid(), current_date)",
         "SELECT app.fold_usage(gen_random_uuid(), now(), now())",
         "SELECT app.rebuild_usage_day(gen_random_uuid(), '2026-01-01', TRUE)",
         "SELECT app.repair_usage_day(gen_random_uuid(), '2026-01-01')",
@@ -89,7 +89,7 @@ REFUSED = {
         "SELECT credits FROM app.usage_slots",
         "SELECT credits FROM app.usage_daily",
         "UPDATE app.usage_slots SET credits = 0",
-        "SELECT app.cut_usage_day(gen_random_uuid(), now())",
+        "SELECT app.cut_usage_day(gen_random_uuid(), current_date)",
         "SELECT app.fold_usage(gen_random_uuid(), now(), now())",
         "SELECT token_hash FROM app.sessions",
         "SELECT app.delete_session(sha256('x'))",
@@ -120,7 +120,7 @@ REFUSED = {
     ],
     READONLY: [
         "SELECT app.cut_usage(gen_random_uuid())",
-        "SELECT app.cut_usage_day(gen_random_uuid(), now())",
+        "SELECT app.cut_usage_day(gen_random_uuid(), current_date)",
         "SELECT app.fold_usage(gen_random_uuid(), now(), now())",
         "SELECT app.repair_usage_day(gen_random_uuid(), '2026-01-01')",
         "SELECT app.repair_referral_totals(gen_random_uuid())",

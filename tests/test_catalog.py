@@ -8,7 +8,7 @@ import re
 import psycopg
 import pytest
 
-from pyapp._core.queries import QUERIES, schema_text
+from pyapp._core.queries import QUERIES, TOOL_QUERIES, schema_text
 from pyapp.devtools.checks.schema_docs import read_index_notes
 from tests.catalog_rules import COLUMNS, CONSTRAINTS, FUNCTIONS, INDEXES, RULES, Rule
 
@@ -18,9 +18,10 @@ LONGEST_TABLE = 39
 
 # Why each function needs privileges that its callers lack.
 SECURITY_DEFINER = {
-    "app.add_usage()": "writes usage_daily, which its callers may not",
+    "app.add_usage()": "writes usage_slots, which its callers may not",
     "app.anonymize_user(uuid)": "deletes payloads, detached ones included",
     "app.cancel_referral(uuid)": "deletes; DELETE would allow to lock the table",
+    "app.cut_usage(uuid)": "writes usage_slots, which its callers may not",
     "app.delete_expired_sessions(bigint)": "deletes, like cancel_referral",
     "app.delete_session(bytea)": "deletes, like cancel_referral",
     "app.delete_user_sessions(uuid)": "deletes, like cancel_referral",
@@ -40,7 +41,7 @@ WITHOUT_UNIT = {
     "cancel_at_period_end": "Stripe's name",
     "current_period_end": "Stripe's name",
     "current_period_start": "Stripe's name",
-    "day": "the key of a table named daily",
+    "day": "the key of a view named daily",
     "next_quota_reset": "required by the product",
     "quota_anchor": "required by the product",
     "valid_from": "the usual name for the beginning of a validity",
@@ -110,7 +111,7 @@ def test_index_comment_names_a_query_or_constraint(conn: psycopg.Connection):
     ).fetchall()
     constraints = conn.execute(f"SELECT c.conname FROM ({CONSTRAINTS}) AS c").fetchall()
     notes = read_index_notes(SCHEMA)
-    known = {*QUERIES, *(name for (name,) in constraints)}
+    known = {*QUERIES, *TOOL_QUERIES, *(name for (name,) in constraints)}
     complaints = []
     for (index,) in indexes:
         names = notes[index].serves if index in notes else ()

@@ -27,17 +27,17 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = NOON.date()
 # Each kind of wrong sum, in one day of one payer.
 WRONG = {
-    "credits": "UPDATE app.usage_daily SET credits = credits + 12.5",
-    "cost": "UPDATE app.usage_daily SET cost = cost * 2",
-    "messages": "UPDATE app.usage_daily SET messages = messages + 1",
-    "input": "UPDATE app.usage_daily SET input_tokens = 0",
-    "output": "UPDATE app.usage_daily SET output_tokens = 0",
+    "credits": "UPDATE app.usage_slots SET credits = credits + 12.5",
+    "cost": "UPDATE app.usage_slots SET cost = cost * 2",
+    "messages": "UPDATE app.usage_slots SET messages = messages + 1",
+    "input": "UPDATE app.usage_slots SET input_tokens = 0",
+    "output": "UPDATE app.usage_slots SET output_tokens = 0",
     "cache writes": (
-        "UPDATE app.usage_daily SET cache_creation_input_tokens = 9000000000"
+        "UPDATE app.usage_slots SET cache_creation_input_tokens = 9000000000"
     ),
-    "cache reads": "UPDATE app.usage_daily SET cache_read_input_tokens = 0",
+    "cache reads": "UPDATE app.usage_slots SET cache_read_input_tokens = 0",
     "credits (+6)": """
-        UPDATE app.usage_daily SET (
+        UPDATE app.usage_slots SET (
             messages, input_tokens, cache_creation_input_tokens,
             cache_read_input_tokens, output_tokens, cost, credits
         ) = (
@@ -45,7 +45,7 @@ WRONG = {
             2 * cache_read_input_tokens, 2 * output_tokens, 2 * cost, 2 * credits
         )
     """,
-    "no row, credits": "DELETE FROM app.usage_daily",
+    "no row, credits": "DELETE FROM app.usage_slots",
     "no messages": "DELETE FROM app.messages",
 }
 
@@ -130,7 +130,7 @@ def test_limit_shows_some_rows_and_counts_the_others(
     days = [DAY + timedelta(days=n) for n in range(5)]
     for day in days:
         record(committing, user, day)
-    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 1234567.25")
+    run_without_triggers(committing, "UPDATE app.usage_slots SET credits = 1234567.25")
 
     code, out, _ = run_cli("db", "check", "--data", "--limit", "2")
     as_json = run_cli("db", "check", "--data", "--limit", "2", "--json")[1]
@@ -246,14 +246,14 @@ def test_options_of_another_check_are_refused(arguments: list[str]):
 def test_repair_of_correct_sums_changes_nothing(conn: psycopg.Connection):
     user = add_user(conn)
     record(conn, user)
-    before = conn.execute("SELECT xmin, ctid, * FROM app.usage_daily").fetchall()
+    before = conn.execute("SELECT xmin, ctid, * FROM app.usage_slots").fetchall()
 
     assert not repair_day(conn, user)
     assert not repair_day(conn, user, DAY + timedelta(days=1))
     assert not repair_user(conn, user)
 
     assert (
-        conn.execute("SELECT xmin, ctid, * FROM app.usage_daily").fetchall() == before
+        conn.execute("SELECT xmin, ctid, * FROM app.usage_slots").fetchall() == before
     )
 
 
@@ -263,7 +263,7 @@ def test_repaired_day_is_in_utc_in_every_session(conn: psycopg.Connection):
     for moment in (midnight - MICROSECOND, midnight):
         new = new_message(user_id=user, finished_at=moment)
         record_messages(conn, [new])
-    run_without_triggers(conn, "UPDATE app.usage_daily SET messages = 7, credits = 0")
+    run_without_triggers(conn, "UPDATE app.usage_slots SET messages = 7, credits = 0")
     conn.execute("SET LOCAL TimeZone = 'Pacific/Kiritimati'")
 
     assert repair_day(conn, user, DAY)
@@ -275,11 +275,11 @@ def test_repaired_day_is_in_utc_in_every_session(conn: psycopg.Connection):
 def test_usage_daily_stays_read_only_after_a_repair(conn: psycopg.Connection):
     user = add_user(conn)
     record(conn, user)
-    run_without_triggers(conn, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(conn, "UPDATE app.usage_slots SET credits = 9")
     assert repair_day(conn, user)
 
     with pytest.raises(errors.RestrictViolation, match="only the trigger of messages"):
-        conn.execute("UPDATE app.usage_daily SET credits = 0")
+        conn.execute("UPDATE app.usage_slots SET credits = 0")
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
@@ -303,7 +303,7 @@ def test_repair_runs_with_a_serializable_default(
 ):
     user = add_user(committing)
     record(committing, user)
-    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(committing, "UPDATE app.usage_slots SET credits = 9")
     committing.execute("""
         DO $$ BEGIN EXECUTE format(
             'ALTER DATABASE %I SET default_transaction_isolation = serializable',
@@ -321,7 +321,7 @@ def test_check_does_not_wait_for_a_writer(database: str):
         user = add_user(conn)
         record(conn, user)
         conn.commit()
-        run_without_triggers(conn, "UPDATE app.usage_daily SET credits = 9")
+        run_without_triggers(conn, "UPDATE app.usage_slots SET credits = 9")
         conn.commit()
         record(conn, user)
 

@@ -65,8 +65,29 @@ def test_writer_waits_for_a_repair_and_adds_to_its_result(
     repairer.commit()
     assert repair_day(repairer, user)
 
+    # Several messages wait for slot 0; the next test has a single one.
     end = repairer.commit if is_kept else repairer.rollback
-    run_blocked(repairer, writer, record, release=end, user=user)
+    run_blocked(repairer, writer, record, release=end, user=user, count=2)
+
+    if not is_kept:
+        repair_day(repairer, user)
+    assert usage_differences(repairer) == []
+
+
+@pytest.mark.parametrize("kind", ["credits", "no messages"])
+@pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
+def test_single_message_does_not_wait_for_a_repair(
+    pair: Pair, kind: str, is_kept: bool
+):
+    writer, repairer = pair
+    user = add_recorded(writer)
+    run_without_triggers(repairer, WRONG[kind])
+    repairer.commit()
+    assert repair_day(repairer, user)
+
+    record(writer, user)
+    writer.commit()
+    (repairer.commit if is_kept else repairer.rollback)()
 
     if not is_kept:
         repair_day(repairer, user)
@@ -124,9 +145,13 @@ def test_wrong_sums_are_repaired_under_concurrent_writers(database: str):
         return check_data(database, limit=100, is_repairing=is_repairing)
 
     def break_and_repair(statement: str) -> None:
-        day = f"('{random.choice(users)}', '{random.choice(days)}')"
+        user, day = random.choice(users), random.choice(days)
         with psycopg.connect(database) as conn:
-            run_without_triggers(conn, f"{statement} WHERE (subject_id, day) = {day}")
+            run_without_triggers(
+                conn,
+                f"{statement} WHERE subject_id = '{user}'"
+                f" AND starts_at::date = '{day}'",
+            )
             run_without_triggers(
                 conn,
                 "UPDATE app.users SET referral_count = 0, referral_credits = 0"
@@ -163,9 +188,9 @@ def test_locked_row_is_left_for_the_next_repair(
     monkeypatch.setattr("pyapp.data_check.LOCK_WAIT_MS", 50)
     user = add_user(committing)
     record(committing, user)
-    run_without_triggers(committing, "UPDATE app.usage_daily SET credits = 9")
+    run_without_triggers(committing, "UPDATE app.usage_slots SET credits = 9")
     with psycopg.connect(database) as holder:
-        holder.execute("SELECT FROM app.usage_daily FOR UPDATE")
+        holder.execute("SELECT FROM app.usage_slots FOR UPDATE")
 
         code, out, err = run_cli("db", "check", "--data", "--repair")
 

@@ -143,7 +143,7 @@ def data_file(conn: psycopg.Connection, table: str) -> Path:
     return Path(row[0], row[1])
 
 
-@pytest.mark.parametrize("table", ["app.messages", "app.usage_daily"])
+@pytest.mark.parametrize("table", ["app.messages", "app.usage_slots"])
 def test_full_disk_is_an_error_without_partial_effects(
     url: str, tmp_path: Path, table: str
 ):

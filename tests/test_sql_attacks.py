@@ -191,7 +191,7 @@ FORBIDDEN = [
     "CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION app.refuse_change()",
     "CREATE TRIGGER mine AFTER INSERT ON app.messages"
     " EXECUTE FUNCTION app.refuse_change()",
-    "CREATE RULE mine AS ON INSERT TO app.usage_daily DO NOTHING",
+    "CREATE RULE mine AS ON INSERT TO app.usage_slots DO NOTHING",
     "SET session_replication_role = replica",
     "SET allow_system_table_mods = on",
     "SET plpgsql.variable_conflict = use_variable",

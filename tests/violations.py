@@ -93,10 +93,10 @@ def user(assignment: str) -> str:
 
 
 def usage(assignment: str) -> str:
-    """Return an UPDATE of usage_daily with its trigger disabled."""
+    """Return an UPDATE of usage_slots with its trigger disabled."""
     return f"""
-        ALTER TABLE app.usage_daily DISABLE TRIGGER usage_daily_kept_by_trigger;
-        UPDATE app.usage_daily SET {assignment}
+        ALTER TABLE app.usage_slots DISABLE TRIGGER usage_slots_kept_by_trigger;
+        UPDATE app.usage_slots SET {assignment}
     """
 
 
@@ -272,19 +272,17 @@ VIOLATIONS = {
     "message_payloads_not_empty_check": (
         "UPDATE app.message_payloads SET request = NULL"
     ),
-    "usage_daily_pkey": f"""
-        ALTER TABLE app.usage_daily DISABLE TRIGGER usage_daily_kept_by_trigger;
-        INSERT INTO app.usage_daily (
-            subject_id, day, messages, input_tokens, cache_creation_input_tokens,
-            cache_read_input_tokens, output_tokens, cost, credits
-        )
-        SELECT '{ADA}', d.day, 1, 0, 0, 0, 0, 0, 0 FROM app.usage_daily AS d
+    "usage_slots_pkey": """
+        ALTER TABLE app.usage_slots DISABLE TRIGGER usage_slots_kept_by_trigger;
+        INSERT INTO app.usage_slots SELECT * FROM app.usage_slots
     """,
-    "usage_daily_messages_positive_check": usage("messages = 0"),
-    "usage_daily_cost_is_amount_check": usage("cost = -1"),
-    "usage_daily_credits_is_amount_check": usage("credits = -1"),
-    "usage_daily_kept_by_trigger": "UPDATE app.usage_daily SET credits = 0",
-    "usage_daily_no_truncate": "TRUNCATE app.usage_daily",
+    "usage_slots_span_in_day_check": usage("ends_at = ends_at + interval '1 second'"),
+    "usage_slots_slot_check": usage("slot = 32"),
+    "usage_slots_messages_positive_check": usage("messages = 0"),
+    "usage_slots_cost_is_amount_check": usage("cost = -1"),
+    "usage_slots_credits_is_amount_check": usage("credits = -1"),
+    "usage_slots_kept_by_trigger": "UPDATE app.usage_slots SET credits = 0",
+    "usage_slots_no_truncate": "TRUNCATE app.usage_slots",
     "referrals_pkey": referral(ADA, BOB),
     "referrals_referred_id_key": referral(EVE, BOB),
     "referrals_unordered_pair_idx": referral(BOB, ADA),

@@ -2,9 +2,9 @@
 -- Reads all users and fingerprints, and the rows of two days of each.
 SELECT
     v.subject_id,
-    v.boundary
+    v.day
 FROM app.uncut_usage AS v
-ORDER BY v.subject_id, v.boundary;
+ORDER BY v.subject_id, v.day;
 
 -- name: cut_usage_day :one
 -- One statement, which is a transaction by itself. A lost cut is repeated by the next
@@ -17,7 +17,7 @@ WITH limited AS MATERIALIZED (
         set_config('synchronous_commit', 'off', TRUE) AS synchronous_commit
 )
 
-SELECT app.cut_usage_day(:subject_id, :boundary) AS is_cut
+SELECT app.cut_usage_day(:subject_id, :day) AS is_cut
 FROM limited;
 
 -- name: list_unfolded_usage :many
