@@ -1,0 +1,3 @@
+-- Loses nothing; the rollback of 0023 drops the table.
+
+-- transactional: false
