@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench import (
+    days,
     importing,
     overhead,
     reading,
@@ -33,6 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 MIN_SIZE = 10_000
 PARTS = (
     "quota",
+    "days",
     "session",
     "reports",
     "functions",
@@ -147,6 +149,7 @@ def _measure(
     customers = size // 100
     runs = {
         "quota": lambda: reading.measure_quota(urls),
+        "days": lambda: days.measure_days(url, size),
         "session": lambda: reading.measure_session(url),
         "reports": lambda: reading.measure_reports(url),
         "functions": lambda: overhead.measure_overhead(url, 75 * seconds),

@@ -1,15 +1,23 @@
-"""Compare statements by pgbench, in turn, on the same database."""
+"""Compare statements in turn on the same database: times by libpq, rates by pgbench."""
 
 import contextlib
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn
+
+from pyapp._core.queries import Query
 from pyapp.devtools.server.binaries import binaries
 
 Variables = Mapping[str, str]
@@ -51,40 +59,90 @@ def latency_of(values: Sequence[float]) -> Latency:
 
 def measure_latency(
     places: Mapping[str, Sequence[Variables]],
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, Query],
     *,
     executions: int = 300,
     rounds: int = 6,
-    warm_up: int = 50,
+    warm_up: int = 25,
 ) -> dict[str, dict[str, Latency]]:
     """Run all contestants in each place: a database URL with the cases to run there.
 
     The contestants share one connection and are chosen at random for each execution,
     and the places take turns, so that other load on the machine affects all equally.
+    Statements are prepared; the first executions, which plan them, are left out. The
+    client and its session have a processor each, as if the client were on another
+    machine: where both share one, no processor has to be woken for an answer.
     """
-    names = list(contestants)
     samples: dict[str, dict[str, list[float]]] = {
-        url: {name: [] for name in names} for url in places
+        url: {name: [] for name in contestants} for url in places
     }
-    with tempfile.TemporaryDirectory() as temporary, _processors_awake():
-        folder = Path(temporary)
-        options = []
-        for number, contestant in enumerate(contestants.values()):
-            script = folder / f"{number}.sql"
-            script.write_text(contestant.text, encoding="utf-8")
-            options.append(f"--file={script}")
-        turns = [(url, case) for url, cases in places.items() for case in cases]
+    chance = random.Random(1)
+    turns = [(url, case) for url, cases in places.items() for case in cases]
+    with _processors_awake(), _on_first_processor() as others:
         for url, case in turns * rounds:
-            run_pgbench(
-                url, case, *options, f"--transactions={executions * len(names)}",
-                "--log", f"--log-prefix={folder / 'log'}",
-            )  # fmt: skip
-            for number, milliseconds in read_logs(folder)[warm_up:]:
-                samples[url][names[number]].append(milliseconds)
+            with psycopg.connect(url, autocommit=True) as conn:
+                _move_session(conn.info.backend_pid, others)
+                runs = {
+                    name: _prepare(conn.pgconn, name, contestant, case)
+                    for name, contestant in contestants.items()
+                }
+                for run in runs.values():
+                    for _ in range(warm_up):
+                        run()
+                order = [*runs] * executions
+                chance.shuffle(order)
+                for name in order:
+                    samples[url][name].append(runs[name]())
     return {
         url: {name: latency_of(values) for name, values in found.items()}
         for url, found in samples.items()
     }
+
+
+def _prepare(
+    connection: PGconn, name: str, query: Query, variables: Variables
+) -> Callable[[], float]:
+    """Prepare *query*; return a function that runs it and returns milliseconds.
+
+    It calls libpq: pgbench reports 0 for an answer that it receives at its first poll,
+    and psycopg takes as long for a query and its row as a fast server.
+    """
+    numbers = {key: f"${n}" for n, key in enumerate(query.parameters, start=1)}
+    sql = re.sub(r"%\((\w+)\)s", lambda found: numbers[found[1]], query.sql)
+    statement = name.encode()
+    values = [variables[key].encode() for key in query.parameters]
+    prepared = connection.prepare(statement, sql.replace("%%", "%").encode())
+    if prepared.status != ExecStatus.COMMAND_OK:
+        raise RuntimeError(prepared.error_message.decode())
+
+    def run() -> float:
+        began = time.perf_counter()
+        result = connection.exec_prepared(statement, values)
+        took = time.perf_counter() - began
+        if result.status != ExecStatus.TUPLES_OK:
+            raise RuntimeError(result.error_message.decode())
+        return took * 1000
+
+    return run
+
+
+@contextlib.contextmanager
+def _on_first_processor() -> Iterator[set[int]]:
+    """Keep this process on one processor; yield the others."""
+    allowed = os.sched_getaffinity(0)
+    first = min(allowed)
+    os.sched_setaffinity(0, {first})
+    try:
+        yield allowed - {first}
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _move_session(process: int, processors: set[int]) -> None:
+    """Move a server process to these processors, unless it is on another machine."""
+    command = Path(f"/proc/{process}/cmdline")
+    if processors and command.exists() and command.read_bytes().startswith(b"postgres"):
+        os.sched_setaffinity(process, processors)
 
 
 @contextlib.contextmanager
@@ -111,25 +169,55 @@ def measure_rate(
     variables: Mapping[str, Variables],
     *,
     clients: int,
-    seconds: int = 4,
+    seconds: int = 2,
     rounds: int = 3,
-) -> dict[str, float]:
-    """Return each contestant's median rate per second with *clients* connections."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+) -> dict[str, list[float]]:
+    """Return each contestant's rate per second in each round.
+
+    The first second of a run is left out: new sessions plan their statements in it.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         script = Path(temporary) / "script.sql"
-        for _ in range(rounds):
-            for name, contestant in contestants.items():
-                script.write_text(contestant.text, encoding="utf-8")
-                if contestant.prepare:
-                    contestant.prepare()
-                output = run_pgbench(
-                    url, variables[name], f"--file={script}", f"--client={clients}",
-                    "--jobs=2", f"--time={seconds}",
-                )  # fmt: skip
-                line = next(x for x in output.splitlines() if x.startswith("tps = "))
-                rates[name].append(float(line.split()[2]))
-    return {name: statistics.median(values) for name, values in rates.items()}
+
+        def run(name: str) -> float:
+            contestant = contestants[name]
+            script.write_text(contestant.text, encoding="utf-8")
+            if contestant.prepare:
+                contestant.prepare()
+            output = run_pgbench(
+                url, variables[name], f"--file={script}", f"--client={clients}",
+                "--jobs=2", f"--time={1 + seconds}", "--progress=1",
+            )  # fmt: skip
+            _, *rates = re.findall(r"progress: .*?([\d.]+) tps", output)
+            return statistics.mean(map(float, rates))
+
+        return in_turn(run, *contestants, rounds=rounds)
+
+
+def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median of the ratios of each round.
+
+    It is steadier than the ratio of the medians: what runs on the machine at the same
+    time affects the contestants of one round alike.
+    """
+    return statistics.median(
+        value / other for value, other in zip(values, others, strict=True)
+    )
+
+
+def in_turn(
+    function: Callable[[str], float], *names: str, rounds: int = 3
+) -> dict[str, list[float]]:
+    """Return what *function* returns for each name in each round.
+
+    Each round begins with another name.
+    """
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(function(name))
+    return found
 
 
 def pgbench_command(url: str, variables: Variables, *options: str) -> list[str]:
@@ -147,26 +235,32 @@ def pgbench_command(url: str, variables: Variables, *options: str) -> list[str]:
 
 
 def run_pgbench(url: str, variables: Variables, *options: str) -> str:
-    """Run pgbench and return its report.
+    """Run pgbench and return its output.
 
     Raises:
         RuntimeError: pgbench failed.
     """
     command = pgbench_command(url, variables, *options)
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    run = subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if run.returncode:
-        raise RuntimeError(run.stderr)
+        raise RuntimeError(run.stdout)
     return run.stdout
 
 
-def read_logs(folder: Path) -> list[tuple[int, float]]:
-    """Return script number and milliseconds of each log line; delete the logs."""
+def read_logs(folder: Path) -> list[float]:
+    """Return the milliseconds of each log line; delete the logs."""
     found = []
     for log in sorted(folder.glob("log.*")):
         for line in log.read_text(encoding="ascii").splitlines():
             row = line.split()
             # pgbench logs 0 if the response had arrived before its first poll.
             if row[2] != "0":
-                found.append((int(row[3]), int(row[2]) / 1000))
+                found.append(int(row[2]) / 1000)
         log.unlink()
     return found

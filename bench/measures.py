@@ -1,9 +1,7 @@
 """One line of the report: a contestant, its floor, and the target."""
 
 import math
-import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench.contest import Latency
@@ -46,6 +44,11 @@ def at_least(
     return Measure(name, value, floor, ratio, f">= {limit:g}x", ratio >= limit, details)
 
 
+def reported(measure: Measure) -> Measure:
+    """Return the line without a target."""
+    return replace(measure, target="reported", is_met=None)
+
+
 def brief(value: float) -> str:
     """Return *value* with three significant digits, at most three decimals."""
     decimals = 2 - math.floor(math.log10(value)) if value > 0 else 0
@@ -69,14 +72,3 @@ def compare_latency(
         limit,
         {"contestant": asdict(contestant), "floor": asdict(floor)},
     )
-
-
-def in_turn(
-    function: Callable[[str], float], *names: str, rounds: int = 3
-) -> dict[str, float]:
-    """Return the median seconds of each name, run in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
-            seconds[name].append(function(name))
-    return {name: statistics.median(values) for name, values in seconds.items()}

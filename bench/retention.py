@@ -65,7 +65,7 @@ def measure_retention(
         f"{retire_seconds:.3f} s",
         f"DELETE {delete_seconds:.3f} s",
         delete_seconds / retire_seconds,
-        20,
+        10,
         {"rows": rows, "deleted": delete_seconds, "retired": retire_seconds},
     )
 
@@ -122,7 +122,7 @@ def _write(
             run.communicate()
         if run.returncode:
             raise RuntimeError("a writer failed")
-        return latency_of([milliseconds for _, milliseconds in read_logs(folder)])
+        return latency_of(read_logs(folder))
 
 
 def _months_before(moment: datetime, months: int) -> datetime:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from bench.contest import median_ratio
 from bench.engines import TARGETS, Engine
 from bench.load import query
 from bench.measures import Measure, at_least
@@ -72,10 +73,7 @@ def measure_webhooks(
                 f"a webhook, {workers} worker{'s' if workers > 1 else ''}",
                 f"{medians['ours']:,.0f} /s",
                 f"{name} {medians[name]:,.0f} /s",
-                statistics.median(
-                    ours / other
-                    for ours, other in zip(rates["ours"], rates[name], strict=True)
-                ),
+                median_ratio(rates["ours"], rates[name]),
                 targets[name],
                 rates,
             )

@@ -1,6 +1,7 @@
 """The load, report and plot of the benchmark; nothing is timed."""
 
 import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -8,11 +9,13 @@ import pytest
 
 from bench import engines
 from bench.contest import Latency
+from bench.days import create_user, cut
 from bench.load import load, query
 from bench.measures import at_least, compare_latency
 from bench.plot import LINES, draw
 from bench.report import WIDTH, render
 from bench.webhooks import CUSTOMERS, apply, make_changes, make_customers
+from bench.writing import SWITCHES, former_rollup, measure_mixture, run
 from tests.fake_stripe import TEST_SECRET, sign
 from tests.stripe_world import START
 
@@ -30,6 +33,61 @@ def test_load_is_complete_and_skewed(empty_database: str):
     assert max(messages for _, messages in ranked[1:]) > 30
     assert differences == (0,)
     assert indexes == (8,)
+
+
+def test_measured_days_are_cut_and_sums_stay_exact(empty_database: str):
+    load(empty_database, 100, accounts=10)
+    midnight = datetime.now(UTC).replace(
+        hour=0, minute=0, second=0, microsecond=0
+    ) - timedelta(days=3)
+    day = {"midnight": midnight, "hour": 12, "busy": 200, "others": 3}
+    uncut = "SELECT subject_id FROM app.uncut_usage"
+    busy_rows = (
+        "SELECT count(*) FROM app.usage_slots WHERE subject_id = %s AND slot > 0"
+    )
+
+    with psycopg.connect(empty_database, autocommit=True) as conn:
+        conn.execute(query("trust_rows").sql)
+        create_user(conn, day)
+        moved = create_user(
+            conn, {**day, "before": midnight - timedelta(days=5)}, slots=32
+        )
+        assert conn.execute(uncut).fetchall() == []
+        assert conn.execute(busy_rows, [moved]).fetchone() == (31,)
+        conn.execute(query("move_anchor").sql, {**day, "hour": 6, "user_id": moved})
+        assert conn.execute(uncut).fetchall() == [(moved,)]
+        cut(conn, moved)
+        assert conn.execute(uncut).fetchall() == []
+        accounts = [row[0] for row in conn.execute(query("list_ranked_accounts").sql)]
+    assert len(accounts) == 10
+    (mixture,) = measure_mixture(empty_database, accounts, rows=50, seconds=1)
+    assert mixture.is_met, mixture
+
+
+def test_former_rollup_takes_its_turn(empty_database: str):
+    load(empty_database, 100, accounts=10)
+    message = {"n": 1, "model": "test"}
+    sums = (
+        "SELECT (SELECT sum(messages)::integer FROM app.usage_daily),"
+        " (SELECT sum(messages)::integer FROM bench.usage_daily)"
+    )
+
+    counts = []
+    with (
+        psycopg.connect(empty_database, autocommit=True) as conn,
+        former_rollup(empty_database),
+    ):
+        for switch in SWITCHES.values():
+            run(empty_database, switch)
+            conn.execute(query("insert_message").sql, message)
+            counts.append(conn.execute(sums).fetchone())
+    run(empty_database, "repair_usage")
+
+    assert [*SWITCHES] == ["present", "former", "plain"]
+    assert counts == [(101, 100), (101, 101), (101, 101)]
+    with psycopg.connect(empty_database) as conn:
+        differences = conn.execute(query("count_usage_differences").sql).fetchone()
+    assert differences == (0,)
 
 
 def test_each_measured_webhook_changes_its_user(empty_database: str):

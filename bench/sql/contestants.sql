@@ -73,7 +73,7 @@ ALTER TABLE app.messages DISABLE TRIGGER messages_add_usage;
 ALTER TABLE app.messages ENABLE TRIGGER messages_add_usage;
 
 -- name: insert_message :rowcount
--- One message of account n. Messages without the rollup have another model.
+-- One message of account n.
 INSERT INTO app.messages (
     subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, model, cost, credits
@@ -93,6 +93,60 @@ SELECT
 FROM bench.accounts AS a
 WHERE a.n = :n
 ON CONFLICT (subject_id, id) DO NOTHING;
+
+-- name: insert_late_message :rowcount
+-- One message of account n that finished some minutes ago.
+INSERT INTO app.messages (
+    subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, output_tokens, model, cost, credits
+)
+SELECT
+    a.id AS subject_id,
+    gen_random_uuid() AS id,
+    a.id AS user_id,
+    now() - make_interval(mins => :minutes) AS finished_at,
+    900 AS input_tokens,
+    0 AS cache_creation_input_tokens,
+    4000 AS cache_read_input_tokens,
+    300 AS output_tokens,
+    :model AS model,
+    0.012 AS cost,
+    1.44 AS credits
+FROM bench.accounts AS a
+WHERE a.n = :n
+ON CONFLICT (subject_id, id) DO NOTHING;
+
+-- name: move_account :rowcount
+-- The period of account n begins some minutes ago.
+UPDATE app.users AS u
+SET
+    quota_anchor = now() - make_interval(mins => :minutes),
+    next_quota_reset = now() - make_interval(mins => :minutes) + interval '1 month'
+FROM bench.accounts AS a
+WHERE u.id = a.id
+    AND a.n = :n;
+
+-- name: cut_account :one
+-- As the sync does after it has moved the period.
+SELECT app.cut_usage(a.id) AS days
+FROM bench.accounts AS a
+WHERE a.n = :n;
+
+-- name: fold_account :many
+-- As the maintenance does, for one account.
+SELECT app.fold_usage(u.subject_id, u.starts_at, u.ends_at) AS folded
+FROM app.unfolded_usage AS u
+INNER JOIN bench.accounts AS a ON u.subject_id = a.id
+WHERE a.n = :n;
+
+-- name: repair_usage :one
+-- Adds today's messages that were recorded without the rollup; number of payers' days.
+SELECT
+    count(*) FILTER (
+        WHERE app.repair_usage_day(a.id, (now() AT TIME ZONE 'UTC')::date - d.ago)
+    ) AS days
+FROM bench.accounts AS a
+CROSS JOIN generate_series(0, 1) AS d (ago);
 
 -- name: insert_message_and_payload :rowcount
 -- One message of account n, with its payload.
@@ -175,7 +229,7 @@ WHERE p.finished_at >= :month::timestamptz
     AND p.finished_at < :month::timestamptz + interval '1 month';
 
 -- name: count_usage_differences :one
--- Daily sums that differ from their messages, among messages with the rollup.
+-- Daily sums that differ from their messages.
 SELECT count(*) AS differences
 FROM (
     SELECT
@@ -184,8 +238,23 @@ FROM (
         count(*) AS messages,
         sum(m.credits) AS credits
     FROM app.messages AS m
-    WHERE m.model <> 'plain'
     GROUP BY m.subject_id, (m.finished_at AT TIME ZONE 'UTC')::date
 ) AS s
 FULL JOIN app.usage_daily AS d ON s.subject_id = d.subject_id AND s.day = d.day
 WHERE (s.messages, s.credits) IS DISTINCT FROM (d.messages, d.credits);
+
+-- name: count_quota_differences :one
+-- Accounts whose credits in the period differ from those of their messages.
+SELECT count(*) AS differences
+FROM bench.accounts AS a
+INNER JOIN app.users AS u ON a.id = u.id
+CROSS JOIN LATERAL app.get_period_usage(
+    u.id, u.quota_anchor, u.next_quota_reset, now(), u.quota_period_start
+) AS p
+WHERE p.credits_used <> (
+        SELECT COALESCE(sum(m.credits), 0)
+        FROM app.messages AS m
+        WHERE m.subject_id = u.id
+            AND m.finished_at >= p.period_start
+            AND m.finished_at < p.end_date
+    );

@@ -198,11 +198,12 @@ SELECT setseed(0.5)::text AS seeded;
 -- name: list_ranked_accounts :many
 -- Accounts by number of messages, busiest first.
 SELECT
-    d.subject_id,
-    sum(d.messages) AS messages
-FROM app.usage_daily AS d
-GROUP BY d.subject_id
-ORDER BY messages DESC, d.subject_id ASC;
+    s.subject_id,
+    sum(s.messages) AS messages
+FROM app.usage_slots AS s
+INNER JOIN bench.accounts AS a ON s.subject_id = a.id
+GROUP BY s.subject_id
+ORDER BY messages DESC, s.subject_id ASC;
 
 -- name: defer_commits :rowcount
 -- The load need not survive a crash.
