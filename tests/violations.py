@@ -277,10 +277,7 @@ VIOLATIONS = {
         INSERT INTO app.usage_slots SELECT * FROM app.usage_slots
     """,
     "usage_slots_span_in_day_check": usage("ends_at = ends_at + interval '1 second'"),
-    "usage_slots_slot_check": usage("slot = 32"),
     "usage_slots_messages_positive_check": usage("messages = 0"),
-    "usage_slots_cost_is_amount_check": usage("cost = -1"),
-    "usage_slots_credits_is_amount_check": usage("credits = -1"),
     "usage_slots_kept_by_trigger": "UPDATE app.usage_slots SET credits = 0",
     "usage_slots_no_truncate": "TRUNCATE app.usage_slots",
     "referrals_pkey": referral(ADA, BOB),
