@@ -37,7 +37,7 @@ async def get_message_rates(conn: AsyncConnection[Any]) -> MessageRates:
 async def get_user_counts(conn: AsyncConnection[Any]) -> UserCounts:
     """Return numbers of users; blocked users are those blocked by the quota's rule.
 
-    It reads all users and the key of usage_daily: about a second for two million days.
+    It reads all users and usage_slots as a whole: a second for two million rows.
     """
     return await fetch_one(conn, UserCounts, "get_user_counts")
 

@@ -40,6 +40,7 @@ from pyapp.stripe_sync.snapshots import (
     Snapshot,
     changed_users,
     fetch_snapshot,
+    moved_users,
     read_snapshot,
     refresh_object,
     sync_affected_users,
@@ -57,6 +58,7 @@ from pyapp.stripe_sync.transactions import (
     milliseconds,
     own_transaction,
 )
+from pyapp.stripe_sync.usage_cuts import cut_moved_usage
 
 # Types of events that contain a snapshot.
 _SNAPSHOT_TYPES: dict[str, ObjectType] = {
@@ -134,6 +136,7 @@ def _process(
         if conn.closed or (may_retry and not is_limited):
             raise
         return record_failure(conn, event, exc, deadline)
+    cut_moved_usage(conn, effect.moved_user_ids, until)
     return make_outcome(event, effect)
 
 
@@ -188,7 +191,10 @@ def apply_directly(
             lock_milliseconds=milliseconds(lock_wait),
         )
         return Effect(
-            applied.result, applied.user_ids or (), applied.conflicting_user_id
+            applied.result,
+            applied.user_ids or (),
+            applied.conflicting_user_id,
+            applied.moved_user_ids or (),
         )
 
     if deadline is not None:
@@ -405,6 +411,7 @@ def _apply_checkout(
         "applied" if any(one.result == "applied" for one in effects) else "ignored",
         sorted({user_id for one in effects for user_id in one.user_ids}),
         next(filter(None, conflicts), None),
+        sorted({user_id for one in effects for user_id in one.moved_user_ids}),
     )
 
 
@@ -436,6 +443,7 @@ def _claim(
         "applied" if stored.is_changed else "ignored",
         changed_users(users, [stored.released_user_id]),
         stored.conflicting_user_id,
+        moved_users(users),
     )
 
 
@@ -447,6 +455,7 @@ def _sync(conn: Connection[Any], upserted: Sequence[UpsertResult]) -> Effect:
         "applied" if is_applied else "stale",
         changed_users(users, [one.released_user_id for one in upserted]),
         next(filter(None, conflicts), None),
+        moved_users(users),
     )
 
 

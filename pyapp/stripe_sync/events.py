@@ -21,13 +21,15 @@ from pyapp.stripe_sync.store import ObjectType
 class EventResult(NamedTuple):
     """The result of applying an event; if ambiguous, nothing was recorded.
 
-    `user_ids` are the users that changed; None if there are none.
-    `conflicting_user_id` is a claimed user that a stronger claim or link excludes.
+    `user_ids` are the users that changed, `moved_user_ids` those whose period moved;
+    None if there are none. `conflicting_user_id` is a claimed user that a stronger
+    claim or link excludes.
     """
 
     result: Literal["applied", "stale", "ignored", "duplicate", "ambiguous"]
     user_ids: list[UUID] | None
     conflicting_user_id: UUID | None
+    moved_user_ids: list[UUID] | None
 
 
 class Timeouts(NamedTuple):

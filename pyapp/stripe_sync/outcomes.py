@@ -46,11 +46,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an event did; "ambiguous" if its object has to be fetched first."""
+    """What an event did; "ambiguous" if its object has to be fetched first.
+
+    `moved_user_ids` are the users whose period moved; `cut_moved_usage` is due.
+    """
 
     result: Success | Literal["ambiguous"]
     user_ids: Sequence[UUID] = ()
     conflicting_user_id: UUID | None = None
+    moved_user_ids: Sequence[UUID] = ()
 
 
 def make_outcome(event: Event, effect: Effect) -> Outcome:

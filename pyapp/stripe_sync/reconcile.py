@@ -33,6 +33,7 @@ from pyapp.stripe_sync.refusals import (
 )
 from pyapp.stripe_sync.runs import ActiveRun, Progress, start_run
 from pyapp.stripe_sync.snapshots import (
+    moved_users,
     read_snapshot,
     refresh_object,
     sync_affected_users,
@@ -40,6 +41,7 @@ from pyapp.stripe_sync.snapshots import (
 )
 from pyapp.stripe_sync.store import ObjectType, SyncedUser, UnlistedObject, UpsertResult
 from pyapp.stripe_sync.transactions import limit_lock_waits, own_transaction
+from pyapp.stripe_sync.usage_cuts import cut_moved_usage
 
 log = logging.getLogger("pyapp.stripe")
 
@@ -152,6 +154,8 @@ class _Comparison:
     on_refusal: Callable[[Refusal], None] | None
     # Ids that have been reported, so that each object is reported once.
     refused: set[tuple[ObjectType, str]] = field(default_factory=set)
+    # Users whose period the last transaction moved.
+    moved: set[UUID] = field(default_factory=set)
     # In a dry run, the rows as JSON of the customers that a run would have changed.
     unstored: dict[str, str] = field(default_factory=dict)
 
@@ -240,6 +244,7 @@ class _Comparison:
             match_email=self.match_email,
         )
         users = sync_affected_users(self.conn, upserted)
+        self.moved = set(moved_users(users))
         if self.is_dry_run and object_type == "customers":
             changed = {
                 one.id
@@ -385,9 +390,11 @@ class _Comparison:
                     match_email=self.match_email,
                 )
                 if upserted is None:
-                    self._mark_missing(object_type, object_id, not_before)
-                    return None, []
-                return upserted, sync_affected_users(self.conn, [upserted])
+                    users = self._mark_missing(object_type, object_id, not_before)
+                else:
+                    users = sync_affected_users(self.conn, [upserted])
+                self.moved = set(moved_users(users))
+                return upserted, users
 
         # A retry waits outside the transaction, so without the lock.
         try:
@@ -407,18 +414,18 @@ class _Comparison:
 
     def _mark_missing(
         self, object_type: ObjectType, object_id: str, as_of: datetime
-    ) -> None:
+    ) -> list[SyncedUser]:
         """Mark an object that Stripe does not have as deleted or canceled."""
         if object_type == "customers":
             row = {"id": object_id, "is_deleted": True, "as_of": as_of.isoformat()}
             upserted = store.upsert_customers(
                 self.conn, snapshots=[row], source="object", can_fetch=False
             )
-            sync_affected_users(self.conn, upserted)
-            return
+            return sync_affected_users(self.conn, upserted)
         marked = store.mark_subscription_missing(self.conn, id=object_id, as_of=as_of)
-        if marked is not None and marked.user_id is not None:
-            store.sync_users(self.conn, user_ids=[marked.user_id])
+        if marked is None or marked.user_id is None:
+            return []
+        return store.sync_users(self.conn, user_ids=[marked.user_id])
 
     def _count(self, differences: Iterable[Difference]) -> list[Difference]:
         found = list(differences)
@@ -435,7 +442,10 @@ class _Comparison:
         return affects_one_object(self.conn, self.client, error, apply_empty)
 
     def _report(self, found: Sequence[Difference]) -> None:
-        """Report differences whose repair is committed."""
+        """Report differences whose repair is committed, and cut the sums that moved."""
+        if not self.is_dry_run:
+            cut_moved_usage(self.conn, self.moved)
+        self.moved = set()
         for one in found:
             if self.on_difference:
                 self.on_difference(one)

@@ -137,3 +137,8 @@ def changed_users(
 ) -> list[UUID]:
     """Return the users whose row a sync changed; those *released* lost a customer."""
     return [user.id for user in users if user.differences or user.id in released]
+
+
+def moved_users(users: Iterable[SyncedUser]) -> list[UUID]:
+    """Return the users whose period a sync moved."""
+    return [user.id for user in users if "period" in user.differences]

@@ -103,6 +103,12 @@ class SyncedUser(NamedTuple):
     has_unknown_price: bool
 
 
+class UsageCut(NamedTuple):
+    """The number of days whose sums had to be divided."""
+
+    days: int
+
+
 class ClaimResult(NamedTuple):
     """A customer, and whether a claim changed its claim or its user.
 
@@ -271,6 +277,15 @@ def claim_customer(
 def sync_users(conn: Connection[Any], *, user_ids: Sequence[UUID]) -> list[SyncedUser]:
     """Update these users from the mirror; return them by id."""
     return fetch_all(conn, SyncedUser, "sync_users", user_ids=list(user_ids))
+
+
+def cut_usage(conn: Connection[Any], *, user_ids: Sequence[UUID]) -> UsageCut:
+    """Divide the sums of these users at the boundaries of their periods.
+
+    It follows the commit that moves them, because it must see the sums that concurrent
+    writers begin before that.
+    """
+    return fetch_one(conn, UsageCut, "cut_usage", user_ids=list(user_ids))
 
 
 def list_unlisted_customers(

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 import anyio
 import psycopg
@@ -40,6 +41,7 @@ from pyapp.stripe_sync.transactions import (
     LOCK_ERRORS,
     Deadline,
 )
+from pyapp.stripe_sync.usage_cuts import cut_moved_usage, log_uncut
 from pyapp.stripe_sync.webhooks import MAX_BODY, read_delivery
 
 log = logging.getLogger("pyapp.stripe")
@@ -199,6 +201,8 @@ class _Delivery:
         except TimeoutError:
             effect = None
         if effect is not None:
+            if effect.moved_user_ids:
+                await self._cut(effect.moved_user_ids)
             return make_outcome(self._event, effect)
         return await self._run(self._record_failure, self._deadline, is_slow=False)
 
@@ -227,6 +231,17 @@ class _Delivery:
             if effect.result != "ambiguous":
                 return effect
         return await self._run(self._apply_with_fetch, self._until, is_slow=True)
+
+    async def _cut(self, user_ids: Sequence[UUID]) -> None:
+        """Cut the sums of users whose period moved; the event is applied anyway."""
+
+        def cut(conn: Connection[Any]) -> None:
+            cut_moved_usage(conn, user_ids, self._until)
+
+        try:
+            await self._run(cut, self._until, is_slow=True)
+        except (psycopg.OperationalError, TimeoutError) as exc:
+            log_uncut(user_ids, exc)
 
     async def _run(
         self, work: Callable[[Connection[Any]], T], deadline: Deadline, *, is_slow: bool

@@ -15,7 +15,8 @@ CREATE OR REPLACE FUNCTION app.apply_stripe_event(
     snapshot jsonb,
     OUT result text,
     OUT user_ids uuid[],
-    OUT conflicting_user_id uuid
+    OUT conflicting_user_id uuid,
+    OUT moved_user_ids uuid[]
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -52,7 +53,10 @@ BEGIN
         RETURN;
     END IF;
     IF result = 'applied' THEN
-        SELECT array_agg(u.id) INTO user_ids
+        SELECT
+            array_agg(u.id),
+            array_agg(u.id) FILTER (WHERE 'period' = ANY(u.differences))
+        INTO user_ids, moved_user_ids
         FROM app.sync_stripe_users(owner_ids) AS u
         -- The released user has lost the customer before.
         WHERE u.differences <> '{}' OR u.id = owner_ids[1];
@@ -79,4 +83,5 @@ COMMENT ON FUNCTION app.apply_stripe_event(
     text, text, text, timestamptz, jsonb, text, text, boolean, jsonb
 ) IS
     'Records and applies an event once; ambiguous, with nothing recorded, if its object'
-    ' must be fetched. user_ids: the users that changed.';
+    ' must be fetched. user_ids: the users that changed; moved_user_ids: those whose'
+    ' period moved.';

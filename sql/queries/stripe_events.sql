@@ -12,7 +12,8 @@ WITH limited AS MATERIALIZED (
 SELECT
     a.result,
     a.user_ids,
-    a.conflicting_user_id
+    a.conflicting_user_id,
+    a.moved_user_ids
 FROM limited
 CROSS JOIN LATERAL app.apply_stripe_event(
     :id,
