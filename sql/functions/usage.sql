@@ -175,7 +175,8 @@ COMMENT ON FUNCTION app.sum_usage(uuid, timestamptz, timestamptz) IS
 
 -- Replaces the rows of a day by rows on either side of the boundary, if they are the
 -- locked ones: these have not changed since, and one snapshot has rows and messages.
--- ON CONFLICT adds to the row of a writer that had not committed at that moment.
+-- A new row has slot 0 only if it replaces one: a concurrent writer could have opened
+-- slot 0, and could wait for a row of this function.
 CREATE OR REPLACE FUNCTION app.replace_usage_rows(
     subject uuid,
     day_start timestamptz,
@@ -206,7 +207,7 @@ BEGIN
     ),
 
     recorded AS MATERIALIZED (
-        SELECT p.starts_at, p.ends_at, 0 AS slot, u.*
+        SELECT p.starts_at, p.ends_at, u.*
         FROM kept AS k
         CROSS JOIN (
             VALUES (day_start, boundary), (boundary, day_end)
@@ -238,20 +239,21 @@ BEGIN
         WHERE s.subject_id = subject
             AND s.starts_at >= day_start
             AND s.starts_at < day_end
-        RETURNING s.slot
+        RETURNING s.starts_at, s.ends_at, s.slot
     ),
 
     added AS (
         INSERT INTO app.usage_slots AS s (
-            subject_id, starts_at, ends_at, slot, messages, input_tokens,
+            subject_id, starts_at, ends_at, messages, input_tokens,
             cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
-            credits
+            credits, slot
         )
-        SELECT subject, r.*
+        SELECT subject, r.*, COALESCE(g.slot, 1 + pg_backend_pid() % 31)
         FROM recorded AS r
         CROSS JOIN due
+        LEFT JOIN gone AS g
+            ON r.starts_at = g.starts_at AND r.ends_at = g.ends_at AND g.slot = 0
         WHERE (SELECT count(*) FROM gone) = locked
-        ORDER BY r.starts_at
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
             messages = s.messages + excluded.messages,
             input_tokens = s.input_tokens + excluded.input_tokens,
@@ -278,8 +280,9 @@ COMMENT ON FUNCTION app.replace_usage_rows(
 
 -- A writer adds its messages to a row and keeps it locked until it commits. So once
 -- this function has locked all rows of a day, the messages that its next statement sees
--- are those in these rows, and a concurrent writer adds its own afterwards. A row that
--- a writer has opened in between is locked in the next round.
+-- are those in these rows, and a concurrent writer adds its own afterwards. If a writer
+-- has opened a row in between, the locks are released, because all sessions have to
+-- take them in the same order.
 CREATE OR REPLACE FUNCTION app.rebuild_usage_day(
     subject uuid, usage_day date, is_repair boolean
 )
@@ -299,18 +302,25 @@ BEGIN
     -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     FOR round IN 1..20 LOOP
-        -- Slot 0 is last: while this waits for other rows, it blocks no writer.
-        PERFORM FROM app.usage_slots AS s
-        WHERE s.subject_id = subject
-            AND s.starts_at >= day_start
-            AND s.starts_at < day_end
-        ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
-        FOR UPDATE;
-        GET DIAGNOSTICS locked = ROW_COUNT;
-        is_replaced := app.replace_usage_rows(
-            subject, day_start, boundary, day_end, locked, is_repair
-        );
-        EXIT WHEN is_replaced IS NOT NULL;
+        BEGIN
+            -- Slot 0 is last: while this waits for other rows, it blocks no writer.
+            PERFORM FROM app.usage_slots AS s
+            WHERE s.subject_id = subject
+                AND s.starts_at >= day_start
+                AND s.starts_at < day_end
+            ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
+            FOR UPDATE;
+            GET DIAGNOSTICS locked = ROW_COUNT;
+            is_replaced := app.replace_usage_rows(
+                subject, day_start, boundary, day_end, locked, is_repair
+            );
+            IF is_replaced IS NULL THEN
+                RAISE no_data_found;
+            END IF;
+            EXIT;
+        EXCEPTION WHEN no_data_found THEN
+            NULL;
+        END;
     END LOOP;
     PERFORM set_config('app.is_repairing', '', TRUE);
     RETURN is_replaced;
