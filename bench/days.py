@@ -39,18 +39,17 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(query("defer_commits").sql)
         conn.execute(query("trust_rows").sql)
-        cut = create_user(conn, day)
+        divided = create_user(conn, day)
         # At midnight, no row lies across the boundary.
         written = create_user(conn, {**day, "hour": 0}, slots=SLOTS)
-        before = {"midnight": midnight - timedelta(days=5)}
+        before = midnight - timedelta(days=5)
         moved = [
-            create_user(conn, {**day, "before": before["midnight"]}, slots=SLOTS)
-            for _ in range(3)
+            create_user(conn, {**day, "before": before}, slots=SLOTS) for _ in range(3)
         ]
         conn.execute(query("distrust_rows").sql)
         conn.execute(query("reset_commits").sql)
         conn.execute(query("vacuum").sql)
-        yield _compare(f"quota check, a day of {busy:,} cut", url, [cut], TARGET)
+        yield _compare(f"quota check, a day of {busy:,} cut", url, [divided], TARGET)
         yield _compare(
             f"quota check, {SLOTS} rows on one day", url, [written], OPEN_TARGET
         )
