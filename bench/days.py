@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from bench.contest import Variables, measure_latency
 from bench.load import query
 from bench.measures import Measure, brief, compare_latency, reported
 from pyapp._core.queries import QUERIES
+from pyapp.messages import record_message
 
 # Messages of the busy day; fewer in a small database.
 BUSY = 100_000
@@ -40,6 +42,7 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
         conn.execute(query("defer_commits").sql)
         conn.execute(query("trust_rows").sql)
         divided = create_user(conn, day)
+        endless = create_user(conn, day)
         # At midnight, no row lies across the boundary.
         written = create_user(conn, {**day, "hour": 0}, slots=SLOTS)
         before = midnight - timedelta(days=5)
@@ -48,8 +51,12 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
         ]
         conn.execute(query("distrust_rows").sql)
         conn.execute(query("reset_commits").sql)
+        conn.execute(query("forget_reset").sql, {"user_id": endless})
+        record_message(conn, user_id=endless, model="model-1", cost=Decimal("0.012"))
         conn.execute(query("vacuum").sql)
         yield _compare(f"quota check, a day of {busy:,} cut", url, [divided], TARGET)
+        # Its period ends at the time of the check, within today's row.
+        yield _compare("the same, without a reset", url, [endless], TARGET)
         yield _compare(
             f"quota check, {SLOTS} rows on one day", url, [written], OPEN_TARGET
         )

@@ -84,6 +84,12 @@ CROSS JOIN LATERAL app.get_usage_span(u.quota_anchor, m.finished_at) AS p
 GROUP BY m.subject_id, p.starts_at, p.ends_at, slot
 ORDER BY p.starts_at ASC, slot ASC;
 
+-- name: forget_reset :rowcount
+-- A payer whose period has no end.
+UPDATE app.users AS u
+SET next_quota_reset = NULL
+WHERE u.id = :user_id;
+
 -- name: move_anchor :rowcount
 -- As Stripe moves it.
 UPDATE app.users AS u
