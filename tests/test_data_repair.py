@@ -23,8 +23,9 @@ from tests.test_data_check import (
 )
 from tests.waiting import Pair, run_blocked
 
-some_kinds = pytest.mark.parametrize(
-    "kind", ["credits", "no row, credits", "no messages"]
+locked_kinds = pytest.mark.parametrize("kind", ["credits", "no messages"])
+kept_or_not = pytest.mark.parametrize(
+    "is_kept", [True, False], ids=["commit", "rollback"]
 )
 
 
@@ -41,12 +42,20 @@ def lose_referral_credits(conn: psycopg.Connection) -> None:
     conn.commit()
 
 
-@some_kinds
-def test_repair_waits_for_a_writer_of_its_day(pair: Pair, kind: str):
-    writer, repairer = pair
+def break_day(
+    writer: psycopg.Connection, repairer: psycopg.Connection, kind: str
+) -> UUID:
+    """Add a user with a message and a wrong sum of its day; return the id."""
     user = add_recorded(writer)
     run_without_triggers(repairer, WRONG[kind])
     repairer.commit()
+    return user
+
+
+@locked_kinds
+def test_repair_waits_for_a_writer_of_its_day(pair: Pair, kind: str):
+    writer, repairer = pair
+    user = break_day(writer, repairer, kind)
     record(writer, user)
 
     assert run_blocked(writer, repairer, repair_day, subject=user)
@@ -54,18 +63,31 @@ def test_repair_waits_for_a_writer_of_its_day(pair: Pair, kind: str):
     assert usage_differences(writer) == []
 
 
-@some_kinds
-@pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
-def test_writer_waits_for_a_repair_and_adds_to_its_result(
+@kept_or_not
+def test_repair_of_a_missing_row_adds_to_one_that_a_writer_opens(
+    pair: Pair, is_kept: bool
+):
+    """Neither waits for the other, because their rows have different slots."""
+    writer, repairer = pair
+    user = break_day(writer, repairer, "no row, credits")
+    record(writer, user)
+
+    assert repair_day(repairer, user)
+
+    repairer.commit()
+    (writer.commit if is_kept else writer.rollback)()
+    assert usage_differences(writer) == []
+
+
+@locked_kinds
+@kept_or_not
+def test_several_messages_wait_for_a_repair_and_add_to_its_result(
     pair: Pair, kind: str, is_kept: bool
 ):
     writer, repairer = pair
-    user = add_recorded(writer)
-    run_without_triggers(repairer, WRONG[kind])
-    repairer.commit()
+    user = break_day(writer, repairer, kind)
     assert repair_day(repairer, user)
 
-    # Several messages wait for slot 0; the next test has a single one.
     end = repairer.commit if is_kept else repairer.rollback
     run_blocked(repairer, writer, record, release=end, user=user, count=2)
 
@@ -74,15 +96,13 @@ def test_writer_waits_for_a_repair_and_adds_to_its_result(
     assert usage_differences(repairer) == []
 
 
-@pytest.mark.parametrize("kind", ["credits", "no messages"])
-@pytest.mark.parametrize("is_kept", [True, False], ids=["commit", "rollback"])
+@pytest.mark.parametrize("kind", ["credits", "no row, credits", "no messages"])
+@kept_or_not
 def test_single_message_does_not_wait_for_a_repair(
     pair: Pair, kind: str, is_kept: bool
 ):
     writer, repairer = pair
-    user = add_recorded(writer)
-    run_without_triggers(repairer, WRONG[kind])
-    repairer.commit()
+    user = break_day(writer, repairer, kind)
     assert repair_day(repairer, user)
 
     record(writer, user)
