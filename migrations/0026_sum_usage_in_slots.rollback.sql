@@ -482,7 +482,7 @@ DROP FUNCTION app.fold_usage(uuid, timestamptz, timestamptz);
 DROP VIEW app.unfolded_usage;
 DROP FUNCTION app.cut_usage(uuid);
 DROP VIEW app.uncut_usage;
-DROP FUNCTION app.cut_usage_day(uuid, timestamptz);
+DROP FUNCTION app.cut_usage_day(uuid, date);
 DROP FUNCTION app.rebuild_usage_day(uuid, date, boolean);
 DROP FUNCTION app.replace_usage_rows(
     uuid, timestamptz, timestamptz, timestamptz, bigint, boolean

@@ -367,15 +367,12 @@ COMMENT ON FUNCTION app.rebuild_usage_day(uuid, date, boolean) IS
     'Repairs a day, or cuts it at its boundary; NULL if writers kept adding rows.';
 
 -- The sums of the day stay as they are: a day whose sums are wrong is not cut.
-CREATE FUNCTION app.cut_usage_day(subject uuid, boundary timestamptz)
+CREATE FUNCTION app.cut_usage_day(subject uuid, usage_day date)
 RETURNS boolean LANGUAGE sql SET search_path = pg_catalog, pg_temp
-RETURN COALESCE(
-    app.rebuild_usage_day(subject, (boundary AT TIME ZONE interval '0')::date, FALSE),
-    FALSE
-);
+RETURN COALESCE(app.rebuild_usage_day(subject, usage_day, FALSE), FALSE);
 
-COMMENT ON FUNCTION app.cut_usage_day(uuid, timestamptz) IS
-    'Splits a payer''s rows across a boundary; false if there was nothing to split.';
+COMMENT ON FUNCTION app.cut_usage_day(uuid, date) IS
+    'Splits a payer''s rows across the boundary of a UTC day; true if it did.';
 
 CREATE OR REPLACE FUNCTION app.repair_usage_day(subject uuid, usage_day date)
 RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -402,7 +399,7 @@ COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
 CREATE VIEW app.uncut_usage WITH (security_invoker = TRUE) AS
 SELECT
     p.subject_id,
-    b.boundary
+    (b.boundary AT TIME ZONE interval '0')::date AS day
 FROM (
     SELECT
         u.id AS subject_id,
@@ -438,8 +435,8 @@ COMMENT ON VIEW app.uncut_usage IS
     'Payers with rows of usage_slots across the start or end of their period.';
 COMMENT ON COLUMN app.uncut_usage.subject_id IS
     'Payer: the user, else the fingerprint.';
-COMMENT ON COLUMN app.uncut_usage.boundary IS
-    'The start of the payer''s period, or the next boundary.';
+COMMENT ON COLUMN app.uncut_usage.day IS
+    'UTC day of that boundary.';
 
 -- SECURITY DEFINER: pyapp_sync may not write usage_slots.
 CREATE FUNCTION app.cut_usage(subject uuid)
@@ -448,12 +445,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN (
-        SELECT count(*) FILTER (WHERE app.cut_usage_day(u.subject_id, u.boundary))
+        SELECT count(*) FILTER (WHERE app.cut_usage_day(u.subject_id, u.day))
         FROM (
-            SELECT v.subject_id, v.boundary
+            SELECT v.subject_id, v.day
             FROM app.uncut_usage AS v
             WHERE v.subject_id = subject
-            ORDER BY v.boundary
+            ORDER BY v.day
         ) AS u
     );
 END;

@@ -1,6 +1,7 @@
 """What no draft covers is named, and the rest is complete."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ url, base, folder, schema = (
         ),
         (
             replace("fillfactor = 70", "fillfactor = 60"),
-            r"write TABLE app\.usage_daily by hand$",
+            r"write TABLE app\.usage_slots by hand$",
         ),
         (
             lambda text: replace("COALESCE(status IN", "COALESCE(state IN")(
@@ -78,12 +79,12 @@ def test_draft_of_the_other_objects_is_complete_by_itself(
         generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
 
     assert caught.value.left == [
-        "TABLE app.usage_daily",
+        "TABLE app.usage_slots",
         "INDEX app.messages_user_id_idx",
     ]
     assert str(caught.value).endswith("; the printed draft is complete for the rest")
     draft = caught.value.draft
-    assert "usage_daily" not in draft
+    assert "usage_slots" not in draft
     assert "messages_user_id_idx" not in draft
     with scratch_database(url, template=base[0]) as copy:
         for block in draft.split("-- NNNN_")[1:]:
@@ -91,6 +92,28 @@ def test_draft_of_the_other_objects_is_complete_by_itself(
                 execute(copy, block.partition(".sql\n")[2])
         found = set(read_objects(copy))
     assert "INDEX app.i" in found
+
+
+def test_table_that_becomes_a_view_is_named_with_the_steps(
+    url: str, base: tuple[str, Objects], folder: Path, schema: Callable[[Change], Path]
+) -> None:
+    def change(text: str) -> str:
+        table = re.compile(
+            r"CREATE TABLE app\.plan_prices .*?(?=^CREATE FUNCTION)", re.M | re.S
+        )
+        columns = "p.id AS stripe_price_id, p.id AS plan_id"
+        view = f"CREATE VIEW app.plan_prices AS SELECT {columns} FROM app.plans AS p;\n"
+        assert table.search(text)
+        return table.sub(view, text)
+
+    with pytest.raises(GenerateError) as caught:
+        generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
+
+    assert str(caught.value) == (
+        "this would lose app.plan_prices: app.plan_prices becomes a view: store its rows"
+        " elsewhere, rename the table, create the view, move what depends on the table,"
+        " and drop the table; else add --allow-destructive to lose it"
+    )
 
 
 def test_key_that_foreign_keys_refer_to_is_refused(
@@ -157,7 +180,7 @@ def test_command_prints_what_is_left_and_the_complete_rest(
     code, out, err = run_cli("db", "generate", "try_it", "--json")
     printed = json.loads(out)
     assert (code, printed["migrations"]) == (1, [])
-    assert printed["left"] == ["TABLE app.usage_daily"]
+    assert printed["left"] == ["TABLE app.usage_slots"]
     assert err.startswith(
         "error: no complete draft, and nothing is written: write TABLE"
     )

@@ -14,7 +14,7 @@ from pyapp.devtools.generate.routines import (
 )
 from pyapp.devtools.generate.steps import Rename, Side
 from pyapp.devtools.generate.stored_results import StoredResult, renew_steps
-from pyapp.devtools.generate.structure import StructureDrafter, rename_hint
+from pyapp.devtools.generate.structure import StructureDrafter, kind_hint, rename_hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Context:
     new_results: Sequence[StoredResult]
 
     def hint(self) -> str:
-        """Return advice if a dropped column may have been renamed."""
-        return rename_hint(self.old, self.new)
+        """Return advice if a dropped object may have another name or kind."""
+        return rename_hint(self.old, self.new) or kind_hint(self.old, self.new)
 
 
 def draft_variants(context: Context) -> Iterator[Draft]:

@@ -381,3 +381,19 @@ def order_hint(before: Side, after: Side) -> str:
             if list(new) != [*kept, *added]:
                 return f"PostgreSQL adds columns last: in app.{table}, after {kept[-1]}"
     return ""
+
+
+def kind_hint(before: Side, after: Side) -> str:
+    """Return advice if a table becomes a view of the same name, or a view a table."""
+    for kind, other in (("TABLE", "VIEW"), ("VIEW", "TABLE")):
+        for title in before.objects:
+            name = title.removeprefix(f"{kind} ")
+            if name == title or f"{other} {name}" not in after.objects:
+                continue
+            if kind == "VIEW":
+                return f"{name} becomes a table: move what depends on the view first"
+            return (
+                f"{name} becomes a view: store its rows elsewhere, rename the table,"
+                " create the view, move what depends on the table, and drop the table"
+            )
+    return ""
