@@ -46,3 +46,4 @@ END;
 $$;
 
 DROP TABLE app.usage_slots;
+DROP FUNCTION app.refuse_usage_change();

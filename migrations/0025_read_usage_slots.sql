@@ -55,7 +55,9 @@ BEGIN ATOMIC
                     OR s.ends_at > sum_credits.period_end
                 )
                 THEN app.sum_cut_credits(
-                    sum_credits.subject, sum_credits.period_start, sum_credits.period_end
+                    sum_credits.subject,
+                    sum_credits.period_start,
+                    sum_credits.period_end
                 )
             ELSE COALESCE(sum(s.credits), 0)
         END AS credits_used

@@ -100,9 +100,9 @@ INSERT INTO app.usage_slots (
 )
 SELECT
     d.subject_id,
-    d.day::timestamp AT TIME ZONE interval '0',
-    (d.day + 1)::timestamp AT TIME ZONE interval '0',
-    0,
+    d.day::timestamp AT TIME ZONE interval '0' AS starts_at,
+    (d.day + 1)::timestamp AT TIME ZONE interval '0' AS ends_at,
+    0 AS slot,
     d.messages,
     d.input_tokens,
     d.cache_creation_input_tokens,
@@ -111,8 +111,10 @@ SELECT
     d.cost,
     d.credits
 FROM app.usage_daily AS d
-INNER JOIN (SELECT DISTINCT p.subject_id, p.day FROM parts AS p) AS p
-    ON d.subject_id = p.subject_id AND d.day = p.day
+WHERE EXISTS (
+    SELECT FROM parts AS p
+    WHERE p.subject_id = d.subject_id AND p.day = d.day
+)
 ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
     messages = excluded.messages,
     input_tokens = excluded.input_tokens,

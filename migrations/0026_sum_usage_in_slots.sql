@@ -19,12 +19,12 @@ BEGIN ATOMIC
         CASE
             WHEN b.boundary <= b.moment THEN GREATEST(b.midnight, b.boundary)
             ELSE b.midnight
-        END AT TIME ZONE interval '0',
+        END AT TIME ZONE interval '0' AS starts_at,
         CASE
             WHEN b.boundary > b.moment
                 THEN LEAST(b.midnight + interval '24 hours', b.boundary)
             ELSE b.midnight + interval '24 hours'
-        END AT TIME ZONE interval '0'
+        END AT TIME ZONE interval '0' AS ends_at
     FROM (
         SELECT
             u.moment,
@@ -221,7 +221,8 @@ COMMENT ON FUNCTION app.sum_usage(uuid, timestamptz, timestamptz) IS
 
 -- Replaces the rows of a day by rows on either side of the boundary, if they are the
 -- locked ones: these have not changed since, and one snapshot has rows and messages.
--- ON CONFLICT adds to the row of a writer that had not committed at that moment.
+-- A new row has slot 0 only if it replaces one: a concurrent writer could have opened
+-- slot 0, and could wait for a row of this function.
 CREATE FUNCTION app.replace_usage_rows(
     subject uuid,
     day_start timestamptz,
@@ -252,7 +253,7 @@ BEGIN
     ),
 
     recorded AS MATERIALIZED (
-        SELECT p.starts_at, p.ends_at, 0 AS slot, u.*
+        SELECT p.starts_at, p.ends_at, u.*
         FROM kept AS k
         CROSS JOIN (
             VALUES (day_start, boundary), (boundary, day_end)
@@ -284,20 +285,21 @@ BEGIN
         WHERE s.subject_id = subject
             AND s.starts_at >= day_start
             AND s.starts_at < day_end
-        RETURNING s.slot
+        RETURNING s.starts_at, s.ends_at, s.slot
     ),
 
     added AS (
         INSERT INTO app.usage_slots AS s (
-            subject_id, starts_at, ends_at, slot, messages, input_tokens,
+            subject_id, starts_at, ends_at, messages, input_tokens,
             cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
-            credits
+            credits, slot
         )
-        SELECT subject, r.*
+        SELECT subject, r.*, COALESCE(g.slot, 1 + pg_backend_pid() % 31)
         FROM recorded AS r
         CROSS JOIN due
+        LEFT JOIN gone AS g
+            ON r.starts_at = g.starts_at AND r.ends_at = g.ends_at AND g.slot = 0
         WHERE (SELECT count(*) FROM gone) = locked
-        ORDER BY r.starts_at
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
             messages = s.messages + excluded.messages,
             input_tokens = s.input_tokens + excluded.input_tokens,
@@ -324,8 +326,9 @@ COMMENT ON FUNCTION app.replace_usage_rows(
 
 -- A writer adds its messages to a row and keeps it locked until it commits. So once
 -- this function has locked all rows of a day, the messages that its next statement sees
--- are those in these rows, and a concurrent writer adds its own afterwards. A row that
--- a writer has opened in between is locked in the next round.
+-- are those in these rows, and a concurrent writer adds its own afterwards. If a writer
+-- has opened a row in between, the locks are released, because all sessions have to
+-- take them in the same order.
 CREATE FUNCTION app.rebuild_usage_day(
     subject uuid, usage_day date, is_repair boolean
 )
@@ -345,18 +348,25 @@ BEGIN
     -- Read by usage_slots_kept_by_trigger. It does not grant any privilege.
     PERFORM set_config('app.is_repairing', 'on', TRUE);
     FOR round IN 1..20 LOOP
-        -- Slot 0 is last: while this waits for other rows, it blocks no writer.
-        PERFORM FROM app.usage_slots AS s
-        WHERE s.subject_id = subject
-            AND s.starts_at >= day_start
-            AND s.starts_at < day_end
-        ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
-        FOR UPDATE;
-        GET DIAGNOSTICS locked = ROW_COUNT;
-        is_replaced := app.replace_usage_rows(
-            subject, day_start, boundary, day_end, locked, is_repair
-        );
-        EXIT WHEN is_replaced IS NOT NULL;
+        BEGIN
+            -- Slot 0 is last: while this waits for other rows, it blocks no writer.
+            PERFORM FROM app.usage_slots AS s
+            WHERE s.subject_id = subject
+                AND s.starts_at >= day_start
+                AND s.starts_at < day_end
+            ORDER BY s.slot = 0, s.starts_at, s.ends_at, s.slot
+            FOR UPDATE;
+            GET DIAGNOSTICS locked = ROW_COUNT;
+            is_replaced := app.replace_usage_rows(
+                subject, day_start, boundary, day_end, locked, is_repair
+            );
+            IF is_replaced IS NULL THEN
+                RAISE no_data_found;
+            END IF;
+            EXIT;
+        EXCEPTION WHEN no_data_found THEN
+            NULL;
+        END;
     END LOOP;
     PERFORM set_config('app.is_repairing', '', TRUE);
     RETURN is_replaced;
@@ -585,67 +595,67 @@ BEGIN
 END;
 $$;
 
+-- A single message goes into a row that no other session has locked, so that writers
+-- of one payer do not wait for each other's commits. One statement locks the row and
+-- the next updates it. A statement that did both would execute the subquery again if
+-- the row has changed since its snapshot, and could add the message to two rows. The
+-- ctid stays valid because the row is locked. A session keeps the plans that it made
+-- for its first statement, so both are the same for any number of rows in inserted.
+--
+-- All other messages go into slot 0, in key order, so that concurrent writers of
+-- several rows do not deadlock. A single message that found all rows locked opens one
+-- for its process, or waits for that one.
 CREATE OR REPLACE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    message record;
     is_single boolean;
 BEGIN
-    PERFORM FROM inserted OFFSET 1;
-    is_single := NOT FOUND;
-    IF is_single THEN
-        -- Into a row that no other session has locked, so that writers of one payer do
-        -- not wait for each other's commits. MATERIALIZED, because a second execution
-        -- could find another row.
-        WITH free AS MATERIALIZED (
-            SELECT i.*, f.starts_at, f.ends_at, f.slot
-            FROM inserted AS i
-            CROSS JOIN LATERAL (
-                SELECT s.starts_at, s.ends_at, s.slot
-                FROM app.usage_slots AS s
-                WHERE s.subject_id = i.subject_id
-                    AND s.starts_at > i.finished_at - interval '24 hours'
-                    AND s.starts_at <= i.finished_at
-                    AND s.ends_at > i.finished_at
-                ORDER BY s.starts_at DESC, s.ends_at DESC, s.slot DESC
-                LIMIT 1
-                FOR NO KEY UPDATE SKIP LOCKED
-            ) AS f
-        )
-
+    SELECT
+        i.input_tokens, i.cache_creation_input_tokens, i.cache_read_input_tokens,
+        i.output_tokens, i.cost, i.credits,
+        (
+            SELECT s.ctid
+            FROM app.usage_slots AS s
+            WHERE s.subject_id = i.subject_id
+                AND s.starts_at > i.finished_at - interval '24 hours'
+                AND s.starts_at <= i.finished_at
+                AND s.ends_at > i.finished_at
+            ORDER BY s.starts_at DESC, s.ends_at DESC, s.slot DESC
+            LIMIT 1
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS free_row
+    INTO message
+    FROM inserted AS i
+    WHERE NOT EXISTS (SELECT FROM inserted OFFSET 1);
+    is_single := FOUND;
+    IF message.free_row IS NOT NULL THEN
         UPDATE app.usage_slots AS s
         SET
             messages = s.messages + 1,
-            input_tokens = s.input_tokens + f.input_tokens,
+            input_tokens = s.input_tokens + message.input_tokens,
             cache_creation_input_tokens
-                = s.cache_creation_input_tokens + f.cache_creation_input_tokens,
+                = s.cache_creation_input_tokens + message.cache_creation_input_tokens,
             cache_read_input_tokens
-                = s.cache_read_input_tokens + f.cache_read_input_tokens,
-            output_tokens = s.output_tokens + f.output_tokens,
-            cost = s.cost + f.cost,
-            credits = s.credits + f.credits
-        FROM free AS f
-        WHERE s.subject_id = f.subject_id
-            AND s.starts_at = f.starts_at
-            AND s.ends_at = f.ends_at
-            AND s.slot = f.slot;
+                = s.cache_read_input_tokens + message.cache_read_input_tokens,
+            output_tokens = s.output_tokens + message.output_tokens,
+            cost = s.cost + message.cost,
+            credits = s.credits + message.credits
+        WHERE s.ctid = message.free_row;
         IF FOUND THEN
             RETURN NULL;
         END IF;
     END IF;
 
-    -- Into slot 0, in key order, so that concurrent writers of several rows do not
-    -- deadlock. A single message that found all rows locked gets one by its process.
     INSERT INTO app.usage_slots AS s (
         subject_id, starts_at, ends_at, slot, messages, input_tokens,
         cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
         credits
     )
     SELECT
-        i.subject_id,
-        p.starts_at,
-        p.ends_at,
+        i.subject_id, p.starts_at, p.ends_at,
         CASE
             WHEN is_single AND EXISTS (
                 SELECT FROM app.usage_slots AS o
@@ -655,12 +665,8 @@ BEGIN
             ) THEN 1 + pg_backend_pid() % 31
             ELSE 0
         END,
-        count(*),
-        sum(i.input_tokens),
-        sum(i.cache_creation_input_tokens),
-        sum(i.cache_read_input_tokens),
-        sum(i.output_tokens),
-        sum(i.cost),
+        count(*), sum(i.input_tokens), sum(i.cache_creation_input_tokens),
+        sum(i.cache_read_input_tokens), sum(i.output_tokens), sum(i.cost),
         sum(i.credits)
     FROM inserted AS i
     LEFT JOIN app.users AS u ON i.user_id = u.id

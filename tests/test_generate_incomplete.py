@@ -110,9 +110,9 @@ def test_table_that_becomes_a_view_is_named_with_the_steps(
         generate(url, "try_it", schema=schema(change), folder=folder, base=base[0])
 
     assert str(caught.value) == (
-        "this would lose app.plan_prices: app.plan_prices becomes a view: store its rows"
-        " elsewhere, rename the table, create the view, move what depends on the table,"
-        " and drop the table; else add --allow-destructive to lose it"
+        "this would lose app.plan_prices: app.plan_prices becomes a view: store its"
+        " rows elsewhere, rename the table, create the view, move what depends on the"
+        " table, and drop the table; else add --allow-destructive to lose it"
     )
 
 
