@@ -42,7 +42,7 @@ SELECT pg_catalog.create_distributed_table(
 );
 
 SELECT pg_catalog.create_distributed_table(
-    'app.usage_daily', 'subject_id', colocate_with => 'app.messages'
+    'app.usage_slots', 'subject_id', colocate_with => 'app.messages'
 );
 
 -- ---------------------------------------------------------------------------
@@ -50,7 +50,8 @@ SELECT pg_catalog.create_distributed_table(
 -- ---------------------------------------------------------------------------
 
 -- Citus cannot plan INSERT ... SELECT from a transition table, so loop over the days,
--- in key order, so that concurrent writers of several rows do not deadlock.
+-- in key order, so that concurrent writers of several rows do not deadlock. Each row is
+-- a whole day, because the anchors of payers are in other tables.
 CREATE OR REPLACE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -61,7 +62,7 @@ BEGIN
     FOR usage IN
         SELECT
             i.subject_id,
-            (i.finished_at AT TIME ZONE interval '0')::date AS day,
+            date_trunc('day', i.finished_at, '+00') AS starts_at,
             count(*) AS messages,
             sum(i.input_tokens) AS input_tokens,
             sum(i.cache_creation_input_tokens) AS cache_creation_input_tokens,
@@ -73,25 +74,27 @@ BEGIN
         GROUP BY 1, 2
         ORDER BY 1, 2
     LOOP
-        INSERT INTO app.usage_daily AS d (
-            subject_id, day, messages, input_tokens, cache_creation_input_tokens,
-            cache_read_input_tokens, output_tokens, cost, credits
+        INSERT INTO app.usage_slots AS s (
+            subject_id, starts_at, ends_at, slot, messages, input_tokens,
+            cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
+            credits
         )
         VALUES (
-            usage.subject_id, usage.day, usage.messages, usage.input_tokens,
-            usage.cache_creation_input_tokens, usage.cache_read_input_tokens,
-            usage.output_tokens, usage.cost, usage.credits
+            usage.subject_id, usage.starts_at, usage.starts_at + interval '24 hours', 0,
+            usage.messages, usage.input_tokens, usage.cache_creation_input_tokens,
+            usage.cache_read_input_tokens, usage.output_tokens, usage.cost,
+            usage.credits
         )
-        ON CONFLICT (subject_id, day) DO UPDATE SET
-            messages = d.messages + excluded.messages,
-            input_tokens = d.input_tokens + excluded.input_tokens,
+        ON CONFLICT (subject_id, starts_at, ends_at, slot) DO UPDATE SET
+            messages = s.messages + excluded.messages,
+            input_tokens = s.input_tokens + excluded.input_tokens,
             cache_creation_input_tokens
-                = d.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
+                = s.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
             cache_read_input_tokens
-                = d.cache_read_input_tokens + excluded.cache_read_input_tokens,
-            output_tokens = d.output_tokens + excluded.output_tokens,
-            cost = d.cost + excluded.cost,
-            credits = d.credits + excluded.credits;
+                = s.cache_read_input_tokens + excluded.cache_read_input_tokens,
+            output_tokens = s.output_tokens + excluded.output_tokens,
+            cost = s.cost + excluded.cost,
+            credits = s.credits + excluded.credits;
     END LOOP;
     RETURN NULL;
 END;
@@ -99,4 +102,4 @@ $$;
 
 -- This trigger depends on the trigger depth, which restarts in the session of a shard.
 -- The privileges of roles.sql protect the table instead.
-DROP TRIGGER usage_daily_kept_by_trigger ON app.usage_daily;
+DROP TRIGGER usage_slots_kept_by_trigger ON app.usage_slots;

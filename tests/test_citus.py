@@ -37,7 +37,7 @@ def test_unique_keys_of_distributed_tables_include_the_payer(conn: psycopg.Conne
         [DISTRIBUTED],
     ).fetchall()
 
-    assert DISTRIBUTED == ["messages", "message_payloads", "usage_daily"]
+    assert DISTRIBUTED == ["messages", "message_payloads", "usage_slots"]
     # citus.sql replaces this index by one that is not unique.
     assert [name for (name,) in rows] == DROPPED == ["messages_fingerprint_id_id_idx"]
 

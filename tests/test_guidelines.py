@@ -24,6 +24,8 @@ GIVEN_TIMES = {
     "sessions.expires_at": "create_session, from the requested time to live",
     "messages.finished_at": "the caller, from the provider's response",
     "message_payloads.finished_at": "its message",
+    "usage_slots.starts_at": "its messages, and the boundary of their payer",
+    "usage_slots.ends_at": "its messages, and the boundary of their payer",
     "model_prices.valid_from": "the operator, from the contract",
     "stripe_events.event_created_at": "Stripe",
     "stripe_customers.as_of": "Stripe, or the time of the request",
