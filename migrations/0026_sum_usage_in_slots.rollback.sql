@@ -171,11 +171,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     LOCK TABLE app.usage_daily IN ROW EXCLUSIVE MODE;
-    IF EXISTS (
-        SELECT
-        FROM pg_class AS c
-        WHERE c.oid = to_regclass('app.usage_daily') AND c.relkind = 'r'
-    ) THEN
+    -- NULL for a view. pg_class could show the state before the wait.
+    IF pg_relation_filenode(to_regclass('app.usage_daily')) IS NOT NULL THEN
         -- In key order, so that concurrent writers of several rows do not deadlock.
         INSERT INTO app.usage_daily AS d (
             subject_id, day, messages, input_tokens, cache_creation_input_tokens,

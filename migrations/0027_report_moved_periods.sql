@@ -1,4 +1,5 @@
--- The sync cuts the sums of a day in which a period begins that it has moved.
+-- The sync cuts the sums of a day in which a period begins that it has moved. Run pyapp
+-- db roles after it.
 
 SET LOCAL lock_timeout = '5s';
 
