@@ -600,7 +600,8 @@ $$;
 -- the next updates it. A statement that did both would execute the subquery again if
 -- the row has changed since its snapshot, and could add the message to two rows. The
 -- ctid stays valid because the row is locked. A session keeps the plans that it made
--- for its first statement, so both are the same for any number of rows in inserted.
+-- for its first statement: both are the same for any number of rows in inserted, and
+-- without sequential scans also for an empty usage_slots.
 --
 -- All other messages go into slot 0, in key order, so that concurrent writers of
 -- several rows do not deadlock. A single message that found all rows locked opens one
@@ -608,6 +609,7 @@ $$;
 CREATE OR REPLACE FUNCTION app.add_usage()
 RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
 AS $$
 DECLARE
     message record;
