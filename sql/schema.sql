@@ -711,6 +711,7 @@ COMMENT ON TABLE app.message_payloads_default IS
 -- usage_slots
 -- ---------------------------------------------------------------------------
 
+-- The first and the last year have no boundary, because it could be out of range.
 CREATE FUNCTION app.get_usage_span(anchor timestamptz, moment timestamptz)
 RETURNS TABLE (starts_at timestamptz, ends_at timestamptz)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -721,20 +722,29 @@ BEGIN ATOMIC
             ELSE b.midnight
         END AT TIME ZONE interval '0' AS starts_at,
         CASE
-            WHEN b.boundary > b.moment
-                THEN LEAST(b.midnight + interval '24 hours', b.boundary)
-            ELSE b.midnight + interval '24 hours'
+            WHEN b.boundary > b.moment THEN LEAST(b.next_midnight, b.boundary)
+            ELSE b.next_midnight
         END AT TIME ZONE interval '0' AS ends_at
     FROM (
         SELECT
             u.moment,
             date_trunc('day', u.moment) AS midnight,
-            u.anchor + make_interval(
-                months => (
-                    date_part('year', u.moment) * 12 + date_part('month', u.moment)
-                    - date_part('year', u.anchor) * 12 - date_part('month', u.anchor)
-                )::integer
-            ) AS boundary
+            CASE
+                WHEN u.moment < '294276-12-31'
+                    THEN date_trunc('day', u.moment) + interval '24 hours'
+                ELSE '294276-12-31 23:59:59.999999'
+            END AS next_midnight,
+            CASE
+                WHEN u.moment > '4713-01-01 BC' AND u.moment < '294276-01-01'
+                    THEN u.anchor + make_interval(
+                        months => (
+                            date_part('year', u.moment) * 12
+                            + date_part('month', u.moment)
+                            - date_part('year', u.anchor) * 12
+                            - date_part('month', u.anchor)
+                        )::integer
+                    )
+            END AS boundary
         FROM (
             SELECT
                 get_usage_span.anchor AT TIME ZONE interval '0' AS anchor,
@@ -765,7 +775,7 @@ CREATE TABLE app.usage_slots (
     -- In one UTC day.
     CONSTRAINT usage_slots_span_in_day_check CHECK (
         starts_at < ends_at
-        AND ends_at <= date_trunc('day', starts_at, '+00') + interval '24 hours'
+        AND ends_at - interval '24 hours' <= date_trunc('day', starts_at, '+00')
     ),
     -- No more checks: every statement parses the checks of its table again, and each
     -- costs a writer 2 to 4 %. usage_drift compares all sums with messages.
@@ -787,7 +797,7 @@ COMMENT ON COLUMN app.usage_slots.starts_at IS
 COMMENT ON COLUMN app.usage_slots.ends_at IS
     'End of the span, exclusive: midnight UTC, or a boundary of the payer.';
 COMMENT ON COLUMN app.usage_slots.slot IS
-    '0, or up to 31 for writers that found the other rows of the span locked.';
+    '0; 1 to 31 for writers that found the other rows locked; 32 from a cut or repair.';
 COMMENT ON COLUMN app.usage_slots.messages IS
     'Number of messages; each message is counted in one row.';
 COMMENT ON COLUMN app.usage_slots.input_tokens IS
@@ -834,7 +844,7 @@ BEGIN
             SELECT s.ctid
             FROM app.usage_slots AS s
             WHERE s.subject_id = i.subject_id
-                AND s.starts_at > i.finished_at - interval '24 hours'
+                AND s.starts_at >= date_trunc('day', i.finished_at, '+00')
                 AND s.starts_at <= i.finished_at
                 AND s.ends_at > i.finished_at
             ORDER BY s.starts_at DESC, s.ends_at DESC, s.slot DESC
