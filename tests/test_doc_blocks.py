@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -56,7 +57,7 @@ BLOCKS = {
     ("docs/deploy.md", "sql"): (1, HERE),
     ("docs/deploy.md", "text"): (1, HERE),
     ("docs/managed.md", "sql"): (2, "test_managed_server"),
-    ("docs/operations.md", "sql"): (1, HERE),
+    ("docs/operations.md", "sql"): (2, HERE),
     ("docs/operations.md", "text"): (4, HERE),
     ("docs/orms.md", "py"): (4, "test_orms"),
     ("docs/orms.md", "sql"): (1, "test_orms"),
@@ -174,10 +175,27 @@ def test_sql_of_the_entitlements_runs(conn: psycopg.Connection) -> None:
     conn.execute(statements.encode())
 
 
+def test_day_of_an_anchor_moved_by_sql_is_cut(
+    conn: psycopg.Connection[tuple[int]],
+) -> None:
+    move_and_cut, _ = blocks("docs/operations.md", "sql")
+    move, cut = filter(None, move_and_cut.split(";\n"))
+    (user,) = {UUID(found) for found in re.findall(r"'(\S{36})'", move_and_cut)}
+    conn.execute(
+        "INSERT INTO app.users (id, email, quota_anchor)"
+        " VALUES (%s, 'ada@example.com', now() - interval '5 days')",
+        [user],
+    )
+    record_messages(conn, [new_message(user_id=user)])
+    conn.execute(move.encode())
+
+    assert conn.execute(cut.encode()).fetchone() == (1,)
+
+
 def test_grants_of_a_migrating_role_run(
     conn: psycopg.Connection[tuple[bool, bool]],
 ) -> None:
-    (grants,) = blocks("docs/operations.md", "sql")
+    _, grants = blocks("docs/operations.md", "sql")
     conn.execute("CREATE ROLE migrator")
     database = conn.info.dbname
     conn.execute(grants.replace("DATABASE pyapp", f"DATABASE {database}").encode())
@@ -238,8 +256,9 @@ def test_table_of_wrong_sums_is_as_shown(committing: psycopg.Connection) -> None
     ada = add_user(committing)
     for day in (DAY, DAY + timedelta(days=1)):
         record(committing, ada, day)
-    run_without_triggers(committing, f"{WRONG['credits (+6)']} WHERE day = '{DAY}'")
-    deleted = f"{WRONG['no row, credits']} WHERE day > '{DAY}'"
+    updated = f"{WRONG['credits (+6)']} WHERE starts_at = '{DAY}'"
+    run_without_triggers(committing, updated)
+    deleted = f"{WRONG['no row, credits']} WHERE starts_at > '{DAY}'"
     run_without_triggers(committing, deleted)
     wrong = "UPDATE app.users SET referral_count = 4"
     run_without_triggers(committing, wrong)
