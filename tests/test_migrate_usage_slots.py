@@ -17,7 +17,7 @@ from pyapp.devtools.migrations.files import read_migrations
 from pyapp.devtools.migrations.migrator import migrate, rollback
 from pyapp.errors import MigrationError
 from tests.support import Server, execute, states
-from tests.waiting import run_blocked, wait_for_waiter
+from tests.waiting import run_blocked, wait_for_lock, wait_for_waiter
 
 FILES = {file.name: file for file in read_migrations()}
 NAMES = list(FILES)
@@ -254,32 +254,59 @@ def test_quota_check_does_not_wait(filled: str, is_rollback: bool) -> None:
         assert reader.execute(WRONG_QUOTAS.encode()).fetchall() == []
 
 
-def test_run_that_is_killed_in_a_batch_can_be_repeated(filled: str) -> None:
+@pytest.fixture
+def two_batches(filled: str) -> str:
+    """Return that database with the days of two batches."""
+    days = MESSAGES.replace("31 minutes", "31 hours").replace("%s", "50")
+    execute(filled, days, "VACUUM FULL app.usage_daily")
+    return filled
+
+
+def lock_day(conn: psycopg.Connection, order: str) -> None:
+    """Lock the first or last row of the table, as a repair does."""
+    statement = f"SELECT FROM app.usage_daily ORDER BY ctid {order} LIMIT 1 FOR UPDATE"
+    conn.execute(statement.encode())
+
+
+def test_run_that_is_killed_in_a_batch_can_be_repeated(two_batches: str) -> None:
     """The first batch is kept, and its rows follow usage_daily."""
-    with psycopg.connect(filled) as conn:
-        conn.execute(
-            MESSAGES.replace("31 minutes", "31 hours").encode(), [40]
-        )  # More than a batch of days.
-        conn.commit()
-        conn.execute(
-            "SELECT FROM app.usage_daily ORDER BY subject_id DESC, day DESC LIMIT 1"
-            " FOR UPDATE"
-        )
+    with psycopg.connect(two_batches) as conn:
+        lock_day(conn, "DESC")
         with ThreadPoolExecutor(1) as pool:
-            migration = pool.submit(migrate, filled)
+            migration = pool.submit(migrate, two_batches)
             killed = wait_for_waiter(conn)
             conn.execute("SELECT pg_terminate_backend(%s)", [killed])
             with pytest.raises(MigrationError):
                 migration.result(20)
         conn.commit()
-        assert states(filled)[FILL] == "pending"
-        copied = conn.execute("SELECT count(*) FROM app.usage_slots").fetchone()
-        assert copied == (1000,)
+        assert states(two_batches)[FILL] == "pending"
+        assert conn.execute("SELECT FROM app.usage_slots").rowcount > 500
+        assert conn.execute(WRONG_SLOTS.encode()).rowcount > 100
         record(conn, rows=20)
         conn.commit()
 
-        migrate(filled)
+        migrate(two_batches)
         require_exact(conn)
+
+
+def test_table_that_is_rewritten_between_batches_is_reported(two_batches: str) -> None:
+    with (
+        psycopg.connect(two_batches) as holder,
+        psycopg.connect(two_batches, autocommit=True) as operator,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        lock_day(holder, "ASC")
+        migration = pool.submit(migrate, two_batches)
+        wait_for_waiter(holder)
+        rewriting = pool.submit(operator.execute, "VACUUM FULL app.usage_daily")
+        wait_for_lock(holder, operator)
+        holder.commit()
+        with pytest.raises(MigrationError, match=f"{FILL} .* was rewritten while"):
+            migration.result(20)
+        rewriting.result(20)
+
+        migrate(two_batches)
+        require_exact(operator)
 
 
 def test_view_of_another_schema_is_named(filled: str) -> None:
