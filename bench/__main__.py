@@ -155,7 +155,7 @@ def _measure(
         "functions": lambda: overhead.measure_overhead(url, 75 * seconds),
         "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
         "copy": lambda: writing.measure_copy(url, accounts, rows),
-        "mixture": lambda: writing.measure_mixture(url, accounts, rows, seconds),
+        "mixture": lambda: writing.measure_mixture(url, accounts, rows, 3 * seconds),
         "retention": lambda: retention.measure_retention(
             url, accounts, min(size, retention.PAYLOADS), 3 * seconds
         ),

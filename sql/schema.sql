@@ -629,7 +629,7 @@ ALTER TABLE app.messages
         CHECK (length(provider) BETWEEN 1 AND 255);
 
 -- For get_user_quota and list_messages. INCLUDE (credits) allows index-only scans of
--- the partial days at a period's boundaries.
+-- the messages that the quota check subtracts where a row lies across a boundary.
 CREATE INDEX messages_subject_id_finished_at_idx
 ON app.messages (subject_id, finished_at) INCLUDE (credits);
 
