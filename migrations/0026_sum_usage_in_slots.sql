@@ -11,6 +11,7 @@ SET LOCAL lock_timeout = '5s';
 -- squawk-ignore renaming-object, renaming-table
 ALTER TABLE app.usage_daily RENAME TO former_usage_daily;
 
+-- The first and the last year have no boundary, because it could be out of range.
 CREATE FUNCTION app.get_usage_span(anchor timestamptz, moment timestamptz)
 RETURNS TABLE (starts_at timestamptz, ends_at timestamptz)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -21,20 +22,29 @@ BEGIN ATOMIC
             ELSE b.midnight
         END AT TIME ZONE interval '0' AS starts_at,
         CASE
-            WHEN b.boundary > b.moment
-                THEN LEAST(b.midnight + interval '24 hours', b.boundary)
-            ELSE b.midnight + interval '24 hours'
+            WHEN b.boundary > b.moment THEN LEAST(b.next_midnight, b.boundary)
+            ELSE b.next_midnight
         END AT TIME ZONE interval '0' AS ends_at
     FROM (
         SELECT
             u.moment,
             date_trunc('day', u.moment) AS midnight,
-            u.anchor + make_interval(
-                months => (
-                    date_part('year', u.moment) * 12 + date_part('month', u.moment)
-                    - date_part('year', u.anchor) * 12 - date_part('month', u.anchor)
-                )::integer
-            ) AS boundary
+            CASE
+                WHEN u.moment < '294276-12-31'
+                    THEN date_trunc('day', u.moment) + interval '24 hours'
+                ELSE '294276-12-31 23:59:59.999999'
+            END AS next_midnight,
+            CASE
+                WHEN u.moment > '4713-01-01 BC' AND u.moment < '294276-01-01'
+                    THEN u.anchor + make_interval(
+                        months => (
+                            date_part('year', u.moment) * 12
+                            + date_part('month', u.moment)
+                            - date_part('year', u.anchor) * 12
+                            - date_part('month', u.anchor)
+                        )::integer
+                    )
+            END AS boundary
         FROM (
             SELECT
                 get_usage_span.anchor AT TIME ZONE interval '0' AS anchor,
@@ -221,8 +231,8 @@ COMMENT ON FUNCTION app.sum_usage(uuid, timestamptz, timestamptz) IS
 
 -- Replaces the rows of a day by rows on either side of the boundary, if they are the
 -- locked ones: these have not changed since, and one snapshot has rows and messages.
--- A new row has slot 0 only if it replaces one: a concurrent writer could have opened
--- slot 0, and could wait for a row of this function.
+-- A row keeps slot 0. Without one it has slot 32, which no writer opens: a writer that
+-- had opened slot 0 could wait for this transaction, which would wait for that writer.
 CREATE FUNCTION app.replace_usage_rows(
     subject uuid,
     day_start timestamptz,
@@ -289,27 +299,17 @@ BEGIN
     ),
 
     added AS (
-        INSERT INTO app.usage_slots AS s (
+        INSERT INTO app.usage_slots (
             subject_id, starts_at, ends_at, messages, input_tokens,
             cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
             credits, slot
         )
-        SELECT subject, r.*, COALESCE(g.slot, 1 + pg_backend_pid() % 31)
+        SELECT subject, r.*, COALESCE(g.slot, 32)
         FROM recorded AS r
         CROSS JOIN due
         LEFT JOIN gone AS g
             ON r.starts_at = g.starts_at AND r.ends_at = g.ends_at AND g.slot = 0
         WHERE (SELECT count(*) FROM gone) = locked
-        ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
-            messages = s.messages + excluded.messages,
-            input_tokens = s.input_tokens + excluded.input_tokens,
-            cache_creation_input_tokens
-                = s.cache_creation_input_tokens + excluded.cache_creation_input_tokens,
-            cache_read_input_tokens
-                = s.cache_read_input_tokens + excluded.cache_read_input_tokens,
-            output_tokens = s.output_tokens + excluded.output_tokens,
-            cost = s.cost + excluded.cost,
-            credits = s.credits + excluded.credits
     )
 
     SELECT CASE WHEN k.is_locked THEN EXISTS (SELECT FROM due) END
@@ -394,6 +394,9 @@ BEGIN
         RAISE EXCEPTION 'a repair needs READ COMMITTED, to see concurrent commits'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
+    -- Two repairs of a day without rows would lock no row of usage_slots.
+    PERFORM FROM app.users AS u WHERE u.id = subject FOR NO KEY UPDATE;
+    PERFORM FROM app.fingerprints AS f WHERE f.id = subject FOR NO KEY UPDATE;
     is_repaired := app.rebuild_usage_day(subject, usage_day, TRUE);
     IF is_repaired IS NULL THEN
         RAISE EXCEPTION 'writers of % keep adding rows; repeat the repair', subject
@@ -406,8 +409,9 @@ $$;
 COMMENT ON FUNCTION app.repair_usage_day(uuid, date) IS
     'Sets the sums of a payer and UTC day from messages; true if it changed.';
 
+-- DISTINCT: both boundaries are the anchor while that is ahead and there is no reset.
 CREATE VIEW app.uncut_usage WITH (security_invoker = TRUE) AS
-SELECT
+SELECT DISTINCT
     p.subject_id,
     (b.boundary AT TIME ZONE interval '0')::date AS day
 FROM (
@@ -622,7 +626,7 @@ BEGIN
             SELECT s.ctid
             FROM app.usage_slots AS s
             WHERE s.subject_id = i.subject_id
-                AND s.starts_at > i.finished_at - interval '24 hours'
+                AND s.starts_at >= date_trunc('day', i.finished_at, '+00')
                 AND s.starts_at <= i.finished_at
                 AND s.ends_at > i.finished_at
             ORDER BY s.starts_at DESC, s.ends_at DESC, s.slot DESC
