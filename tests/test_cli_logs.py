@@ -60,7 +60,11 @@ def test_each_unit_of_work_is_one_json_record(
     assert isinstance(first["seconds"], float)
     assert str(first["at"]).endswith("+00:00")
     assert (last["logger"], last["message"]) == ("pyapp.maintenance", "month prepared")
-    assert [(r["logger"], r["count"]) for r in maintained] == [("pyapp.sessions", 0)]
+    assert [(r["logger"], r["message"], r["count"]) for r in maintained] == [
+        ("pyapp.sessions", "expired sessions deleted", 0),
+        ("pyapp.maintenance", "usage days cut", 0),
+        ("pyapp.maintenance", "usage rows folded", 0),
+    ]
     (record,) = imported
     counts = {"recorded": 3, "duplicates": 0, "broken": 0}
     assert {name: record[name] for name in counts} == counts

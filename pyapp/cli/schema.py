@@ -30,6 +30,7 @@ from pyapp.errors import (
 )
 from pyapp.payloads import create_payload_partitions, retire_payloads
 from pyapp.sessions import delete_expired_sessions
+from pyapp.usage_upkeep import cut_usage_days, fold_usage_rows
 
 log = logging.getLogger("pyapp.sessions")
 
@@ -37,6 +38,9 @@ SWEEP = 10_000
 GRANTS_ARE_LOST = (
     "It drops functions or views with their grants: run pyapp db roles next"
 )
+# Why days are left uncut, and spans unfolded.
+UNCUT = "locked, or differing: pyapp db check --data"
+UNFOLDED = "locked"
 # How the first comment of a rollback begins that loses no data.
 NO_LOSS = ("Loses nothing", "Loses no data")
 UNKNOWN_LOSS = "Its file does not say what is lost."
@@ -239,7 +243,7 @@ def maintain(
     every: Every = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create payload partitions, delete expired sessions, retire old payloads.
+    """Create partitions, delete sessions, cut and fold sums, retire payloads.
 
     With --every, only an error of the first run ends the command.
     """
@@ -255,6 +259,12 @@ def _maintain(keep_months: int | None, archive: Path | None, as_json: bool) -> N
     report(f"Payload partitions created: {created}")
     deleted = _sweep_sessions(url)
     report(f"Expired sessions deleted: {deleted:,}")
+    cut = cut_usage_days(url)
+    left = f", left: {cut.left:,} ({UNCUT})" if cut.left else ""
+    report(f"Usage days cut: {cut.done:,}{left}")
+    folded = fold_usage_rows(url)
+    left = f", spans left: {folded.left:,} ({UNFOLDED})" if folded.left else ""
+    report(f"Usage rows folded: {folded.done:,}{left}")
     retired: list[str] = []
     if keep_months is not None:
         retired = retire_payloads(url, keep_months=keep_months, archive_folder=archive)
@@ -264,6 +274,10 @@ def _maintain(keep_months: int | None, archive: Path | None, as_json: bool) -> N
             {
                 "payload_partitions_created": created,
                 "expired_sessions_deleted": deleted,
+                "usage_days_cut": cut.done,
+                "usage_days_left": cut.left,
+                "usage_rows_folded": folded.done,
+                "usage_spans_left": folded.left,
                 "payload_partitions_dropped": retired,
             }
         )
