@@ -46,4 +46,5 @@ END;
 $$;
 
 DROP TABLE app.usage_slots;
+DROP FUNCTION app.get_usage_span(timestamptz, timestamptz);
 DROP FUNCTION app.refuse_usage_change();

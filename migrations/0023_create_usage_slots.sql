@@ -6,6 +6,51 @@ SET LOCAL lock_timeout = '5s';
 -- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT01
 -- squawk-ignore-file prefer-bigint-over-smallint
 
+-- The first and the last year have no boundary, because it could be out of range.
+CREATE FUNCTION app.get_usage_span(anchor timestamptz, moment timestamptz)
+RETURNS TABLE (starts_at timestamptz, ends_at timestamptz)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT
+        CASE
+            WHEN b.boundary <= b.moment THEN GREATEST(b.midnight, b.boundary)
+            ELSE b.midnight
+        END AT TIME ZONE interval '0' AS starts_at,
+        CASE
+            WHEN b.boundary > b.moment THEN LEAST(b.next_midnight, b.boundary)
+            ELSE b.next_midnight
+        END AT TIME ZONE interval '0' AS ends_at
+    FROM (
+        SELECT
+            u.moment,
+            date_trunc('day', u.moment) AS midnight,
+            CASE
+                WHEN u.moment < '294276-12-31'
+                    THEN date_trunc('day', u.moment) + interval '24 hours'
+                ELSE '294276-12-31 23:59:59.999999'
+            END AS next_midnight,
+            CASE
+                WHEN u.moment > '4713-01-01 BC' AND u.moment < '294276-01-01'
+                    THEN u.anchor + make_interval(
+                        months => (
+                            date_part('year', u.moment) * 12
+                            + date_part('month', u.moment)
+                            - date_part('year', u.anchor) * 12
+                            - date_part('month', u.anchor)
+                        )::integer
+                    )
+            END AS boundary
+        FROM (
+            SELECT
+                get_usage_span.anchor AT TIME ZONE interval '0' AS anchor,
+                get_usage_span.moment AT TIME ZONE interval '0' AS moment
+        ) AS u
+    ) AS b;
+END;
+
+COMMENT ON FUNCTION app.get_usage_span(timestamptz, timestamptz) IS
+    'The UTC day of the moment, or its part before or after the day''s boundary.';
+
 CREATE TABLE app.usage_slots (
     subject_id                  uuid NOT NULL,
     starts_at                   timestamptz NOT NULL,
@@ -169,8 +214,8 @@ BEGIN
         )
         SELECT
             i.subject_id,
-            date_trunc('day', i.finished_at, '+00'),
-            date_trunc('day', i.finished_at, '+00') + interval '24 hours',
+            p.starts_at,
+            p.ends_at,
             0,
             count(*),
             sum(i.input_tokens),
@@ -180,8 +225,9 @@ BEGIN
             sum(i.cost),
             sum(i.credits)
         FROM inserted AS i
-        GROUP BY 1, 2
-        ORDER BY 1, 2
+        CROSS JOIN LATERAL app.get_usage_span(NULL, i.finished_at) AS p
+        GROUP BY 1, 2, 3
+        ORDER BY 1, 2, 3
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
             messages = s.messages + excluded.messages,
             input_tokens = s.input_tokens + excluded.input_tokens,
@@ -214,13 +260,11 @@ BEGIN
         cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
         credits
     )
-    VALUES (
-        NEW.subject_id,
-        NEW.day::timestamp AT TIME ZONE interval '0',
-        (NEW.day + 1)::timestamp AT TIME ZONE interval '0',
-        0, NEW.messages, NEW.input_tokens, NEW.cache_creation_input_tokens,
-        NEW.cache_read_input_tokens, NEW.output_tokens, NEW.cost, NEW.credits
-    )
+    SELECT
+        NEW.subject_id, p.starts_at, p.ends_at, 0, NEW.messages, NEW.input_tokens,
+        NEW.cache_creation_input_tokens, NEW.cache_read_input_tokens,
+        NEW.output_tokens, NEW.cost, NEW.credits
+    FROM app.get_usage_span(NULL, NEW.day::timestamp AT TIME ZONE interval '0') AS p
     ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
         messages = excluded.messages,
         input_tokens = excluded.input_tokens,

@@ -31,8 +31,8 @@ BEGIN
         )
         SELECT
             b.subject_id,
-            b.day::timestamp AT TIME ZONE interval '0',
-            (b.day + 1)::timestamp AT TIME ZONE interval '0',
+            p.starts_at,
+            p.ends_at,
             0,
             b.messages,
             b.input_tokens,
@@ -42,6 +42,9 @@ BEGIN
             b.cost,
             b.credits
         FROM batch AS b
+        CROSS JOIN LATERAL app.get_usage_span(
+            NULL, b.day::timestamp AT TIME ZONE interval '0'
+        ) AS p
         ORDER BY b.subject_id, b.day
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO NOTHING;
         COMMIT;

@@ -41,4 +41,4 @@ END;
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
     'Exact credits of a payer in [start, end): daily sums, and messages of part days.';
 
-DROP FUNCTION app.sum_cut_credits(uuid, timestamptz, timestamptz);
+DROP FUNCTION app.sum_cut_credits(uuid, timestamptz, boolean);

@@ -5,41 +5,52 @@ SET LOCAL lock_timeout = '5s';
 
 -- noqa: disable=RF02,RF03,AM03,AM06,AM09,ST05,LT01
 
--- The rows of all days of the period, less the messages before and after it.
+-- Reads the messages of the shorter part of the day, before or after the boundary, and
+-- subtracts the rows within that part: the rest is in rows across the boundary.
 CREATE OR REPLACE FUNCTION app.sum_cut_credits(
-    subject uuid, period_start timestamptz, period_end timestamptz
+    subject uuid, boundary timestamptz, is_before boolean
 )
 RETURNS numeric LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    days_start timestamptz := date_trunc('day', period_start, '+00');
-    days_end timestamptz := date_trunc('day', period_end, '+00') + interval '24 hours';
+    day_start timestamptz := date_trunc('day', boundary, '+00');
+    day_end timestamptz := day_start + interval '24 hours';
+    reads_before boolean := boundary - day_start < LEAST(day_end, now()) - boundary;
+    part_start timestamptz := CASE WHEN reads_before THEN day_start ELSE boundary END;
+    part_end timestamptz := CASE WHEN reads_before THEN boundary ELSE day_end END;
+    part_credits numeric;
 BEGIN
+    part_credits := (
+        SELECT COALESCE(sum(m.credits), 0)
+        FROM app.messages AS m
+        WHERE m.subject_id = subject
+            AND m.finished_at >= part_start
+            AND m.finished_at < part_end
+    ) - (
+        SELECT COALESCE(sum(s.credits), 0)
+        FROM app.usage_slots AS s
+        WHERE s.subject_id = subject
+            AND s.starts_at >= part_start
+            AND s.starts_at < part_end
+            AND s.ends_at <= part_end
+    );
+    IF reads_before = is_before THEN
+        RETURN part_credits;
+    END IF;
     RETURN (
         SELECT COALESCE(sum(s.credits), 0)
         FROM app.usage_slots AS s
         WHERE s.subject_id = subject
-            AND s.starts_at >= days_start
-            AND s.starts_at < days_end
-    ) - (
-        SELECT COALESCE(sum(m.credits), 0)
-        FROM app.messages AS m
-        WHERE m.subject_id = subject
-            AND m.finished_at >= days_start
-            AND m.finished_at < period_start
-    ) - (
-        SELECT COALESCE(sum(m.credits), 0)
-        FROM app.messages AS m
-        WHERE m.subject_id = subject
-            AND m.finished_at >= period_end
-            AND m.finished_at < days_end
-    );
+            AND s.starts_at >= day_start
+            AND s.starts_at < boundary
+            AND s.ends_at > boundary
+    ) - part_credits;
 END;
 $$;
 
-COMMENT ON FUNCTION app.sum_cut_credits(uuid, timestamptz, timestamptz) IS
-    'Credits of a payer in [start, end) where rows of usage_slots lie across an edge.';
+COMMENT ON FUNCTION app.sum_cut_credits(uuid, timestamptz, boolean) IS
+    'Credits in a payer''s rows across a boundary, of messages before or after it.';
 
 -- sum_credits and get_period_usage return tables: only a table function is inlined with
 -- its subqueries. A row of usage_slots is at most 24 hours long.
@@ -50,16 +61,22 @@ RETURNS TABLE (credits_used numeric) LANGUAGE sql STABLE PARALLEL SAFE
 BEGIN ATOMIC
     SELECT
         CASE
-            WHEN bool_or(
-                    s.starts_at < sum_credits.period_start
-                    OR s.ends_at > sum_credits.period_end
-                )
-                THEN app.sum_cut_credits(
-                    sum_credits.subject,
-                    sum_credits.period_start,
-                    sum_credits.period_end
-                )
+            WHEN sum_credits.period_start >= sum_credits.period_end THEN 0
             ELSE COALESCE(sum(s.credits), 0)
+                - CASE
+                    WHEN min(s.starts_at) < sum_credits.period_start
+                        THEN app.sum_cut_credits(
+                            sum_credits.subject, sum_credits.period_start, TRUE
+                        )
+                    ELSE 0
+                END
+                - CASE
+                    WHEN max(s.ends_at) > sum_credits.period_end
+                        THEN app.sum_cut_credits(
+                            sum_credits.subject, sum_credits.period_end, FALSE
+                        )
+                    ELSE 0
+                END
         END AS credits_used
     FROM app.usage_slots AS s
     WHERE s.subject_id = sum_credits.subject

@@ -100,8 +100,8 @@ INSERT INTO app.usage_slots (
 )
 SELECT
     d.subject_id,
-    d.day::timestamp AT TIME ZONE interval '0' AS starts_at,
-    (d.day + 1)::timestamp AT TIME ZONE interval '0' AS ends_at,
+    p.starts_at,
+    p.ends_at,
     0 AS slot,
     d.messages,
     d.input_tokens,
@@ -111,9 +111,12 @@ SELECT
     d.cost,
     d.credits
 FROM app.usage_daily AS d
+CROSS JOIN LATERAL app.get_usage_span(
+    NULL, d.day::timestamp AT TIME ZONE interval '0'
+) AS p
 WHERE EXISTS (
-    SELECT FROM parts AS p
-    WHERE p.subject_id = d.subject_id AND p.day = d.day
+    SELECT FROM parts AS o
+    WHERE o.subject_id = d.subject_id AND o.day = d.day
 )
 ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
     messages = excluded.messages,
@@ -209,8 +212,8 @@ BEGIN
         )
         SELECT
             i.subject_id,
-            date_trunc('day', i.finished_at, '+00'),
-            date_trunc('day', i.finished_at, '+00') + interval '24 hours',
+            p.starts_at,
+            p.ends_at,
             0,
             count(*),
             sum(i.input_tokens),
@@ -220,8 +223,9 @@ BEGIN
             sum(i.cost),
             sum(i.credits)
         FROM inserted AS i
-        GROUP BY 1, 2
-        ORDER BY 1, 2
+        CROSS JOIN LATERAL app.get_usage_span(NULL, i.finished_at) AS p
+        GROUP BY 1, 2, 3
+        ORDER BY 1, 2, 3
         ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
             messages = s.messages + excluded.messages,
             input_tokens = s.input_tokens + excluded.input_tokens,
@@ -257,13 +261,11 @@ BEGIN
         cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
         credits
     )
-    VALUES (
-        NEW.subject_id,
-        NEW.day::timestamp AT TIME ZONE interval '0',
-        (NEW.day + 1)::timestamp AT TIME ZONE interval '0',
-        0, NEW.messages, NEW.input_tokens, NEW.cache_creation_input_tokens,
-        NEW.cache_read_input_tokens, NEW.output_tokens, NEW.cost, NEW.credits
-    )
+    SELECT
+        NEW.subject_id, p.starts_at, p.ends_at, 0, NEW.messages, NEW.input_tokens,
+        NEW.cache_creation_input_tokens, NEW.cache_read_input_tokens,
+        NEW.output_tokens, NEW.cost, NEW.credits
+    FROM app.get_usage_span(NULL, NEW.day::timestamp AT TIME ZONE interval '0') AS p
     ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET
         messages = excluded.messages,
         input_tokens = excluded.input_tokens,
@@ -488,6 +490,5 @@ DROP FUNCTION app.replace_usage_rows(
 );
 DROP FUNCTION app.sum_usage(uuid, timestamptz, timestamptz);
 DROP FUNCTION app.find_quota_anchor(uuid);
-DROP FUNCTION app.get_usage_span(timestamptz, timestamptz);
 
 DROP VIEW app.usage_daily_summed;

@@ -11,51 +11,6 @@ SET LOCAL lock_timeout = '5s';
 -- squawk-ignore renaming-object, renaming-table
 ALTER TABLE app.usage_daily RENAME TO former_usage_daily;
 
--- The first and the last year have no boundary, because it could be out of range.
-CREATE FUNCTION app.get_usage_span(anchor timestamptz, moment timestamptz)
-RETURNS TABLE (starts_at timestamptz, ends_at timestamptz)
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT
-        CASE
-            WHEN b.boundary <= b.moment THEN GREATEST(b.midnight, b.boundary)
-            ELSE b.midnight
-        END AT TIME ZONE interval '0' AS starts_at,
-        CASE
-            WHEN b.boundary > b.moment THEN LEAST(b.next_midnight, b.boundary)
-            ELSE b.next_midnight
-        END AT TIME ZONE interval '0' AS ends_at
-    FROM (
-        SELECT
-            u.moment,
-            date_trunc('day', u.moment) AS midnight,
-            CASE
-                WHEN u.moment < '294276-12-31'
-                    THEN date_trunc('day', u.moment) + interval '24 hours'
-                ELSE '294276-12-31 23:59:59.999999'
-            END AS next_midnight,
-            CASE
-                WHEN u.moment > '4713-01-01 BC' AND u.moment < '294276-01-01'
-                    THEN u.anchor + make_interval(
-                        months => (
-                            date_part('year', u.moment) * 12
-                            + date_part('month', u.moment)
-                            - date_part('year', u.anchor) * 12
-                            - date_part('month', u.anchor)
-                        )::integer
-                    )
-            END AS boundary
-        FROM (
-            SELECT
-                get_usage_span.anchor AT TIME ZONE interval '0' AS anchor,
-                get_usage_span.moment AT TIME ZONE interval '0' AS moment
-        ) AS u
-    ) AS b;
-END;
-
-COMMENT ON FUNCTION app.get_usage_span(timestamptz, timestamptz) IS
-    'The UTC day of the moment, or its part before or after the day''s boundary.';
-
 CREATE VIEW app.usage_daily WITH (security_invoker = TRUE) AS
 SELECT
     s.subject_id,

@@ -60,6 +60,17 @@ FROM (
 ) AS a
 CROSS JOIN generate_series(1, %s) AS n
 """
+# The first and the last day, for which no day before or after exists.
+EDGES = f"""
+INSERT INTO app.messages ({COLUMNS}, recorded_at)
+SELECT
+    u.id, gen_random_uuid(), u.id, NULL, t.time, 1, 2, 3, 4, 'm', 0.5, 0.25,
+    LEAST(t.time, '294276-12-30 23:59:59+00')
+FROM (SELECT id FROM app.users LIMIT 1) AS u
+CROSS JOIN unnest(
+    '{{4714-11-25 00:00+00 BC, 294276-12-31 23:59:59+00}}'::timestamptz[]
+) AS t (time)
+"""
 ONE_MESSAGE = f"""
 INSERT INTO app.messages ({COLUMNS})
 SELECT
@@ -114,14 +125,16 @@ SELECT subject_id, starts_at, ends_at, 31, 1, 0, 0, 0, 0, 0.001, 0.01 FROM taken
 """
 DAMAGE = """
 SELECT set_config('app.is_repairing', 'on', FALSE);
-UPDATE app.usage_daily SET credits = credits + 1;
+UPDATE app.usage_daily SET credits = credits + 1 WHERE day < '3000-01-01';
 INSERT INTO app.usage_daily (
     subject_id, day, messages, input_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, output_tokens, cost, credits
 )
 SELECT subject_id, '2020-02-29', 1, 1, 1, 1, 1, 1, 1
 FROM app.usage_daily LIMIT 1;
-SELECT app.repair_usage_day(d.subject_id, d.day) FROM app.usage_daily AS d
+SELECT app.repair_usage_day(d.subject_id, d.day)
+FROM app.usage_daily AS d
+WHERE d.day < '3000-01-01'
 """
 
 
@@ -130,7 +143,7 @@ def release_before(server: Server) -> Iterator[str]:
     """Return a database of the release before, with messages."""
     with scratch_database(server.url("postgres")) as url:
         migrate(url, count=FIRST)
-        execute(url, ACCOUNTS, MESSAGES.replace("%s", "80"))
+        execute(url, ACCOUNTS, MESSAGES.replace("%s", "80"), EDGES)
         yield url
 
 
@@ -151,46 +164,50 @@ def record(conn: psycopg.Connection, rows: int = 1, hours: int = 0) -> None:
     conn.execute(ONE_MESSAGE.encode(), [hours, rows])
 
 
+def record_some(conn: psycopg.Connection) -> None:
+    """Insert messages by one row and several, of today and the past."""
+    record(conn)
+    record(conn, rows=9, hours=30)
+    conn.execute(EDGES.encode())
+    require_exact(conn)
+
+
+def daily_sums(conn: psycopg.Connection) -> list[tuple[str]]:
+    """Return all rows of usage_daily as text, with every digit."""
+    statement = "SELECT d::text FROM app.usage_daily AS d ORDER BY d.subject_id, d.day"
+    return conn.execute(statement.encode()).fetchall()
+
+
 def require_exact(conn: psycopg.Connection) -> None:
     """Assert that sums and quotas equal messages."""
     for statement in (WRONG_SUMS, WRONG_QUOTAS):
-        assert conn.execute(statement.encode()).fetchall() == []
+        assert conn.execute(statement.encode()).rowcount == 0
 
 
 def test_sums_equal_messages_between_all_migrations(filled: str) -> None:
     """Up, down and up again, with messages, repairs and cuts in between."""
     with psycopg.connect(filled, autocommit=True) as conn:
-        before = conn.execute("SELECT * FROM app.usage_daily ORDER BY 1, 2").fetchall()
         for name in NAMES[FIRST:]:
+            before = daily_sums(conn)
             migrate(filled, count=1)
+            assert daily_sums(conn) == before
+            if name >= FILL:
+                assert conn.execute(WRONG_SLOTS.encode()).rowcount == 0
             if name < SWITCH:
                 execute(filled, DAMAGE)
-            if name == FILL:
-                after = conn.execute("SELECT * FROM app.usage_daily").fetchall()
-                assert len(after) == len(before)
-            if name >= FILL:
-                assert conn.execute(WRONG_SLOTS.encode()).fetchall() == []
-            record(conn)
-            record(conn, rows=9, hours=30)
-            require_exact(conn)
+            record_some(conn)
         execute(filled, SPREAD)
         require_exact(conn)
-        kept = conn.execute("SELECT * FROM app.usage_daily ORDER BY 1, 2").fetchall()
         for name in reversed(NAMES[FIRST:]):
+            before = daily_sums(conn)
             rollback(filled)
-            found = conn.execute("SELECT * FROM app.usage_daily ORDER BY 1, 2")
-            assert found.fetchall() == kept
+            assert daily_sums(conn) == before
             if name > FILL:
-                assert conn.execute(WRONG_SLOTS.encode()).fetchall() == []
-            record(conn)
-            record(conn, rows=9, hours=30)
-            require_exact(conn)
-            kept = conn.execute(
-                "SELECT * FROM app.usage_daily ORDER BY 1, 2"
-            ).fetchall()
+                assert conn.execute(WRONG_SLOTS.encode()).rowcount == 0
+            record_some(conn)
+        before = daily_sums(conn)
         migrate(filled)
-        found = conn.execute("SELECT * FROM app.usage_daily ORDER BY 1, 2")
-        assert found.fetchall() == kept
+        assert daily_sums(conn) == before
         require_exact(conn)
 
 
