@@ -93,7 +93,7 @@ def _introduction() -> Iterator[str]:
     yield "sql/schema.sql and sql/functions instead, and run it again. -->"
     yield ""
     yield "Everything is in the schema `app`. Times are timestamptz, money and credits"
-    yield "numeric. An index serves queries of `sql/queries/` or constraints."
+    yield "numeric. An index serves queries of `sql/` or constraints."
 
 
 def _diagram(names: Sequence[str], catalog: Catalog) -> Iterator[str]:
