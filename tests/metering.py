@@ -54,6 +54,30 @@ USAGE_DIFFERENCES = """
     WHERE recorded IS NULL OR kept IS NULL
 """
 
+# Payers for which the credits of a period differ from the sum of its messages.
+QUOTA_DIFFERENCES = """
+    SELECT p.id, q.*, m.credits
+    FROM (
+        SELECT u.id, u.quota_anchor, u.next_quota_reset, u.quota_period_start
+        FROM app.users AS u
+        UNION ALL
+        SELECT f.id, f.quota_anchor, f.next_quota_reset, f.quota_period_start
+        FROM app.fingerprints AS f
+    ) AS p
+    CROSS JOIN LATERAL app.get_period_usage(
+        p.id, p.quota_anchor, p.next_quota_reset, COALESCE(%(at)s, now()),
+        p.quota_period_start
+    ) AS q
+    CROSS JOIN LATERAL (
+        SELECT COALESCE(sum(m.credits), 0) AS credits
+        FROM app.messages AS m
+        WHERE m.subject_id = p.id
+            AND m.finished_at >= q.period_start
+            AND m.finished_at < q.end_date
+    ) AS m
+    WHERE q.credits_used IS DISTINCT FROM m.credits
+"""
+
 # Users whose totals differ from their completed referrals, or exceed their limit.
 REFERRAL_DIFFERENCES = """
     SELECT u.id
@@ -172,6 +196,13 @@ def usage_differences(
 ) -> list[tuple[object, ...]]:
     """Return the wrong rows of usage_daily, of these payers or of all."""
     return conn.execute(USAGE_DIFFERENCES, {"subjects": subjects}).fetchall()
+
+
+def quota_differences(
+    conn: Connection, at: datetime | None = None
+) -> list[tuple[object, ...]]:
+    """Return the payers whose credits_used differ from messages, now or at a time."""
+    return conn.execute(QUOTA_DIFFERENCES, {"at": at}).fetchall()
 
 
 def refer(conn: Connection, referrer: UUID, referred: UUID) -> None:

@@ -29,6 +29,7 @@ from tests.metering import (
     insert_messages,
     new_message,
     period_at,
+    quota_differences,
     record_bulk,
     record_one,
     usage_differences,
@@ -64,7 +65,7 @@ def random_message(choose: Random, users: list[UUID]) -> NewMessage:
 def write(url: str, messages: list[NewMessage]) -> tuple[int, Decimal]:
     """Send *messages*, and again what was rolled back; return the new ones.
 
-    Each transaction has one statement, as several statements could deadlock.
+    Each transaction has one statement: several can deadlock, as docs/usage.md says.
     """
     count, credits = 0, Decimal(0)
     choose, rest = Random(str(messages[0].id)), list(messages)
@@ -101,10 +102,12 @@ def copy(url: str, messages: list[NewMessage]) -> None:
             copy_messages(conn, messages[n : n + 25])
 
 
-def move_resets(url: str, users: list[UUID], done: threading.Event) -> None:
+def move_periods(url: str, users: list[UUID], done: threading.Event) -> None:
     choose = Random("resets")
     with psycopg.connect(url, autocommit=True) as conn:
         while not done.is_set():
+            user = choose.choice(users)
+            anchor = add_months(ANCHOR, -choose.randrange(4))
             conn.execute(
                 """
                 UPDATE app.users SET next_quota_reset = %s, quota_anchor = %s
@@ -112,10 +115,36 @@ def move_resets(url: str, users: list[UUID], done: threading.Event) -> None:
                 """,
                 (
                     add_months(ANCHOR, choose.randrange(4)),
-                    add_months(ANCHOR, -choose.randrange(4)),
-                    choose.choice(users),
+                    anchor + timedelta(minutes=choose.randrange(1440)),
+                    user,
                 ),
             )
+            # app.cut_usage only cuts the current period's days.
+            for day in (add_months(ANCHOR, 0), add_months(ANCHOR, 1)):
+                conn.execute("SELECT app.cut_usage_day(%s, %s)", [user, day.date()])
+
+
+def fold_and_repair(url: str, users: list[UUID], done: threading.Event) -> int:
+    """Fold spans and repair days, which are right; return the rows removed."""
+    choose, folded = Random("upkeep"), 0
+    with psycopg.connect(url, autocommit=True) as conn:
+        while not done.is_set():
+            row = conn.execute(
+                """
+                SELECT sum(app.fold_usage(u.subject_id, u.starts_at, u.ends_at))::int
+                FROM (
+                    SELECT * FROM app.unfolded_usage ORDER BY random() LIMIT 5
+                ) AS u
+                """
+            ).fetchone()
+            assert row is not None
+            folded += row[0] or 0
+            day = (ANCHOR + timedelta(days=choose.randrange(40))).date()
+            repaired = conn.execute(
+                "SELECT app.repair_usage_day(%s, %s)", [choose.choice(users), day]
+            )
+            assert repaired.fetchone() == (False,)
+    return folded
 
 
 def watch_sums(url: str, done: threading.Event) -> int:
@@ -125,6 +154,7 @@ def watch_sums(url: str, done: threading.Event) -> int:
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         while not done.is_set():
             assert usage_differences(conn) == []
+            assert quota_differences(conn, ANCHOR + timedelta(days=20)) == []
             conn.rollback()
             seen += 1
     return seen
@@ -146,7 +176,10 @@ def check_quota(
 
 
 def test_sums_hold_at_every_commit_of_concurrent_writers(database: str):
-    """No message is lost or doubled, and usage_daily is right in every snapshot."""
+    """No message is lost or doubled, and the sums are right in every snapshot.
+
+    Periods move, days are cut and repaired, and rows are folded, without a deadlock.
+    """
     choose = Random("messages")
     with connect(database) as conn:
         users = [add_user(conn, quota_anchor=ANCHOR) for _ in range(12)]
@@ -156,8 +189,9 @@ def test_sums_hold_at_every_commit_of_concurrent_writers(database: str):
     copied = [random_message(choose, users) for _ in range(500)]
     done = threading.Event()
 
-    with ThreadPoolExecutor(WRITERS + 3) as threads:
-        mover = threads.submit(move_resets, database, users, done)
+    with ThreadPoolExecutor(WRITERS + 4) as threads:
+        mover = threads.submit(move_periods, database, users, done)
+        upkeep = threads.submit(fold_and_repair, database, users, done)
         watcher = threads.submit(watch_sums, database, done)
         copier = threads.submit(copy, database, copied)
         writers = [
@@ -169,6 +203,7 @@ def test_sums_hold_at_every_commit_of_concurrent_writers(database: str):
         finally:
             done.set()
         mover.result()
+        assert upkeep.result() > 0
         assert watcher.result() > 1
 
     assert sum(count for count, _ in new) == MESSAGES

@@ -29,7 +29,7 @@ PLANTED = {
     "rule 4": "UPDATE app.users SET referral_credits = referral_credits + 1",
     "rule 5": "ALTER TABLE app.messages DISABLE TRIGGER messages_append_only",
     "rule 6": """
-        ALTER TABLE app.usage_slots DISABLE TRIGGER usage_daily_kept_by_trigger;
+        ALTER TABLE app.usage_slots DISABLE TRIGGER usage_slots_kept_by_trigger;
         UPDATE app.usage_slots SET messages = messages + 1
     """,
     "rule 8": "UPDATE app.stripe_subscriptions SET status = 'paused'",

@@ -63,6 +63,7 @@ def _working(ledger: Ledger, account: Account) -> Iterator[None]:
         ("in batches", 1, partial(clients.write_batch, payers=payers)),
         ("by COPY", 1, partial(clients.write_copy, payers=payers)),
         ("repeated", 1, partial(clients.repeat, payers=payers)),
+        ("periods", 1, partial(clients.move_period, payers=payers)),
         ("referrals", 3, partial(clients.refer, codes=codes)),
         ("sessions", 1, clients.sign_in),
         ("changes", 1, account.change),

@@ -80,6 +80,27 @@ def repeat(client: Client, payers: Sequence[dict[str, UUID]]) -> None:
     ledger.note("repeated", len(again))
 
 
+def move_period(client: Client, payers: Sequence[dict[str, UUID]]) -> None:
+    """Move the period of a payer, then cut its sums, as the Stripe sync does."""
+    ((name, payer),) = client.choose.choice(payers).items()
+    table = "users" if name == "user_id" else "fingerprints"
+    anchor = datetime.now(UTC) - timedelta(days=client.choose.random() * DAYS)
+    move = f"""
+        UPDATE app.{table} SET quota_anchor = %(at)s,
+            next_quota_reset = app.get_period_end(%(at)s, now())
+        WHERE id = %(payer)s
+    """
+    values = {"at": anchor, "payer": payer}
+
+    def execute(conn: Connection, *, statement: str) -> None:
+        conn.execute(statement.encode(), values)
+
+    for statement in (move, "SELECT app.cut_usage(%(payer)s)"):
+        client.commit(partial(execute, statement=statement))
+    client.ledger.note("periods moved")
+    client.ledger.is_over.wait(0.02)
+
+
 def refer(client: Client, codes: list[tuple[UUID, str]]) -> None:
     """Redeem a code that other clients redeem too, until its limit."""
     ledger = client.ledger

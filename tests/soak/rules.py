@@ -6,7 +6,7 @@ from datetime import timedelta
 import psycopg
 
 from pyapp.sessions import find_session
-from tests.metering import period_start, usage_differences
+from tests.metering import period_start, quota_differences, usage_differences
 from tests.soak.account import Account
 from tests.soak.ledger import Connection, Ledger
 
@@ -74,6 +74,7 @@ def find_broken(conn: Connection, ledger: Ledger, account: Account) -> Iterator[
         yield from _report(f"rule {number}", conn.execute(query.encode()).fetchall())
     yield from _report("rule 5", _try_to_change(conn))
     yield from _report("rule 6", usage_differences(conn))
+    yield from _report("rule 6", quota_differences(conn))
     yield from _report("rule 8", account.check(conn))
     yield from _report("rule 9", _find_wrong_periods(conn))
     for name, find in _CONFIRMED.items():
