@@ -45,6 +45,7 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
         endless = create_user(conn, day)
         # At midnight, no row lies across the boundary.
         written = create_user(conn, {**day, "hour": 0}, slots=SLOTS)
+        unfolded = create_user(conn, {**day, "hour": 0}, slots=SLOTS, days=DAYS_AGO)
         before = midnight - timedelta(days=5)
         moved = [
             create_user(conn, {**day, "before": before}, slots=SLOTS) for _ in range(3)
@@ -60,10 +61,20 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
         yield _compare(
             f"quota check, {SLOTS} rows on one day", url, [written], OPEN_TARGET
         )
+        yield reported(
+            _compare(
+                f"the same, not folded for {DAYS_AGO} days",
+                url,
+                [unfolded],
+                OPEN_TARGET,
+            )
+        )
         for user in moved:
             conn.execute(query("move_anchor").sql, {**day, "user_id": user})
         yield reported(
-            _compare("its anchor moved, before the cut", url, moved, TARGET, few=True)
+            _compare(
+                "check, anchor moved, before the cut", url, moved, TARGET, few=True
+            )
         )
         seconds = [cut(conn, user) for user in moved]
         yield Measure(
@@ -75,17 +86,20 @@ def measure_days(url: str, size: int) -> Iterator[Measure]:
             None,
             {"seconds": seconds},
         )
-        yield _compare("its anchor moved, after the cut", url, moved, TARGET)
+        yield _compare("check, anchor moved, after the cut", url, moved, TARGET)
 
 
 def create_user(
-    conn: psycopg.Connection[Any], day: dict[str, Any], slots: int = 1
+    conn: psycopg.Connection[Any], day: dict[str, Any], slots: int = 1, days: int = 1
 ) -> UUID:
-    """Create a user with messages and their sums; return its id."""
+    """Create a user with messages and their sums; return its id.
+
+    The sums of the first *days* are in several *slots*.
+    """
     anchor = {"midnight": day.get("before", day["midnight"]), "hour": day["hour"]}
     row = conn.execute(query("insert_day_user").sql, anchor).fetchone()
     assert row is not None
-    values = {**day, "user_id": row[0], "slots": slots}
+    values = {**day, "user_id": row[0], "slots": slots, "days": days}
     for name in ("insert_day_messages", "insert_day_usage"):
         statement = query(name)
         conn.execute(statement.sql, {key: values[key] for key in statement.parameters})

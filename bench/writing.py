@@ -172,7 +172,7 @@ def measure_mixture(
     wrong = _count(url, "count_usage_differences")
     wrong_quotas = _count(url, "count_quota_differences")
     yield Measure(
-        f"bulk ({bulk} COPY) with 8 writers, cuts and folds",
+        f"{bulk} COPY, 8 writers, cuts and folds",
         f"{errors + (singles.returncode != 0)} errors",
         f"{wrong + wrong_quotas} wrong sums",
         None,
