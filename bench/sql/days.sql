@@ -50,8 +50,8 @@ CROSS JOIN LATERAL (
 ORDER BY m.finished_at;
 
 -- name: insert_day_usage :rowcount
--- The sums of these messages; those of the first :days days in :slots rows of each span,
--- as concurrent writers leave them.
+-- The sums of these messages; those of the first :days days in :slots rows of each
+-- span, as concurrent writers leave them.
 INSERT INTO app.usage_slots (
     subject_id, starts_at, ends_at, slot, messages, input_tokens,
     cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost, credits
