@@ -377,11 +377,13 @@ PLANTED = (
 VULNERABLE = {
     "type, pg_temp not listed": (
         "pg_temp",
-        "ALTER FUNCTION app.add_usage() SET search_path = ''",
+        f"{PLANTED} SECURITY DEFINER SET search_path = '' AS"
+        " $$BEGIN PERFORM '2026-01-01'::date; RETURN NEW; END$$",
     ),
     "type, pg_temp first": (
         "pg_temp",
-        "ALTER FUNCTION app.add_usage() SET search_path = pg_temp, pg_catalog",
+        f"{PLANTED} SECURITY DEFINER SET search_path = pg_temp, pg_catalog AS"
+        " $$BEGIN PERFORM '2026-01-01'::date; RETURN NEW; END$$",
     ),
     "view": (
         "pg_temp",
