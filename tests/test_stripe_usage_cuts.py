@@ -19,7 +19,7 @@ from pyapp._core.connection import connect, pool
 from pyapp._core.queries import QUERIES
 from pyapp.quota import get_user_quota
 from pyapp.roles import apply_roles
-from pyapp.stripe_sync import retry_failed_events
+from pyapp.stripe_sync import handle_webhook, retry_failed_events
 from pyapp.stripe_sync.web import create_app
 from pyapp.usage_upkeep import cut_usage_days
 from tests.fake_stripe import TEST_SECRET, sign
@@ -278,6 +278,25 @@ def test_role_of_the_sync_cuts_the_day(world: StripeWorld):
         world.conn.execute("RESET ROLE")
 
     assert rows_of(world, user_id) == CUT
+
+
+def test_connection_lost_by_the_cut_leaves_the_event_applied(
+    world: StripeWorld,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def end_session(conn: Any, **_: Any) -> None:
+        conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    monkeypatch.setattr("pyapp.stripe_sync.store.cut_usage", end_session)
+    _, customer = add_customer(world)
+    body = make_event(UPDATED, subscription_of(customer))
+    with connect(world.url) as conn:
+        outcome = handle_webhook(conn, body, sign(body, [TEST_SECRET]), [TEST_SECRET])
+        assert conn.closed
+
+    assert outcome.result == "applied"
+    assert [record["kind"] for record in warnings(caplog)] == ["AdminShutdown"]
 
 
 def test_event_that_moves_no_period_executes_no_cut(
