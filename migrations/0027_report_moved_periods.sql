@@ -1,5 +1,4 @@
--- The sync cuts the sums of a day in which a period begins that it has moved. Run pyapp
--- db roles after it.
+-- The sync cuts the sums of a day in which a period begins that it has moved.
 
 SET LOCAL lock_timeout = '5s';
 
