@@ -71,10 +71,22 @@ INSERT INTO app.stripe_subscription_items (
 VALUES ('sub_1', 'si_1', 'price_1', 0.5, 3), ('sub_1', 'si_2', NULL, NULL, NULL);
 INSERT INTO app.stripe_sync_runs (kind) VALUES ('reconcile'), ('replay');
 """
+# By two writers at once, after another one has opened the day: they get two slots.
+MESSAGE = """
+INSERT INTO app.messages (
+    subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, output_tokens, model, cost, credits
+)
+VALUES (
+    md5('user1')::uuid, gen_random_uuid(), md5('user1')::uuid, now(), 1, 1, 2, 3, 'm',
+    0.000001, 0.00012
+)
+"""
 # Partitions are left out: a restore may put rows into other ones.
 TABLES = """
     SELECT c.relname FROM pg_class AS c
-    WHERE c.relnamespace = 'app'::regnamespace AND c.relkind IN ('r', 'p')
+    WHERE c.relnamespace = 'app'::regnamespace
+        AND (c.relkind IN ('r', 'p') OR c.relname = 'usage_daily')
         AND NOT c.relispartition
     ORDER BY c.relname
 """
@@ -113,7 +125,7 @@ def run(
 
 
 def rows_of(url: str) -> dict[str, list[str]]:
-    """Return all rows of all tables, as text, and where the sequence stands."""
+    """Return all rows of the tables and of usage_daily, and the sequence's value."""
     with connect(url) as conn:
         found = {}
         for (table,) in conn.execute(TABLES).fetchall():
@@ -124,13 +136,26 @@ def rows_of(url: str) -> dict[str, list[str]]:
         return found | {"sequence": [str(last.fetchone())]}
 
 
+def without_slots(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return *rows* without usage_slots: a restored message has the slot of a bulk."""
+    return {table: found for table, found in rows.items() if table != "usage_slots"}
+
+
 def fill(url: str) -> None:
     with connect(url) as conn:
         conn.execute(FILL.encode())
+        conn.execute(MESSAGE.encode())
+    with connect(url) as first, connect(url) as second:
+        for conn in (first, second):
+            conn.execute(MESSAGE.encode())
     with connect(url) as conn:
         # As it is when the months were made and referrals completed long ago.
         conn.execute("SET LOCAL session_replication_role = replica")
         conn.execute(
             "UPDATE app.referrals SET completed_at = completed_at - interval '1 day'"
+        )
+        # Rows of usage_slots lie across the new boundaries.
+        conn.execute(
+            "UPDATE app.users SET quota_anchor = quota_anchor - interval '5 hours'"
         )
     create_payload_partitions(url)

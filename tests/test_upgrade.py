@@ -11,7 +11,7 @@ from pyapp.data_check import check_data
 from pyapp.devtools.migrations.migrator import migrate
 from pyapp.devtools.server.binaries import binaries
 from pyapp.devtools.server.embedded import EmbeddedServer
-from tests.backups import commands_of, fill, rows_of, run
+from tests.backups import commands_of, fill, rows_of, run, without_slots
 from tests.support import DEBIAN_15, Server
 from tests.temp_server import temp_server
 
@@ -66,4 +66,4 @@ def test_rows_of_15_are_restored_on_18(
     done = run(commands_of("Only the rows"), tmp_path, source, target, binaries())
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert rows_of(target) == rows_of(source)
+    assert without_slots(rows_of(target)) == without_slots(rows_of(source))
