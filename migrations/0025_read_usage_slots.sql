@@ -53,7 +53,7 @@ COMMENT ON FUNCTION app.sum_cut_credits(uuid, timestamptz, boolean) IS
     'Credits in a payer''s rows across a boundary, of messages before or after it.';
 
 -- sum_credits and get_period_usage return tables: only a table function is inlined with
--- its subqueries. A row of usage_slots is at most 24 hours long.
+-- its subqueries. A row of usage_slots lies in one UTC day.
 CREATE OR REPLACE FUNCTION app.sum_credits(
     subject uuid, period_start timestamptz, period_end timestamptz
 )
@@ -80,7 +80,7 @@ BEGIN ATOMIC
         END AS credits_used
     FROM app.usage_slots AS s
     WHERE s.subject_id = sum_credits.subject
-        AND s.starts_at > sum_credits.period_start - interval '24 hours'
+        AND s.starts_at >= date_trunc('day', sum_credits.period_start, '+00')
         AND s.starts_at < sum_credits.period_end
         AND s.ends_at > sum_credits.period_start;
 END;

@@ -11,6 +11,8 @@ ALTER VIEW app.usage_daily RENAME TO usage_daily_summed;
 LOCK TABLE app.messages IN SHARE ROW EXCLUSIVE MODE;
 LOCK TABLE app.usage_slots IN EXCLUSIVE MODE;
 
+SET LOCAL work_mem = '256MB';
+
 -- Read by usage_slots_kept_by_trigger.
 SELECT set_config('app.is_repairing', 'on', TRUE) AS setting;
 
