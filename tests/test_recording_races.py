@@ -65,7 +65,7 @@ def random_message(choose: Random, users: list[UUID]) -> NewMessage:
 def write(url: str, messages: list[NewMessage]) -> tuple[int, Decimal]:
     """Send *messages*, and again what was rolled back; return the new ones.
 
-    Each transaction has one statement: several can deadlock, as docs/usage.md says.
+    Each transaction has one statement: several can deadlock, as docs/messages.md says.
     """
     count, credits = 0, Decimal(0)
     choose, rest = Random(str(messages[0].id)), list(messages)

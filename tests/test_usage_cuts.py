@@ -29,7 +29,7 @@ from tests.usage_sessions import (
     rows_of,
     slots_of,
 )
-from tests.waiting import run_blocked
+from tests.waiting import run_blocked, wait_for_lock
 
 
 @pytest.fixture
@@ -197,20 +197,43 @@ def uncut(conn: psycopg.Connection, user: UUID) -> list[tuple[date]]:
     return found
 
 
+def test_two_cuts_of_a_day_with_a_new_row_do_not_deadlock(sessions: Sessions):
+    """The first cut finds the row in its second round, when the other has locked it."""
+    writer, *cutters, opener = sessions
+    now, midnight = now_and_day()
+    user = add_payer(writer)
+    record(writer, user, midnight, now)
+    writer.commit()
+    move_anchor(writer, user, midnight + (now - midnight) / 2)
+    record(writer, user, now)
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(cut, cutters[0], user)
+        wait_for_lock(writer, cutters[0])
+        record(opener, user, now)
+        opener.commit()
+        second = threads.submit(cut, cutters[1], user)
+        wait_for_lock(writer, cutters[1])
+        writer.commit()
+        assert first.result() + second.result() == 1
+
+    assert not uncut(writer, user)
+    assert usage_differences(writer, [user]) == []
+
+
 def test_fold_leaves_one_row_for_each_span(sessions: Sessions):
     """Spans of different lengths on one day are kept apart."""
     conn = sessions[0]
     user = add_payer(conn)
     add_slots(sessions, user)
     move_anchor(conn, user, NOON)
-    add_slots(sessions, user, NOON + timedelta(hours=1))
-    add_slots(sessions, user, NOON - timedelta(days=1))
-    assert len(rows_of(conn, user)) > 4
-
-    assert fold(conn, user) > 0
-
+    for moment in (NOON - timedelta(hours=1), NOON, NOON - timedelta(days=1)):
+        add_slots(sessions, user, moment)
     spans = [row[:2] for row in rows_of(conn, user)]
-    assert len(spans) == len(set(spans))
+
+    assert fold(conn, user) == len(spans) - 4
+
+    assert [row[:2] for row in rows_of(conn, user)] == sorted(set(spans))
     assert fold(conn, user) == 0
     assert usage_differences(conn, [user]) == []
 
@@ -265,7 +288,10 @@ def test_single_row_in_another_slot_is_not_folded(sessions: Sessions):
     )
     conn.commit()
 
-    assert fold(conn, user) == 0
+    listed = conn.execute(
+        "SELECT FROM app.unfolded_usage WHERE subject_id = %s", [user]
+    )
+    assert listed.fetchall() == []
     conn.execute("SELECT app.repair_usage_day(%s, %s)", [user, DAY])
     conn.commit()
     assert usage_differences(conn, [user]) == []

@@ -50,11 +50,12 @@ def add_payer(conn: psycopg.Connection, **columns: object) -> UUID:
 def add_slots(sessions: Sessions, user: UUID, moment: datetime = NOON) -> None:
     """Let each session add a message to a row of its own, by locking the others."""
     for session in sessions:
+        if session is not sessions[0]:
+            sessions[0].execute(
+                "SELECT FROM app.usage_slots WHERE subject_id = %s FOR UPDATE", [user]
+            )
         record(session, user, moment)
         session.commit()
-        sessions[0].execute(
-            "SELECT FROM app.usage_slots WHERE subject_id = %s FOR UPDATE", [user]
-        )
     sessions[0].commit()
 
 
