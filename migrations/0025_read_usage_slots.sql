@@ -87,3 +87,28 @@ END;
 
 COMMENT ON FUNCTION app.sum_credits(uuid, timestamptz, timestamptz) IS
     'Exact credits of a payer in [start, end), from usage_slots if its rows allow it.';
+
+-- PUBLIC may call functions, unless the default privileges say otherwise.
+DO $$
+DECLARE
+    statement text;
+BEGIN
+    FOR statement IN
+        SELECT
+            format(
+                'GRANT EXECUTE ON FUNCTION %s TO %I',
+                p.oid::regprocedure,
+                pg_get_userbyid(a.grantee)
+            ) AS text
+        FROM pg_catalog.pg_proc AS f
+        CROSS JOIN aclexplode(f.proacl) AS a
+        INNER JOIN pg_catalog.pg_proc AS p ON f.pronamespace = p.pronamespace
+        WHERE f.pronamespace = 'app'::regnamespace
+            AND f.proname = 'sum_credits'
+            AND p.proname = 'sum_cut_credits'
+            AND a.grantee NOT IN (0, f.proowner)
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END;
+$$;
