@@ -205,7 +205,12 @@ def test_two_cuts_of_a_day_with_a_new_row_do_not_deadlock(sessions: Sessions):
     record(writer, user, midnight, now)
     writer.commit()
     move_anchor(writer, user, midnight + (now - midnight) / 2)
-    record(writer, user, now)
+    # Both rows of slot 0. They do not change, so sessions lock them in turn.
+    lock = "SELECT FROM app.usage_slots WHERE subject_id = %s FOR UPDATE"
+    writer.execute(lock, [user])
+    record(opener, user, now)
+    opener.commit()
+    writer.execute(lock, [user])
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(cut, cutters[0], user)
