@@ -153,7 +153,7 @@ def _measure(
         "session": lambda: reading.measure_session(url),
         "reports": lambda: reading.measure_reports(url),
         "functions": lambda: overhead.measure_overhead(url, 75 * seconds),
-        "inserts": lambda: writing.measure_inserts(url, accounts, seconds),
+        "inserts": lambda: writing.measure_inserts(url, accounts),
         "copy": lambda: writing.measure_copy(url, accounts, rows),
         "mixture": lambda: writing.measure_mixture(url, accounts, rows, 3 * seconds),
         "retention": lambda: retention.measure_retention(

@@ -39,7 +39,7 @@ SWITCHES = {
 }
 
 
-def measure_inserts(url: str, accounts: list[UUID], seconds: int) -> Iterator[Measure]:
+def measure_inserts(url: str, accounts: list[UUID]) -> Iterator[Measure]:
     """Yield single messages: the same INSERT with the rollup, without, and the former.
 
     The three are triggers of one table and are enabled in turn. The messages recorded
@@ -61,7 +61,6 @@ def measure_inserts(url: str, accounts: list[UUID], seconds: int) -> Iterator[Me
                 },
                 {rollup: {"model": rollup} for rollup in SWITCHES},
                 clients=clients,
-                seconds=max(1, seconds // 2),
                 rounds=ROUNDS,
             )
             for other, limit in (("plain", target), ("former", against_former)):
