@@ -37,7 +37,7 @@ url, base, folder, schema = (
             r" --rename fingerprints\.sig_hash=signature_hash; else",
         ),
         (
-            replace("fillfactor = 70", "fillfactor = 60"),
+            replace("fillfactor = 85", "fillfactor = 60"),
             r"write TABLE app\.usage_slots by hand$",
         ),
         (
@@ -69,7 +69,7 @@ def test_draft_of_the_other_objects_is_complete_by_itself(
 ) -> None:
     """It drops nothing: what is to be written by hand may replace it."""
     change = combine(
-        replace("fillfactor = 70", "fillfactor = 60"),
+        replace("fillfactor = 85", "fillfactor = 60"),
         replace(
             "messages_user_id_idx ON app.messages (user_id);", "i ON app.users (id);"
         ),
@@ -172,7 +172,7 @@ def test_command_prints_what_is_left_and_the_complete_rest(
     command(
         schema(
             combine(
-                replace("fillfactor = 70", "fillfactor = 60"),
+                replace("fillfactor = 85", "fillfactor = 60"),
                 replace("stripe_events_received_at_idx", "stripe_events_idx"),
             )
         )
