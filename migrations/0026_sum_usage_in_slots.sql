@@ -556,8 +556,8 @@ $$;
 
 -- A single message goes into a row that no other session has locked, so that writers
 -- of one payer do not wait for each other's commits. One statement locks the row and
--- the next updates it. A statement that did both would execute the subquery again if
--- the row has changed since its snapshot, and could add the message to two rows. The
+-- the next updates it. A join that did both could execute the subquery for each row of
+-- the payer, find another free row each time, and add the message to two rows. The
 -- ctid stays valid because the row is locked. A session keeps the plans that it made
 -- for its first statement: both are the same for any number of rows in inserted, and
 -- without sequential scans also for an empty usage_slots.
