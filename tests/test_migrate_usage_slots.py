@@ -3,6 +3,7 @@
 At every commit between them, sums equal messages, and the quota check is exact.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,12 +22,13 @@ from tests.waiting import run_blocked, wait_for_lock, wait_for_waiter
 
 FILES = {file.name: file for file in read_migrations()}
 NAMES = list(FILES)
-FIRST = NAMES.index("0023_create_usage_slots")
-FILL, READ, SWITCH = (
+CREATE, FILL, READ, SWITCH = (
+    "0023_create_usage_slots",
     "0024_fill_usage_slots",
     "0025_read_usage_slots",
     "0026_sum_usage_in_slots",
 )
+FIRST = NAMES.index(CREATE)
 READ_COMMITTED = psycopg.IsolationLevel.READ_COMMITTED
 REPEATABLE_READ = psycopg.IsolationLevel.REPEATABLE_READ
 COLUMNS = """
@@ -80,6 +82,7 @@ FROM app.users AS u
 ORDER BY u.id
 LIMIT %s
 """
+ALL_BUT_FIRST = ONE_MESSAGE.replace("LIMIT %s", "OFFSET 1").replace("%s", "0")
 # usage_drift compares the view, or the table, with messages.
 WRONG_SUMS = "SELECT * FROM app.usage_drift"
 WRONG_SLOTS = """
@@ -279,26 +282,58 @@ def two_batches(filled: str) -> str:
     return filled
 
 
-def lock_day(conn: psycopg.Connection, order: str) -> None:
-    """Lock the first or last row of the table, as a repair does."""
-    statement = f"SELECT FROM app.usage_daily ORDER BY ctid {order} LIMIT 1 FOR UPDATE"
-    conn.execute(statement.encode())
+LOCK_DAY = "SELECT FROM app.usage_daily ORDER BY ctid LIMIT 1 FOR UPDATE"
+
+
+def wait_for_sleep(conn: psycopg.Connection) -> int:
+    """Return the process id of the run that waits until it can copy a locked day."""
+    for _ in range(2000):
+        # A transaction sees the activity as it was when it first looked.
+        conn.execute("SELECT pg_stat_clear_snapshot()")
+        row = conn.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            " AND datname = current_database()"
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+        time.sleep(0.01)
+    raise AssertionError("no session ever waited")
+
+
+def test_days_of_an_open_transaction_block_no_other_writer(filled: str) -> None:
+    """The run copies them later, and keeps no lock until then."""
+    migrate_to(filled, CREATE)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(filled) as importing,
+        psycopg.connect(filled) as writer,
+    ):
+        record(importing)
+        migration = pool.submit(migrate, filled, count=1)
+        wait_for_sleep(writer)
+        writer.execute("SET lock_timeout = '1s'")
+        writer.execute(ALL_BUT_FIRST.encode())
+        writer.commit()
+        assert not migration.done()
+        importing.rollback()
+        migration.result(20)
+        assert writer.execute(WRONG_SLOTS.encode()).rowcount == 0
+        require_exact(writer)
 
 
 def test_run_that_is_killed_in_a_batch_can_be_repeated(two_batches: str) -> None:
-    """The first batch is kept, and its rows follow usage_daily."""
-    with psycopg.connect(two_batches) as conn:
-        lock_day(conn, "DESC")
-        with ThreadPoolExecutor(1) as pool:
-            migration = pool.submit(migrate, two_batches)
-            killed = wait_for_waiter(conn)
-            conn.execute("SELECT pg_terminate_backend(%s)", [killed])
-            with pytest.raises(MigrationError):
-                migration.result(20)
+    """The rows that it has copied are kept, and follow usage_daily."""
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(two_batches) as conn:
+        conn.execute(LOCK_DAY.replace("ctid", "ctid DESC").encode())
+        migration = pool.submit(migrate, two_batches)
+        killed = wait_for_sleep(conn)
+        conn.execute("SELECT pg_terminate_backend(%s)", [killed])
+        with pytest.raises(MigrationError):
+            migration.result(20)
         conn.commit()
         assert states(two_batches)[FILL] == "pending"
         assert conn.execute("SELECT FROM app.usage_slots").rowcount > 500
-        assert conn.execute(WRONG_SLOTS.encode()).rowcount > 100
+        assert conn.execute(WRONG_SLOTS.encode()).rowcount == 1
         record(conn, rows=20)
         conn.commit()
 
@@ -308,13 +343,13 @@ def test_run_that_is_killed_in_a_batch_can_be_repeated(two_batches: str) -> None
 
 def test_table_that_is_rewritten_between_batches_is_reported(two_batches: str) -> None:
     with (
+        ThreadPoolExecutor(2) as pool,
         psycopg.connect(two_batches) as holder,
         psycopg.connect(two_batches, autocommit=True) as operator,
-        ThreadPoolExecutor(2) as pool,
     ):
-        lock_day(holder, "ASC")
+        holder.execute(LOCK_DAY.encode())
         migration = pool.submit(migrate, two_batches)
-        wait_for_waiter(holder)
+        wait_for_sleep(holder)
         rewriting = pool.submit(operator.execute, "VACUUM FULL app.usage_daily")
         wait_for_lock(holder, operator)
         holder.commit()
