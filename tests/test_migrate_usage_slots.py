@@ -389,6 +389,9 @@ def test_roles_read_the_sums_before_their_privileges_are_renewed(filled: str) ->
             "CREATE ROLE {}",
             "GRANT USAGE ON SCHEMA app TO {}",
             "GRANT SELECT ON app.usage_daily, app.users, app.messages TO {}",
+            "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA app TO {}",
+            "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA app FROM public",
+            "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM public",
         ):
             conn.execute(sql.SQL(statement).format(role))
         try:
