@@ -3,11 +3,12 @@
 Reports of wrong sums are in test_data_check.py.
 """
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from threading import Event
+from threading import Barrier, Event
 from typing import Any
 from uuid import UUID
 
@@ -160,29 +161,31 @@ def test_cut_waits_for_writers_as_long_as_its_time_limit(sessions: Sessions):
 def test_cut_beside_writers_leaves_no_row_across_the_boundary(sessions: Sessions):
     """A writer that read the former anchor can open one; the next cut removes it."""
     conn, (now, midnight) = sessions[0], now_and_day()
-    user, done = add_payer(conn), Event()
+    user, start, done = add_payer(conn), Barrier(4, timeout=60), Event()
     moments = [midnight + (now - midnight) * n / 50 for n in range(50)]
 
-    def write(seed: int, session: psycopg.Connection[Any]) -> int:
-        count = 0
-        while not done.is_set():
+    def write(seed: int, session: psycopg.Connection[Any]) -> None:
+        start.wait()
+        for count in itertools.count():
             record(session, user, *moments[seed :: 7 + count % 40][: 1 + count % 3])
             session.commit()
-            count += 1
-        return count
+            if done.is_set():
+                break
 
     with ThreadPoolExecutor(3) as threads:
         writers = [threads.submit(write, *pair) for pair in enumerate(sessions[1:])]
         try:
+            start.wait()
             for n in (30, 10, 20, 40, 5, 35, 15, 25):
                 move_anchor(conn, user, moments[n])
                 tries = 1
                 while cut(conn, user) or uncut(conn, user):
                     tries += 1
-                assert tries < 20
+                assert tries < 100
         finally:
             done.set()
-        assert all(writer.result() > 0 for writer in writers)
+        for writer in writers:
+            writer.result()
 
     assert not uncut(conn, user)
     assert usage_differences(conn, [user]) == []

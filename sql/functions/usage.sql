@@ -266,7 +266,7 @@ $$;
 COMMENT ON FUNCTION app.replace_usage_rows(
     uuid, timestamptz, timestamptz, timestamptz, bigint, boolean
 ) IS
-    'Replaces the rows of a day; NULL if not all are locked, false if it need not.';
+    'Replaces the rows of a day; NULL if not all are locked, false if none is due.';
 
 -- A writer adds its messages to a row and keeps it locked until it commits. So once
 -- this function has locked all rows of a day, the messages that its next statement sees
