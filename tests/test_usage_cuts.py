@@ -158,7 +158,7 @@ def test_cut_waits_for_writers_as_long_as_its_time_limit(sessions: Sessions):
     assert usage_differences(writer, [user]) == []
 
 
-def test_cut_beside_writers_leaves_no_row_across_the_boundary(sessions: Sessions):
+def test_cut_while_others_write_leaves_no_row_across_the_boundary(sessions: Sessions):
     """A writer that read the former anchor can open one; the next cut removes it."""
     conn, (now, midnight) = sessions[0], now_and_day()
     user, start, done = add_payer(conn), Barrier(4, timeout=60), Event()

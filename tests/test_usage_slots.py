@@ -1,4 +1,4 @@
-"""Rows of usage_slots: one for each message, whatever its writers do at once.
+"""Rows of usage_slots: each message is in one row, with any concurrent writers.
 
 Sums under load are in test_recording_races.py.
 """
