@@ -313,7 +313,7 @@ def test_message_of_any_time_is_recorded(conn: psycopg.Connection, anchor: str):
 def test_messages_around_a_boundary_count_in_their_period(
     conn: psycopg.Connection, anchor: datetime, is_user: bool
 ):
-    """No row lies across the boundary, whatever statements wrote the messages."""
+    """No row lies across the boundary, in all ways to write the messages."""
     at = datetime(2026, 4, 20, tzinfo=UTC)
     boundary = period_start(anchor, at)
     columns = {"quota_anchor": anchor, "next_quota_reset": add_months(anchor, 24)}
