@@ -158,6 +158,31 @@ def test_role_may_call_only_its_security_definer_functions(
     assert set(found) == CALLABLE
 
 
+def test_only_the_owner_executes_the_upkeep_of_sums(granted: psycopg.Connection):
+    """Also if a role could write the tables."""
+    found = granted.execute(
+        """
+        SELECT DISTINCT p.proname::text
+        FROM pg_proc AS p
+        CROSS JOIN unnest(%s::text[]) AS r (role)
+        WHERE p.pronamespace = 'app'::regnamespace
+            AND NOT p.prosecdef
+            AND NOT has_function_privilege(r.role, p.oid, 'EXECUTE')
+        ORDER BY 1
+        """,
+        [list(ROLES)],
+    )
+
+    assert [name for (name,) in found] == [
+        "cut_usage_day",
+        "fold_usage",
+        "rebuild_usage_day",
+        "repair_referral_totals",
+        "repair_usage_day",
+        "replace_usage_rows",
+    ]
+
+
 def test_apply_roles_revokes_privileges_granted_by_hand(granted: psycopg.Connection):
     granted.execute("GRANT DELETE ON app.messages TO pyapp_app")
     granted.execute("GRANT SELECT (token_hash) ON app.sessions TO pyapp_readonly")

@@ -305,6 +305,29 @@ def test_single_row_in_another_slot_is_not_folded(sessions: Sessions):
     assert usage_differences(conn, [user]) == []
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "app.fold_usage(%(user)s, %(day)s, %(day)s + interval '24 hours')",
+        "app.cut_usage_day(%(user)s, %(day)s::date)",
+        "app.repair_usage_day(%(user)s, %(day)s::date)",
+    ],
+)
+def test_sums_are_kept_by_their_trigger_after_upkeep(sessions: Sessions, call: str):
+    """Also in the same transaction."""
+    conn, *_ = sessions
+    user = add_payer(conn)
+    record(conn, user, NOON)
+    conn.commit()
+
+    conn.execute(
+        f"SELECT {call}".encode(), {"user": user, "day": NOON - timedelta(hours=12)}
+    )
+    with pytest.raises(errors.RestrictViolation):
+        conn.execute("UPDATE app.usage_slots SET messages = 2")
+    conn.rollback()
+
+
 def test_difference_in_one_of_several_slots_is_repaired(sessions: Sessions):
     conn = sessions[0]
     user = add_payer(conn)

@@ -129,6 +129,18 @@ def test_locked_day_is_left_to_the_next_run(shared: psycopg.Connection[Any], url
     assert cut_usage_days(url) == Upkeep(1, 0)
 
 
+def test_day_that_becomes_free_is_cut_by_the_next_attempt(
+    shared: psycopg.Connection[Any], url: str, monkeypatch: pytest.MonkeyPatch
+):
+    payer = add_uncut(shared)
+
+    with held(url, LOCK_ROW, payer, 0) as holder:
+        monkeypatch.setattr("time.sleep", lambda _: holder.rollback())
+        assert cut_usage_days(url) == Upkeep(1, 0)
+
+    assert rows_of(shared, payer) == [2, 1]
+
+
 def test_day_that_another_session_cuts_is_not_left(
     shared: psycopg.Connection[Any], url: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -70,8 +70,6 @@ def log_uncut(user_ids: Collection[UUID], error: Exception) -> None:
 
 def _cut(conn: Connection[Any], user_ids: list[UUID], deadline: Deadline) -> None:
     left = deadline.left()
-    if not left:
-        raise psycopg.errors.QueryCanceled("the deadline of this delivery has passed")
     with own_transaction(conn):
         events.set_timeouts(
             conn,
