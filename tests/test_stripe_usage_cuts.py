@@ -189,6 +189,23 @@ def test_reconciliation_cuts_the_days_of_a_page(world: StripeWorld):
     assert [rows_of(world, user_id) for user_id in user_ids] == [CUT] * 3
 
 
+def test_subscription_that_is_missing_in_stripe_cuts_the_day(world: StripeWorld):
+    """The period of the user's other subscription is in force again."""
+    user_id = add_user(world)
+    customer = world.create_customer(user_id)
+    world.subscribe(customer)
+    world.reconcile()
+    start = int((YESTERDAY + timedelta(hours=6)).timestamp())
+    end = int(add_months(NOON, 2).timestamp())
+    gone = make_subscription("sub_gone", customer, start=start, end=end)
+    world.handle_event(UPDATED, gone)
+    assert rows_of(world, user_id) == UNCUT
+
+    world.reconcile(cleared=True)
+
+    assert rows_of(world, user_id) == CUT
+
+
 def test_locked_user_of_a_page_is_left_alone(
     world: StripeWorld,
     caplog: pytest.LogCaptureFixture,
