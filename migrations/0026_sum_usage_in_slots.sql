@@ -559,8 +559,9 @@ $$;
 -- the next updates it. A join that did both could execute the subquery for each row of
 -- the payer, find another free row each time, and add the message to two rows. The
 -- ctid stays valid because the row is locked. A session keeps the plans that it made
--- for its first statement: both are the same for any number of rows in inserted, and
--- without sequential scans also for an empty usage_slots.
+-- for its first statements: all are the same for any number of rows in inserted, and
+-- without sequential scans also for an empty usage_slots. LIMIT 1 and count(*) prevent
+-- joins and hashes, which read all users or all sums.
 --
 -- All other messages go into slot 0, in key order, so that concurrent writers of
 -- several rows do not deadlock. A single message that found all rows locked opens one
@@ -615,26 +616,28 @@ BEGIN
         cache_creation_input_tokens, cache_read_input_tokens, output_tokens, cost,
         credits
     )
-    SELECT
-        i.subject_id, p.starts_at, p.ends_at,
+    SELECT i.subject_id, p.starts_at, p.ends_at,
         CASE
-            WHEN is_single AND EXISTS (
-                SELECT FROM app.usage_slots AS o
+            WHEN is_single AND (
+                SELECT count(*) FROM app.usage_slots AS o
                 WHERE o.subject_id = i.subject_id
                     AND o.starts_at = p.starts_at
                     AND o.ends_at = p.ends_at
-            ) THEN 1 + pg_backend_pid() % 31
+            ) > 0 THEN 1 + pg_backend_pid() % 31
             ELSE 0
         END,
         count(*), sum(i.input_tokens), sum(i.cache_creation_input_tokens),
         sum(i.cache_read_input_tokens), sum(i.output_tokens), sum(i.cost),
         sum(i.credits)
     FROM inserted AS i
-    LEFT JOIN app.users AS u ON i.user_id = u.id
-    LEFT JOIN app.fingerprints AS f ON i.subject_id = f.id AND i.user_id IS NULL
-    CROSS JOIN LATERAL app.get_usage_span(
-        COALESCE(u.quota_anchor, f.quota_anchor), i.finished_at
-    ) AS p
+    LEFT JOIN LATERAL (
+        SELECT u.quota_anchor FROM app.users AS u WHERE u.id = i.user_id
+        UNION ALL
+        SELECT f.quota_anchor FROM app.fingerprints AS f
+        WHERE f.id = i.fingerprint_id AND i.user_id IS NULL
+        LIMIT 1
+    ) AS a ON TRUE
+    CROSS JOIN LATERAL app.get_usage_span(a.quota_anchor, i.finished_at) AS p
     GROUP BY 1, 2, 3
     ORDER BY 1, 2, 3
     ON CONFLICT ON CONSTRAINT usage_slots_pkey DO UPDATE SET

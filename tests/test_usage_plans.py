@@ -91,6 +91,43 @@ def test_first_statement_of_a_session_does_not_decide_its_plans(
         assert usage_differences(conn) == []
 
 
+INSERT_ROWS = """
+INSERT INTO app.messages (
+    subject_id, id, user_id, finished_at, input_tokens, cache_creation_input_tokens,
+    cache_read_input_tokens, output_tokens, model, cost, credits
+)
+SELECT u.id, gen_random_uuid(), u.id, now(), 1, 2, 3, 4, 'm', 0.5, 0.25
+FROM app.users AS u
+ORDER BY u.id
+LIMIT %s
+"""
+
+
+def test_small_statement_after_large_ones_reads_no_other_users(
+    conn: psycopg.Connection,
+):
+    """A session keeps the plan that a join of a large statement has."""
+    conn.execute("""
+        INSERT INTO app.users (id, email)
+        SELECT md5(n::text)::uuid, n || '@example.com' FROM generate_series(1, 2000) n
+    """)
+    conn.execute("ANALYZE app.users")
+    # Indexes cost little on a production server.
+    conn.execute("SET LOCAL random_page_cost = 0.01")
+    conn.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    conn.execute(INSERT_ROWS, [2000])
+    query = "SELECT pg_stat_get_xact_tuples_returned('app.users_pkey'::regclass)"
+    before = conn.execute(query).fetchone()
+
+    conn.execute(INSERT_ROWS, [2])
+
+    after = conn.execute(query).fetchone()
+    assert before is not None
+    assert after is not None
+    assert after[0] - before[0] <= 6
+    assert usage_differences(conn) == []
+
+
 def test_credits_of_any_period_equal_its_messages(conn: psycopg.Connection):
     choose = Random(19)
     user_id = add_user(conn, quota_anchor=DAY + timedelta(hours=9))
