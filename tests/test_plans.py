@@ -39,7 +39,7 @@ READS_ALL = {
     "get_user_counts": {"usage_slots", "users"},
     # Reports over all payers; an index of days would slow down every message.
     "list_usage": {"usage_slots"},
-    "list_uncut_usage": {"fingerprints", "users"},
+    "list_uncut_usage": {"fingerprints", "usage_slots", "users"},
 }
 
 Connection = psycopg.Connection[TupleRow]

@@ -1,5 +1,5 @@
 -- name: list_uncut_usage :many
--- Reads all users and fingerprints, and the rows of two days of each.
+-- Reads all users and fingerprints, and as a whole usage_slots or a part of its key.
 SELECT
     v.subject_id,
     v.day
