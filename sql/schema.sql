@@ -736,7 +736,7 @@ BEGIN ATOMIC
                 ELSE '294276-12-31 23:59:59.999999'
             END AS next_midnight,
             CASE
-                WHEN u.moment > '4713-01-01 BC' AND u.moment < '294276-01-01'
+                WHEN u.moment > '4712-01-01 BC' AND u.moment < '294276-01-01'
                     THEN u.anchor + make_interval(
                         months => (
                             date_part('year', u.moment) * 12

@@ -99,10 +99,10 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
         ["DROP CONSTRAINT referrals_status_known_check;", "'void'", "NOT VALID"],
     ),
     "changed_function_body": (
-        replace("-- In key order, so that", "-- By key, so that"),
+        replace("-- Lock all users in id order", "-- Lock all users by id"),
         [
-            "CREATE OR REPLACE FUNCTION app.add_usage()\nRETURNS trigger",
-            "-- By key, so",
+            "CREATE OR REPLACE FUNCTION app.grant_referral_credits()\nRETURNS trigger",
+            "-- Lock all users by id",
         ],
     ),
     "changed_trigger": (

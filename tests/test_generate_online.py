@@ -54,7 +54,10 @@ SECOND = "'00000000-0000-0000-0000-000000000002'"
 CHANGES = [
     ("ON app.users (lower(email));", "ON app.users (lower(email)) INCLUDE (id);"),
     ("UNIQUE (referred_id)", "UNIQUE (referred_id) INCLUDE (status)"),
-    ("(subject_id, day) INCLUDE (credits)", "(subject_id, day) INCLUDE (cost)"),
+    (
+        "PRIMARY KEY (subject_id, starts_at, ends_at, slot)",
+        "PRIMARY KEY (subject_id, starts_at, ends_at, slot) INCLUDE (cost)",
+    ),
     ("CHECK (credits BETWEEN 0 AND 1000000)", "CHECK (credits BETWEEN 0 AND 500000)"),
     (
         "sessions_user_id_fkey FOREIGN KEY (user_id)\n"
