@@ -46,11 +46,13 @@ COMMENT ON FUNCTION app.get_start_date(
 
 -- Reads the messages of the shorter part of the day, before or after the boundary, and
 -- subtracts the rows within that part: the rest is in rows across the boundary.
+-- The plans are generic, because planning takes as long as a check.
 CREATE OR REPLACE FUNCTION app.sum_cut_credits(
     subject uuid, boundary timestamptz, is_before boolean
 )
 RETURNS numeric LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     day_start timestamptz := date_trunc('day', boundary, '+00');
