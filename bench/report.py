@@ -48,7 +48,7 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
                 measure.name,
                 measure.value,
                 measure.floor,
-                _format_ratio(measure.ratio),
+                _format_ratio(measure),
                 measure.target,
                 {True: "yes", False: "NO", None: ""}[measure.is_met],
             )
@@ -73,10 +73,17 @@ def render(found: list[Measure], size: int, settings: dict[str, str]) -> str:
     return "\n".join([*lines, line])
 
 
-def _format_ratio(ratio: float | None) -> str:
+def _format_ratio(measure: Measure) -> str:
+    """Return the ratio with two decimals, or three if it misses its target by less."""
+    ratio = measure.ratio
     if ratio is None:
         return ""
-    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.2f}x"
+    if ratio >= 100:
+        return f"{ratio:,.0f}x"
+    text = f"{ratio:.2f}x"
+    if measure.is_met is False and measure.target.endswith(f" {text}"):
+        return f"{ratio:.3f}x"
+    return text
 
 
 def write_json(
