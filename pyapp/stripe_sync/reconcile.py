@@ -154,8 +154,6 @@ class _Comparison:
     on_refusal: Callable[[Refusal], None] | None
     # Ids that have been reported, so that each object is reported once.
     refused: set[tuple[ObjectType, str]] = field(default_factory=set)
-    # Users whose period the last transaction moved.
-    moved: set[UUID] = field(default_factory=set)
     # In a dry run, the rows as JSON of the customers that a run would have changed.
     unstored: dict[str, str] = field(default_factory=dict)
 
@@ -168,7 +166,9 @@ class _Comparison:
             rows, incomplete = self._read(page)
             try:
                 with self._transaction():
-                    found, ambiguous = self._upsert_snapshots(page.object_type, rows)
+                    found, users, ambiguous = self._upsert_snapshots(
+                        page.object_type, rows
+                    )
                     unlisted = self._list_unlisted(page, page.until, None)
                     is_finished = not (
                         ambiguous or incomplete or unlisted or self.is_dry_run
@@ -179,12 +179,12 @@ class _Comparison:
                 if not self._affects_one_object(page.object_type, exc):
                     raise
                 # One object is refused: upsert each in its own transaction.
-                found, ambiguous, is_finished = [], [], False
+                found, users, ambiguous, is_finished = [], [], [], False
                 for row in rows:
                     self._upsert_alone(page, row)
                 with own_transaction(self.conn):
                     unlisted = self._list_unlisted(page, page.until, None)
-            self._report(found)
+            self._report(found, users)
             for row in (*ambiguous, *incomplete):
                 self._refresh_row(page, row)
             self._refresh_unlisted(page, unlisted)
@@ -229,8 +229,8 @@ class _Comparison:
 
     def _upsert_snapshots(
         self, object_type: ObjectType, rows: list[Row]
-    ) -> tuple[list[Difference], list[Row]]:
-        """Upsert the rows; return the differences, and the ambiguous rows."""
+    ) -> tuple[list[Difference], list[SyncedUser], list[Row]]:
+        """Upsert the rows; return the differences, the users, and ambiguous rows."""
         customers = [_customer_id(object_type, row) for row in rows]
         store.lock_customers(self.conn, ids=customers)
         if object_type == "subscriptions":
@@ -244,7 +244,6 @@ class _Comparison:
             match_email=self.match_email,
         )
         users = sync_affected_users(self.conn, upserted)
-        self.moved = set(moved_users(users))
         if self.is_dry_run and object_type == "customers":
             changed = {
                 one.id
@@ -258,7 +257,7 @@ class _Comparison:
         found = self._count(
             find_differences(object_type, upserted, users, self.is_dry_run)
         )
-        return found, [row for row in rows if row["id"] in ambiguous]
+        return found, users, [row for row in rows if row["id"] in ambiguous]
 
     def _upsert_unstored(self, customers: Iterable[str]) -> None:
         """Upsert these customers as a run would have: a dry run has rolled them back.
@@ -276,13 +275,15 @@ class _Comparison:
     def _upsert_alone(self, page: Page, row: Row) -> None:
         try:
             with self._transaction():
-                found, ambiguous = self._upsert_snapshots(page.object_type, [row])
+                found, users, ambiguous = self._upsert_snapshots(
+                    page.object_type, [row]
+                )
         except Exception as exc:
             if not self._affects_one_object(page.object_type, exc):
                 raise
             self._refuse(page.object_type, row["id"], exc)
             return
-        self._report(found)
+        self._report(found, users)
         if ambiguous:
             self._refresh_row(page, row)
 
@@ -393,7 +394,6 @@ class _Comparison:
                     users = self._mark_missing(object_type, object_id, not_before)
                 else:
                     users = sync_affected_users(self.conn, [upserted])
-                self.moved = set(moved_users(users))
                 return upserted, users
 
         # A retry waits outside the transaction, so without the lock.
@@ -410,7 +410,7 @@ class _Comparison:
             found = [Difference("missing_there", object_id, None, not self.is_dry_run)]
         else:
             found = find_differences(object_type, [upserted], users, self.is_dry_run)
-        self._report(self._count(found))
+        self._report(self._count(found), users)
 
     def _mark_missing(
         self, object_type: ObjectType, object_id: str, as_of: datetime
@@ -441,11 +441,10 @@ class _Comparison:
 
         return affects_one_object(self.conn, self.client, error, apply_empty)
 
-    def _report(self, found: Sequence[Difference]) -> None:
+    def _report(self, found: Sequence[Difference], users: Sequence[SyncedUser]) -> None:
         """Report differences whose repair is committed, and cut the sums that moved."""
         if not self.is_dry_run:
-            cut_moved_usage(self.conn, self.moved)
-        self.moved = set()
+            cut_moved_usage(self.conn, moved_users(users))
         for one in found:
             if self.on_difference:
                 self.on_difference(one)
