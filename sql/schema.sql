@@ -854,8 +854,7 @@ BEGIN
             LIMIT 1
             FOR NO KEY UPDATE SKIP LOCKED
         ) AS free_row
-    INTO message
-    FROM inserted AS i
+    INTO message FROM inserted AS i
     WHERE NOT EXISTS (SELECT FROM inserted OFFSET 1);
     is_single := FOUND;
     IF message.free_row IS NOT NULL THEN
