@@ -250,7 +250,7 @@ ON app.stripe_subscriptions TO pyapp_sync;
 -- which would also allow LOCK TABLE in ACCESS EXCLUSIVE mode.
 GRANT EXECUTE ON FUNCTION app.replace_stripe_items(text[], jsonb[]) TO pyapp_sync;
 
--- SECURITY DEFINER: splits the sums of a day in which a period that the sync has moved
+-- SECURITY DEFINER: cuts the sums of a day in which a period that the sync has moved
 -- begins. The role may not read them.
 GRANT EXECUTE ON FUNCTION app.cut_usage(uuid) TO pyapp_sync;
 

@@ -104,7 +104,7 @@ class SyncedUser(NamedTuple):
 
 
 class UsageCut(NamedTuple):
-    """The number of days whose sums had to be divided."""
+    """The number of days whose sums had to be cut."""
 
     days: int
 
@@ -280,7 +280,7 @@ def sync_users(conn: Connection[Any], *, user_ids: Sequence[UUID]) -> list[Synce
 
 
 def cut_usage(conn: Connection[Any], *, user_ids: Sequence[UUID]) -> UsageCut:
-    """Divide the sums of these users at the boundaries of their periods.
+    """Cut the sums of these users at the boundaries of their periods.
 
     It follows the commit that moves them, because it must see the sums that concurrent
     writers begin before that.

@@ -11,7 +11,7 @@ ORDER BY u.id
 LIMIT cardinality(:user_ids::uuid[]);
 
 -- name: cut_usage :one
--- After the commit that has moved the periods of these users: divides their sums of the
+-- After the commit that has moved the periods of these users: cuts their sums of the
 -- day at the new boundary. Returns the number of days that had to be cut.
 SELECT COALESCE(sum(app.cut_usage(u.id)), 0)::bigint AS days
 FROM unnest(:user_ids::uuid[]) AS u (id);
